@@ -1,0 +1,163 @@
+"""The client: batches of a mixture that lives on a server."""
+
+import threading
+from collections.abc import Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from mixserve_client.assembly import Batch, PendingBatch
+from mixserve_client.errors import FingerprintMismatch
+from mixserve_client.iterator import BatchIterator
+from mixserve_client.retry import PatientCaller, deadline_in
+from mixserve_client.slices import slices
+from mixserve_client.transport import Transport
+from mixserve_client.transport.grpc import GrpcTransport
+from mixserve_client.wire import methods
+from mixserve_client.wire.batch import check_batch, decode_batch
+from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
+from mixserve_client.wire.key import KeyWords, key_words
+from mixserve_client.wire.request import BatchRequest, check_positions, encode_batch_request, encode_mixture_request
+from mixserve_client.workers import Workers
+
+_FETCH_THREADS = 4
+
+
+class MixClient:
+    """Batches of the mixtures of one server, or of several replicas of it; safe to use from many threads.
+
+    Every batch is a pure function of (mixture, key, start, size), so a call that finds no server is repeated, on the
+    next replica where there is one, until `patience_s` seconds have passed without an answer. The fingerprint of a
+    mixture is learnt at its first use and holds from then on: a server that comes back with another mixture gets a
+    FingerprintMismatch, never a mixed-up training run.
+    """
+
+    def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
+        self._caller = PatientCaller(tuple(transports), patience_s)
+        self._workers = Workers(_FETCH_THREADS)
+        self._mixtures: dict[str, MixtureDescription] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def connect(cls, address: str | Iterable[str], *, patience_s: float = 600.0) -> Self:
+        """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
+
+        Never blocks: the first call connects. `patience_s` is how long a call goes on looking for a server.
+        """
+        addresses = [address] if isinstance(address, str) else address
+        return cls([GrpcTransport(target) for target in addresses], patience_s=patience_s)
+
+    @property
+    def transport(self) -> str:
+        """How requests travel at present: `in-process`, or `grpc` and the address."""
+        return self._caller.transport.name
+
+    def mixtures(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
+        """The names of the mixtures that the server holds, sorted."""
+        return decode_names(self._caller.call(methods.LIST_MIXTURES, b"", deadline_in(timeout_s)))
+
+    def mixture(self, name: str | None = None, *, timeout_s: float | None = None) -> MixtureDescription:
+        """What the mixture holds, as the server describes it now; `name` may be left out where there is only one.
+
+        Raises UnknownMixture, FingerprintMismatch where it is no longer the mixture that this client has used, and
+        whatever a call may raise.
+        """
+        request = encode_mixture_request(name or "")
+        fresh = decode_mixture(self._caller.call(methods.GET_MIXTURE, request, deadline_in(timeout_s)))
+        with self._lock:
+            known = self._mixtures.setdefault(fresh.name, fresh)
+            if known.fingerprint != fresh.fingerprint:
+                raise _mismatch(fresh.name, known.fingerprint, fresh.fingerprint)
+            if not name:
+                self._mixtures.setdefault("", known)
+        return fresh
+
+    def get_batch_at(
+        self, start: int, size: int, key: Any, *, mixture: str | None = None, timeout_s: float | None = None
+    ) -> Batch:
+        """The rows at the positions [start, start + size): arrays by field, each of shape (size, *field.shape).
+
+        `key` is an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32 `jax.random.key`. The arrays have
+        the stored dtypes and are read-only where that saves a copy. `size` has no limit: what exceeds the server's is
+        fetched in slices. Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
+        DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.
+        """
+        start, size = check_positions(start, size)
+        words, deadline = key_words(key), deadline_in(timeout_s)
+        described = self._described(mixture, timeout_s)
+        fetch = partial(self._fetch, described, words, deadline)
+        if next(slices(described, size)) == (0, size):
+            return fetch(start, size)
+        return PendingBatch(fetch, self._workers, described, start, size).result()
+
+    def batches(
+        self,
+        batch_size: int,
+        key: Any,
+        *,
+        mixture: str | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        prefetch: int = 2,
+        timeout_s: float | None = None,
+    ) -> BatchIterator:
+        """An iterator over the batches from position `start` on, which keeps the next `prefetch` batches in flight.
+
+        `batch_size` is global: shard (i, n) yields the rows [i*size//n, (i+1)*size//n) of every batch. `stop` is the
+        position to stop before, None for never; the last batch may be short. `timeout_s` holds for each batch.
+        """
+        return BatchIterator(
+            self,
+            batch_size=batch_size,
+            key=key,
+            mixture=mixture,
+            start=start,
+            stop=stop,
+            shard=shard,
+            prefetch=prefetch,
+            timeout_s=timeout_s,
+        )
+
+    def close(self) -> None:
+        """End the calls under way and the connections; closing twice is closing once."""
+        self._caller.close()
+        self._workers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"MixClient({self.transport!r})"
+
+    def _described(self, mixture: str | None, timeout_s: float | None) -> MixtureDescription:
+        known = self._mixtures.get(mixture or "")
+        return known or self.mixture(mixture, timeout_s=timeout_s)
+
+    def _start_batch(
+        self, mixture: MixtureDescription, words: KeyWords, start: int, size: int, timeout_s: float | None
+    ) -> PendingBatch:
+        fetch = partial(self._fetch, mixture, words, deadline_in(timeout_s))
+        return PendingBatch(fetch, self._workers, mixture, start, size)
+
+    def _fetch(
+        self, mixture: MixtureDescription, words: KeyWords, deadline: float | None, start: int, size: int
+    ) -> Batch:
+        request = encode_batch_request(BatchRequest(mixture.name, start, size, words, mixture.fingerprint))
+        fingerprint, batch = decode_batch(self._caller.call(methods.GET_BATCH_AT, request, deadline))
+        if fingerprint != mixture.fingerprint:
+            raise _mismatch(mixture.name, mixture.fingerprint, fingerprint)
+        check_batch(batch, mixture.fields, size)
+        return batch
+
+
+def _mismatch(name: str, expected: str, got: str) -> FingerprintMismatch:
+    return FingerprintMismatch(
+        f"the mixture {name!r} has the fingerprint {got}, expected {expected}: its batches would be others; "
+        "connect a new client to use it as it is now"
+    )

@@ -1,0 +1,195 @@
+"""The training loop's iterator: batch after batch, the next ones in flight, and a state of about 100 bytes."""
+
+import operator
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+
+from mixserve_client.assembly import Batch, PendingBatch
+from mixserve_client.errors import FingerprintMismatch, InvalidRequest
+from mixserve_client.retry import seconds
+from mixserve_client.slices import shard_rows
+from mixserve_client.wire.description import MixtureDescription
+from mixserve_client.wire.key import key_words
+from mixserve_client.wire.request import POSITION_LIMIT, check_positions
+
+if TYPE_CHECKING:
+    from mixserve_client.client import MixClient
+
+_STATE_VERSION = 1
+_STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
+
+
+class _InFlight(NamedTuple):
+    end: int
+    rows: int
+    batch: PendingBatch | None
+
+
+class BatchIterator:
+    """Yields dicts of arrays; made by `MixClient.batches`. One thread at a time.
+
+    The state is the position behind the last batch that was yielded, whatever has been prefetched. An error leaves it
+    where it was: the next `next()` asks for the same batch again.
+    """
+
+    def __init__(
+        self,
+        client: "MixClient",
+        *,
+        batch_size: int,
+        key: Any,
+        mixture: str | None,
+        start: int,
+        stop: int | None,
+        shard: tuple[int, int],
+        prefetch: int,
+        timeout_s: float | None,
+    ):
+        self._client = client
+        self._position, self._batch_size = check_positions(start, batch_size)
+        self._stop = POSITION_LIMIT if stop is None else check_positions(stop, 1)[0]
+        self._words = key_words(key)
+        self._mixture_name = mixture
+        self._shard = _checked_shard(shard, self._batch_size)
+        self._prefetch = _at_least("prefetch", prefetch, 0)
+        self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
+        self._in_flight: deque[_InFlight] = deque()
+        self._asked = self._position
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
+        mixture = self._mixture()
+        self._ask(mixture, ahead=1)
+        if not self._in_flight:
+            raise StopIteration
+        try:
+            end, rows, pending = self._in_flight[0]
+            batch = _no_rows(mixture) if pending is None else pending.result()
+        except BaseException:
+            self._forget()
+            raise
+        assert all(len(array) == rows for array in batch.values())
+        self._in_flight.popleft()
+        self._position = end
+        self._ask(mixture, ahead=self._prefetch)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
+
+        Asks the server for the mixture's fingerprint if nothing has been asked yet.
+        """
+        mixture = self._mixture()
+        return {
+            "version": _STATE_VERSION,
+            "mixture": mixture.name,
+            "fingerprint": mixture.fingerprint,
+            "key": self._words.tolist(),
+            "position": self._position,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; batch size and shard may be others than then.
+
+        Raises InvalidRequest for what is no such state, FingerprintMismatch where it was taken from another mixture;
+        then nothing has changed.
+        """
+        position, words = _checked_state(state)
+        mixture = self._mixture()
+        if state["fingerprint"] != mixture.fingerprint:
+            raise FingerprintMismatch(
+                f"the state was taken from the mixture {state['mixture']!r} with the fingerprint "
+                f"{state['fingerprint']}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others"
+            )
+        self._position, self._words = position, words
+        self._forget()
+
+    def close(self) -> None:
+        """Drop what is in flight; the client stays open. Closing twice is closing once."""
+        self._closed = True
+        self._forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        index, count = self._shard
+        return (
+            f"BatchIterator(mixture={self._mixture_name!r}, batch_size={self._batch_size}, "
+            f"key={self._words.tolist()}, position={self._position}, shard=({index}, {count}))"
+        )
+
+    def _mixture(self) -> MixtureDescription:
+        mixture = self._client._described(self._mixture_name, self._timeout_s)  # pyright: ignore[reportPrivateUsage]
+        self._mixture_name = mixture.name
+        return mixture
+
+    def _ask(self, mixture: MixtureDescription, ahead: int) -> None:
+        while len(self._in_flight) < ahead and self._asked < self._stop:
+            size = min(self._batch_size, self._stop - self._asked)
+            offset, rows = shard_rows(size, self._shard)
+            pending = None
+            if rows:
+                pending = self._client._start_batch(  # pyright: ignore[reportPrivateUsage]
+                    mixture, self._words, self._asked + offset, rows, self._timeout_s
+                )
+            self._asked += size
+            self._in_flight.append(_InFlight(self._asked, rows, pending))
+
+    def _forget(self) -> None:
+        for pending in self._in_flight:
+            if pending.batch is not None:
+                pending.batch.cancel()
+        self._in_flight.clear()
+        self._asked = self._position
+
+
+def _no_rows(mixture: MixtureDescription) -> Batch:
+    return {field.name: np.empty((0, *field.shape), field.dtype) for field in mixture.fields}
+
+
+def _at_least(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise InvalidRequest(f"{name} must be an integer of at least {least}, got {value!r}")
+    return number
+
+
+def _checked_shard(shard: Any, batch_size: int) -> tuple[int, int]:
+    try:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        index, count = -1, 0
+    if not 0 <= index < count <= batch_size:
+        raise InvalidRequest(
+            f"shard must be (index, count) with 0 <= index < count <= batch_size, got {shard!r} "
+            f"for batch_size {batch_size}"
+        )
+    return index, count
+
+
+def _checked_state(state: Any) -> tuple[int, Any]:
+    if not isinstance(state, dict) or set(state) != set(_STATE_KEYS):  # pyright: ignore[reportUnknownArgumentType]
+        raise InvalidRequest(f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}; got {state!r}")
+    if state["version"] != _STATE_VERSION:
+        raise InvalidRequest(f"the state's version must be {_STATE_VERSION}, got {state['version']!r}")
+    position = _at_least("position", state["position"], 0)  # pyright: ignore[reportUnknownArgumentType]
+    if position > POSITION_LIMIT:
+        raise InvalidRequest(f"position must be at most 2^63 - 1, got {position}")
+    return position, key_words(state["key"])

@@ -1,0 +1,74 @@
+"""Requests move over a gRPC channel; every status becomes one of our errors here and nowhere else."""
+
+import threading
+
+import grpc
+
+from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable, from_wire
+
+ERROR_METADATUM = "mixserve-error"
+
+# Batches have no size limit of gRPC's own: the server's limits bound them. The pings find a peer that is gone or
+# frozen without a word, so that no call waits for it forever.
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class GrpcTransport:
+    """One server by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
+
+    def __init__(self, target: str):
+        if not target or target != target.strip():
+            raise InvalidRequest(f"a server's address must look like host:port or unix:///path, got {target!r}")
+        self._target = target
+        self._channel: grpc.Channel | None = None
+        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        return f"grpc {self._target}"
+
+    def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        try:
+            return self._method(method)(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._ours(error) from error
+        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            if self._closed:
+                raise Unavailable(f"the client of {self._target} is closed; connect again") from error
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._channel is not None:
+                self._channel.close()
+
+    def _method(self, method: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+        with self._lock:
+            if self._closed:
+                raise Unavailable(f"the client of {self._target} is closed; connect again")
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(self._target, options=_OPTIONS)
+            if method not in self._methods:
+                self._methods[method] = self._channel.unary_unary(method)
+            return self._methods[method]
+
+    def _ours(self, error: grpc.RpcError) -> MixserveError:
+        assert isinstance(error, grpc.Call)
+        names = {key: value for key, value in error.trailing_metadata() or ()}
+        name, code, details = names.get(ERROR_METADATUM), error.code().name, error.details() or ""
+        if name is None:
+            details = f"{self._target}: {details}"
+            # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
+            code = "UNAVAILABLE" if code == "CANCELLED" else code
+        return from_wire(None if name is None else str(name), code, details)

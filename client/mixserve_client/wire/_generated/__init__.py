@@ -1,0 +1,1 @@
+"""Written by `make protos` from protos/mixserve/v1; never edited."""

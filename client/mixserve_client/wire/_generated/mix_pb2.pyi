@@ -1,0 +1,112 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ListMixturesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListMixturesReply(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetMixtureRequest(_message.Message):
+    __slots__ = ("mixture",)
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    def __init__(self, mixture: _Optional[str] = ...) -> None: ...
+
+class Mixture(_message.Message):
+    __slots__ = ("name", "fingerprint", "fields", "sources", "limits", "placement", "sampling")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    fingerprint: str
+    fields: _containers.RepeatedCompositeFieldContainer[Field]
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    limits: Limits
+    placement: str
+    sampling: str
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., placement: _Optional[str] = ..., sampling: _Optional[str] = ...) -> None: ...
+
+class Field(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("name", "length", "weight")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    length: int
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("size", "reply_bytes")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    reply_bytes: int
+    def __init__(self, size: _Optional[int] = ..., reply_bytes: _Optional[int] = ...) -> None: ...
+
+class Key(_message.Message):
+    __slots__ = ("implementation", "words")
+    IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    implementation: str
+    words: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, implementation: _Optional[str] = ..., words: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetBatchAtRequest(_message.Message):
+    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint")
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    start: int
+    size: int
+    key: Key
+    expected_fingerprint: str
+    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("fingerprint", "arrays")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    arrays: _containers.RepeatedCompositeFieldContainer[Array]
+    def __init__(self, fingerprint: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ...) -> None: ...
+
+class Array(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "padding", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    padding: bytes
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., padding: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...

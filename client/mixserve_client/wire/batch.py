@@ -1,0 +1,135 @@
+"""Batches <-> bytes: the Batch message, framed and read by hand so that array data is written and viewed in place."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mixserve_client.errors import CorruptReply
+from mixserve_client.wire import frame
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.dtypes import dtype_name, dtype_named
+
+Array = npt.NDArray[Any]
+
+_FINGERPRINT, _ARRAYS = 1, 2
+_NAME, _DTYPE, _SHAPE, _PADDING, _DATA = 1, 2, 3, 14, 15
+_ALIGNMENT = 64
+
+
+class _Slot(NamedTuple):
+    """Where one array lies in a framed batch."""
+
+    field: Field
+    head_at: int
+    head: bytes
+    data_at: int
+    data_bytes: int
+
+
+def frame_batch(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[bytes, dict[str, Array]]:
+    """A Batch message of `size` rows whose arrays are still to be filled, and the writable arrays by field name.
+
+    Fill them all before the message goes anywhere.
+    """
+    total, slots = _layout(fingerprint, fields, size)
+    message, memory = frame.unfilled_bytes(total)
+    arrays: dict[str, Array] = {}
+    for slot in slots:
+        memory[slot.head_at : slot.data_at] = np.frombuffer(slot.head, np.uint8)
+        data = memory[slot.data_at : slot.data_at + slot.data_bytes]
+        arrays[slot.field.name] = data.view(slot.field.dtype).reshape(size, *slot.field.shape)
+    return message, arrays
+
+
+@lru_cache(maxsize=256)
+def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int, tuple[_Slot, ...]]:
+    at, lead, slots = 0, frame.delimited(_FINGERPRINT, fingerprint.encode()), list[_Slot]()
+    for field in fields:
+        shape = b"".join(frame.varint(dim) for dim in (size, *field.shape))
+        described = (
+            frame.delimited(_NAME, field.name.encode())
+            + frame.delimited(_DTYPE, dtype_name(field.dtype).encode())
+            + frame.delimited(_SHAPE, shape)
+        )
+        data_bytes = size * field.nbytes
+        for padding in range(1, 2 * _ALIGNMENT):  # two rounds: its own length moves the data as well
+            body = described + frame.delimited(_PADDING, bytes(padding)) + frame.tag(_DATA) + frame.varint(data_bytes)
+            head = lead + frame.tag(_ARRAYS) + frame.varint(len(body) + data_bytes) + body
+            if (at + len(head)) % _ALIGNMENT == 0:
+                break
+        slots.append(_Slot(field, at, head, at + len(head), data_bytes))  # pyright: ignore[reportPossiblyUnbound]
+        at, lead = slots[-1].data_at + data_bytes, b""
+    return at, tuple(slots)
+
+
+def decode_batch(message: bytes) -> tuple[str, dict[str, Array]]:
+    """The fingerprint and the arrays of a Batch message: read-only views of it, copies only where not aligned.
+
+    Raises CorruptReply for anything that is not a whole Batch; unknown fields are passed over.
+    """
+    fingerprint, arrays = "", dict[str, Array]()
+    try:
+        for number, value in frame.fields(memoryview(message)):
+            if number == _FINGERPRINT:
+                fingerprint = _text(value)
+            elif number == _ARRAYS:
+                name, array = _decode_array(_bytes(value))
+                if name in arrays:
+                    raise ValueError(f"the array {name!r} comes twice")
+                arrays[name] = array
+    except (ValueError, KeyError) as error:
+        raise CorruptReply(f"the server's batch of {len(message)} bytes cannot be read: {error}") from error
+    return fingerprint, arrays
+
+
+def _decode_array(message: memoryview) -> tuple[str, Array]:
+    name, dtype, shape, data = "", "", list[int](), memoryview(b"")
+    for number, value in frame.fields(message):
+        if number == _NAME:
+            name = _text(value)
+        elif number == _DTYPE:
+            dtype = _text(value)
+        elif number == _SHAPE:
+            shape += [value] if isinstance(value, int) else _packed(value)
+        elif number == _DATA:
+            data = _bytes(value)
+    kind = dtype_named(dtype)
+    if prod(shape) * kind.itemsize != len(data):
+        raise ValueError(f"the array {name!r} of shape {shape} and dtype {dtype} cannot have {len(data)} bytes")
+    array = np.frombuffer(data, np.uint8).view(kind).reshape(shape)
+    return name, array if array.flags.aligned else _read_only(array.copy())
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+def _packed(view: memoryview) -> list[int]:
+    values, at = list[int](), 0
+    while at < len(view):
+        value, at = frame.read_varint(view, at)
+        values.append(value)
+    return values
+
+
+def _bytes(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number stands where bytes belong")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    return str(_bytes(value), "utf-8")
+
+
+def check_batch(arrays: Mapping[str, Array], fields: tuple[Field, ...], size: int) -> None:
+    """Check that `arrays` are `size` rows of exactly these fields. Raises CorruptReply."""
+    got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    expected = {field.name: (field.dtype, (size, *field.shape)) for field in fields}
+    if got != expected:
+        raise CorruptReply(f"the server's batch does not fit its own description: expected {expected}, got {got}")

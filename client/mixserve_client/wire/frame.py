@@ -1,0 +1,100 @@
+"""The protobuf encoding by hand, as far as arrays need it: tags, varints, and bytes objects that are filled later."""
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+_BYTES_HEADER = bytes.__basicsize__ - 1
+
+
+def varint(value: int) -> bytes:
+    """`value`, at least 0, as a protobuf varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def tag(number: int) -> bytes:
+    """The tag of a length-delimited field."""
+    return varint(number << 3 | _BYTES)
+
+
+def delimited(number: int, value: bytes) -> bytes:
+    """A length-delimited field: tag, length, value."""
+    return tag(number) + varint(len(value)) + value
+
+
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message in order: (number, varint) or (number, view of the bytes); fixed ones are passed over.
+
+    Raises ValueError where the message is cut short or malformed.
+    """
+    at, end = 0, len(message)
+    while at < end:
+        key, at = read_varint(message, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = read_varint(message, at)
+            yield number, value
+        elif kind == _BYTES:
+            length, at = read_varint(message, at)
+            if length > end - at:
+                raise ValueError(f"field {number} claims {length} bytes where {end - at} are left")
+            yield number, message[at : at + length]
+            at += length
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+            if at > end:
+                raise ValueError(f"field {number} is cut short")
+        else:
+            raise ValueError(f"field {number} has the unknown wire type {kind}")
+
+
+def read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The varint at offset `at`, and the offset behind it. Raises ValueError past 64 bits or the end."""
+    value = shift = 0
+    for at in range(at, min(at + 10, len(message))):
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value >> 64:
+                break
+            return value, at + 1
+        shift += 7
+    raise ValueError("a varint is cut short or longer than 64 bits")
+
+
+class _Writable:
+    """NumPy's array interface over the memory of a bytes object that nobody else has seen yet."""
+
+    def __init__(self, data: bytes):
+        self.owner = data
+        self.__array_interface__: dict[str, Any] = {
+            "data": (id(data) + _BYTES_HEADER, False),
+            "shape": (len(data),),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+def unfilled_bytes(size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
+    """A bytes object of undefined content, and a writable view to fill it through before anyone else sees it.
+
+    grpc sends bytes objects only; filling one in place saves a copy of every batch. CPython's C API allows this for
+    an object fresh from `PyBytes_FromStringAndSize(NULL, size)`.
+    """
+    if size < 2:  # the empty and the one-byte objects are shared
+        raise ValueError(f"size must be at least 2, got {size}")
+    data = _new_bytes(None, size)
+    return data, np.asarray(_Writable(data))

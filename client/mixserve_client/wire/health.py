@@ -1,0 +1,19 @@
+"""The reply of the standard health service, grpc.health.v1.Health, read without generated code: one enum, field 1."""
+
+from mixserve_client.errors import CorruptReply
+from mixserve_client.wire import frame
+
+CHECK = "/grpc.health.v1.Health/Check"
+_STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
+
+
+def decode_status(reply: bytes) -> str:
+    """The name of the status in a HealthCheckResponse. Raises CorruptReply."""
+    status = 0
+    try:
+        for number, value in frame.fields(memoryview(reply)):
+            if number == 1 and isinstance(value, int):
+                status = value
+        return _STATUSES[status]
+    except (ValueError, IndexError) as error:
+        raise CorruptReply(f"the server's health cannot be read from {reply!r}") from error

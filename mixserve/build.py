@@ -1,0 +1,122 @@
+"""Checked configuration -> nodes, with their files opened; errors name the file and the key."""
+
+import importlib
+import sys
+import zipfile
+from collections.abc import Callable
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mixserve.config import ArraysConfig, Config, ConfigError, FactoryConfig, MixtureConfig, SourceConfig, TokensConfig
+from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
+from mixserve.sources import ArraySource, Source, TokenSource
+from mixserve_client.wire.dtypes import dtype_named
+
+T = TypeVar("T")
+
+
+def build_nodes(config: Config, file: Path, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
+    """The nodes of `config`, which was read from `file`; paths are relative to it. Raises ConfigError."""
+    return {
+        name: _at(file, f"mixtures.{name}", lambda: _node(mixture, file, f"mixtures.{name}", placement))  # noqa: B023
+        for name, mixture in config.mixtures.items()
+    }
+
+
+def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -> MixDataSourcesNode:
+    sources = [
+        _at(file, f"{key}.sources.{name}", lambda: _source(source, file.parent))  # noqa: B023
+        for name, source in mixture.sources.items()
+    ]
+    config = MixDataSourcesConfig(
+        num_sources=len(sources),
+        weights=tuple(source.weight for source in mixture.sources.values()),
+        placement=placement or mixture.placement,
+        source_names=tuple(mixture.sources),
+    )
+    return MixDataSourcesNode(config, sources)
+
+
+def _at(file: Path, key: str, make: Callable[[], T]) -> T:
+    """What `make` makes; its errors become ConfigErrors that name file and key, unless they do already."""
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{file}: {key}: path: {error.filename}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, ImportError, AttributeError, zipfile.BadZipFile) as error:
+        said = error.args[0] if isinstance(error, KeyError) else error
+        raise ConfigError(f"{file}: {key}: {said}") from error
+
+
+def _source(config: SourceConfig, folder: Path) -> Source:
+    match config:
+        case TokensConfig():
+            return TokenSource(
+                _paths(config.path, folder),
+                sequence_length=config.sequence_length,
+                dtype=dtype_named(config.dtype),
+                as_dtype=None if config.as_dtype is None else dtype_named(config.as_dtype),
+                field=config.field,
+            )
+        case ArraysConfig():
+            blocks = [_arrays(path, config.dtypes) for path in _paths(config.path, folder)]
+            return ArraySource(*blocks)
+        case FactoryConfig():
+            return _manufactured(config, folder)
+
+
+def _paths(patterns: str | list[str], folder: Path) -> list[Path]:
+    """The files that the patterns match, those of each pattern sorted."""
+    found: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = sorted(glob(pattern, root_dir=folder, recursive=True)) if has_magic(pattern) else [pattern]
+        if not matches:
+            raise ValueError(f"path: no file matches {pattern!r} in {folder}")
+        found += [folder / match for match in matches]
+    return found
+
+
+def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
+    if path.is_dir():
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
+        if not arrays:
+            raise ValueError(f"path: the folder {path} holds no .npy files")
+    else:
+        loaded = np.load(path)
+        if isinstance(loaded, np.ndarray):
+            raise ValueError(f"path: {path} is one array; use an .npz file, or a folder of one .npy file per field")
+        arrays = dict(loaded)
+    unknown = dtypes.keys() - arrays.keys()
+    if unknown:
+        raise ValueError(f"dtypes: {path} has the fields {sorted(arrays)}, not {sorted(unknown)}")
+    return {name: array.view(dtype_named(dtypes[name])) if name in dtypes else array for name, array in arrays.items()}
+
+
+def _manufactured(config: FactoryConfig, folder: Path) -> Source:
+    module, _, function = config.function.partition(":")
+    with _importable(folder):
+        source: Any = importlib.import_module(module)
+        for step in function.split("."):
+            source = getattr(source, step)
+        source = source(**config.arguments)
+    if not isinstance(source, Source):
+        raise TypeError(f"function: {config.function} must return a Source, got {source!r}")
+    return source
+
+
+class _importable:
+    """Modules beside the configuration file can be imported meanwhile."""
+
+    def __init__(self, folder: Path):
+        self._folder = str(folder.resolve())
+
+    def __enter__(self) -> None:
+        sys.path.insert(0, self._folder)
+
+    def __exit__(self, *exception: object) -> None:
+        sys.path.remove(self._folder)

@@ -1,0 +1,1 @@
+"""The command line: `mixserve serve|check|info|fetch|health|demo`."""

@@ -1,0 +1,25 @@
+"""One batch of a running server -> the terminal, or a file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mixserve_client import InvalidRequest, MixClient
+from mixserve_client.wire.dtypes import dtype_name
+
+
+def run(
+    address: str, *, start: int, size: int, key: int, mixture: str | None, out: Path | None, timeout_s: float
+) -> None:
+    """Fetch rows [start, start + size) and show them, or write them to `out`. Raises MixserveError and OSError."""
+    if out is not None and out.suffix != ".npz":
+        raise InvalidRequest(f"--out must be an .npz file, got {out}")
+    with MixClient.connect(address, patience_s=timeout_s) as client:
+        batch = client.get_batch_at(start, size, key, mixture=mixture, timeout_s=timeout_s)
+    if out is not None:
+        np.savez(out, allow_pickle=False, **batch)
+        print(f"{out}: {', '.join(batch)}, {size} rows from position {start}")
+        return
+    for name, array in batch.items():
+        print(f"{name}: {dtype_name(array.dtype)}{list(array.shape)}")
+        print(np.array2string(array, threshold=200, edgeitems=4))

@@ -1,0 +1,113 @@
+"""The commands and their options; each one's work is done elsewhere, and loaded when the command runs."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="mixserve",
+    help="Data mixing as a service: every batch is a pure function of (mixture, key, start, size).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="MIXTURE.YAML", help="The configuration file.")]
+Address = Annotated[str, typer.Argument(metavar="ADDR", help="host:port or unix:///path of a running server.")]
+MixtureName = Annotated[str | None, typer.Option(help="Which mixture, where the server holds several.")]
+Placement = Annotated[str | None, typer.Option(help="Where rows are gathered: auto, host or device.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
+
+
+@app.command()
+def serve(
+    config: ConfigFile,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)] = None,
+    placement: Placement = None,
+    grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
+) -> None:
+    """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
+    with _plain_errors():
+        from mixserve.cli.serve import run
+
+        run(config, host=host, port=port, placement=placement, grace_s=grace_s)
+
+
+@app.command()
+def check(config: ConfigFile, placement: Placement = None) -> None:
+    """Open everything that a configuration file names, and show the mixtures; exit code 2 where something is wrong."""
+    with _plain_errors():
+        from mixserve.cli.show import show_file
+
+        show_file(config, placement=placement)
+
+
+@app.command()
+def info(address: Address, timeout_s: Timeout = 10.0) -> None:
+    """Show the mixtures that a running server holds."""
+    with _plain_errors():
+        from mixserve.cli.show import show_server
+
+        show_server(address, timeout_s)
+
+
+@app.command()
+def fetch(
+    address: Address,
+    start: Annotated[int, typer.Option(help="First position.")] = 0,
+    size: Annotated[int, typer.Option(help="Number of rows.")] = 8,
+    key: Annotated[int, typer.Option(help="Seed of the key, in 0..2^32-1.")] = 0,
+    mixture: MixtureName = None,
+    out: Annotated[Path | None, typer.Option(help="Write the batch to this .npz file instead of showing it.")] = None,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Fetch one batch from a running server, and show it or write it to a file."""
+    with _plain_errors():
+        from mixserve.cli.fetch import run
+
+        run(address, start=start, size=size, key=key, mixture=mixture, out=out, timeout_s=timeout_s)
+
+
+@app.command()
+def health(address: Address, timeout_s: Timeout = 5.0) -> None:
+    """Ask a server whether it is serving: exit code 0 if so, else 1."""
+    from mixserve.cli.health import probe
+
+    status = probe(address, timeout_s)
+    typer.echo(status)
+    raise typer.Exit(0 if status == "SERVING" else 1)
+
+
+@app.command()
+def demo(
+    steps: Annotated[int, typer.Option(help="Training steps.", min=20)] = 400,
+    folder: Annotated[Path | None, typer.Option(help="Where data and logs go; by default a temporary folder.")] = None,
+    report: Annotated[Path, typer.Option(help="The picture of the run.")] = Path("demo_report.png"),
+) -> None:
+    """Train a small language model on two real texts while server and trainer are killed; compare with a quiet run."""
+    with _plain_errors():
+        from mixserve.demo.run import run
+
+        run(steps=steps, folder=folder, report=report)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the user's making are one plain message and exit code 2; anything else keeps its traceback."""
+    from mixserve.config import ConfigError
+    from mixserve_client.errors import MixserveError
+
+    try:
+        yield
+    except (ConfigError, MixserveError, OSError) as error:
+        print(f"mixserve: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    app()

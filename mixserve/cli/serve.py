@@ -1,0 +1,31 @@
+"""A configuration file -> a server that runs until it is told to stop."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+
+from mixserve.build import build_nodes
+from mixserve.config import load_config
+from mixserve.serving import serve
+
+_logger = logging.getLogger("mixserve")
+
+
+def run(config_file: Path, *, host: str | None, port: int | None, placement: str | None, grace_s: float) -> None:
+    """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    _logger.setLevel(logging.INFO)
+    told_to_stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told_to_stop.set())
+    config = load_config(config_file)
+    nodes = build_nodes(config, config_file, placement=placement)
+    host = config.server.host if host is None else host
+    port = config.server.port if port is None else port
+    _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
+    server = serve(nodes, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    told_to_stop.wait()
+    _logger.info("draining: running calls have %.0f s", grace_s)
+    server.stop(grace_s)
+    _logger.info("stopped")

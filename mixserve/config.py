@@ -1,0 +1,138 @@
+"""A YAML file -> checked configuration; every error names the file, the key, and what is allowed."""
+
+import math
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+
+class ConfigError(ValueError):
+    """The configuration, or a file that it names, is not usable; the message names file and key."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _SourceConfig(_Section):
+    weight: float
+
+    @field_validator("weight")
+    @classmethod
+    def _is_a_weight(cls, weight: float) -> float:
+        if not math.isfinite(weight) or weight < 0:
+            raise ValueError(f"weights must be positive or zero, and finite, got {weight}")
+        return weight
+
+
+class TokensConfig(_SourceConfig):
+    """Files of token ids, cut into windows."""
+
+    kind: Literal["tokens"]
+    path: str | list[str]
+    dtype: str
+    sequence_length: int = Field(ge=1)
+    as_dtype: str | None = Field(default=None, alias="as")
+    field: str = "tokens"
+
+
+class ArraysConfig(_SourceConfig):
+    """`.npz` files, or folders of one `.npy` file per field, which are memory-mapped.
+
+    `dtypes` names the dtypes that NumPy's format cannot, such as bfloat16, by field.
+    """
+
+    kind: Literal["arrays"]
+    path: str | list[str]
+    dtypes: dict[str, str] = {}
+
+
+class FactoryConfig(_SourceConfig):
+    """A function of yours that returns a Source, called with `arguments`."""
+
+    kind: Literal["factory"]
+    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    arguments: dict[str, Any] = {}
+
+
+SourceConfig = Annotated[TokensConfig | ArraysConfig | FactoryConfig, Field(discriminator="kind")]
+
+
+class MixtureConfig(_Section):
+    """One mixture: its sources by name, and where its rows are gathered."""
+
+    sampling: Literal["categorical"] = "categorical"
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    placement: Literal["auto", "host", "device"] = "auto"
+
+
+class ServerConfig(_Section):
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    mixtures: dict[str, MixtureConfig] = Field(min_length=1)
+    server: ServerConfig = ServerConfig()
+
+
+def load_config(path: Path) -> Config:
+    """The configuration in the YAML file at `path`. Raises ConfigError."""
+    try:
+        content = yaml.load(path.read_text("utf-8"), _StrictLoader)  # noqa: S506  a SafeLoader underneath
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must hold the keys {_allowed(Config)}, got {type(content).__name__}")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_said(problem)}" for problem in error.errors())) from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its habit of letting the last of two equal keys win: half a mixture would vanish silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _said(problem: Any) -> str:
+    # pydantic puts the kind of a source into the path; the file has no such level.
+    steps = [str(step) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in _KINDS)]
+    key, value = ".".join(steps), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; allowed here are {_allowed(_section(problem['loc']))}"
+    if problem["type"] == "missing":
+        return f"{key}: is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if repr(value) in message else f"{key}: {message}; got {value!r}"
+
+
+_KINDS: dict[str, type[_Section]] = {"tokens": TokensConfig, "arrays": ArraysConfig, "factory": FactoryConfig}
+
+
+def _section(place: tuple[Any, ...]) -> type[_Section]:
+    """The section whose key `place` is, by the depth at which the sections stand in the file."""
+    if len(place) == 1:
+        return Config
+    if place[0] == "server":
+        return ServerConfig
+    return MixtureConfig if len(place) == 3 else _KINDS[place[4]]
+
+
+def _allowed(section: type[_Section]) -> str:
+    return ", ".join(field.alias or name for name, field in section.model_fields.items())

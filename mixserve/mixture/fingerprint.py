@@ -1,0 +1,41 @@
+"""Everything that decides the bytes of a batch -> 64 hexadecimal digits; equal fingerprints mean equal batches."""
+
+import hashlib
+import json
+
+import numpy as np
+
+from mixserve.mixture.plan import Planner
+from mixserve.sources import Source, content_bytes
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.wire.key import IMPLEMENTATION
+
+# Raise it with any change to the arithmetic of plans or to what this digest covers.
+ALGORITHM_VERSION = 1
+_PROBE_POSITIONS = 16
+_PROBE_KEY = np.array([0x6D697873, 0x65727665], np.uint32)
+
+
+def fingerprint(
+    *,
+    names: tuple[str, ...],
+    sources: tuple[Source, ...],
+    weights: tuple[float, ...],
+    fields: tuple[Field, ...],
+    sampling: str,
+    planner: Planner,
+) -> str:
+    """sha256 over the algorithm, the sources and their content, the weights, and the probe of this machine's floats."""
+    described = {
+        "algorithm": ALGORITHM_VERSION,
+        "prng": IMPLEMENTATION,
+        "sampling": sampling,
+        "fields": [[field.name, dtype_name(field.dtype), list(field.shape)] for field in fields],
+        "sources": [
+            [name, len(source), content_bytes(source).hex()] for name, source in zip(names, sources, strict=True)
+        ],
+        "weights": [weight.hex() for weight in weights],
+        "probe": planner.score_words(_PROBE_KEY, _PROBE_POSITIONS).hex(),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

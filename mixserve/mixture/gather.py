@@ -1,0 +1,82 @@
+"""A plan and the sources -> arrays in host memory, every row written once into its place."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+
+from mixserve.mixture.plan import Plan
+from mixserve.mixture.rows import Rows
+from mixserve.sources import ArrayBacked, Source, is_array_backed
+from mixserve_client.wire.description import Field
+
+Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
+
+
+class HostGather:
+    """Fetches the records of plans from `sources`, whose elements have these `fields`.
+
+    Rows of array-backed sources are copied straight from where they lie; other sources are read once per batch with
+    `take`. Array-backed data are neither copied nor joined here.
+    """
+
+    def __init__(self, sources: Sequence[Source], fields: tuple[Field, ...]):
+        self._sources = tuple(sources)
+        self._array_backed = np.array([is_array_backed(source) for source in sources])
+        blocks = [cast(ArrayBacked, s).blocks() if is_array_backed(s) else () for s in sources]
+        self._first_blocks = np.cumsum([0, *(len(source_blocks) for source_blocks in blocks)])[:-1]
+        self._one_block_each = all(len(source_blocks) == 1 for source_blocks in blocks)
+        joined = [block for source_blocks in blocks for block in source_blocks]
+        # Where the rows of each block begin, counted over all array-backed sources in a row.
+        self._block_starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in joined)])
+        self._source_starts = self._block_starts[self._first_blocks]
+        self._rows = {field.name: _by_dtype([block[field.name] for block in joined]) for field in fields if joined}
+
+    def into(self, plan: Plan, buffers: Buffers) -> None:
+        """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape)."""
+        backed = self._array_backed[plan.source_ids]
+        if backed.all():
+            self._copy_rows(plan, buffers, None)
+            return
+        if backed.any():
+            self._copy_rows(Plan(plan.source_ids[backed], plan.record_ids[backed]), buffers, backed)
+        for source_id in np.unique(plan.source_ids[~backed]):
+            here = plan.source_ids == source_id
+            records = self._sources[source_id].take(plan.record_ids[here])
+            for name, buffer in buffers.items():
+                buffer[here] = records[name]
+
+    def _copy_rows(self, plan: Plan, buffers: Buffers, slots: Bool[np.ndarray, " size"] | None) -> None:
+        """Fill the `slots` of the buffers, None for all of them; the plan holds array-backed sources only."""
+        block_ids, rows = self._locate(plan)
+        for name, buffer in buffers.items():
+            tables, table_ids, places = self._rows[name]
+            for table_id, table in enumerate(tables):
+                if len(tables) == 1 and slots is None:
+                    table.copy_into(buffer, block_ids, rows)
+                    continue
+                here = table_ids[block_ids] == table_id
+                part = np.empty((int(here.sum()), *buffer.shape[1:]), buffer.dtype)
+                table.copy_into(part, places[block_ids[here]], rows[here])
+                buffer[here if slots is None else np.flatnonzero(slots)[here]] = part
+
+    def _locate(self, plan: Plan) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
+        """The block and the row in it of every planned record."""
+        if self._one_block_each:
+            return plan.source_ids, plan.record_ids
+        joined = self._source_starts[plan.source_ids] + plan.record_ids
+        block_ids = np.searchsorted(self._block_starts, joined, side="right") - 1
+        return block_ids, joined - self._block_starts[block_ids]
+
+
+def _by_dtype(blocks: Sequence[np.ndarray]) -> tuple[list[Rows], Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"]]:
+    """Tables of blocks that share a stored dtype; per block, its table and its place in that table."""
+    dtypes = list(dict.fromkeys(block.dtype for block in blocks))
+    table_ids = np.array([dtypes.index(block.dtype) for block in blocks])
+    places = np.zeros(len(blocks), np.int64)
+    for table_id in range(len(dtypes)):
+        here = table_ids == table_id
+        places[here] = np.arange(here.sum())
+    tables = [Rows([b for b, t in zip(blocks, table_ids, strict=True) if t == i]) for i in range(len(dtypes))]
+    return tables, table_ids, places

@@ -1,0 +1,173 @@
+"""Which record fills which slot: (key, positions, weights, lengths) -> (source ids, record ids). Integers, no I/O.
+
+Per position p, as the reference's `get_batch_at` draws it:
+
+1. `pos_key = fold_in(key, p)`;  2. `src_key, idx_key, fetch_key = split(pos_key, 3)`;
+3. `source = categorical(src_key, log_weights)`;  4. `record = randint(idx_key, (), 0, length[source], int32)`.
+
+Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xffffffff])`, which is `fold_in` below
+2^32. Plans run on the host's CPU whatever else the machine has, so that every replica chooses the same records.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import threefry_2x32
+from jaxtyping import Array, Float, Int, Int32, UInt32
+
+# A request is planned in pieces of these sizes, so that no request size compiles a program of its own.
+RUNGS = (16, 64, 256, 1024, 4096)
+_LEAST_SOURCES = 8
+_WORD = 0xFFFFFFFF
+
+
+class Plan(NamedTuple):
+    """The source and the record of every position."""
+
+    source_ids: Int[np.ndarray, " size"]
+    record_ids: Int[np.ndarray, " size"]
+
+
+class Planner:
+    """Draws the plans of one mixture; `shares` are weights that sum to 1, `lengths` numbers of records."""
+
+    def __init__(self, shares: Sequence[float], lengths: Sequence[int]):
+        self.source_count = len(shares)
+        self.log_weights = log_shares(shares)
+        self.lengths = np.asarray(lengths, np.int32)
+        padding = _padded(self.source_count) - self.source_count
+        self._padded_weights = _on_cpu(np.pad(self.log_weights, (0, padding), constant_values=-np.inf))
+        self._padded_lengths = _on_cpu(np.pad(self.lengths, (0, padding), constant_values=1))
+
+    def warm_up(self) -> None:
+        """Compile every program that `plan` may need."""
+        for rung in RUNGS:
+            _program(_padded(self.source_count), rung)
+
+    def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
+        """The plan of the positions [start, start + size); `start + size` at most 2^63 - 1."""
+        drawn: list[Any] = []
+        for at, rung in pieces(size):
+            program = _program(_padded(self.source_count), rung)
+            hi, lo = np.uint32((start + at) >> 32), np.uint32((start + at) & _WORD)
+            drawn.append(program(key, hi, lo, self._padded_weights, self._padded_lengths))
+        ids = np.asarray(drawn[0]) if len(drawn) == 1 else np.concatenate(drawn, axis=1)
+        return Plan(ids[0, :size], ids[1, :size])
+
+    def plan_traced(self, key: UInt32[Array, "2"], start: Int[Array, ""], size: int) -> Int32[Array, "2 {size}"]:
+        """The plan inside the caller's own program, for a `start` of at most 64 bits and below 2^32 - size."""
+        start = jnp.asarray(start)
+        lo = jax.lax.convert_element_type(start, jnp.uint32)
+        wide = start.dtype.itemsize > 4
+        hi = jax.lax.convert_element_type(start >> 32, jnp.uint32) if wide else jnp.zeros((), jnp.uint32)
+        with _pinned_semantics():
+            return draw(key, hi, lo, jnp.asarray(self.log_weights), jnp.asarray(self.lengths), size)
+
+    def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
+        """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
+        with _pinned_semantics(), jax.default_device(_cpu()):
+            scores = jax.jit(_scores)(key, np.arange(size, dtype=np.uint32), self._padded_weights)
+        return np.asarray(scores)[:, : self.source_count].tobytes()
+
+
+def log_shares(shares: Sequence[float]) -> Float[np.ndarray, " sources"]:
+    """float32 logarithms of the shares: cast, then one eager `jnp.log` on the CPU.
+
+    Eager, compiled and NumPy logarithms differ in their last bits, so this is the only place that takes them.
+    """
+    with jax.default_device(_cpu()):
+        return np.asarray(jnp.log(jnp.asarray(np.asarray(shares, np.float32))))
+
+
+def draw(
+    key: UInt32[Array, "2"],
+    hi: UInt32[Array, ""],
+    lo: UInt32[Array, ""],
+    log_weights: Float[Array, " sources"],
+    lengths: Int32[Array, " sources"],
+    size: int,
+) -> Int32[Array, "2 {size}"]:
+    """Steps 1 to 4 for `size` positions from (hi << 32 | lo) on: source ids and record ids as rows."""
+    offsets = jax.lax.iota(jnp.uint32, size)
+    los = lo + offsets
+    his = hi + (los < lo).astype(jnp.uint32)
+
+    def one(position_hi: UInt32[Array, ""], position_lo: UInt32[Array, ""]) -> Int32[Array, "2"]:
+        source_key, record_key, _ = _keys_at(key, position_hi, position_lo)
+        source = jax.random.categorical(source_key, log_weights, mode="low").astype(jnp.int32)
+        record = jax.random.randint(record_key, (), 0, lengths[source], dtype=jnp.int32)
+        return jnp.stack([source, record])
+
+    return jax.vmap(one, out_axes=1)(his, los)
+
+
+def _keys_at(key: Array, hi: Array, lo: Array) -> Array:
+    """Steps 1 and 2: the three keys of a position."""
+    position_key = threefry_2x32(key, jnp.stack([hi, lo]))
+    return jax.random.split(jax.random.wrap_key_data(position_key, impl="threefry2x32"), 3)
+
+
+def _scores(key: Array, positions: Array, log_weights: Array) -> Array:
+    def one(position: Array) -> Array:
+        source_key = _keys_at(key, jnp.zeros((), jnp.uint32), position)[0]
+        return jax.random.gumbel(source_key, log_weights.shape, jnp.float32, mode="low") + log_weights
+
+    return jax.vmap(one)(positions)
+
+
+@lru_cache(maxsize=None)
+def _program(sources: int, rung: int) -> jax.stages.Compiled:
+    """`draw` for `rung` positions, compiled once per process and shared by all mixtures of as many sources."""
+    word = np.uint32(0)
+    args = (np.zeros(2, np.uint32), word, word, np.zeros(sources, np.float32), np.ones(sources, np.int32))
+    with _pinned_semantics():
+        on_cpu = jax.tree.map(_on_cpu, args)
+        return jax.jit(draw, static_argnames="size").lower(*on_cpu, size=rung).compile()
+
+
+def pieces(size: int) -> list[tuple[int, int]]:
+    """(offset, rung) of the pieces that cover `size` positions, with at most as many again planned in vain."""
+    found, at = list[tuple[int, int]](), 0
+    while at < size:
+        left = size - at
+        fitting = [rung for rung in RUNGS if left <= rung <= 2 * left]
+        below = [rung for rung in RUNGS if rung <= left]
+        rung = fitting[0] if fitting else below[-1] if below else RUNGS[0]
+        found.append((at, rung))
+        at += rung
+    return found
+
+
+def _padded(sources: int) -> int:
+    """Mixtures are padded with sources that are never drawn, so that few programs serve all: exact, since each
+    source's draw has a counter of its own."""
+    return max(_LEAST_SOURCES, 1 << (sources - 1).bit_length())
+
+
+@contextmanager
+def _pinned_semantics():
+    """The settings of JAX that decide bits, whatever the process has set."""
+    with ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(False))
+        stack.enter_context(jax.threefry_partitionable(True))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        yield
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "mixserve plans on the CPU, and JAX was told not to have one: add cpu to JAX_PLATFORMS, as in cuda,cpu"
+        ) from error
+
+
+def _on_cpu(array: np.ndarray | np.generic) -> jax.Array:
+    return jax.device_put(array, _cpu())

@@ -1,0 +1,6 @@
+"""The mixing node of the reference, and its configuration."""
+
+from mixserve.node.config import MixDataSourcesConfig
+from mixserve.node.mix_data_sources import MixDataSourcesNode
+
+__all__ = ["MixDataSourcesConfig", "MixDataSourcesNode"]

@@ -1,0 +1,42 @@
+"""The standard health service of a server."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from mixserve_client.wire import methods
+
+SERVICE_NAME = health.SERVICE_NAME
+_SERVICES = ("", methods.SERVICE_NAME)
+
+
+class Health:
+    """Says NOT_SERVING until `serving()`, and again from `stopping()` on; answers in threads of its own."""
+
+    def __init__(self, server: grpc.Server):
+        self._threads = ThreadPoolExecutor(2, "mixserve-health")
+        self._servicer = health.HealthServicer(experimental_thread_pool=self._threads)
+        for service in _SERVICES:
+            self._servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        ask = self._servicer.Check
+
+        def check(
+            request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+        ) -> health_pb2.HealthCheckResponse:
+            return ask(request, context)
+
+        # How grpc lets a method have its own threads: a probe must not wait behind batches.
+        check.experimental_thread_pool = self._threads  # pyright: ignore[reportFunctionMemberAccess]
+        self._servicer.Check = check
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    def serving(self) -> None:
+        for service in _SERVICES:
+            self._servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def stopping(self) -> None:
+        self._servicer.enter_graceful_shutdown()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)

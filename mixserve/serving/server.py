@@ -1,0 +1,137 @@
+"""A servicer behind a gRPC port: starts, warms up, answers, drains."""
+
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from mixserve.node import MixDataSourcesNode
+from mixserve.serving.calls import CallCounter
+from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
+from mixserve.serving.health import Health
+from mixserve.servicer import MixServicer
+from mixserve_client.errors import MixserveError, Unavailable
+from mixserve_client.transport.grpc import ERROR_METADATUM
+from mixserve_client.wire import methods
+
+_logger = logging.getLogger("mixserve")
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server beside the first
+    ("grpc.max_receive_message_length", 1 << 20),  # requests are small; a large one is an attack or an accident
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients look after their connections
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+]
+_THREADS = 16
+_SEND_S = 2.0
+
+
+class MixServer:
+    """A running server; `address` is where it listens. Made by `serve`; a context manager that stops it."""
+
+    def __init__(self, servicer: MixServicer, address: str):
+        self._servicer = servicer
+        self._calls = CallCounter()
+        self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
+        self._server = grpc.server(ThreadPoolExecutor(_THREADS, "mixserve-call"), options=_OPTIONS)
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._health = Health(self._server)
+        services = (methods.SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._server)
+        self.address = _bind(self._server, address)
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Listen, warm up, and then serve; calls that come before get Unavailable, and clients try again."""
+        self._server.start()
+        self._servicer.warm_up()
+        self._not_ready = None
+        self._health.serving()
+        _logger.info("serving on %s", self.address)
+
+    def stop(self, grace_s: float = 30.0) -> None:
+        """Drain, then end: health goes NOT_SERVING and new calls get Unavailable at once, running ones have
+        `grace_s` seconds to finish."""
+        self._not_ready = "is stopping; ask another replica, or wait for its successor"
+        self._health.stopping()
+        self._calls.wait_for_none(grace_s)
+        # The last replies are on their way still; health watchers would stay for as long as they may.
+        self._server.stop(grace=min(grace_s, _SEND_S)).wait()
+        self._health.close()
+        self._stopped.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the server has stopped; False if it has not after `timeout_s`."""
+        return self._stopped.wait(timeout_s)
+
+    def __enter__(self) -> "MixServer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        paths = (methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_BATCH_AT)
+        handlers = {
+            path.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in paths
+        }
+        return grpc.method_handlers_generic_handler(methods.SERVICE_NAME, handlers)
+
+    def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            with self._calls:
+                if self._not_ready is not None:
+                    raise Unavailable(f"this server {self._not_ready}")
+                return self._servicer.handle(method, request)
+        except MixserveError as error:
+            context.set_trailing_metadata(((ERROR_METADATUM, type(error).__name__),))
+            context.abort(getattr(grpc.StatusCode, error.code), str(error))
+
+
+def serve(
+    nodes: Mapping[str, MixDataSourcesNode], address: str = "127.0.0.1:0", *, placement: str | None = None
+) -> MixServer:
+    """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
+
+    Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides that of the nodes.
+    Raises OSError where the address cannot be had.
+    """
+    server = MixServer(MixServicer(nodes, placement=placement), address)
+    try:
+        server.start()
+    except BaseException:
+        server.stop(grace_s=0)
+        raise
+    return server
+
+
+def _bind(server: grpc.Server, address: str) -> str:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise _bind_error(address) from error
+    if address.startswith("unix:"):
+        return address
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _bind_error(address: str) -> OSError:
+    """What keeps us from listening there: gRPC does not say, the operating system does."""
+    host, _, port = address.rpartition(":")
+    hint = "choose another address, or port 0 for a free port"
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, sockaddr = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(sockaddr)
+    except OSError as error:
+        return OSError(error.errno, f"cannot listen on {address}: {error.strerror}; {hint}")
+    except ValueError:
+        pass
+    return OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address}: it must be host:port or unix:///path; {hint}")

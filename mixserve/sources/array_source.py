@@ -1,0 +1,81 @@
+"""Records that are rows of arrays with one leading length."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixserve.sources.digest import digest_blocks
+from mixserve.sources.source import ElementSpec, RecordIds, Records
+from mixserve_client.wire.dtypes import dtype_name
+
+
+class ArraySource:
+    """The rows of a dict of arrays: NumPy, JAX or memory-mapped, of any dtype that the wire knows.
+
+    Nothing is copied: the arrays must not change while a mixture holds them. `more` are further dicts of the same
+    fields whose rows come after those of `arrays`, so that shards need not be joined in memory.
+    """
+
+    def __init__(
+        self, arrays: Mapping[str, Any], *more: Mapping[str, Any], name: str | None = None
+    ):
+        """Raises ValueError where a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes;
+        TypeError for a dtype that the wire does not know."""
+        self.name = name
+        self._blocks = tuple(_checked_block(block) for block in (arrays, *more))
+        self._starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in self._blocks)])
+        self._spec = _spec(self._blocks[0])
+        for block in self._blocks[1:]:
+            if _spec(block) != self._spec:
+                raise ValueError(f"all dicts of an ArraySource must have the fields {self._spec}, got {_spec(block)}")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def element_spec(self) -> ElementSpec:
+        return dict(self._spec)
+
+    def take(self, record_ids: RecordIds) -> Records:
+        block_ids = np.searchsorted(self._starts, record_ids, side="right") - 1
+        out = {name: np.empty((len(record_ids), *spec.shape), spec.dtype) for name, spec in self._spec.items()}
+        for block_id in np.unique(block_ids):
+            here = block_ids == block_id
+            for name, array in self._blocks[block_id].items():
+                out[name][here] = array[record_ids[here] - self._starts[block_id]]
+        return out
+
+    def blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
+        return self._blocks
+
+    def content_digest(self) -> bytes:
+        """What identifies the content in a mixture's fingerprint."""
+        return digest_blocks(self._blocks)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in self._spec.items())
+        return f"ArraySource({{{fields}}}, length={len(self)})"
+
+
+def _checked_block(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if not arrays:
+        raise ValueError("an ArraySource needs at least one array, got an empty dict")
+    block = {str(name): np.asarray(array) for name, array in sorted(arrays.items())}
+    for name, array in block.items():
+        if array.ndim == 0:
+            raise ValueError(f"the array {name!r} needs a leading dimension of records, got a scalar")
+        dtype_name(array.dtype)
+    lengths = {name: len(array) for name, array in block.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"all arrays of an ArraySource must have one leading length, got {lengths}")
+    return {name: _with_contiguous_rows(array) for name, array in block.items()}
+
+
+def _with_contiguous_rows(array: np.ndarray) -> np.ndarray:
+    # Only a layout whose rows are scattered in memory is copied; slices and reversals of rows are not.
+    return array if len(array) == 0 or array[0].flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def _spec(block: Mapping[str, np.ndarray]) -> ElementSpec:
+    return {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in block.items()}

@@ -1,0 +1,51 @@
+"""What a source of records is to a mixture: a length, a spec, and batched random access."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Int, Shaped
+
+ElementSpec = dict[str, jax.ShapeDtypeStruct]
+Records = dict[str, Shaped[np.ndarray, "size ..."]]
+RecordIds = Int[np.ndarray, " size"]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Records by index. `name`, if a source has one, is its name in a mixture."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        ...
+
+    def element_spec(self) -> ElementSpec:
+        """Shape and stored dtype of every field of one record."""
+        ...
+
+    def take(self, record_ids: RecordIds) -> Records:
+        """The records of these ids, in this order: field -> array of shape (size, *field shape)."""
+        ...
+
+
+class ArrayBacked(Source, Protocol):
+    """A source whose records are rows of arrays in memory, or in memory-mapped files."""
+
+    def blocks(self) -> Sequence[Mapping[str, Shaped[np.ndarray, "rows ..."]]]:
+        """The rows, in record order; every row is C-contiguous, and rows of a block are evenly spaced.
+
+        A block's dtype may differ from the spec's: rows are cast when they are read.
+        """
+        ...
+
+
+def is_array_backed(source: Source) -> bool:
+    """Whether rows of `source` can be copied from its `blocks()`."""
+    return callable(getattr(source, "blocks", None))
+
+
+def content_bytes(source: Source) -> bytes:
+    """What identifies the content of `source` in a fingerprint: its own `content_digest()`, empty where it has none."""
+    digest: Any = getattr(source, "content_digest", None)
+    return b"" if digest is None else digest()

@@ -1,0 +1,111 @@
+"""Flat sequences of token ids, cut into windows of one length."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixserve.sources.array_source import ArraySource
+from mixserve.sources.digest import digest_blocks
+from mixserve.sources.source import ElementSpec, RecordIds, Records
+from mixserve_client.wire.dtypes import dtype_name
+
+Tokens = str | PathLike[str] | np.ndarray
+
+
+class TokenSource:
+    """Record r is the tokens [r*L, (r+1)*L) of all inputs in a row, L being `sequence_length`.
+
+    Inputs are files of plain token ids, memory-mapped, or one-dimensional arrays. A partial last window is dropped.
+    The records' one field, `field`, has the stored dtype, or `as_dtype` where given.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens | Iterable[Tokens],
+        *,
+        sequence_length: int,
+        dtype: Any = None,
+        as_dtype: Any = None,
+        field: str = "tokens",
+        name: str | None = None,
+    ):
+        """`dtype` is how files store a token, and required for them.
+
+        Raises ValueError, naming the file, where its size is no multiple of the dtype's, and where the inputs hold
+        less than one window; FileNotFoundError for a missing file.
+        """
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
+        inputs = [tokens] if isinstance(tokens, str | PathLike | np.ndarray) else list(tokens)
+        parts = [_flat(part, None if dtype is None else np.dtype(dtype)) for part in inputs]
+        stored = {part.dtype for part in parts}
+        if len(stored) != 1:
+            raise ValueError(f"all inputs of a TokenSource must store one dtype, got {sorted(map(str, stored))}")
+        dtype_name(parts[0].dtype)
+        self.name = name
+        self._field = field
+        self._as_dtype = parts[0].dtype if as_dtype is None else np.dtype(as_dtype)
+        dtype_name(self._as_dtype)
+        if not np.can_cast(parts[0].dtype, self._as_dtype):
+            raise ValueError(f"tokens of dtype {parts[0].dtype} do not all fit into {self._as_dtype}; choose a wider one")
+        self._windows = _windows(parts, sequence_length)
+        if not self._windows:
+            count = sum(len(part) for part in parts)
+            raise ValueError(f"the inputs hold {count} tokens, less than one window of {sequence_length}")
+        self._rows = ArraySource(*({field: window} for window in self._windows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def element_spec(self) -> ElementSpec:
+        return {self._field: jax.ShapeDtypeStruct(self._windows[0].shape[1:], self._as_dtype)}
+
+    def take(self, record_ids: RecordIds) -> Records:
+        return {self._field: self._rows.take(record_ids)[self._field].astype(self._as_dtype)}
+
+    def blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
+        return self._rows.blocks()
+
+    def content_digest(self) -> bytes:
+        """What identifies the content in a mixture's fingerprint."""
+        return digest_blocks(self.blocks())
+
+    def __repr__(self) -> str:
+        length = self._windows[0].shape[1]
+        return f"TokenSource({self._field}: {self._as_dtype.name}[{length}], length={len(self)})"
+
+
+def _flat(tokens: Tokens, dtype: np.dtype | None) -> np.ndarray:
+    if isinstance(tokens, np.ndarray):
+        if tokens.ndim != 1:
+            raise ValueError(f"an array of tokens must have one dimension, got the shape {tokens.shape}")
+        return np.ascontiguousarray(tokens)
+    path = Path(fspath(tokens))
+    if dtype is None:
+        raise ValueError(f"dtype is required for token files: how does {path} store a token (uint16, uint32, …)?")
+    size = path.stat().st_size
+    if size % dtype.itemsize:
+        raise ValueError(f"{path} has {size} bytes, no multiple of the {dtype.itemsize} bytes of {dtype}")
+    return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)
+
+
+def _windows(parts: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
+    """Blocks of windows, in order: views of each part, and a copy of every single window that spans parts."""
+    blocks: list[np.ndarray] = []
+    head = np.empty(0, parts[0].dtype)  # tokens of a window that earlier parts began
+    for part in parts:
+        missing = -len(head) % length
+        if len(part) < missing:
+            head = np.concatenate([head, part])
+            continue
+        if missing:
+            blocks.append(np.concatenate([head, part[:missing]])[None])
+        count = (len(part) - missing) // length
+        if count:
+            blocks.append(part[missing : missing + count * length].reshape(count, length))
+        head = part[missing + count * length :]
+    return blocks
