@@ -1,0 +1,68 @@
+# Every target sets up what it needs: .venv from constraints.txt with plain venv and pip, nothing else.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+GENERATED := client/mixserve_client/wire/_generated
+PROTO := mixserve/v1/mix.proto
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench protos check-protos test-protobuf test-node clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Set up .venv
+
+demo: $(READY) ## Train on two real texts while server and trainer are killed; writes demo_report.png
+	$(BIN)/mixserve demo
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) check-protos ## Format, lint, types, import contracts, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+format: $(READY) ## Format the code, and mend what the linter can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## Run the benchmarks; the results go to benchmarks/results
+	$(BIN)/python benchmarks/node.py
+	$(BIN)/python benchmarks/remote.py
+
+# The client must live beside protobuf 5, 6 and 7, and only code of an old generator does; it has a venv of its own.
+.venv-protos/.ready:
+	$(PYTHON) -m venv .venv-protos
+	.venv-protos/bin/python $(PIP) grpcio-tools==1.65.5
+	touch $@
+
+protos: .venv-protos/.ready ## Generate the protobuf code again
+	rm -rf build/protos && mkdir -p build/protos
+	.venv-protos/bin/python -m grpc_tools.protoc -Iprotos --python_out=build/protos --pyi_out=build/protos $(PROTO)
+	cp build/protos/mixserve/v1/*_pb2.py build/protos/mixserve/v1/*_pb2.pyi $(GENERATED)
+
+check-protos:
+	@if $(MAKE) --silent .venv-protos/.ready; then \
+	  $(MAKE) --silent protos GENERATED=build/protos && for file in build/protos/*_pb2.py*; do \
+	    diff -u $(GENERATED)/$$(basename $$file) $$file || { echo "generated code is stale: run make protos"; exit 1; }; done; \
+	else echo "SKIPPED: the generator grpcio-tools 1.65.5 cannot be installed here, generated code was NOT compared"; fi
+
+test-protobuf: ## Import the client's generated code under protobuf 5, 6 and 7, each in its own environment
+	PYTHON=$(PYTHON) tests/protobuf/run.sh
+
+test-node: $(READY) ## Read a batch with a Node.js client made from the .proto alone
+	PYTHON=$(BIN)/python tests/node/run.sh
+
+clean: ## Remove the environments and everything that was built
+	rm -rf .venv .venv-* build dist *.egg-info client/*.egg-info node_modules
+
+$(READY): pyproject.toml client/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) -c constraints.txt -e ./client -e '.[demo,dev]'
+	touch $@
