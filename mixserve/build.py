@@ -3,17 +3,18 @@
 import importlib
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from mixserve_client.wire.dtypes import dtype_named
 
 from mixserve.config import ArraysConfig, Config, ConfigError, FactoryConfig, MixtureConfig, SourceConfig, TokensConfig
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources import ArraySource, Source, TokenSource
-from mixserve_client.wire.dtypes import dtype_named
 
 T = TypeVar("T")
 
@@ -87,10 +88,11 @@ def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
         if not arrays:
             raise ValueError(f"path: the folder {path} holds no .npy files")
     else:
-        loaded = np.load(path)
-        if isinstance(loaded, np.ndarray):
-            raise ValueError(f"path: {path} is one array; use an .npz file, or a folder of one .npy file per field")
-        arrays = dict(loaded)
+        with path.open("rb") as file:
+            loaded = np.load(file)
+            if isinstance(loaded, np.ndarray):
+                raise ValueError(f"path: {path} is one array; use an .npz file, or a folder of one .npy file per field")
+            arrays = dict(loaded)
     unknown = dtypes.keys() - arrays.keys()
     if unknown:
         raise ValueError(f"dtypes: {path} has the fields {sorted(arrays)}, not {sorted(unknown)}")
@@ -109,14 +111,11 @@ def _manufactured(config: FactoryConfig, folder: Path) -> Source:
     return source
 
 
-class _importable:
+@contextmanager
+def _importable(folder: Path) -> Generator[None, None, None]:
     """Modules beside the configuration file can be imported meanwhile."""
-
-    def __init__(self, folder: Path):
-        self._folder = str(folder.resolve())
-
-    def __enter__(self) -> None:
-        sys.path.insert(0, self._folder)
-
-    def __exit__(self, *exception: object) -> None:
-        sys.path.remove(self._folder)
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))

@@ -86,7 +86,7 @@ class Config(_Section):
 def load_config(path: Path) -> Config:
     """The configuration in the YAML file at `path`. Raises ConfigError."""
     try:
-        content = yaml.load(path.read_text("utf-8"), _StrictLoader)  # noqa: S506  a SafeLoader underneath
+        content = yaml.load(path.read_text("utf-8"), _StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from mixserve.node import MixDataSourcesNode
-from mixserve.servicer import MixServicer
 from mixserve_client import MixClient
 from mixserve_client.transport.in_process import InProcessTransport
+
+from mixserve.node import MixDataSourcesNode
+from mixserve.servicer import MixServicer
 
 
 def local_client(nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None) -> MixClient:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-
 from mixserve_client import InvalidRequest, MixClient
 from mixserve_client.wire.dtypes import dtype_name
 

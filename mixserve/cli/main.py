@@ -1,7 +1,7 @@
 """The commands and their options; each one's work is done elsewhere, and loaded when the command runs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -97,10 +97,11 @@ def demo(
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors() -> Generator[None, None, None]:
     """Errors of the user's making are one plain message and exit code 2; anything else keeps its traceback."""
-    from mixserve.config import ConfigError
     from mixserve_client.errors import MixserveError
+
+    from mixserve.config import ConfigError
 
     try:
         yield

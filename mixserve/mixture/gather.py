@@ -5,11 +5,11 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
+from mixserve_client.wire.description import Field
 
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
 from mixserve.sources import ArrayBacked, Source, is_array_backed
-from mixserve_client.wire.description import Field
 
 Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
 
@@ -43,7 +43,7 @@ class HostGather:
             self._copy_rows(Plan(plan.source_ids[backed], plan.record_ids[backed]), buffers, backed)
         for source_id in np.unique(plan.source_ids[~backed]):
             here = plan.source_ids == source_id
-            records = self._sources[source_id].take(plan.record_ids[here])
+            records = self._sources[int(source_id)].take(plan.record_ids[here])
             for name, buffer in buffers.items():
                 buffer[here] = records[name]
 
@@ -70,7 +70,9 @@ class HostGather:
         return block_ids, joined - self._block_starts[block_ids]
 
 
-def _by_dtype(blocks: Sequence[np.ndarray]) -> tuple[list[Rows], Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"]]:
+def _by_dtype(
+    blocks: Sequence[np.ndarray],
+) -> tuple[list[Rows], Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"]]:
     """Tables of blocks that share a stored dtype; per block, its table and its place in that table."""
     dtypes = list(dict.fromkeys(block.dtype for block in blocks))
     table_ids = np.array([dtypes.index(block.dtype) for block in blocks])

@@ -55,7 +55,7 @@ class Mixture:
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:
     """The weights as float64 shares that sum to 1. Raises ValueError."""
     for weight in weights:
-        if not isinstance(weight, Real) or isinstance(weight, bool):
+        if not isinstance(weight, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"weights must be numbers, got {weight!r}")
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weights must be positive or zero, and finite, got {weight!r} in {tuple(weights)}")

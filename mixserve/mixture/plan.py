@@ -9,9 +9,12 @@ Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xfff
 2^32. Plans run on the host's CPU whatever else the machine has, so that every replica chooses the same records.
 """
 
-from collections.abc import Sequence
+# JAX's own signatures are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +123,7 @@ def _scores(key: Array, positions: Array, log_weights: Array) -> Array:
     return jax.vmap(one)(positions)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _program(sources: int, rung: int) -> jax.stages.Compiled:
     """`draw` for `rung` positions, compiled once per process and shared by all mixtures of as many sources."""
     word = np.uint32(0)
@@ -150,7 +153,7 @@ def _padded(sources: int) -> int:
 
 
 @contextmanager
-def _pinned_semantics():
+def _pinned_semantics() -> Generator[None, None, None]:
     """The settings of JAX that decide bits, whatever the process has set."""
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(False))
@@ -160,7 +163,7 @@ def _pinned_semantics():
         yield
 
 
-def _cpu() -> jax.Device:
+def _cpu() -> Any:
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-
-from mixserve.sources import ElementSpec
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.dtypes import dtype_name
+
+from mixserve.sources import ElementSpec
 
 
 def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[Field, ...]:
@@ -17,6 +17,8 @@ def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[F
     leaf's dtype has no place on the wire.
     """
     first = _leaves(specs[0])
+    if not first:
+        raise ValueError(f"the element_spec of the source {names[0]!r} must have at least one leaf, got none")
     for name, spec in zip(names[1:], specs[1:], strict=True):
         leaves = _leaves(spec)
         between = f"the sources {names[0]!r} and {name!r} must have one element_spec"
@@ -26,8 +28,10 @@ def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[F
             raise ValueError(f"{between}: {has!r} has the leaf {leaf!r}, {lacks!r} has not")
         for leaf, expected in first.items():
             if leaves[leaf] != expected:
-                raise ValueError(f"{between}: the leaf {leaf!r} is {_shown(expected)} in {names[0]!r} and "
-                                 f"{_shown(leaves[leaf])} in {name!r}")
+                raise ValueError(
+                    f"{between}: the leaf {leaf!r} is {_shown(expected)} in {names[0]!r} and "
+                    f"{_shown(leaves[leaf])} in {name!r}"
+                )
     return tuple(_field(names[0], leaf, first[leaf]) for leaf in sorted(first))
 
 
@@ -37,10 +41,10 @@ def escaped(step: str) -> str:
 
 
 def _leaves(spec: ElementSpec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    return {key: _shape_and_dtype(key, leaf) for key, leaf in spec.items()}
+    return {key: _shape_and_dtype(leaf) for key, leaf in spec.items()}
 
 
-def _shape_and_dtype(key: str, leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], np.dtype]:
+def _shape_and_dtype(leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], np.dtype]:
     return tuple(leaf.shape), np.dtype(leaf.dtype)
 
 
@@ -49,7 +53,9 @@ def _field(source: str, leaf: str, described: tuple[tuple[int, ...], np.dtype]) 
     try:
         dtype_name(dtype)
     except TypeError as error:
-        raise ValueError(f"the element_spec of the source {source!r} cannot be served, leaf {leaf!r}: {error}") from error
+        raise ValueError(
+            f"the element_spec of the source {source!r} cannot be served, leaf {leaf!r}: {error}"
+        ) from error
     return Field(leaf, dtype, shape)
 
 

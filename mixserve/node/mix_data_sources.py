@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Int, UInt32
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.key import IMPLEMENTATION, key_words
+from mixserve_client.wire.request import check_positions
 
 from mixserve.mixture import Mixture, device
 from mixserve.mixture.gather import Buffers
@@ -16,10 +21,6 @@ from mixserve.mixture.plan import Plan
 from mixserve.module import DataSourceModule, DeviceData, Opaque
 from mixserve.node.config import MixDataSourcesConfig
 from mixserve.sources import ElementSpec, Source
-from mixserve_client.errors import InvalidRequest
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.key import IMPLEMENTATION, key_words
-from mixserve_client.wire.request import check_positions
 
 Ids = Int[Array, " size"] | Int[np.ndarray, " size"]
 
@@ -89,13 +90,15 @@ class MixDataSourcesNode(DataSourceModule):
         """
         if key is None:
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
-        if isinstance(start, jax.core.Tracer) or isinstance(key, jax.core.Tracer):
+        if isinstance(start, Tracer) or isinstance(key, Tracer):
             check_positions(0, size)
             return self._traced_batch(jnp.asarray(start), size, _traced_words(key))
         start, size = check_positions(start, size)
         plan = self.mixture.planner.plan(key_words(key), start, size)
         batch = self._device_batch(plan.source_ids, plan.record_ids)
-        return batch | {name: jnp.asarray(a) for name, a in _host_batch(self.mixture, plan, self._dtypes(batch)).items()}
+        return batch | {
+            name: jnp.asarray(a) for name, a in _host_batch(self.mixture, plan, self._dtypes(batch)).items()
+        }
 
     def read_into(self, start: int, key: UInt32[np.ndarray, "2"], buffers: Buffers) -> None:
         """Write the rows from position `start` on into host arrays of the stored dtypes, one per field.
@@ -146,7 +149,7 @@ class MixDataSourcesNode(DataSourceModule):
         if not on_device:
             return {}
         starts = device.source_starts(self.mixture.sources)
-        if isinstance(source_ids, jax.core.Tracer):
+        if isinstance(source_ids, Tracer):
             starts = jnp.asarray(starts)
         return device.take_rows(on_device, starts[source_ids] + record_ids)
 
@@ -182,7 +185,7 @@ def _narrowed(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _traced_words(key: Any) -> UInt32[Array, "2"]:
-    if not isinstance(key, jax.core.Tracer):
+    if not isinstance(key, Tracer):
         return jnp.asarray(key_words(key))
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if str(jax.random.key_impl(key)) != IMPLEMENTATION:

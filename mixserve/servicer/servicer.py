@@ -4,8 +4,6 @@ import logging
 import secrets
 from collections.abc import Mapping
 
-from mixserve.node import MixDataSourcesNode
-from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, MixserveError, ServerFault, UnknownMixture
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import frame_batch
@@ -16,6 +14,9 @@ from mixserve_client.wire.request import (
     decode_list_request,
     decode_mixture_request,
 )
+
+from mixserve.node import MixDataSourcesNode
+from mixserve.servicer.hosted import HostedMixture
 
 _logger = logging.getLogger("mixserve")
 
@@ -54,7 +55,9 @@ class MixServicer:
         except Exception as error:
             fault = secrets.token_hex(4)
             _logger.exception("fault %s in %s", fault, method)
-            raise ServerFault(f"the server failed on this request; its log has the cause under the id {fault}") from error
+            raise ServerFault(
+                f"the server failed on this request; its log has the cause under the id {fault}"
+            ) from error
 
     def _list_mixtures(self, request: bytes) -> bytes:
         decode_list_request(request)

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from mixserve_client.wire.dtypes import dtype_name
 
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
-from mixserve_client.wire.dtypes import dtype_name
 
 
 class ArraySource:
@@ -18,9 +18,7 @@ class ArraySource:
     fields whose rows come after those of `arrays`, so that shards need not be joined in memory.
     """
 
-    def __init__(
-        self, arrays: Mapping[str, Any], *more: Mapping[str, Any], name: str | None = None
-    ):
+    def __init__(self, arrays: Mapping[str, Any], *more: Mapping[str, Any], name: str | None = None):
         """Raises ValueError where a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes;
         TypeError for a dtype that the wire does not know."""
         self.name = name

@@ -23,15 +23,11 @@ def digest_blocks(blocks: Iterable[Mapping[str, np.ndarray]]) -> bytes:
     return digest.digest()
 
 
-def _pieces(array: np.ndarray, *, whole: bool) -> Iterable[memoryview]:
+def _pieces(array: np.ndarray, *, whole: bool) -> Iterable[bytes]:
     rows = len(array)
-    row_bytes = max(1, array.nbytes // max(1, rows))
-    if whole:
-        firsts, step = range(0, rows, max(1, _PIECE_BYTES // row_bytes)), max(1, _PIECE_BYTES // row_bytes)
-    else:
-        step = max(1, _PIECE_BYTES // row_bytes)
-        last = max(0, rows - step)
-        firsts = sorted({last * i // (_PIECES - 1) for i in range(_PIECES)})
+    step = max(1, _PIECE_BYTES * rows // max(1, array.nbytes))
+    last = max(0, rows - step)
+    firsts = range(0, rows, step) if whole else sorted({last * i // (_PIECES - 1) for i in range(_PIECES)})
     for first in firsts:
-        rows_bytes = np.ascontiguousarray(array[first : first + step]).reshape(-1).view(np.uint8)
-        yield memoryview(rows_bytes if whole else rows_bytes[:_PIECE_BYTES])
+        piece = np.ascontiguousarray(array[first : first + step]).tobytes()
+        yield piece if whole else piece[:_PIECE_BYTES]

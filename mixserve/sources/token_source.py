@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from mixserve_client.wire.dtypes import dtype_name
 
 from mixserve.sources.array_source import ArraySource
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
-from mixserve_client.wire.dtypes import dtype_name
 
 Tokens = str | PathLike[str] | np.ndarray
 
@@ -51,7 +51,9 @@ class TokenSource:
         self._as_dtype = parts[0].dtype if as_dtype is None else np.dtype(as_dtype)
         dtype_name(self._as_dtype)
         if not np.can_cast(parts[0].dtype, self._as_dtype):
-            raise ValueError(f"tokens of dtype {parts[0].dtype} do not all fit into {self._as_dtype}; choose a wider one")
+            raise ValueError(
+                f"tokens of dtype {parts[0].dtype} do not all fit into {self._as_dtype}; choose a wider one"
+            )
         self._windows = _windows(parts, sequence_length)
         if not self._windows:
             count = sum(len(part) for part in parts)

@@ -1,6 +1,8 @@
 """Requests move over a gRPC channel; every status becomes one of our errors here and nowhere else."""
 
 import threading
+from collections.abc import Iterable
+from typing import cast
 
 import grpc
 
@@ -65,10 +67,11 @@ class GrpcTransport:
 
     def _ours(self, error: grpc.RpcError) -> MixserveError:
         assert isinstance(error, grpc.Call)
-        names = {key: value for key, value in error.trailing_metadata() or ()}
-        name, code, details = names.get(ERROR_METADATUM), error.code().name, error.details() or ""
+        metadata = cast(Iterable[tuple[str, str]], error.trailing_metadata() or ())
+        name = dict(metadata).get(ERROR_METADATUM)
+        code, details = error.code().name, error.details() or ""
         if name is None:
             details = f"{self._target}: {details}"
             # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
-        return from_wire(None if name is None else str(name), code, details)
+        return from_wire(name, code, details)

@@ -21,7 +21,7 @@ class InProcessTransport:
     def __init__(self, servicer: Servicer):
         self._servicer: Servicer | None = servicer
 
-    def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
+    def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:  # noqa: ARG002
         if self._servicer is None:
             raise Unavailable("this client is closed; make another one with local_client(...)")
         return self._servicer.handle(method, request)

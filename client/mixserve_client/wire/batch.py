@@ -56,14 +56,22 @@ def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int
             + frame.delimited(_SHAPE, shape)
         )
         data_bytes = size * field.nbytes
-        for padding in range(1, 2 * _ALIGNMENT):  # two rounds: its own length moves the data as well
-            body = described + frame.delimited(_PADDING, bytes(padding)) + frame.tag(_DATA) + frame.varint(data_bytes)
-            head = lead + frame.tag(_ARRAYS) + frame.varint(len(body) + data_bytes) + body
-            if (at + len(head)) % _ALIGNMENT == 0:
-                break
-        slots.append(_Slot(field, at, head, at + len(head), data_bytes))  # pyright: ignore[reportPossiblyUnbound]
+        head = lead + _head(described, data_bytes, at + len(lead))
+        slots.append(_Slot(field, at, head, at + len(head), data_bytes))
         at, lead = slots[-1].data_at + data_bytes, b""
     return at, tuple(slots)
+
+
+def _head(described: bytes, data_bytes: int, at: int) -> bytes:
+    """All of an array's encoding before its data, padded so that the data of a head at offset `at` are aligned."""
+
+    def padded(padding: int) -> bytes:
+        body = described + frame.delimited(_PADDING, bytes(padding)) + frame.tag(_DATA) + frame.varint(data_bytes)
+        return frame.tag(_ARRAYS) + frame.varint(len(body) + data_bytes) + body
+
+    # Two rounds of paddings: a longer one may lengthen its own length prefixes, and so skip the aligned offset once.
+    heads = map(padded, range(1, 2 * _ALIGNMENT))
+    return next(head for head in heads if (at + len(head)) % _ALIGNMENT == 0)
 
 
 def decode_batch(message: bytes) -> tuple[str, dict[str, Array]]:

@@ -63,15 +63,13 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 def read_varint(message: memoryview, at: int) -> tuple[int, int]:
     """The varint at offset `at`, and the offset behind it. Raises ValueError past 64 bits or the end."""
-    value = shift = 0
-    for at in range(at, min(at + 10, len(message))):
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
+    value = 0
+    for length, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * length
         if byte < 0x80:
             if value >> 64:
                 break
-            return value, at + 1
-        shift += 7
+            return value, at + length + 1
     raise ValueError("a varint is cut short or longer than 64 bits")
 
 

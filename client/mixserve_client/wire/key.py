@@ -1,7 +1,8 @@
 """Whatever a user may pass as a PRNG key -> its two uint32 words."""
 
+import operator
 import sys
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +29,10 @@ def key_words(key: Any) -> KeyWords:
     if isinstance(key, bool | np.bool_):
         raise InvalidRequest(f"{_ALLOWED}; got {key!r}")
     if isinstance(key, int | np.integer):
-        if not 0 <= int(key) < 1 << 32:
-            raise InvalidRequest(f"{_ALLOWED}; got the seed {int(key)}")
-        return np.array([0, key], np.uint32)
+        seed = operator.index(cast(int, key))
+        if not 0 <= seed < 1 << 32:
+            raise InvalidRequest(f"{_ALLOWED}; got the seed {seed}")
+        return np.array([0, seed], np.uint32)
     if _is_typed_jax_key(key):
         return _typed_key_words(key)
     return _raw_words(key)
@@ -73,4 +75,5 @@ def _typed_key_words(key: Any) -> KeyWords:
         raise InvalidRequest(f"{_ALLOWED}; got a key of the implementation {implementation!r}")
     if key.shape != ():
         raise InvalidRequest(f"{_ALLOWED}; got {key.shape} keys, pass one of them")
-    return np.asarray(jax.random.key_data(key), np.uint32)
+    with jax.ensure_compile_time_eval():  # the key's words are known even where a program is being traced
+        return np.asarray(jax.random.key_data(key), np.uint32)

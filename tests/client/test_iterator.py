@@ -1,0 +1,190 @@
+"""The iterator: every position once, in order, whatever is in flight, cut, closed, resumed or in the way."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, Unavailable
+from mixserve_client.transport.in_process import InProcessTransport
+
+from mixserve import local_client
+from mixserve.servicer import MixServicer
+from tests.conftest import assert_batches_equal, make_node
+
+
+def joined(batches) -> dict[str, np.ndarray]:
+    batches = list(batches)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch_size=st.integers(1, 70),
+    start=st.integers(0, 2**62),
+    rows=st.integers(1, 300),
+    prefetch=st.integers(0, 5),
+)
+def test_batches_in_a_row_are_one_large_batch(client, batch_size, start, rows, prefetch):
+    with client.batches(batch_size, 3, start=start, stop=start + rows, prefetch=prefetch) as batches:
+        got = list(batches)
+    assert [len(batch["id"]) for batch in got[:-1]] == [batch_size] * (len(got) - 1)
+    assert_batches_equal(joined(got), client.get_batch_at(start, rows, 3))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch_size=st.integers(1, 40), data=st.data())
+def test_shards_put_together_are_the_global_batches(client, batch_size, data):
+    count = data.draw(st.integers(1, batch_size))
+    stop = data.draw(st.integers(1, 100))
+    shards = [client.batches(batch_size, 3, stop=stop, shard=(index, count)) for index in range(count)]
+    for whole in client.batches(batch_size, 3, stop=stop):
+        assert_batches_equal(joined(next(shard) for shard in shards), whole)
+    for shard in shards:
+        assert next(shard, None) is None
+
+
+def test_the_state_counts_what_was_yielded_and_resumes_anywhere(node, client):
+    batches = client.batches(batch_size=16, key=5, start=100, prefetch=4)
+    for _ in range(3):
+        next(batches)
+    state = batches.get_state()
+    assert state["position"] == 148
+    rest = [next(batches) for _ in range(5)]
+    with local_client({"train": node}) as other:
+        resumed = other.batches(batch_size=16, key=0, prefetch=1)
+        resumed.set_state(state)
+        for batch in rest:
+            assert_batches_equal(next(resumed), batch)
+    batches.set_state(state)
+    for batch in rest:
+        assert_batches_equal(next(batches), batch)
+
+
+def test_resuming_with_another_batch_size_and_shard_goes_on_at_the_position(client):
+    first = client.batches(batch_size=10, key=5)
+    next(first)
+    second = client.batches(batch_size=6, key=5, shard=(1, 2))
+    second.set_state(first.get_state())
+    assert_batches_equal(next(second), client.get_batch_at(13, 3, 5))
+    assert second.get_state()["position"] == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda state: [], InvalidRequest, "must be a dict of exactly version, mixture, fingerprint, key, position"),
+        (lambda state: state | {"extra": 1}, InvalidRequest, "exactly"),
+        (lambda state: {k: v for k, v in state.items() if k != "key"}, InvalidRequest, "exactly"),
+        (lambda state: state | {"version": 2}, InvalidRequest, "version must be 1, got 2"),
+        (lambda state: state | {"position": -1}, InvalidRequest, "position must be an integer of at least 0, got -1"),
+        (lambda state: state | {"position": "7"}, InvalidRequest, "position"),
+        (lambda state: state | {"position": 2**63}, InvalidRequest, "position must be at most"),
+        (lambda state: state | {"key": [1]}, InvalidRequest, "key must be"),
+        (lambda state: state | {"fingerprint": "00"}, FingerprintMismatch, "batches are others"),
+    ],
+)
+def test_states_of_other_kinds_are_refused_and_change_nothing(client, change, error, said):
+    batches = client.batches(batch_size=4, key=5)
+    next(batches)
+    state = batches.get_state()
+    with pytest.raises(error, match=said):
+        batches.set_state(change(state))
+    assert batches.get_state() == state
+    assert_batches_equal(next(batches), client.get_batch_at(4, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 0}, "size must be at least 1, got 0"),
+        ({"start": -1}, "start must be at least 0, got -1"),
+        ({"stop": -1}, "start must be at least 0, got -1"),
+        ({"prefetch": -1}, "prefetch must be an integer of at least 0, got -1"),
+        ({"shard": (2, 2)}, r"shard must be \(index, count\).*got \(2, 2\)"),
+        ({"shard": (0, 9)}, "count <= batch_size"),
+        ({"shard": 1}, "shard must be"),
+        ({"key": None}, "key must be"),
+        ({"timeout_s": -1}, "timeout_s must be"),
+    ],
+)
+def test_bad_arguments(client, arguments, said):
+    with pytest.raises(InvalidRequest, match=said):
+        client.batches(**{"batch_size": 8, "key": 0} | arguments)
+
+
+def test_an_empty_range_ends_at_once_and_closed_iterators_say_so(client):
+    assert list(client.batches(8, 0, start=5, stop=5)) == []
+    batches = client.batches(8, 0)
+    next(batches)
+    batches.close()
+    batches.close()
+    with pytest.raises(InvalidRequest, match="closed"):
+        next(batches)
+    assert "position=8" in repr(batches)
+
+
+class Flaky:
+    """A servicer between transport and server that is told when to fail."""
+
+    def __init__(self, servicer: MixServicer):
+        self._servicer = servicer
+        self.failing = threading.Event()
+        self.calls = 0
+
+    def handle(self, method: str, request: bytes) -> bytes:
+        self.calls += 1
+        if self.failing.is_set():
+            raise Unavailable("told to fail")
+        return self._servicer.handle(method, request)
+
+
+def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
+    flaky = Flaky(MixServicer({"train": node}))
+    with MixClient([InProcessTransport(flaky)], patience_s=0.05) as client:
+        batches = client.batches(batch_size=8, key=1, prefetch=3)
+        next(batches)
+        state = batches.get_state()
+        drained = 1
+        flaky.failing.set()
+        with pytest.raises(Unavailable, match="told to fail"):
+            while True:  # what is in flight already may still come
+                next(batches)
+                drained += 1
+        assert batches.get_state() == state | {"position": 8 * drained}
+        flaky.failing.clear()
+        assert_batches_equal(next(batches), client.get_batch_at(8 * drained, 8, 1))
+
+
+def test_batches_are_asked_for_ahead_of_their_use(node):
+    flaky = Flaky(MixServicer({"train": node}))
+    with MixClient([InProcessTransport(flaky)]) as client:
+        batches = client.batches(batch_size=8, key=1, prefetch=3)
+        next(batches)
+        deadline = time.monotonic() + 20
+        while flaky.calls < 1 + 1 + 3:  # the description, the first batch, and three ahead
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def test_closing_a_client_ends_iterators_that_wait_for_a_server():
+    with local_client({"train": make_node()}) as client:
+        described = client.mixture()
+    lost = MixClient.connect("127.0.0.1:1", patience_s=600)
+    lost._mixtures[""] = described
+    ended: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            next(lost.batches(8, 0))
+        except Unavailable as error:
+            ended.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    lost.close()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert ended

@@ -1,0 +1,75 @@
+"""Tiny real mixtures, a real server, and clients over every transport."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from mixserve_client import MixClient
+
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
+
+TRANSPORTS = ("in-process", "grpc")
+
+
+@pytest.fixture(autouse=True)
+def _strict_jax() -> Iterator[None]:
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+def arrays(length: int, seed: int) -> dict[str, np.ndarray]:
+    """One array of every kind that matters: 64 bits, sub-byte precision, odd row sizes, scalars."""
+    rng = np.random.default_rng(seed)
+    return {
+        "tokens": rng.integers(0, 1 << 16, (length, 5)).astype(np.uint16),
+        "image": rng.normal(size=(length, 3, 2)).astype(np.float32),
+        "id": rng.integers(-(1 << 62), 1 << 62, length),
+        "half": rng.normal(size=(length, 7)).astype(ml_dtypes.bfloat16),
+        "eighth": rng.normal(size=(length, 3)).astype(ml_dtypes.float8_e4m3fn),
+        "flag": rng.integers(0, 2, length).astype(bool),
+    }
+
+
+def make_node(weights: tuple[float, ...] = (0.5, 0.2, 0.3), seed: int = 0, **options: Any) -> MixDataSourcesNode:
+    sources = [ArraySource(arrays(10 * (i + 1), seed + i), name=f"source-{i}") for i in range(len(weights))]
+    config = MixDataSourcesConfig(num_sources=len(weights), weights=weights, **options)
+    return MixDataSourcesNode(config, sources)
+
+
+def assert_batches_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Same fields, dtypes, shapes and bytes."""
+    assert left.keys() == right.keys()
+    for name in left:
+        a, b = np.asarray(left[name]), np.asarray(right[name])
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert a.tobytes() == b.tobytes(), name
+
+
+@pytest.fixture(scope="session")
+def node() -> MixDataSourcesNode:
+    return make_node()
+
+
+@pytest.fixture(scope="session")
+def server(node: MixDataSourcesNode) -> Iterator[MixServer]:
+    with serve({"train": node}) as running:
+        yield running
+
+
+@pytest.fixture(params=TRANSPORTS)
+def client(request: pytest.FixtureRequest, node: MixDataSourcesNode) -> Iterator[MixClient]:
+    if request.param == "grpc":
+        made = MixClient.connect(request.getfixturevalue("server").address, patience_s=20)
+    else:
+        made = local_client({"train": node})
+    with made:
+        yield made
+
+
+@pytest.fixture
+def call(client: MixClient) -> Callable[[str, bytes], bytes]:
+    """Raw bytes to a method over the client's transport."""
+    return lambda method, data: client._caller.call(method, data)

@@ -1,0 +1,195 @@
+"""The command line and its configuration: what it shows, and what it says where something is wrong."""
+
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from mixserve_client import MixClient
+from typer.testing import CliRunner
+
+from mixserve.build import build_nodes
+from mixserve.cli.main import app
+from mixserve.config import ConfigError, load_config
+from tests.processes import write_mixture
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output + result.stderr
+
+
+def test_check_shows_the_mixtures(tmp_path):
+    code, shown = run("check", write_mixture(tmp_path))
+    assert code == 0
+    for part in ("mixture train", "70.0000%", "field tokens: uint16[16]", "placement host", "fingerprint"):
+        assert part in shown
+
+
+def test_info_fetch_and_health_ask_a_running_server(server, tmp_path):
+    code, shown = run("info", server.address)
+    assert code == 0
+    assert "source-2" in shown
+    assert run("health", server.address) == (0, "SERVING\n")
+    code, shown = run("fetch", server.address, "--size", 3, "--key", 7, "--start", 5)
+    assert code == 0
+    assert "tokens: uint16[3, 5]" in shown
+    out = tmp_path / "batch.npz"
+    assert run("fetch", server.address, "--size", 3, "--key", 7, "--start", 5, "--out", out)[0] == 0
+    with np.load(out) as saved, MixClient.connect(server.address) as client:
+        np.testing.assert_array_equal(saved["id"], client.get_batch_at(5, 3, 7)["id"])
+
+
+def test_asking_where_no_server_is(tmp_path):
+    for command in (["info"], ["fetch"]):
+        code, shown = run(*command, "127.0.0.1:1", "--timeout-s", 0.2)
+        assert code == 2
+        assert "mixserve: " in shown
+    assert run("health", "127.0.0.1:1", "--timeout-s", 0.2)[0] == 1
+
+
+def test_fetch_says_what_is_wrong(server):
+    assert "size must be at least 1, got 0" in run("fetch", server.address, "--size", 0)[1]
+    assert "must be one of 'train', got 'x'" in run("fetch", server.address, "--mixture", "x")[1]
+    assert "must be an .npz file" in run("fetch", server.address, "--out", "x.txt")[1]
+
+
+GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 1}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("mixtures: {}", "mixtures: Dictionary should have at least 1 item"),
+        ("", "must hold the keys mixtures, server, got NoneType"),
+        ("[1", "is not YAML"),
+        ("mixturs: {}", "mixturs: unknown key; allowed here are mixtures, server"),
+        (
+            "server: {prot: 1}\nmixtures: {x: {sources: {a: %s}}}",
+            "server.prot: unknown key; allowed here are host, port",
+        ),
+        (
+            "mixtures: {x: {sauces: {a: %s}}}",
+            "mixtures.x.sauces: unknown key; allowed here are sampling, sources, placement",
+        ),
+        ("mixtures: {x: {sources: {a: %s, a: %s}}}", "the key 'a' stands twice"),
+        (
+            "mixtures: {x: {placement: moon, sources: {a: %s}}}",
+            "mixtures.x.placement: Input should be 'auto', 'host' or",
+        ),
+        ("mixtures: {x: {sources: {a: {kind: csv, weight: 1}}}}", "mixtures.x.sources.a: "),
+        ("mixtures: {x: {sources: {a: {weight: 1}}}}", "mixtures.x.sources.a: "),
+        (
+            "mixtures: {x: {sources: {a: {kind: tokens, paths: a, dtype: uint16, sequence_length: 16, weight: 1}}}}",
+            "a.paths: unknown key; allowed here are weight, kind, path, dtype, sequence_length, as, field",
+        ),
+        ("mixtures: {x: {sources: {a: {kind: arrays, path: a.npz}}}}", "mixtures.x.sources.a.weight: is required"),
+        (
+            "mixtures: {x: {sources: {a: {kind: arrays, path: a, weight: -1}}}}",
+            "a.weight: weights must be positive or zero",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: arrays, path: a, weight: .nan}}}}",
+            "a.weight: weights must be positive or zero",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: arrays, path: a, weight: many}}}}",
+            "a.weight: Input should be a valid number",
+        ),
+        ("mixtures: {x: {sources: {a: {kind: arrays, path: a.npz, weight: 1}}}}", "mixtures.x.sources.a: path: "),
+        ("mixtures: {x: {sources: {a: {kind: arrays, path: '*.npz', weight: 1}}}}", "path: no file matches '*.npz'"),
+        ("mixtures: {x: {sources: {a: {kind: arrays, path: a.bin, weight: 1}}}}", "mixtures.x.sources.a: "),
+        (
+            "mixtures: {x: {sources: {a: {kind: tokens, path: odd.bin, dtype: uint16, sequence_length: 1, weight: 1}}}}",
+            "odd.bin has 3 bytes, no multiple of the 2 bytes of uint16",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: tokens, path: a.bin, dtype: word, sequence_length: 2, weight: 1}}}}",
+            "mixtures.x.sources.a: dtype must be one of bool, int8",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: tokens, path: a.bin, dtype: uint16, sequence_length: 0, weight: 1}}}}",
+            "sequence_length: Input should be greater than or equal to 1",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: tokens, path: a.bin, dtype: uint16, sequence_length: 2, weight: 0}}}}",
+            "mixtures.x: weights must have a positive, finite sum",
+        ),
+        ("mixtures: {x: {sources: {a: {kind: factory, function: os.getcwd, weight: 1}}}}", "a.function: "),
+        (
+            "mixtures: {x: {sources: {a: {kind: factory, function: 'os:getcwd', weight: 1}}}}",
+            "must return a Source, got",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: factory, function: 'no_such:f', weight: 1}}}}",
+            "No module named 'no_such'",
+        ),
+        ("server: {port: 70000}\nmixtures: {x: {sources: {a: %s}}}", "server.port: Input should be less than or equal"),
+    ],
+)
+def test_configurations_that_are_wrong_end_with_2_and_name_file_and_key(tmp_path, content, said):
+    write_mixture(tmp_path)
+    (tmp_path / "odd.bin").write_bytes(b"123")
+    file = tmp_path / "wrong.yaml"
+    file.write_text(content.replace("%s", GOOD))
+    code, shown = run("check", file)
+    assert code == 2
+    assert str(file) in shown.replace("\n", "") or str(file) in shown
+    assert said in shown
+
+
+def test_a_missing_file_is_named(tmp_path):
+    code, shown = run("serve", tmp_path / "none.yaml")
+    assert code == 2
+    assert "none.yaml: cannot be read: No such file" in shown
+
+
+def test_a_wrong_configuration_prints_no_traceback(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("mixtures: {x: {sources: {a: {kind: arrays, path: none.npz, weight: 1}}}}")
+    ended = subprocess.run([sys.executable, "-m", "mixserve", "check", file], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "none.npz" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_kinds_of_sources(tmp_path):
+    np.savez(tmp_path / "one.npz", x=np.arange(6).reshape(3, 2), y=np.ones(3, ml_dtypes.bfloat16))
+    np.savez(tmp_path / "two.npz", x=np.arange(4).reshape(2, 2), y=np.ones(2, ml_dtypes.bfloat16))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.save(folder / "x.npy", np.arange(8).reshape(4, 2))
+    np.save(folder / "y.npy", np.ones(4, ml_dtypes.bfloat16))
+    (tmp_path / "homemade.py").write_text(
+        "import ml_dtypes, numpy as np\nfrom mixserve import ArraySource\n"
+        "def make(rows):\n"
+        "    return ArraySource({'x': np.zeros((rows, 2), int), 'y': np.zeros(rows, ml_dtypes.bfloat16)})\n"
+    )
+    file = tmp_path / "mixture.yaml"
+    file.write_text(
+        "mixtures:\n  m:\n    sources:\n"
+        "      zips: {kind: arrays, path: ['t*.npz', 'one.npz'], dtypes: {y: bfloat16}, weight: 1}\n"
+        "      maps: {kind: arrays, path: folder, dtypes: {y: bfloat16}, weight: 1}\n"
+        "      made: {kind: factory, function: 'homemade:make', arguments: {rows: 7}, weight: 2}\n"
+    )
+    node = build_nodes(load_config(file), file)["m"]
+    zips, maps, made = node.sources
+    assert node.mixture.names == ("zips", "maps", "made")
+    assert node.mixture.weights == (0.25, 0.25, 0.5)
+    assert zips.take(np.array([0, 2]))["x"].tolist() == [[0, 1], [0, 1]]
+    assert (len(zips), len(maps), len(made)) == (5, 4, 7)
+    assert not maps.blocks()[0]["x"].flags.writeable
+    assert str(tmp_path) not in sys.path
+    file.write_text(file.read_text().replace("dtypes: {y", "dtypes: {z", 1))
+    with pytest.raises(ConfigError, match=r"mixtures\.m\.sources\.zips: dtypes: .* fields \['x', 'y'\], not \['z'\]"):
+        build_nodes(load_config(file), file)
+
+
+def test_flags_come_before_the_file(tmp_path):
+    config = write_mixture(tmp_path)
+    assert "placement device" in run("check", config, "--placement", "device")[1]
+    code, shown = run("check", config, "--placement", "moon")
+    assert code == 2
+    assert "placement must be one of auto, host, device, got 'moon'" in shown

@@ -1,0 +1,284 @@
+"""The node: batches equal the reference's algorithm applied to the sources, eager and compiled, on host and device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
+from tests.conftest import arrays, assert_batches_equal, make_node
+from tests.reference import draw
+
+
+def two(weights=(1.0, 3.0), **options) -> MixDataSourcesNode:
+    """A node without 64-bit fields, which JAX can hold."""
+    kept = ("tokens", "image", "half", "eighth", "flag")
+    sources = [ArraySource({name: arrays(10 + i, i)[name] for name in kept}) for i in range(2)]
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=weights, **options), sources)
+
+
+def rows_of_the_reference(node: MixDataSourcesNode, start: int, size: int, seed: int) -> dict[str, np.ndarray]:
+    blocks = [source.blocks()[0] for source in node.sources]
+    drawn = draw(node.config.weights, [len(s) for s in node.sources], jax.random.key(seed), start, size)
+    return {name: np.stack([blocks[source][name][record] for source, record in drawn]) for name in blocks[0]}
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_get_batch_at_gives_the_rows_of_the_reference(placement):
+    node = two(placement=placement)
+    assert node.placement == placement
+    batch = node.get_batch_at(7, 40, jax.random.key(3))
+    assert all(isinstance(array, jax.Array) for array in batch.values())
+    assert_batches_equal(batch, rows_of_the_reference(node, 7, 40, 3))
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_get_batch_at_is_the_same_under_jit_with_traced_start_and_key(placement):
+    node = two(placement=placement)
+    batch = jax.jit(lambda start, key: node.get_batch_at(start, 40, key))
+    for start, seed in ((0, 0), (2**31 - 100, 2**32 - 1), (12345, 6)):
+        expected = node.get_batch_at(start, 40, jax.random.key(seed))
+        assert_batches_equal(batch(start, jax.random.key(seed)), expected)
+        assert_batches_equal(batch(np.uint32(start), jax.random.key_data(jax.random.key(seed))), expected)
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_get_batch_at_under_vmap_and_scan(placement):
+    node, key = two(placement=placement), jax.random.key(1)
+    starts = jnp.arange(0, 30, 10)
+    mapped = jax.vmap(lambda start: node.get_batch_at(start, 10, key))(starts)
+    _, scanned = jax.lax.scan(lambda carry, start: (carry, node.get_batch_at(start, 10, key)), 0, starts)
+    for i, start in enumerate(starts.tolist()):
+        expected = node.get_batch_at(start, 10, key)
+        assert_batches_equal({name: array[i] for name, array in mapped.items()}, expected)
+        assert_batches_equal({name: array[i] for name, array in scanned.items()}, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(start=st.integers(0, 2**62), size=st.integers(2, 300), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_a_batch_equals_its_parts_put_together(node, start, size, seed, data):
+    cut = data.draw(st.integers(1, size - 1))
+    words = np.array([0, seed], np.uint32)
+
+    def read(first: int, rows: int) -> dict[str, np.ndarray]:
+        out = {f.name: np.empty((rows, *f.shape), f.dtype) for f in node.mixture.fields}
+        node.read_into(first, words, out)
+        return out
+
+    parts = read(start, cut), read(start + cut, size - cut)
+    whole = read(start, size)
+    assert_batches_equal(whole, {name: np.concatenate([part[name] for part in parts]) for name in whole})
+
+
+def test_placement_device_keeps_64_bit_fields_on_the_host():
+    host, device = make_node(placement="host"), make_node(placement="device")
+    for node in (host, device):
+        assert node.element_spec()["id"].dtype == np.int32
+    words = np.array([0, 9], np.uint32)
+    read = []
+    for node in (host, device):
+        out = {f.name: np.empty((700, *f.shape), f.dtype) for f in node.mixture.fields}
+        node.read_into(5, words, out)
+        read.append(out)
+    assert read[0]["id"].dtype == np.int64
+    assert_batches_equal(*read)
+
+
+def test_get_batch_at_inside_a_program_with_known_arguments():
+    node = two()
+    expected = node.get_batch_at(3, 10, jax.random.key(1))
+    assert_batches_equal(jax.jit(lambda: node.get_batch_at(3, 10, jax.random.key(1)))(), expected)
+    key = jax.random.key(1)
+    assert_batches_equal(jax.jit(lambda: node.get_batch_at(3, 10, key))(), expected)
+
+
+def test_placement_auto_is_host_on_a_cpu():
+    assert two(placement="auto").placement == "host"
+
+
+def test_placement_device_refuses_sources_that_are_no_arrays():
+    with pytest.raises(ValueError, match="placement device needs sources that are arrays"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), placement="device"), [Squares()])
+
+
+class Squares:
+    """A source that computes its records."""
+
+    def __len__(self):
+        return 1000
+
+    def element_spec(self):
+        return {"x": jax.ShapeDtypeStruct((2,), np.int32)}
+
+    def take(self, record_ids):
+        return {"x": np.stack([record_ids, record_ids**2], axis=1).astype(np.int32)}
+
+
+def test_computed_sources_mix_with_arrays():
+    table = ArraySource({"x": -np.arange(20, dtype=np.int32).reshape(10, 2)})
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=3, weights=(1, 1, 1)), [table, Squares(), Named()])
+    drawn = draw((1, 1, 1), [10, 1000, 1000], jax.random.key(0), 0, 50)
+    expected = [table.blocks()[0]["x"][record] if source == 0 else (record, record**2) for source, record in drawn]
+    np.testing.assert_array_equal(node.get_batch_at(0, 50, jax.random.key(0))["x"], np.array(expected))
+
+
+class Named(Squares):
+    name = "named"
+
+
+def test_64_bit_values_that_jax_can_hold_are_narrowed_and_others_refused():
+    def node_of(values) -> MixDataSourcesNode:
+        return MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,)), [ArraySource({"id": values})])
+
+    small = node_of(np.array([1, -2, 2**31 - 1]))
+    assert small.get_batch_at(0, 20, jax.random.key(0))["id"].dtype == jnp.int32
+    halves = node_of(np.array([0.5, np.nan, np.inf]))
+    assert halves.get_batch_at(0, 20, jax.random.key(0))["id"].dtype == jnp.float32
+    for values in (np.array([2**31]), np.array([0.1])):
+        with pytest.raises(ValueError, match=r"field 'id' holds .*64 values .* row 0"):
+            node_of(values).get_batch_at(0, 2, jax.random.key(0))
+    with jax.enable_x64(True):
+        wide = node_of(np.array([2**40])).get_batch_at(0, 2, jax.random.key(0))["id"]
+        assert wide.dtype == jnp.int64
+        assert wide.tolist() == [2**40] * 2
+
+
+def test_element_spec_describes_the_batches():
+    node = two()
+    batch = node.get_batch_at(0, 3, jax.random.key(0))
+    assert {name: (spec.shape, spec.dtype) for name, spec in node.element_spec().items()} == {
+        name: (array.shape[1:], array.dtype) for name, array in batch.items()
+    }
+
+
+def test_len_and_repr():
+    sources = [ArraySource({"x": np.zeros(10, np.int32)}), ArraySource({"x": np.zeros(20, np.int32)})]
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 3)), sources)
+    assert len(node) == 30
+    children = "ArraySource({x: int32[]}, length=10), ArraySource({x: int32[]}, length=20)"
+    assert repr(node) == f"MixDataSourcesNode(sources=[{children}], weights=[0.25, 0.75], length=30)"
+    assert str(node) == repr(node)
+
+
+def test_get_batch_at_needs_a_key():
+    with pytest.raises(ValueError, match="key"):
+        two().get_batch_at(0, 8)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        jax.random.key(0, impl="rbg"),
+        np.zeros(4, np.uint32),
+        np.zeros(2, np.int32),
+        jax.random.split(jax.random.key(0)),
+        True,
+        -1,
+        2**32,
+        "7",
+    ],
+    ids=str,
+)
+def test_get_batch_at_refuses_other_keys(key):
+    with pytest.raises(ValueError, match=r"threefry2x32.*got"):
+        two().get_batch_at(0, 8, key)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(0, impl="rbg"), np.zeros(4, np.uint32)], ids=["rbg", "four words"])
+def test_get_batch_at_refuses_other_keys_under_jit(key):
+    node = two()
+    with pytest.raises(ValueError, match="key must be"):
+        jax.jit(lambda key: node.get_batch_at(0, 8, key))(key)
+
+
+def test_an_integer_seed_is_the_key_of_jax():
+    node = two()
+    assert_batches_equal(
+        node.get_batch_at(0, 8, 2**32 - 1), node.get_batch_at(0, 8, jax.random.key(np.uint32(2**32 - 1)))
+    )
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 0), (0, -1), (-1, 1), (2**63 - 5, 6), (0, 1.5)])
+def test_get_batch_at_refuses_positions_that_do_not_exist(start, size):
+    with pytest.raises(ValueError, match=r"(start|size) .*must be .*got"):
+        two().get_batch_at(start, size, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("other", "leaf", "said"),
+    [
+        ({"x": np.zeros((4, 3), np.int32)}, "x", r"int32\[2\] in '0' and int32\[3\] in '1'"),
+        ({"x": np.zeros((4, 2), np.int64)}, "x", r"int32\[2\] in '0' and int64\[2\] in '1'"),
+        ({"y": np.zeros((4, 2), np.int32)}, "x", "'0' has the leaf 'x', '1' has not"),
+        ({"x": np.zeros((4, 2), np.int32), "y": np.zeros(4)}, "y", "'1' has the leaf 'y', '0' has not"),
+    ],
+)
+def test_sources_must_share_their_element_spec(other, leaf, said):
+    sources = [ArraySource({"x": np.zeros((4, 2), np.int32)}), ArraySource(other)]
+    with pytest.raises(ValueError, match=f"element_spec.*{leaf}.*{said}|element_spec.*{said}"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1)), sources)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({}, "num_sources"),
+        ({"num_sources": 2}, "weights"),
+        ({"num_sources": 0, "weights": ()}, "num_sources"),
+        ({"num_sources": 2, "weights": (1.0,)}, "weights"),
+        ({"num_sources": 2, "weights": (1.0, -0.5)}, "weights must be positive or zero"),
+        ({"num_sources": 2, "weights": (0.0, 0.0)}, "weights must have a positive, finite sum"),
+        ({"num_sources": 1, "weights": (float("nan"),)}, "weights"),
+        ({"num_sources": 1, "weights": (float("inf"),)}, "weights"),
+        ({"num_sources": 1, "weights": ("1",)}, "weights must be numbers"),
+        ({"num_sources": 1, "weights": (1.0,), "stochastic": True}, "stochastic"),
+        ({"num_sources": 1, "weights": (1.0,), "placement": "moon"}, "placement"),
+        ({"num_sources": 1, "weights": (1.0,), "source_names": ("a", "b")}, "source_names"),
+        ({"num_sources": 1, "weights": (1.0,), "batch_stats_fn": len, "precomputed_stats": {}}, "batch_stats_fn"),
+    ],
+)
+def test_config_says_which_field_is_wrong(options, field):
+    with pytest.raises(ValueError, match=field):
+        MixDataSourcesConfig(**options)
+
+
+def test_config_is_frozen_and_hashable():
+    config = MixDataSourcesConfig(num_sources=1, weights=[2.0], precomputed_stats={"mean": 1})
+    assert config.weights == (2.0,)
+    assert hash(config) == hash(MixDataSourcesConfig(num_sources=1, weights=(2.0,), precomputed_stats={"mean": 1}))
+    with pytest.raises(AttributeError):
+        config.weights = (1.0,)
+
+
+def test_node_refuses_what_is_no_source_and_wrong_numbers_of_them():
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,))
+    with pytest.raises(TypeError, match="a source needs"):
+        MixDataSourcesNode(config, [[1, 2, 3]])
+    with pytest.raises(ValueError, match="num_sources is 1, got 2"):
+        MixDataSourcesNode(config, [Squares(), Squares()])
+
+
+def test_an_empty_source_needs_the_weight_0():
+    sources = [ArraySource({"x": np.zeros(0, np.int32)}), ArraySource({"x": np.arange(5, dtype=np.int32)})]
+    with pytest.raises(ValueError, match="'0' has no records"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1)), sources)
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(0, 1)), sources)
+    assert set(node.get_batch_at(0, 100, jax.random.key(0))["x"].tolist()) == set(range(5))
+
+
+def test_names_must_differ():
+    sources = [ArraySource({"x": np.zeros(2, np.int32)}, name="a") for _ in range(2)]
+    with pytest.raises(ValueError, match=r"different names.*'a'"):
+        MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1)), sources)
+
+
+def test_memory_maps_stay_maps_and_nothing_is_copied(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(4000, dtype=np.int64).reshape(1000, 4))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,))
+    node = MixDataSourcesNode(config, [ArraySource({"x": mapped})])
+    jax.jit(lambda start: node.get_batch_at(start, 8, jax.random.key(0)))(3)
+    assert np.shares_memory(node.sources[0].blocks()[0]["x"], mapped)
+    assert not node.sources[0].blocks()[0]["x"].flags.writeable

@@ -1,0 +1,58 @@
+"""What the two packages export, need and load."""
+
+import importlib
+import re
+import subprocess
+import sys
+from importlib.metadata import requires
+
+import mixserve_client
+
+import mixserve
+
+HEAVY = ("jax", "flax", "grain", "torch", "mixserve")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules in a fresh interpreter after `statement`, with warnings as errors."""
+    code = f"{statement}; import sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    return set(ended.stdout.split())
+
+
+def test_the_client_is_light():
+    loaded = loaded_by("import mixserve_client")
+    assert "grpc" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_a_health_probe_does_not_load_jax():
+    assert "jax" not in loaded_by("import mixserve.cli.main, mixserve.cli.health")
+
+
+def test_the_client_needs_four_packages():
+    needed = {re.split(r"[<>=\[ ;]", line)[0] for line in requires("mixserve-client") or ()}
+    assert needed == {"grpcio", "ml_dtypes", "numpy", "protobuf"}
+
+
+def test_exports_are_sorted_and_there():
+    for package in (mixserve, mixserve_client):
+        assert package.__all__ == sorted(package.__all__)
+        for name in package.__all__:
+            assert getattr(package, name).__name__ == name
+    assert set(mixserve._HOMES) == set(mixserve.__all__)
+    assert set(mixserve.__all__) <= set(dir(mixserve))
+
+
+def test_what_is_not_exported_is_an_attribute_error():
+    try:
+        importlib.import_module("mixserve").nothing  # noqa: B018
+    except AttributeError as error:
+        assert "nothing" in str(error)
+    else:
+        raise AssertionError
+
+
+def test_versions_agree():
+    assert mixserve.__version__ == mixserve_client.__version__
