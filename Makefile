@@ -59,7 +59,7 @@ test-node: $(READY) ## Read a batch with a Node.js client made from the .proto a
 	PYTHON=$(BIN)/python tests/node/run.sh
 
 clean: ## Remove the environments and everything that was built
-	rm -rf .venv .venv-* build dist *.egg-info client/*.egg-info node_modules
+	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules
 
 $(READY): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'

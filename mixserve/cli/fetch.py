@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+
 from mixserve_client import InvalidRequest, MixClient
 from mixserve_client.wire.dtypes import dtype_name
 

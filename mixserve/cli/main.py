@@ -99,9 +99,8 @@ def demo(
 @contextmanager
 def _plain_errors() -> Generator[None, None, None]:
     """Errors of the user's making are one plain message and exit code 2; anything else keeps its traceback."""
-    from mixserve_client.errors import MixserveError
-
     from mixserve.config import ConfigError
+    from mixserve_client.errors import MixserveError
 
     try:
         yield

@@ -5,9 +5,7 @@ import signal
 import threading
 from pathlib import Path
 
-from mixserve.build import build_nodes
 from mixserve.config import load_config
-from mixserve.serving import serve
 
 _logger = logging.getLogger("mixserve")
 
@@ -19,6 +17,10 @@ def run(config_file: Path, *, host: str | None, port: int | None, placement: str
     told_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told_to_stop.set())
+    # Loading JAX takes seconds; as PID 1 of a container, a process without handlers would not hear SIGTERM meanwhile.
+    from mixserve.build import build_nodes
+    from mixserve.serving import serve
+
     config = load_config(config_file)
     nodes = build_nodes(config, config_file, placement=placement)
     host = config.server.host if host is None else host

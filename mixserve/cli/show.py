@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mixserve_client import MixClient, MixtureDescription
 from rich.console import Console
 from rich.table import Table
 
 from mixserve.build import build_nodes
 from mixserve.config import load_config
+from mixserve_client import MixClient, MixtureDescription
 
 
 def show_file(config_file: Path, *, placement: str | None) -> None:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Shaped
-from mixserve_client.wire.description import Field
 
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.plan import Plan, pieces
 from mixserve.sources import ArrayBacked, Source, is_array_backed
+from mixserve_client.wire.description import Field
 
 DeviceBuffers = Mapping[str, Shaped[Array, "rows ..."]]
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 
 import numpy as np
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.dtypes import dtype_name
-from mixserve_client.wire.key import IMPLEMENTATION
 
 from mixserve.mixture.plan import Planner
 from mixserve.sources import Source, content_bytes
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.wire.key import IMPLEMENTATION
 
 # Raise it with any change to the arithmetic of plans or to what this digest covers.
 ALGORITHM_VERSION = 1

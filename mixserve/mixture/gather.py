@@ -5,11 +5,11 @@ from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
-from mixserve_client.wire.description import Field
 
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
 from mixserve.sources import ArrayBacked, Source, is_array_backed
+from mixserve_client.wire.description import Field
 
 Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.dtypes import dtype_name
 
 from mixserve.sources import ElementSpec
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.dtypes import dtype_name
 
 
 def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[Field, ...]:

@@ -10,10 +10,6 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Int, UInt32
-from mixserve_client.errors import InvalidRequest
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.key import IMPLEMENTATION, key_words
-from mixserve_client.wire.request import check_positions
 
 from mixserve.mixture import Mixture, device
 from mixserve.mixture.gather import Buffers
@@ -21,6 +17,10 @@ from mixserve.mixture.plan import Plan
 from mixserve.module import DataSourceModule, DeviceData, Opaque
 from mixserve.node.config import MixDataSourcesConfig
 from mixserve.sources import ElementSpec, Source
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.key import IMPLEMENTATION, key_words
+from mixserve_client.wire.request import check_positions
 
 Ids = Int[Array, " size"] | Int[np.ndarray, " size"]
 
@@ -96,9 +96,8 @@ class MixDataSourcesNode(DataSourceModule):
         start, size = check_positions(start, size)
         plan = self.mixture.planner.plan(key_words(key), start, size)
         batch = self._device_batch(plan.source_ids, plan.record_ids)
-        return batch | {
-            name: jnp.asarray(a) for name, a in _host_batch(self.mixture, plan, self._dtypes(batch)).items()
-        }
+        # Not jnp.asarray, which compiles a copy for every new shape; nobody else holds these arrays.
+        return batch | jax.device_put(_host_batch(self.mixture, plan, self._dtypes(batch)))
 
     def read_into(self, start: int, key: UInt32[np.ndarray, "2"], buffers: Buffers) -> None:
         """Write the rows from position `start` on into host arrays of the stored dtypes, one per field.

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# A Node.js client made from the .proto alone reads the same bytes as ours. PYTHON has mixserve installed.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-.venv/bin/python}
+
+for tool in node npm; do
+  if ! command -v "$tool" >/dev/null; then
+    echo "test-node: $tool is missing; install Node.js 18 or newer with npm" >&2
+    exit 1
+  fi
+done
+
+ready=tests/node/node_modules/.ready
+if [[ tests/node/package.json -nt $ready ]]; then
+  npm install --prefix tests/node --loglevel=error --no-audit --no-fund >/dev/null
+  touch "$ready"
+fi
+"$python" tests/node/compare.py

@@ -1,0 +1,105 @@
+"""The client against the protobuf that is installed beside it: both must read and write the same messages."""
+
+import importlib.metadata
+import importlib.util
+import sys
+
+import numpy as np
+
+import mixserve_client
+from mixserve_client.wire import batch, description, request
+from mixserve_client.wire._generated import mix_pb2
+from mixserve_client.wire.dtypes import DTYPES
+
+_HEAVY = ("jax", "flax", "grain", "torch", "mixserve")
+_FINGERPRINT = "0123456789abcdef" * 4
+
+
+def main(major: str) -> None:
+    """Check everything; AssertionError where something is wrong."""
+    version = importlib.metadata.version("protobuf")
+    assert version.split(".")[0] == major, f"protobuf must be of version {major}, got {version}"
+    _check_lightness()
+    _check_requests()
+    _check_descriptions()
+    _check_batches()
+    print(f"protobuf {version}: ok")
+
+
+def _check_lightness() -> None:
+    for name in mixserve_client.__all__:
+        getattr(mixserve_client, name)
+    for name in _HEAVY:
+        assert name not in sys.modules, f"importing mixserve_client loads {name}"
+        assert importlib.util.find_spec(name) is None, f"{name} is installed beside the client"
+
+
+def _check_requests() -> None:
+    words = np.array([2**32 - 1, 7], np.uint32)
+    wanted = request.BatchRequest("train", 2**53 + 1, 256, words, _FINGERPRINT)
+    data = request.encode_batch_request(wanted)
+    theirs = mix_pb2.GetBatchAtRequest(
+        mixture="train",
+        start=2**53 + 1,
+        size=256,
+        key=mix_pb2.Key(implementation="threefry2x32", words=[2**32 - 1, 7]),
+        expected_fingerprint=_FINGERPRINT,
+    )
+    assert mix_pb2.GetBatchAtRequest.FromString(data) == theirs
+    got = request.decode_batch_request(data)
+    assert (got.mixture, got.start, got.size, got.key.tolist(), got.expected_fingerprint) == (
+        *("train", 2**53 + 1, 256),
+        *(words.tolist(), _FINGERPRINT),
+    )
+    for cut in (data[:-1], b"\xff"):
+        try:
+            request.decode_batch_request(cut)
+        except mixserve_client.InvalidRequest:
+            continue
+        raise AssertionError(f"the broken request {cut!r} was accepted")
+    assert request.decode_mixture_request(request.encode_mixture_request("train")) == "train"
+
+
+def _check_descriptions() -> None:
+    mixture = description.MixtureDescription(
+        name="train",
+        fingerprint=_FINGERPRINT,
+        fields=_fields(),
+        sources=(description.SourceDescription("web", 2**40, 0.7), description.SourceDescription("code", 1, 0.3)),
+        limits=description.Limits(size=65536, reply_bytes=1 << 24),
+        placement="host",
+        sampling="categorical",
+    )
+    assert description.decode_mixture(description.encode_mixture(mixture)) == mixture
+    assert description.decode_names(description.encode_names(("a", "b"))) == ("a", "b")
+
+
+def _check_batches() -> None:
+    size = 3
+    message, arrays = batch.frame_batch(_FINGERPRINT, _fields(), size)
+    random = np.random.default_rng(0)
+    for array in arrays.values():
+        array.reshape(-1).view(np.uint8)[:] = random.integers(0, 2, array.nbytes, np.uint8)
+    theirs = mix_pb2.Batch.FromString(message)
+    assert theirs.fingerprint == _FINGERPRINT
+    assert len(theirs.arrays) == len(DTYPES)
+    for field, array in zip(_fields(), theirs.arrays, strict=True):
+        assert (array.name, array.dtype, tuple(array.shape)) == (field.name, field.name, (size, *field.shape))
+        assert array.data == arrays[field.name].tobytes(), f"protobuf reads other bytes of the field {field.name!r}"
+    for array in theirs.arrays:
+        array.ClearField("padding")
+    for data in (message, theirs.SerializeToString()):
+        fingerprint, decoded = batch.decode_batch(data)
+        assert fingerprint == _FINGERPRINT
+        batch.check_batch(decoded, _fields(), size)
+        for name, array in decoded.items():
+            assert array.tobytes() == arrays[name].tobytes(), f"we read other bytes of the field {name!r}"
+
+
+def _fields() -> tuple[description.Field, ...]:
+    """One field per dtype, of zero to three dimensions."""
+    return tuple(description.Field(name, dtype, (2, 3, 5)[: i % 4]) for i, (name, dtype) in enumerate(DTYPES.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
