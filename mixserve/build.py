@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from mixserve_client.wire.dtypes import dtype_named
 
 from mixserve.config import ArraysConfig, Config, ConfigError, FactoryConfig, MixtureConfig, SourceConfig, TokensConfig
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources import ArraySource, Source, TokenSource
+from mixserve_client.wire.dtypes import dtype_named
 
 T = TypeVar("T")
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-from mixserve_client import MixClient
-from mixserve_client.transport.in_process import InProcessTransport
-
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import MixServicer
+from mixserve_client import MixClient
+from mixserve_client.transport.in_process import InProcessTransport
 
 
 def local_client(nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None) -> MixClient:

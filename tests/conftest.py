@@ -7,9 +7,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from mixserve_client import MixClient
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
+from mixserve_client import MixClient
 
 TRANSPORTS = ("in-process", "grpc")
 

@@ -6,12 +6,12 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from mixserve_client import MixClient
 from typer.testing import CliRunner
 
 from mixserve.build import build_nodes
 from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
+from mixserve_client import MixClient
 from tests.processes import write_mixture
 
 
@@ -102,8 +102,8 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ("mixtures: {x: {sources: {a: {kind: arrays, path: '*.npz', weight: 1}}}}", "path: no file matches '*.npz'"),
         ("mixtures: {x: {sources: {a: {kind: arrays, path: a.bin, weight: 1}}}}", "mixtures.x.sources.a: "),
         (
-            "mixtures: {x: {sources: {a: {kind: tokens, path: odd.bin, dtype: uint16, sequence_length: 1, weight: 1}}}}",
-            "odd.bin has 3 bytes, no multiple of the 2 bytes of uint16",
+            "mixtures: {x: {sources: {a: {kind: tokens, path: o.bin, dtype: uint16, sequence_length: 1, weight: 1}}}}",
+            "o.bin has 3 bytes, no multiple of the 2 bytes of uint16",
         ),
         (
             "mixtures: {x: {sources: {a: {kind: tokens, path: a.bin, dtype: word, sequence_length: 2, weight: 1}}}}",
@@ -131,7 +131,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
 )
 def test_configurations_that_are_wrong_end_with_2_and_name_file_and_key(tmp_path, content, said):
     write_mixture(tmp_path)
-    (tmp_path / "odd.bin").write_bytes(b"123")
+    (tmp_path / "o.bin").write_bytes(b"123")
     file = tmp_path / "wrong.yaml"
     file.write_text(content.replace("%s", GOOD))
     code, shown = run("check", file)

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from importlib.metadata import requires
 
-import mixserve_client
-
 import mixserve
+import mixserve_client
 
 HEAVY = ("jax", "flax", "grain", "torch", "mixserve")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from mixserve_client import MixClient, Unavailable
-from mixserve_client.wire import methods
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
 from mixserve.cli.health import probe
 from mixserve.servicer import MixServicer
+from mixserve_client import MixClient, Unavailable
+from mixserve_client.wire import methods
 from tests.conftest import assert_batches_equal, make_node
 from tests.processes import server_process, write_mixture
 

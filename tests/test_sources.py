@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mixserve_client.wire.dtypes import DTYPES
 
 from mixserve import ArraySource, Source, TokenSource
 from mixserve.sources import content_bytes
+from mixserve_client.wire.dtypes import DTYPES
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)

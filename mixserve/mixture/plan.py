@@ -13,9 +13,8 @@ Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xfff
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -49,9 +48,9 @@ class Planner:
         self._padded_lengths = _on_cpu(np.pad(self.lengths, (0, padding), constant_values=1))
 
     def warm_up(self) -> None:
-        """Compile every program that `plan` may need, on all cores."""
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(partial(_program, _padded(self.source_count)), RUNGS))
+        """Compile every program that `plan` may need."""
+        for rung in RUNGS:
+            _program(_padded(self.source_count), rung)
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         """The plan of the positions [start, start + size); `start + size` at most 2^63 - 1."""

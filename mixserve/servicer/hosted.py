@@ -2,10 +2,9 @@
 
 from functools import cached_property
 
-from mixserve_client.wire.description import Limits, MixtureDescription, SourceDescription
-
 from mixserve.mixture.mixture import SAMPLING
 from mixserve.node import MixDataSourcesNode
+from mixserve_client.wire.description import Limits, MixtureDescription, SourceDescription
 
 _REPLY_BYTES = 16 << 20
 _SIZE = 1 << 16

@@ -4,6 +4,8 @@ import logging
 import secrets
 from collections.abc import Mapping
 
+from mixserve.node import MixDataSourcesNode
+from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, MixserveError, ServerFault, UnknownMixture
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import frame_batch
@@ -14,9 +16,6 @@ from mixserve_client.wire.request import (
     decode_list_request,
     decode_mixture_request,
 )
-
-from mixserve.node import MixDataSourcesNode
-from mixserve.servicer.hosted import HostedMixture
 
 _logger = logging.getLogger("mixserve")
 

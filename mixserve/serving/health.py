@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from mixserve_client.wire import methods
 
 SERVICE_NAME = health.SERVICE_NAME

@@ -10,15 +10,15 @@ from functools import partial
 
 import grpc
 from grpc_reflection.v1alpha import reflection
-from mixserve_client.errors import MixserveError, Unavailable
-from mixserve_client.transport.grpc import ERROR_METADATUM
-from mixserve_client.wire import methods
 
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import MixServicer
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
+from mixserve_client.errors import MixserveError, Unavailable
+from mixserve_client.transport.grpc import ERROR_METADATUM
+from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve")
 

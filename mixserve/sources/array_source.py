@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from mixserve_client.wire.dtypes import dtype_name
 
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
+from mixserve_client.wire.dtypes import dtype_name
 
 
 class ArraySource:

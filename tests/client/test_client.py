@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from mixserve import MixDataSourcesNode, MixServer, local_client, serve
 from mixserve_client import (
     DeadlineExceeded,
     FingerprintMismatch,
@@ -24,8 +26,6 @@ from mixserve_client import (
 from mixserve_client.slices import shard_rows, slices
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
-
-from mixserve import MixDataSourcesNode, MixServer, local_client, serve
 from tests.conftest import assert_batches_equal, make_node
 from tests.test_node import two
 

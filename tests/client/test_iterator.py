@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, Unavailable
-from mixserve_client.transport.in_process import InProcessTransport
 
 from mixserve import local_client
 from mixserve.servicer import MixServicer
+from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, Unavailable
+from mixserve_client.transport.in_process import InProcessTransport
 from tests.conftest import assert_batches_equal, make_node
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mixserve_client import CorruptReply, Field, InvalidRequest, OutOfRange
 from mixserve_client.wire import description, frame, health, methods, request
 from mixserve_client.wire._generated import mix_pb2

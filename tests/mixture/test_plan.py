@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixserve_client.wire.key import key_words
 
 from mixserve.mixture.mixture import normalised
 from mixserve.mixture.plan import RUNGS, Planner, pieces
+from mixserve_client.wire.key import key_words
 from tests.reference import draw, draw_one_eagerly
 
 GOLDEN = Path(__file__).with_name("golden_plans.json")

@@ -1,0 +1,35 @@
+"""The quiet run: the same mixture.yaml, built in a process of its own without a server -> the digest of its batches."""
+
+import argparse
+from pathlib import Path
+
+from mixserve.build import build_nodes
+from mixserve.config import load_config
+from mixserve.demo.journal import JournalWriter
+from mixserve.demo.stream import chained, open_stream
+from mixserve.local import local_client
+
+
+def digest_in_process(config_file: Path, steps: int) -> str:
+    """The digest of the first `steps` batches, uninterrupted."""
+    digest = ""
+    with local_client(build_nodes(load_config(config_file), config_file)) as client:
+        for batch in open_stream(client, steps, prefetch=0):
+            digest = chained(digest, batch)
+    return digest
+
+
+def main() -> None:
+    """Write the digest to a journal, with the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config_file", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("journal", type=Path)
+    arguments = parser.parse_args()
+    digest = digest_in_process(arguments.config_file, arguments.steps)
+    with JournalWriter(arguments.journal) as journal:
+        journal.write(event="finished", step=arguments.steps, digest=digest)
+
+
+if __name__ == "__main__":
+    main()
