@@ -15,7 +15,6 @@ from mixserve.mixture.spec import common_fields
 from mixserve.sources import Source
 
 SAMPLING = "categorical"
-_LONGEST_SOURCE = 2**31 - 1
 
 
 class Mixture:
@@ -32,8 +31,6 @@ class Mixture:
         for name, source, weight in zip(self.names, self.sources, self.weights, strict=True):
             if len(source) == 0 and weight > 0:
                 raise ValueError(f"the source {name!r} has no records but the weight {weight}; give it the weight 0")
-            if len(source) > _LONGEST_SOURCE:
-                raise ValueError(f"the source {name!r} has {len(source)} records, at most 2^31 - 1 are possible")
         self.fields = common_fields(self.names, [source.element_spec() for source in self.sources])
         self.lengths = tuple(len(source) for source in self.sources)
         self.planner = Planner(self.weights, self.lengths)

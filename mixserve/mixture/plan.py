@@ -5,6 +5,9 @@ Per position p, as the reference's `get_batch_at` draws it:
 1. `pos_key = fold_in(key, p)`;  2. `src_key, idx_key, fetch_key = split(pos_key, 3)`;
 3. `source = categorical(src_key, log_weights)`;  4. `record = randint(idx_key, (), 0, length[source], int32)`.
 
+A source of more than 2^31 - 1 records draws `record` from `bits(idx_key, (2,), uint32)`, taken as (hi, lo) of a fraction
+of 2^64, by multiply and shift.
+
 Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xffffffff])`, which is `fold_in` below
 2^32. Plans run on the host's CPU whatever else the machine has, so that every replica chooses the same records.
 """
@@ -27,6 +30,7 @@ from jaxtyping import Array, Float, Int, Int32, UInt32
 RUNGS = (16, 64, 256, 1024, 4096)
 _LEAST_SOURCES = 8
 _WORD = 0xFFFFFFFF
+_LONGEST_INT32 = 2**31 - 1
 
 
 class Plan(NamedTuple):
@@ -42,7 +46,9 @@ class Planner:
     def __init__(self, shares: Sequence[float], lengths: Sequence[int]):
         self.source_count = len(shares)
         self.log_weights = log_shares(shares)
-        self.lengths = np.asarray(lengths, np.int32)
+        self.lengths = np.asarray([min(length, _LONGEST_INT32) for length in lengths], np.int32)
+        self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
+        self.has_long_sources = bool(self._long_lengths.any())
         padding = _padded(self.source_count) - self.source_count
         self._padded_weights = _on_cpu(np.pad(self.log_weights, (0, padding), constant_values=-np.inf))
         self._padded_lengths = _on_cpu(np.pad(self.lengths, (0, padding), constant_values=1))
@@ -50,17 +56,24 @@ class Planner:
     def warm_up(self) -> None:
         """Compile every program that `plan` may need."""
         for rung in RUNGS:
-            _program(_padded(self.source_count), rung)
+            _program(_padded(self.source_count), rung, self.has_long_sources)
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         """The plan of the positions [start, start + size); `start + size` at most 2^63 - 1."""
         drawn: list[Any] = []
         for at, rung in pieces(size):
-            program = _program(_padded(self.source_count), rung)
+            program = _program(_padded(self.source_count), rung, self.has_long_sources)
             hi, lo = np.uint32((start + at) >> 32), np.uint32((start + at) & _WORD)
             drawn.append(program(key, hi, lo, self._padded_weights, self._padded_lengths))
         ids = np.asarray(drawn[0]) if len(drawn) == 1 else np.concatenate(drawn, axis=1)
-        return Plan(ids[0, :size], ids[1, :size])
+        plan = Plan(ids[0, :size], ids[1, :size])
+        return self._with_long_records(plan, ids[2:, :size]) if self.has_long_sources else plan
+
+    def _with_long_records(self, plan: Plan, words: Int32[np.ndarray, "2 size"]) -> Plan:
+        lengths = self._long_lengths[plan.source_ids]
+        hi, lo = words.view(np.uint32).astype(np.uint64)
+        long_ids = _scaled(hi, lo, lengths).astype(np.int64)
+        return Plan(plan.source_ids, np.where(lengths > 0, long_ids, plan.record_ids.astype(np.int64)))
 
     def plan_traced(self, key: UInt32[Array, "2"], start: Int[Array, ""], size: int) -> Int32[Array, "2 {size}"]:
         """The plan inside the caller's own program, for a `start` of at most 64 bits and below 2^32 - size."""
@@ -69,7 +82,7 @@ class Planner:
         wide = start.dtype.itemsize > 4
         hi = jax.lax.convert_element_type(start >> 32, jnp.uint32) if wide else jnp.zeros((), jnp.uint32)
         with _pinned_semantics():
-            return draw(key, hi, lo, jnp.asarray(self.log_weights), jnp.asarray(self.lengths), size)
+            return draw(key, hi, lo, jnp.asarray(self.log_weights), jnp.asarray(self.lengths), size, long=False)
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
@@ -94,17 +107,24 @@ def draw(
     log_weights: Float[Array, " sources"],
     lengths: Int32[Array, " sources"],
     size: int,
-) -> Int32[Array, "2 {size}"]:
-    """Steps 1 to 4 for `size` positions from (hi << 32 | lo) on: source ids and record ids as rows."""
+    long: bool,
+) -> Int32[Array, "rows {size}"]:
+    """Steps 1 to 4 for `size` positions from (hi << 32 | lo) on: source ids and record ids as rows.
+
+    With `long`, two more rows are the bits of the words that records of long sources are drawn from.
+    """
     offsets = jax.lax.iota(jnp.uint32, size)
     los = lo + offsets
     his = hi + (los < lo).astype(jnp.uint32)
 
-    def one(position_hi: UInt32[Array, ""], position_lo: UInt32[Array, ""]) -> Int32[Array, "2"]:
+    def one(position_hi: UInt32[Array, ""], position_lo: UInt32[Array, ""]) -> Int32[Array, " rows"]:
         source_key, record_key, _ = _keys_at(key, position_hi, position_lo)
         source = jax.random.categorical(source_key, log_weights, mode="low").astype(jnp.int32)
         record = jax.random.randint(record_key, (), 0, lengths[source], dtype=jnp.int32)
-        return jnp.stack([source, record])
+        if not long:
+            return jnp.stack([source, record])
+        words = jax.lax.bitcast_convert_type(jax.random.bits(record_key, (2,), jnp.uint32), jnp.int32)
+        return jnp.concatenate([jnp.stack([source, record]), words])
 
     return jax.vmap(one, out_axes=1)(his, los)
 
@@ -124,13 +144,22 @@ def _scores(key: Array, positions: Array, log_weights: Array) -> Array:
 
 
 @cache
-def _program(sources: int, rung: int) -> jax.stages.Compiled:
+def _program(sources: int, rung: int, long: bool) -> jax.stages.Compiled:
     """`draw` for `rung` positions, compiled once per process and shared by all mixtures of as many sources."""
     word = np.uint32(0)
     args = (np.zeros(2, np.uint32), word, word, np.zeros(sources, np.float32), np.ones(sources, np.int32))
     with _pinned_semantics():
         on_cpu = jax.tree.map(_on_cpu, args)
-        return jax.jit(draw, static_argnames="size").lower(*on_cpu, size=rung).compile()
+        return jax.jit(draw, static_argnames=("size", "long")).lower(*on_cpu, size=rung, long=long).compile()
+
+
+def _scaled(hi: np.ndarray, lo: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(hi << 32 | lo) * length >> 64, per element, in uint64 throughout: lengths are below 2^63."""
+    word, half = np.uint64(_WORD), np.uint64(32)
+    length_hi, length_lo = lengths >> half, lengths & word
+    low, middle, other = lo * length_lo, lo * length_hi, hi * length_lo
+    carried = (low >> half) + (middle & word) + (other & word)
+    return hi * length_hi + (middle >> half) + (other >> half) + (carried >> half)
 
 
 def pieces(size: int) -> list[tuple[int, int]]:

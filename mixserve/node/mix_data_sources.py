@@ -131,6 +131,8 @@ class MixDataSourcesNode(DataSourceModule):
 
     def _traced_batch(self, start: Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
         mixture = self.mixture
+        if mixture.planner.has_long_sources:
+            return self._host_planned_batch(start, size, words)
         source_ids, record_ids = mixture.planner.plan_traced(words, start, size)
         batch = self._device_batch(source_ids, record_ids)
         dtypes = self._dtypes(batch)
@@ -144,6 +146,17 @@ class MixDataSourcesNode(DataSourceModule):
 
         shapes = {f.name: jax.ShapeDtypeStruct((size, *f.shape), dtype) for f, dtype in dtypes.items()}
         return batch | jax.pure_callback(on_host, shapes, source_ids, record_ids, vmap_method="broadcast_all")
+
+    def _host_planned_batch(self, start: Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
+        """A traced batch whose record ids have more than the 32 bits that programs have without x64."""
+        mixture, dtypes = self.mixture, self._dtypes({})
+
+        def on_host(start: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
+            plan = mixture.planner.plan(np.asarray(words), int(start), size)
+            return _host_batch(mixture, plan, dtypes)
+
+        shapes = {f.name: jax.ShapeDtypeStruct((size, *f.shape), dtype) for f, dtype in dtypes.items()}
+        return jax.pure_callback(on_host, shapes, start, words, vmap_method="sequential")
 
     def _device_batch(self, source_ids: Ids, record_ids: Ids) -> dict[str, Array]:
         on_device = self._device_data.get_value()
