@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mixserve.module import DataSourceModule, StructuralConfig
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
     from mixserve.serving import MixServer, serve
-    from mixserve.sources import ArraySource, Source, TokenSource
+    from mixserve.sources import ArraySource, RandomAccessSource, Source, TokenSource
 
 __all__ = [
     "ArraySource",
@@ -16,6 +16,7 @@ __all__ = [
     "MixDataSourcesConfig",
     "MixDataSourcesNode",
     "MixServer",
+    "RandomAccessSource",
     "Source",
     "StructuralConfig",
     "TokenSource",
@@ -31,6 +32,7 @@ _HOMES = {
     "MixDataSourcesConfig": "mixserve.node",
     "MixDataSourcesNode": "mixserve.node",
     "MixServer": "mixserve.serving",
+    "RandomAccessSource": "mixserve.sources",
     "Source": "mixserve.sources",
     "StructuralConfig": "mixserve.module",
     "TokenSource": "mixserve.sources",

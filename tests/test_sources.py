@@ -2,13 +2,14 @@
 
 import mmap
 
+import grain
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixserve import ArraySource, Source, TokenSource
+from mixserve import ArraySource, RandomAccessSource, Source, TokenSource
 from mixserve.sources import content_bytes
 from mixserve_client.wire.dtypes import DTYPES
 
@@ -116,3 +117,75 @@ def test_jax_arrays_are_sources_too():
 
     source = ArraySource({"x": jnp.ones((4, 2), ml_dtypes.bfloat16)})
     assert source.element_spec()["x"].dtype == ml_dtypes.bfloat16
+
+
+class Items:
+    """A map-style data set that counts how it is read."""
+
+    def __init__(self, length: int = 50, odd: int | None = None):
+        self.length, self.odd, self.singles = length, odd, 0
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        self.singles += 1
+        size = 3 if index == self.odd else 2
+        return {"x": np.full(size, index, np.int16), "pair": (index, [float(index)])}
+
+
+class BatchedItems(Items):
+    def __getitems__(self, indices):
+        return [Items.__getitem__(self, index) for index in indices]
+
+
+def check_items(source: Source) -> None:
+    ids = np.random.default_rng(0).integers(0, len(source), 40)
+    records = source.take(ids)
+    assert records["x"].tolist() == [[i, i] for i in ids]
+    assert records["pair"][0].tolist() == ids.tolist()
+    assert records["pair"][1][0].tolist() == ids.tolist()
+    assert records["pair"][1][0].dtype == source.element_spec()["pair"][1][0].dtype == np.float64
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_random_access_sources_keep_the_order(threads):
+    check_items(RandomAccessSource(Items(), threads=threads))
+    assert repr(RandomAccessSource(Items())) == "RandomAccessSource(Items, length=50)"
+
+
+def test_random_access_sources_use_the_batched_hook():
+    items = BatchedItems()
+    source = RandomAccessSource(items)
+    check_items(source)
+    plain = Items()
+    check_items(RandomAccessSource(plain))
+    assert items.singles == plain.singles  # the hook of this test counts as well
+    items.__class__ = type("OnlyBatched", (BatchedItems,), {"__getitem__": None})
+    check_items(source)
+
+
+def test_lists_and_grain_data_sets_are_random_access():
+    items = [Items()[i] for i in range(20)]
+    check_items(RandomAccessSource(items))
+    check_items(RandomAccessSource(grain.MapDataset.source(items).map(lambda item: item)))
+
+
+def test_an_item_of_another_spec_is_named():
+    source = RandomAccessSource(Items(odd=7))
+    with pytest.raises(ValueError, match=r"record 7 has .*\(3,\)"):
+        source.take(np.array([1, 7, 2]))
+
+
+def test_random_access_sources_need_an_item_and_a_thread():
+    with pytest.raises(ValueError, match="at least one item"):
+        RandomAccessSource([])
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        RandomAccessSource(Items(), threads=0)
+
+
+def test_nested_arrays_are_an_array_source():
+    source = ArraySource({"a": {"b/c": np.arange(4)}, "d": (np.ones((4, 2)), np.zeros(4, np.int8))})
+    assert list(source.blocks()[0]) == ["a/b~1c", "d/~t0", "d/~t1"]
+    assert source.element_spec()["d"][0].shape == (2,)
+    assert source.take(np.array([3]))["a"]["b/c"].tolist() == [3]

@@ -18,6 +18,7 @@ from mixserve_client.wire.batch import check_batch, decode_batch
 from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
 from mixserve_client.wire.key import KeyWords, key_words
 from mixserve_client.wire.request import BatchRequest, check_positions, encode_batch_request, encode_mixture_request
+from mixserve_client.wire.tree import unflatten
 from mixserve_client.workers import Workers
 
 _FETCH_THREADS = 4
@@ -74,8 +75,10 @@ class MixClient:
 
     def get_batch_at(
         self, start: int, size: int, key: Any, *, mixture: str | None = None, timeout_s: float | None = None
-    ) -> Batch:
+    ) -> Any:
         """The rows at the positions [start, start + size): arrays by field, each of shape (size, *field.shape).
+
+        Records that are nested on the server come back nested.
 
         `key` is an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32 `jax.random.key`. The arrays have
         the stored dtypes and are read-only where that saves a copy. `size` has no limit: what exceeds the server's is
@@ -87,8 +90,8 @@ class MixClient:
         described = self._described(mixture, timeout_s)
         fetch = partial(self._fetch, described, words, deadline)
         if next(slices(described, size)) == (0, size):
-            return fetch(start, size)
-        return PendingBatch(fetch, self._workers, described, start, size).result()
+            return unflatten(fetch(start, size))
+        return unflatten(PendingBatch(fetch, self._workers, described, start, size).result())
 
     def batches(
         self,

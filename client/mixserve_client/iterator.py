@@ -14,6 +14,7 @@ from mixserve_client.slices import shard_rows
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import POSITION_LIMIT, check_positions
+from mixserve_client.wire.tree import unflatten
 
 if TYPE_CHECKING:
     from mixserve_client.client import MixClient
@@ -63,7 +64,7 @@ class BatchIterator:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         if self._closed:
             raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
         mixture = self._mixture()
@@ -80,7 +81,7 @@ class BatchIterator:
         self._in_flight.popleft()
         self._position = end
         self._ask(mixture, ahead=self._prefetch)
-        return batch
+        return unflatten(batch)
 
     def get_state(self) -> dict[str, Any]:
         """Where this iterator is, in plain JSON types: restoring it costs the same at every position.

@@ -10,6 +10,7 @@ from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
 from mixserve.sources import ArrayBacked, Source, is_array_backed
 from mixserve_client.wire.description import Field
+from mixserve_client.wire.tree import flatten
 
 Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
 
@@ -42,9 +43,14 @@ class HostGather:
         if backed.any():
             self._copy_rows(Plan(plan.source_ids[backed], plan.record_ids[backed]), buffers, backed)
         for source_id in np.unique(plan.source_ids[~backed]):
-            here = plan.source_ids == source_id
-            records = self._sources[int(source_id)].take(plan.record_ids[here])
+            here = np.flatnonzero(plan.source_ids == source_id)
+            records = _taken(self._sources[int(source_id)], plan.record_ids[here])
             for name, buffer in buffers.items():
+                if np.shape(records.get(name)) != (len(here), *buffer.shape[1:]):
+                    raise ValueError(
+                        f"take of {self._sources[int(source_id)]!r} must give the leaf {name!r} of its element_spec in "
+                        f"the shape {(len(here), *buffer.shape[1:])}, got {np.shape(records.get(name))}"
+                    )
                 buffer[here] = records[name]
 
     def _copy_rows(self, plan: Plan, buffers: Buffers, slots: Bool[np.ndarray, " size"] | None) -> None:
@@ -68,6 +74,10 @@ class HostGather:
         joined = self._source_starts[plan.source_ids] + plan.record_ids
         block_ids = np.searchsorted(self._block_starts, joined, side="right") - 1
         return block_ids, joined - self._block_starts[block_ids]
+
+
+def _taken(source: Source, record_ids: Int[np.ndarray, " size"]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in flatten(source.take(record_ids)).items()}
 
 
 def _by_dtype(

@@ -5,8 +5,8 @@ Per position p, as the reference's `get_batch_at` draws it:
 1. `pos_key = fold_in(key, p)`;  2. `src_key, idx_key, fetch_key = split(pos_key, 3)`;
 3. `source = categorical(src_key, log_weights)`;  4. `record = randint(idx_key, (), 0, length[source], int32)`.
 
-A source of more than 2^31 - 1 records draws `record` from `bits(idx_key, (2,), uint32)`, taken as (hi, lo) of a fraction
-of 2^64, by multiply and shift.
+A source of more than 2^31 - 1 records draws `record` from `bits(idx_key, (2,), uint32)`, taken as the (hi, lo) words of
+a fraction of 2^64, by multiply and shift.
 
 Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xffffffff])`, which is `fold_in` below
 2^32. Plans run on the host's CPU whatever else the machine has, so that every replica chooses the same records.

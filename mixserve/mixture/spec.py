@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from mixserve.sources import ElementSpec
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.wire.tree import flatten
 
 
 def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[Field, ...]:
@@ -17,8 +17,6 @@ def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[F
     leaf's dtype has no place on the wire.
     """
     first = _leaves(specs[0])
-    if not first:
-        raise ValueError(f"the element_spec of the source {names[0]!r} must have at least one leaf, got none")
     for name, spec in zip(names[1:], specs[1:], strict=True):
         leaves = _leaves(spec)
         between = f"the sources {names[0]!r} and {name!r} must have one element_spec"
@@ -32,20 +30,11 @@ def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[F
                     f"{between}: the leaf {leaf!r} is {_shown(expected)} in {names[0]!r} and "
                     f"{_shown(leaves[leaf])} in {name!r}"
                 )
-    return tuple(_field(names[0], leaf, first[leaf]) for leaf in sorted(first))
-
-
-def escaped(step: str) -> str:
-    """A key as a step of a field's name, in the manner of JSON pointers: `~` is `~0`, `/` is `~1`."""
-    return step.replace("~", "~0").replace("/", "~1")
+    return tuple(_field(names[0], leaf, first[leaf]) for leaf in first)
 
 
 def _leaves(spec: ElementSpec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    return {key: _shape_and_dtype(leaf) for key, leaf in spec.items()}
-
-
-def _shape_and_dtype(leaf: jax.ShapeDtypeStruct) -> tuple[tuple[int, ...], np.dtype]:
-    return tuple(leaf.shape), np.dtype(leaf.dtype)
+    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flatten(spec).items()}
 
 
 def _field(source: str, leaf: str, described: tuple[tuple[int, ...], np.dtype]) -> Field:

@@ -21,6 +21,7 @@ from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.key import IMPLEMENTATION, key_words
 from mixserve_client.wire.request import check_positions
+from mixserve_client.wire.tree import unflatten
 
 _ALIGNMENT = 64
 
@@ -78,7 +79,9 @@ class MixDataSourcesNode(DataSourceModule):
 
     def element_spec(self) -> ElementSpec:
         """Shape and dtype of every field of one element of `get_batch_at`: JAX's dtypes, as x64 is set."""
-        return {field.name: jax.ShapeDtypeStruct(field.shape, _jax_dtype(field)) for field in self.mixture.fields}
+        return unflatten(
+            {field.name: jax.ShapeDtypeStruct(field.shape, _jax_dtype(field)) for field in self.mixture.fields}
+        )
 
     def get_batch_at(self, start: int | Array, size: int, key: Array | None = None) -> dict[str, Array]:
         """The rows at the positions [start, start + size): per field an array of shape (size, *field shape).
@@ -94,12 +97,12 @@ class MixDataSourcesNode(DataSourceModule):
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
         if isinstance(start, Tracer) or isinstance(key, Tracer):
             check_positions(0, size)
-            return self._traced_batch(jnp.asarray(start), size, _traced_words(key))
+            return unflatten(self._traced_batch(jnp.asarray(start), size, _traced_words(key)))
         start, size = check_positions(start, size)
         plan = self.mixture.planner.plan(key_words(key), start, size)
         batch = self._device_batch(plan.source_ids, plan.record_ids)
         # Not jnp.asarray, which compiles a copy for every new shape; nobody else holds these arrays.
-        return batch | jax.device_put(_host_batch(self.mixture, plan, self._dtypes(batch)))
+        return unflatten(batch | jax.device_put(_host_batch(self.mixture, plan, self._dtypes(batch))))
 
     def read_into(self, start: int, key: UInt32[np.ndarray, "2"], buffers: Buffers) -> None:
         """Write the rows from position `start` on into host arrays of the stored dtypes, one per field.

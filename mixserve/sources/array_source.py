@@ -9,10 +9,11 @@ import numpy as np
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.wire.tree import flatten, unflatten
 
 
 class ArraySource:
-    """The rows of a dict of arrays: NumPy, JAX or memory-mapped, of any dtype that the wire knows.
+    """The rows of a dict of arrays, nested at will: NumPy, JAX or memory-mapped, of any dtype that the wire knows.
 
     Nothing is copied: the arrays must not change while a mixture holds them. `more` are further dicts of the same
     fields whose rows come after those of `arrays`, so that shards need not be joined in memory.
@@ -33,7 +34,7 @@ class ArraySource:
         return int(self._starts[-1])
 
     def element_spec(self) -> ElementSpec:
-        return dict(self._spec)
+        return unflatten(self._spec)
 
     def take(self, record_ids: RecordIds) -> Records:
         block_ids = np.searchsorted(self._starts, record_ids, side="right") - 1
@@ -42,7 +43,7 @@ class ArraySource:
             here = block_ids == block_id
             for name, array in self._blocks[block_id].items():
                 out[name][here] = array[record_ids[here] - self._starts[block_id]]
-        return out
+        return unflatten(out)
 
     def blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
         return self._blocks
@@ -59,7 +60,7 @@ class ArraySource:
 def _checked_block(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not arrays:
         raise ValueError("an ArraySource needs at least one array, got an empty dict")
-    block = {str(name): np.asarray(array) for name, array in sorted(arrays.items())}
+    block = {name: np.asarray(array) for name, array in flatten(arrays).items()}
     for name, array in block.items():
         if array.ndim == 0:
             raise ValueError(f"the array {name!r} needs a leading dimension of records, got a scalar")
@@ -75,5 +76,5 @@ def _with_contiguous_rows(array: np.ndarray) -> np.ndarray:
     return array if len(array) == 0 or array[0].flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def _spec(block: Mapping[str, np.ndarray]) -> ElementSpec:
+def _spec(block: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in block.items()}

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Int, Shaped
 
-ElementSpec = dict[str, jax.ShapeDtypeStruct]
-Records = dict[str, Shaped[np.ndarray, "size ..."]]
+# A dict, tuple or list, nested at will; its leaves are jax.ShapeDtypeStruct, or arrays with a leading dimension.
+ElementSpec = Any
+Records = Any
 RecordIds = Int[np.ndarray, " size"]
 
 
@@ -25,7 +25,7 @@ class Source(Protocol):
         ...
 
     def take(self, record_ids: RecordIds) -> Records:
-        """The records of these ids, in this order: field -> array of shape (size, *field shape)."""
+        """The records of these ids, in this order: the spec's structure, leaves of shape (size, *leaf shape)."""
         ...
 
 
@@ -33,7 +33,9 @@ class ArrayBacked(Source, Protocol):
     """A source whose records are rows of arrays in memory, or in memory-mapped files."""
 
     def blocks(self) -> Sequence[Mapping[str, Shaped[np.ndarray, "rows ..."]]]:
-        """The rows, in record order; every row is C-contiguous, and rows of a block are evenly spaced.
+        """The rows, in record order, by the names of leaves (`mixserve_client.wire.tree`).
+
+        Every row is C-contiguous, and the rows of a block are evenly spaced.
 
         A block's dtype may differ from the spec's: rows are cast when they are read.
         """

@@ -95,3 +95,11 @@ def test_rows_without_bytes():
 def test_rows_larger_than_the_byte_view_holds():
     array = np.arange(3 * 20_000, dtype=np.int64).reshape(3, 20_000)
     np.testing.assert_array_equal(gather([ArraySource({"x": array})], [0, 0], [2, 0])["x"], array[[2, 0]])
+
+
+@pytest.mark.parametrize("wrong", [{}, {"x": np.zeros((1, 2), np.int32)}, {"x": np.zeros(3, np.int32)}])
+def test_a_source_that_gives_other_shapes_than_it_says_is_named(wrong):
+    source = Taken(ArraySource({"x": np.zeros((9, 2), np.int32)}))
+    source.take = lambda record_ids: wrong or {"y": 1}
+    with pytest.raises(ValueError, match=r"take of .*Taken.* must give the leaf 'x' .* shape \(3, 2\)"):
+        gather([source], [0, 0, 0], [1, 2, 3])

@@ -1,0 +1,79 @@
+"""Anything with `__len__` and `__getitem__` whose items are records -> a source."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from mixserve.sources.source import ElementSpec, RecordIds, Records
+from mixserve_client.wire.tree import flatten, unflatten
+
+
+class RandomAccess(Protocol):
+    """What grain and torch data sets, Hugging Face data sets and lists have in common."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class RandomAccessSource:
+    """The items of `data`: dicts, or other nested containers, of arrays and numbers.
+
+    Items are read through the object's batched hook where there is one (`_getitems` of grain, `__getitems__` of torch
+    and Hugging Face), else in up to `threads` threads. All items must have the spec of the first.
+    """
+
+    def __init__(self, data: RandomAccess, *, name: str | None = None, threads: int = 8):
+        """Raises ValueError for an object without items, and for `threads` below 1."""
+        if len(data) == 0:
+            raise ValueError(f"a RandomAccessSource needs at least one item to learn its spec from, got {data!r}")
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self.name = name
+        self._data = data
+        self._thread_count = threads
+        self._batched = getattr(data, "__getitems__", None) or getattr(data, "_getitems", None)
+        self._spec = _spec(_arrays(data[0]))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def element_spec(self) -> ElementSpec:
+        return unflatten(self._spec)
+
+    def take(self, record_ids: RecordIds) -> Records:
+        ids = record_ids.tolist()
+        rows = [_arrays(item) for item in self._items(ids)]
+        for record_id, row in zip(ids, rows, strict=True):
+            if _spec(row) != self._spec:
+                raise ValueError(
+                    f"all items of {self!r} must have the spec of the first, {self._spec}; "
+                    f"record {record_id} has {_spec(row)}"
+                )
+        return unflatten({name: np.stack([row[name] for row in rows]) for name in self._spec})
+
+    def __repr__(self) -> str:
+        return f"RandomAccessSource({type(self._data).__name__}, length={len(self)})"
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._thread_count, "mixserve-read")
+
+    def _items(self, ids: list[int]) -> Sequence[Any]:
+        if self._batched is not None:
+            return self._batched(ids)
+        if len(ids) == 1 or self._thread_count == 1:
+            return [self._data[record_id] for record_id in ids]
+        return list(self._threads.map(self._data.__getitem__, ids))
+
+
+def _arrays(item: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in flatten(item).items()}
+
+
+def _spec(row: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in row.items()}
