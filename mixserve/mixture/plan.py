@@ -65,24 +65,28 @@ class Planner:
             program = _program(_padded(self.source_count), rung, self.has_long_sources)
             hi, lo = np.uint32((start + at) >> 32), np.uint32((start + at) & _WORD)
             drawn.append(program(key, hi, lo, self._padded_weights, self._padded_lengths))
-        ids = np.asarray(drawn[0]) if len(drawn) == 1 else np.concatenate(drawn, axis=1)
-        plan = Plan(ids[0, :size], ids[1, :size])
-        return self._with_long_records(plan, ids[2:, :size]) if self.has_long_sources else plan
+        rows = np.asarray(drawn[0]) if len(drawn) == 1 else np.concatenate(drawn, axis=1)
+        return self.from_rows(rows[:, :size])
 
-    def _with_long_records(self, plan: Plan, words: Int32[np.ndarray, "2 size"]) -> Plan:
+    def from_rows(self, rows: Int32[np.ndarray, "rows size"]) -> Plan:
+        """The plan that `draw` drew: its rows, with the records of long sources worked out from their words."""
+        plan = Plan(rows[0], rows[1])
+        if not self.has_long_sources:
+            return plan
         lengths = self._long_lengths[plan.source_ids]
-        hi, lo = words.view(np.uint32).astype(np.uint64)
+        hi, lo = rows[2:].view(np.uint32).astype(np.uint64)
         long_ids = _scaled(hi, lo, lengths).astype(np.int64)
         return Plan(plan.source_ids, np.where(lengths > 0, long_ids, plan.record_ids.astype(np.int64)))
 
-    def plan_traced(self, key: UInt32[Array, "2"], start: Int[Array, ""], size: int) -> Int32[Array, "2 {size}"]:
-        """The plan inside the caller's own program, for a `start` of at most 64 bits and below 2^32 - size."""
+    def plan_traced(self, key: UInt32[Array, "2"], start: Int[Array, ""], size: int) -> Int32[Array, "rows {size}"]:
+        """What `draw` draws inside the caller's own program, for a `start` of at most 64 bits and below 2^32 - size."""
         start = jnp.asarray(start)
         lo = jax.lax.convert_element_type(start, jnp.uint32)
         wide = start.dtype.itemsize > 4
         hi = jax.lax.convert_element_type(start >> 32, jnp.uint32) if wide else jnp.zeros((), jnp.uint32)
+        weights, lengths = jnp.asarray(self.log_weights), jnp.asarray(self.lengths)
         with _pinned_semantics():
-            return draw(key, hi, lo, jnp.asarray(self.log_weights), jnp.asarray(self.lengths), size, long=False)
+            return draw(key, hi, lo, weights, lengths, size, long=self.has_long_sources)
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""

@@ -134,32 +134,21 @@ class MixDataSourcesNode(DataSourceModule):
 
     def _traced_batch(self, start: Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
         mixture = self.mixture
-        if mixture.planner.has_long_sources:
-            return self._host_planned_batch(start, size, words)
-        source_ids, record_ids = mixture.planner.plan_traced(words, start, size)
-        batch = self._device_batch(source_ids, record_ids)
+        drawn = mixture.planner.plan_traced(words, start, size)
+        batch = self._device_batch(drawn[0], drawn[1])
         dtypes = self._dtypes(batch)
         if not dtypes:
             return batch
 
-        def on_host(*ids: np.ndarray) -> dict[str, np.ndarray]:
-            source_ids, record_ids = map(np.asarray, ids)  # of shape (..., size) under vmap
-            rows = _host_batch(mixture, Plan(source_ids.reshape(-1), record_ids.reshape(-1)), dtypes)
-            return {name: array.reshape(*source_ids.shape, *array.shape[1:]) for name, array in rows.items()}
+        # NumPy only: a program that waits for a callback must not be waited for by it.
+        def on_host(drawn: np.ndarray) -> dict[str, np.ndarray]:
+            drawn = np.asarray(drawn)  # of shape (..., rows, size) under vmap
+            mapped, rows = drawn.shape[:-2], np.moveaxis(drawn, -2, 0)
+            gathered = _host_batch(mixture, mixture.planner.from_rows(rows.reshape(len(rows), -1)), dtypes)
+            return {name: array.reshape(*mapped, size, *array.shape[1:]) for name, array in gathered.items()}
 
         shapes = {f.name: jax.ShapeDtypeStruct((size, *f.shape), dtype) for f, dtype in dtypes.items()}
-        return batch | jax.pure_callback(on_host, shapes, source_ids, record_ids, vmap_method="broadcast_all")
-
-    def _host_planned_batch(self, start: Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
-        """A traced batch whose record ids have more than the 32 bits that programs have without x64."""
-        mixture, dtypes = self.mixture, self._dtypes({})
-
-        def on_host(start: np.ndarray, words: np.ndarray) -> dict[str, np.ndarray]:
-            plan = mixture.planner.plan(np.asarray(words), int(start), size)
-            return _host_batch(mixture, plan, dtypes)
-
-        shapes = {f.name: jax.ShapeDtypeStruct((size, *f.shape), dtype) for f, dtype in dtypes.items()}
-        return jax.pure_callback(on_host, shapes, start, words, vmap_method="sequential")
+        return batch | jax.pure_callback(on_host, shapes, drawn, vmap_method="broadcast_all")
 
     def _device_batch(self, source_ids: Ids, record_ids: Ids) -> dict[str, Array]:
         on_device = self._device_data.get_value()
