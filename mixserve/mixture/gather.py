@@ -44,13 +44,8 @@ class HostGather:
             self._copy_rows(Plan(plan.source_ids[backed], plan.record_ids[backed]), buffers, backed)
         for source_id in np.unique(plan.source_ids[~backed]):
             here = np.flatnonzero(plan.source_ids == source_id)
-            records = _taken(self._sources[int(source_id)], plan.record_ids[here])
+            records = _taken(self._sources[int(source_id)], plan.record_ids[here], buffers)
             for name, buffer in buffers.items():
-                if np.shape(records.get(name)) != (len(here), *buffer.shape[1:]):
-                    raise ValueError(
-                        f"take of {self._sources[int(source_id)]!r} must give the leaf {name!r} of its element_spec in "
-                        f"the shape {(len(here), *buffer.shape[1:])}, got {np.shape(records.get(name))}"
-                    )
                 buffer[here] = records[name]
 
     def _copy_rows(self, plan: Plan, buffers: Buffers, slots: Bool[np.ndarray, " size"] | None) -> None:
@@ -76,8 +71,15 @@ class HostGather:
         return block_ids, joined - self._block_starts[block_ids]
 
 
-def _taken(source: Source, record_ids: Int[np.ndarray, " size"]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in flatten(source.take(record_ids)).items()}
+def _taken(source: Source, record_ids: Int[np.ndarray, " size"], buffers: Buffers) -> Mapping[str, np.ndarray]:
+    """The records by leaf, known to fit rows of the buffers. Raises ValueError, naming the source and the leaf."""
+    records = {name: np.asarray(leaf) for name, leaf in flatten(source.take(record_ids)).items()}
+    for name, buffer in buffers.items():
+        got = records[name].shape if name in records else None
+        expected = (len(record_ids), *buffer.shape[1:])
+        if got != expected:
+            raise ValueError(f"take of {source!r} must give the leaf {name!r} in the shape {expected}, got {got}")
+    return records
 
 
 def _by_dtype(

@@ -101,5 +101,5 @@ def test_rows_larger_than_the_byte_view_holds():
 def test_a_source_that_gives_other_shapes_than_it_says_is_named(wrong):
     source = Taken(ArraySource({"x": np.zeros((9, 2), np.int32)}))
     source.take = lambda record_ids: wrong or {"y": 1}
-    with pytest.raises(ValueError, match=r"take of .*Taken.* must give the leaf 'x' .* shape \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"take of .*Taken.* must give the leaf 'x' in the shape \(3, 2\)"):
         gather([source], [0, 0, 0], [1, 2, 3])

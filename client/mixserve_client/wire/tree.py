@@ -29,9 +29,10 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
         *path, last = name.split("/")
         node = grown
         for step in path:
-            node = node.setdefault(step, {})
-            if not isinstance(node, dict):
+            child: Any = node.setdefault(step, {})
+            if isinstance(child, _Leaf):
                 raise ValueError(f"the leaf {name!r} lies below another leaf")
+            node = cast(dict[str, Any], child)
         if last in node:
             raise ValueError(f"the leaf {name!r} is also a node")
         node[last] = _Leaf(leaf)
