@@ -48,8 +48,8 @@ def _at(file: Path, key: str, make: Callable[[], T]) -> T:
     except ConfigError:
         raise
     except OSError as error:
-        raise ConfigError(f"{file}: {key}: path: {error.filename}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, ImportError, AttributeError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{file}: {key}: {error}") from error
+    except (ValueError, TypeError, KeyError, EOFError, ImportError, AttributeError, zipfile.BadZipFile) as error:
         said = error.args[0] if isinstance(error, KeyError) else error
         raise ConfigError(f"{file}: {key}: {said}") from error
 
@@ -96,16 +96,27 @@ def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
     unknown = dtypes.keys() - arrays.keys()
     if unknown:
         raise ValueError(f"dtypes: {path} has the fields {sorted(arrays)}, not {sorted(unknown)}")
-    return {name: array.view(dtype_named(dtypes[name])) if name in dtypes else array for name, array in arrays.items()}
+    return {name: _as_named(name, array, dtypes.get(name)) for name, array in arrays.items()}
+
+
+def _as_named(field: str, array: np.ndarray, name: str | None) -> np.ndarray:
+    """`array` in the dtype that NumPy's format could not name; other dtypes are not reinterpreted."""
+    dtype = array.dtype if name is None else dtype_named(name)
+    if dtype != array.dtype and (array.dtype.kind != "V" or array.dtype.itemsize != dtype.itemsize):
+        raise ValueError(f"dtypes: the field {field!r} is stored as {array.dtype}, which is not {dtype} unnamed")
+    return array.view(dtype)
 
 
 def _manufactured(config: FactoryConfig, folder: Path) -> Source:
     module, _, function = config.function.partition(":")
-    with _importable(folder):
-        source: Any = importlib.import_module(module)
-        for step in function.split("."):
-            source = getattr(source, step)
-        source = source(**config.arguments)
+    try:
+        with _importable(folder):
+            source: Any = importlib.import_module(module)
+            for step in function.split("."):
+                source = getattr(source, step)
+            source = source(**config.arguments)
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"function: {config.function} failed: {type(error).__name__}: {error}") from error
     if not isinstance(source, Source):
         raise TypeError(f"function: {config.function} must return a Source, got {source!r}")
     return source

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+Paths = str | Annotated[list[str], Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+
 
 class ConfigError(ValueError):
     """The configuration, or a file that it names, is not usable; the message names file and key."""
@@ -32,7 +35,7 @@ class TokensConfig(_SourceConfig):
     """Files of token ids, cut into windows."""
 
     kind: Literal["tokens"]
-    path: str | list[str]
+    path: Paths
     dtype: str
     sequence_length: int = Field(ge=1)
     as_dtype: str | None = Field(default=None, alias="as")
@@ -46,7 +49,7 @@ class ArraysConfig(_SourceConfig):
     """
 
     kind: Literal["arrays"]
-    path: str | list[str]
+    path: Paths
     dtypes: dict[str, str] = {}
 
 
@@ -65,7 +68,7 @@ class MixtureConfig(_Section):
     """One mixture: its sources by name, and where its rows are gathered."""
 
     sampling: Literal["categorical"] = "categorical"
-    sources: dict[str, SourceConfig] = Field(min_length=1)
+    sources: dict[Name, SourceConfig] = Field(min_length=1)
     placement: Literal["auto", "host", "device"] = "auto"
 
 
@@ -79,7 +82,7 @@ class ServerConfig(_Section):
 class Config(_Section):
     """A whole configuration file."""
 
-    mixtures: dict[str, MixtureConfig] = Field(min_length=1)
+    mixtures: dict[Name, MixtureConfig] = Field(min_length=1)
     server: ServerConfig = ServerConfig()
 
 
@@ -103,7 +106,8 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without its habit of letting the last of two equal keys win: half a mixture would vanish silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which may be overridden
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)

@@ -98,7 +98,24 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "mixtures: {x: {sources: {a: {kind: arrays, path: a, weight: many}}}}",
             "a.weight: Input should be a valid number",
         ),
-        ("mixtures: {x: {sources: {a: {kind: arrays, path: a.npz, weight: 1}}}}", "mixtures.x.sources.a: path: "),
+        (
+            "mixtures: {x: {sources: {a: {kind: arrays, path: a.npz, weight: 1}}}}",
+            "mixtures.x.sources.a: [Errno 2] No such file",
+        ),
+        ("mixtures: {'': {sources: {a: %s}}}", "mixtures."),
+        (
+            "mixtures: {x: {sources: {a: {kind: tokens, path: [], dtype: uint16, sequence_length: 1, weight: 1}}}}",
+            ".path",
+        ),
+        ("mixtures: {x: {sources: {a: {kind: arrays, path: empty.npz, weight: 1}}}}", "mixtures.x.sources.a: "),
+        (
+            "mixtures: {x: {sources: {a: {kind: arrays, path: x.npz, dtypes: {x: float32}, weight: 1}}}}",
+            "stored as int32",
+        ),
+        (
+            "mixtures: {x: {sources: {a: {kind: factory, function: 'broken:f', weight: 1}}}}",
+            "broken:f failed: SyntaxError",
+        ),
         ("mixtures: {x: {sources: {a: {kind: arrays, path: '*.npz', weight: 1}}}}", "path: no file matches '*.npz'"),
         ("mixtures: {x: {sources: {a: {kind: arrays, path: a.bin, weight: 1}}}}", "mixtures.x.sources.a: "),
         (
@@ -132,6 +149,9 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
 def test_configurations_that_are_wrong_end_with_2_and_name_file_and_key(tmp_path, content, said):
     write_mixture(tmp_path)
     (tmp_path / "o.bin").write_bytes(b"123")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "x.npz", x=np.arange(4, dtype=np.int32))
+    (tmp_path / "broken.py").write_text("def f(:")
     file = tmp_path / "wrong.yaml"
     file.write_text(content.replace("%s", GOOD))
     code, shown = run("check", file)
@@ -193,3 +213,21 @@ def test_flags_come_before_the_file(tmp_path):
     code, shown = run("check", config, "--placement", "moon")
     assert code == 2
     assert "placement must be one of auto, host, device, got 'moon'" in shown
+
+
+def test_sources_may_share_settings_through_yaml_merges_and_have_odd_names(tmp_path):
+    write_mixture(tmp_path)
+    file = tmp_path / "merged.yaml"
+    file.write_text(
+        "mixtures:\n  m:\n    sources:\n"
+        "      '[/foo]': &t {kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 1}\n"
+        "      b: {<<: *t, path: b.bin, weight: 3}\n"
+    )
+    code, shown = run("check", file)
+    assert code == 0
+    assert "[/foo]" in shown
+    assert "75.0000%" in shown
+
+
+def test_a_probe_without_an_address_says_so():
+    assert run("health", "")[0] == 1

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client
 from tests.conftest import arrays, assert_batches_equal, make_node
 from tests.reference import draw
 
@@ -94,12 +95,71 @@ def test_get_batch_at_inside_a_program_with_known_arguments():
     assert_batches_equal(jax.jit(lambda: node.get_batch_at(3, 10, key))(), expected)
 
 
+def test_placement_device_keeps_every_bit_of_every_float():
+    patterns = {
+        "bfloat16": np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16),
+        "float16": np.arange(1 << 16, dtype=np.uint16).view(np.float16),
+        "float8": np.tile(np.arange(256, dtype=np.uint8), 256).view(ml_dtypes.float8_e5m2),
+        "float32": (np.arange(1 << 16, dtype=np.uint32) << 16 | 0x1234).view(np.float32),
+        "complex64": (np.arange(1 << 17, dtype=np.uint32) << 15 | 0x1234).view(np.complex64),
+    }
+    halves = [ArraySource({name: half[i::2] for name, half in patterns.items()}) for i in range(2)]
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1)), halves)
+    with local_client({"x": node}) as host, local_client({"x": node}, placement="device") as device:
+        assert_batches_equal(device.get_batch_at(0, 60_000, 1), host.get_batch_at(0, 60_000, 1))
+        assert host.mixture().fingerprint == device.mixture().fingerprint
+
+
+def test_a_served_node_on_the_device_compiles_nothing_more():
+    node = two(placement="device")
+    compiled = []
+    with local_client({"x": node}) as client:
+        client.get_batch_at(0, 1, 0)
+        node.warm_up(client.mixture().limits.size)
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+        )
+        try:
+            for size in np.random.default_rng(1).integers(1, 6000, 40).tolist():
+                client.get_batch_at(0, size, 0)
+        finally:
+            jax.monitoring.clear_event_listeners()
+    assert compiled == []
+
+
+def test_a_known_start_with_a_traced_key_is_checked_and_has_64_bits():
+    node, key = two(), jax.random.key(3)
+    for start in (2**31, 2**32 - 20, np.int64(2**40), 2**62):
+        traced = jax.jit(lambda key, start=start: node.get_batch_at(start, 8, key))
+        assert_batches_equal(traced(key), node.get_batch_at(start, 8, key))
+    with pytest.raises(ValueError, match="start must be at least 0"):
+        jax.jit(lambda key: node.get_batch_at(-1, 8, key))(key)
+    for start in (1.5, True, jnp.arange(2)):
+        with pytest.raises(ValueError, match="start must be an integer"):
+            jax.jit(lambda start: node.get_batch_at(start, 8, key))(start)
+
+
+def test_a_mesh_of_the_caller_does_not_reach_plans():
+    def drawn() -> list[int]:
+        weights = tuple(range(1, 70))  # a number of sources that no other test compiles for
+        source = {"x": np.arange(9, dtype=np.int32)}
+        node = MixDataSourcesNode(
+            MixDataSourcesConfig(num_sources=69, weights=weights), [ArraySource(source) for _ in weights]
+        )
+        assert len(node.mixture.fingerprint) == 64
+        return node.get_batch_at(0, 20, 1)["x"].tolist()
+
+    with jax.set_mesh(jax.make_mesh((1,), ("x",))), jax.transfer_guard("disallow"):
+        inside = drawn()
+    assert inside == drawn()
+
+
 def test_placement_auto_is_host_on_a_cpu():
     assert two(placement="auto").placement == "host"
 
 
 def test_placement_device_refuses_sources_that_are_no_arrays():
-    with pytest.raises(ValueError, match="placement device needs sources that are arrays"):
+    with pytest.raises(ValueError, match="its sources must be arrays"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), placement="device"), [Squares()])
 
 

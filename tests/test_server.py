@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
 from mixserve.cli.health import probe
 from mixserve.servicer import MixServicer
-from mixserve_client import MixClient, Unavailable
+from mixserve_client import DeadlineExceeded, InvalidRequest, MixClient, Unavailable, UnknownMixture
 from mixserve_client.wire import methods
 from tests.conftest import assert_batches_equal, make_node
 from tests.processes import server_process, write_mixture
@@ -217,3 +217,59 @@ def test_a_port_in_use_ends_the_command_with_2_and_no_traceback(tmp_path, server
         assert second.process.wait(DEADLINE_S) == 2
         assert "Address already in use" in second.log()
         assert "Traceback" not in second.log()
+
+
+def test_a_hanging_source_does_not_keep_a_terminated_server(tmp_path):
+    (tmp_path / "hanging.py").write_text(
+        "import jax, numpy as np, threading\n"
+        "class Hanging:\n"
+        "    def __len__(self): return 3\n"
+        "    def element_spec(self): return {'x': jax.ShapeDtypeStruct((), np.int32)}\n"
+        "    def take(self, record_ids): threading.Event().wait()\n"
+    )
+    config = tmp_path / "mixture.yaml"
+    config.write_text(
+        "mixtures: {m: {sources: {a: {kind: factory, function: 'hanging:Hanging', weight: 1}}}}\nserver: {port: 0}\n"
+    )
+    with server_process(config, "--grace-s", "0.2") as server, MixClient.connect(server.address()) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.get_batch_at(0, 1, 0, timeout_s=1)
+        assert server.terminate() == 0
+        assert "still running" in server.log()
+
+
+def test_reflection_streams_do_not_take_the_threads_of_calls(server):
+    with grpc.insecure_channel(server.address) as channel, MixClient.connect(server.address) as client:
+        stub, ended = reflection_pb2_grpc.ServerReflectionStub(channel), threading.Event()
+
+        def forever():
+            yield reflection_pb2.ServerReflectionRequest(list_services="")
+            ended.wait(DEADLINE_S)
+
+        streams = [stub.ServerReflectionInfo(forever()) for _ in range(40)]
+        next(streams[0])
+        assert client.get_batch_at(0, 3, 0, timeout_s=DEADLINE_S)["id"].shape == (3,)
+        ended.set()
+        for stream in streams:
+            stream.cancel()
+
+
+def test_a_unix_socket_is_not_taken_from_a_server_that_listens(tmp_path, node):
+    address = f"unix://{tmp_path}/socket"
+    with serve({"x": node}, address) as first:
+        with pytest.raises(OSError, match="another server does"):
+            serve({"x": node}, address)
+        with MixClient.connect(first.address) as client:
+            assert client.mixtures() == ("x",)
+    with pytest.raises(OSError, match="there is no folder"):
+        serve({"x": node}, f"unix://{tmp_path}/none/socket")
+
+
+def test_long_and_odd_names_of_mixtures_are_refused_by_class(server):
+    with MixClient.connect(server.address) as client:
+        for name in ("x" * 20_000, "x" * 900_000):
+            with pytest.raises(UnknownMixture, match="must be one of 'train'"):
+                client.mixture(name)
+        for name in (123, "\ud800", "a\nb"):
+            with pytest.raises(InvalidRequest, match="mixture must be"):
+                client.get_batch_at(0, 1, 0, mixture=name)

@@ -21,15 +21,13 @@ class PendingBatch:
 
     def __init__(self, fetch: Fetch, workers: Workers, mixture: MixtureDescription, start: int, size: int):
         self._futures: list[Future[Any]] = []
-        cuts = list(slices(mixture, size))
-        if len(cuts) == 1:
-            self._batch: Batch | None = None
+        self._batch: Batch | None = None
+        if next(slices(mixture, size)) == (0, size):
             self._futures.append(workers.submit(partial(fetch, start, size)))
             return
         self._batch = {f.name: np.empty((size, *f.shape), f.dtype) for f in mixture.fields}
-        for offset, rows in cuts:
-            land = partial(_land, self._batch, fetch, start, offset, rows)
-            self._futures.append(workers.submit(land))
+        for offset, rows in slices(mixture, size):
+            self._futures.append(workers.submit(partial(_land, self._batch, fetch, start, offset, rows)))
 
     def result(self) -> Batch:
         """The whole batch, waited for; raises what the first failed slice raised."""

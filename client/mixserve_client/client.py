@@ -35,7 +35,7 @@ class MixClient:
 
     def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
         self._caller = PatientCaller(tuple(transports), patience_s)
-        self._workers = Workers(_FETCH_THREADS)
+        self._workers = Workers(_FETCH_THREADS, on_exit=self._caller.close)
         self._mixtures: dict[str, MixtureDescription] = {}
         self._lock = threading.Lock()
 
@@ -124,7 +124,6 @@ class MixClient:
 
     def close(self) -> None:
         """End the calls under way and the connections; closing twice is closing once."""
-        self._caller.close()
         self._workers.close()
 
     def __enter__(self) -> Self:

@@ -25,7 +25,6 @@ _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
 
 class _InFlight(NamedTuple):
     end: int
-    rows: int
     batch: PendingBatch | None
 
 
@@ -51,7 +50,7 @@ class BatchIterator:
     ):
         self._client = client
         self._position, self._batch_size = check_positions(start, batch_size)
-        self._stop = POSITION_LIMIT if stop is None else check_positions(stop, 1)[0]
+        self._stop = POSITION_LIMIT if stop is None else _checked_stop(stop)
         self._words = key_words(key)
         self._mixture_name = mixture
         self._shard = _checked_shard(shard, self._batch_size)
@@ -68,20 +67,19 @@ class BatchIterator:
         if self._closed:
             raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
         mixture = self._mixture()
-        self._ask(mixture, ahead=1)
-        if not self._in_flight:
-            raise StopIteration
         try:
-            end, rows, pending = self._in_flight[0]
-            batch = _no_rows(mixture) if pending is None else pending.result()
+            self._ask(mixture, ahead=1)
+            if not self._in_flight:
+                raise StopIteration
+            end, pending = self._in_flight[0]
+            batch = unflatten(_no_rows(mixture) if pending is None else pending.result())
+            self._ask(mixture, ahead=1 + self._prefetch)
         except BaseException:
             self._forget()
             raise
-        assert all(len(array) == rows for array in batch.values())
         self._in_flight.popleft()
         self._position = end
-        self._ask(mixture, ahead=self._prefetch)
-        return unflatten(batch)
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
@@ -148,7 +146,7 @@ class BatchIterator:
                     mixture, self._words, self._asked + offset, rows, self._timeout_s
                 )
             self._asked += size
-            self._in_flight.append(_InFlight(self._asked, rows, pending))
+            self._in_flight.append(_InFlight(self._asked, pending))
 
     def _forget(self) -> None:
         for pending in self._in_flight:
@@ -170,6 +168,16 @@ def _at_least(name: str, value: Any, least: int) -> int:
     if number < least:
         raise InvalidRequest(f"{name} must be an integer of at least {least}, got {value!r}")
     return number
+
+
+def _checked_stop(stop: Any) -> int:
+    try:
+        position = operator.index(stop)
+    except TypeError:
+        position = -1
+    if not 0 <= position <= POSITION_LIMIT:
+        raise InvalidRequest(f"stop must be an integer in 0..2^63 - 1, got {stop!r}")
+    return position
 
 
 def _checked_shard(shard: Any, batch_size: int) -> tuple[int, int]:

@@ -4,12 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
 
 from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from mixserve_client.transport import Transport
 
 _logger = logging.getLogger("mixserve_client")
 _LOG_AFTER_S = 5.0
+_FOREVER_S = 1e8  # beyond this gRPC's clocks overflow
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
 
 
@@ -64,9 +69,9 @@ class PatientCaller:
             transport.close()
 
 
-def seconds(name: str, value: float) -> float:
+def seconds(name: str, value: Any) -> float:
     """`value` as a positive number of seconds. Raises InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(value, bool) or not isinstance(value, Real | np.number) or not float(value) > 0:
         raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r}")
     return float(value)
 
@@ -82,7 +87,7 @@ def _remaining_s(deadline: float | None) -> float | None:
     remaining_s = deadline - time.monotonic()
     if remaining_s <= 0:
         raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
-    return remaining_s
+    return None if remaining_s > _FOREVER_S else remaining_s
 
 
 def _within(deadline: float | None, delay_s: float, error: Unavailable) -> float:

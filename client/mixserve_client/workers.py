@@ -1,50 +1,88 @@
-"""A few threads that fetch in the background, and do not keep the interpreter from ending."""
+"""A few threads that fetch in the background, and end when their owner, or the interpreter, does."""
 
+import atexit
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
+from mixserve_client.errors import Unavailable
+
 T = TypeVar("T")
+_Tasks = SimpleQueue[Callable[[], None] | None]
 
 
 class Workers:
     """Daemon threads behind one queue, started at the first task.
 
-    ThreadPoolExecutor joins its threads when the interpreter ends, and a thread that waits for a lost server would
-    hold up the end of the program for as long as the client's patience lasts.
+    ThreadPoolExecutor waits for queued tasks when the interpreter ends, and a task that looks for a lost server would
+    hold up the end of the program for as long as the client's patience lasts. `on_exit` ends such waits instead: it is
+    called before the threads are joined, and must not hold the owner of these workers.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, on_exit: Callable[[], None]):
         self._count = count
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._started = False
+        self._tasks: _Tasks = SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        # Also where the owner is dropped without being closed.
+        self._finish = weakref.finalize(self, _end, self._tasks, self._threads, self._closed, on_exit)
+        self._finish.atexit = False
+        _open.add(self)
 
     def submit(self, task: Callable[[], T]) -> "Future[T]":
-        """Run `task` soon in one of the threads."""
+        """Run `task` soon in one of the threads. Raises Unavailable after `close`."""
         future: Future[T] = Future()
-        self._start()
-        self._queue.put(lambda: _run(future, task))
+        with self._lock:
+            if self._closed.is_set():
+                raise Unavailable("this client is closed; make another one")
+            if not self._threads:
+                self._threads += [_thread(self._tasks) for _ in range(self._count)]
+            self._tasks.put(lambda: _run(future, task))
         return future
 
     def close(self) -> None:
-        """Let the threads end after the tasks that are queued already."""
-        for _ in range(self._count if self._started else 0):
-            self._queue.put(None)
-
-    def _start(self) -> None:
+        """Call `on_exit`, and let the threads end after the tasks that they have; closing twice is closing once."""
         with self._lock:
-            if not self._started:
-                for _ in range(self._count):
-                    threading.Thread(target=self._work, name="mixserve-fetch", daemon=True).start()
-                self._started = True
+            self._finish()
 
-    def _work(self) -> None:
-        while (run := self._queue.get()) is not None:
-            run()
-            del run  # a batch must not stay alive until the next task
+    def join(self, timeout_s: float) -> None:
+        """Wait until the threads have ended, but no longer than `timeout_s` each."""
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+
+_open: "weakref.WeakSet[Workers]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    # A daemon thread that is inside a library when the interpreter goes away can take the process down with it.
+    for workers in list(_open):
+        workers.close()
+        workers.join(timeout_s=5.0)
+
+
+def _thread(tasks: _Tasks) -> threading.Thread:
+    thread = threading.Thread(target=_work, args=(tasks,), name="mixserve-fetch", daemon=True)
+    thread.start()
+    return thread
+
+
+def _work(tasks: _Tasks) -> None:
+    while (run := tasks.get()) is not None:
+        run()
+        del run  # a batch must not stay alive until the next task
+
+
+def _end(tasks: _Tasks, threads: list[threading.Thread], closed: threading.Event, on_exit: Callable[[], None]) -> None:
+    closed.set()
+    on_exit()
+    for _ in threads:
+        tasks.put(None)
 
 
 def _run(future: "Future[T]", task: Callable[[], T]) -> None:

@@ -1,6 +1,7 @@
 """A configuration file -> a server that runs until it is told to stop."""
 
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -15,8 +16,17 @@ def run(config_file: Path, *, host: str | None, port: int | None, placement: str
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
     told_to_stop = threading.Event()
+
+    def stop(*_: object) -> None:
+        if not serving.is_set():
+            os._exit(0)  # nothing has begun that could be finished
+        if told_to_stop.is_set():
+            os._exit(1)
+        told_to_stop.set()
+
+    serving = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told_to_stop.set())
+        signal.signal(number, stop)
     # Loading JAX takes seconds; as PID 1 of a container, a process without handlers would not hear SIGTERM meanwhile.
     from mixserve.build import build_nodes
     from mixserve.serving import serve
@@ -27,7 +37,11 @@ def run(config_file: Path, *, host: str | None, port: int | None, placement: str
     port = config.server.port if port is None else port
     _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
     server = serve(nodes, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    serving.set()
     told_to_stop.wait()
-    _logger.info("draining: running calls have %.0f s", grace_s)
-    server.stop(grace_s)
+    _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)
+    finished = server.stop(grace_s)
     _logger.info("stopped")
+    if not finished:
+        _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
+        os._exit(0)  # the interpreter would wait for their threads

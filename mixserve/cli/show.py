@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mixserve.build import build_nodes
@@ -32,12 +33,12 @@ def _show_all(client: MixClient, timeout_s: float | None) -> None:
 
 
 def _show(console: Console, mixture: MixtureDescription) -> None:
-    table = Table(title=f"mixture {mixture.name}", title_justify="left", title_style="bold")
+    table = Table(title=f"mixture {escape(mixture.name)}", title_justify="left", title_style="bold")
     table.add_column("source")
     table.add_column("records", justify="right")
     table.add_column("share", justify="right")
     for source in mixture.sources:
-        table.add_row(source.name, f"{source.length:,}", f"{source.weight:.4%}")
+        table.add_row(escape(source.name), f"{source.length:,}", f"{source.weight:.4%}")
     console.print(table)
     for field in mixture.fields:
         console.print(f"  field {field.name}: {field.dtype.name}{list(field.shape)}", markup=False)

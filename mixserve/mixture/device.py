@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int32, Shaped
 
 from mixserve.mixture.gather import Buffers
-from mixserve.mixture.plan import Plan, pieces
+from mixserve.mixture.plan import RUNGS, Plan, pieces
 from mixserve.sources import ArrayBacked, Source, is_array_backed
 from mixserve_client.wire.description import Field
 
@@ -20,44 +20,46 @@ DeviceBuffers = Mapping[str, Shaped[Array, "rows ..."]]
 
 # What is left of a device's memory is the trainer's, or that of batches under way.
 _SHARE_OF_MEMORY = 0.25
+_WIDE = ("int64", "uint64", "float64", "complex128")
 
 
 def choose_placement(asked: str, sources: Sequence[Source], fields: tuple[Field, ...]) -> str:
     """`host` or `device` for `asked` in auto, host, device. Raises ValueError where `device` cannot be."""
-    if asked not in ("auto", "host", "device"):
-        raise ValueError(f"placement must be auto, host or device, got {asked!r}")
+    obstacle = _obstacle(sources)
+    if asked == "device" and obstacle is not None:
+        raise ValueError(f"placement device is not possible: {obstacle}; use host")
     if asked != "auto":
-        if asked == "device":
-            _check_device(sources)
         return asked
     device = jax.local_devices()[0]
-    if device.platform == "cpu" or not all(map(is_array_backed, sources)):
+    row_bytes = sum(field.nbytes for field in on_device(fields))
+    if device.platform == "cpu" or obstacle is not None or row_bytes == 0:
         return "host"
     memory = (device.memory_stats() or {}).get("bytes_limit", 0)
-    size = sum(len(source) for source in sources) * sum(field.nbytes for field in on_device(fields))
-    return "device" if size <= memory * _SHARE_OF_MEMORY else "host"
+    return "device" if sum(map(len, sources)) * row_bytes <= memory * _SHARE_OF_MEMORY else "host"
 
 
-def _check_device(sources: Sequence[Source]) -> None:
+def _obstacle(sources: Sequence[Source]) -> str | None:
     others = [repr(source) for source in sources if not is_array_backed(source)]
     if others:
-        raise ValueError(f"placement device needs sources that are arrays, got {', '.join(others)}; use host")
+        return f"its sources must be arrays, got {', '.join(others)}"
     rows = sum(map(len, sources))
-    if rows >= 1 << 31:
-        raise ValueError(f"placement device holds up to 2^31 - 1 records, got {rows}; use host")
+    return f"it holds up to 2^31 - 1 records, got {rows}" if rows >= 1 << 31 else None
 
 
 def on_device(fields: tuple[Field, ...]) -> tuple[Field, ...]:
-    """The fields that can lie on a device: JAX would narrow 64-bit numbers there, so these stay on the host."""
-    return tuple(field for field in fields if jax.dtypes.canonicalize_dtype(field.dtype) == field.dtype)
+    """The fields that can lie on a device: JAX narrows 64-bit numbers there, so these stay on the host."""
+    return tuple(field for field in fields if field.dtype.name not in _WIDE)
 
 
 def upload(sources: Sequence[Source], fields: tuple[Field, ...]) -> dict[str, Array]:
-    """The sources' data on the default device, one array per field, the sources' rows one after another."""
+    """The sources' data on the default device, one array per field, the sources' rows one after another.
+
+    Floats travel as unsigned integers of their size: some backends rewrite the bits of NaNs when they copy floats.
+    """
     buffers: dict[str, Array] = {}
     for field in on_device(fields):
         parts = [
-            jax.device_put(np.asarray(block[field.name]).astype(field.dtype, copy=False))
+            jax.device_put(np.asarray(block[field.name]).astype(field.dtype, copy=False).view(_carrier(field.dtype)))
             for source in sources
             for block in cast(ArrayBacked, source).blocks()
         ]
@@ -65,15 +67,23 @@ def upload(sources: Sequence[Source], fields: tuple[Field, ...]) -> dict[str, Ar
     return buffers
 
 
+def _carrier(dtype: np.dtype) -> np.dtype:
+    return np.dtype(f"uint{8 * dtype.itemsize}") if jnp.issubdtype(dtype, jnp.floating) else dtype
+
+
 def source_starts(sources: Sequence[Source]) -> Int32[np.ndarray, " sources"]:
     """The row of each source's first record in the uploaded arrays."""
     return np.cumsum([0, *map(len, sources)])[:-1].astype(np.int32)
 
 
-@jax.jit
-def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"]) -> dict[str, Array]:
-    """The rows of every buffer, gathered on the device."""
-    return {name: jnp.take(buffer, rows, axis=0, mode="clip") for name, buffer in buffers.items()}
+def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple[Field, ...]) -> dict[str, Array]:
+    """The rows of every buffer, gathered on the device, in the dtypes of the fields."""
+    taken = _taken(buffers, rows)
+    dtypes = {field.name: field.dtype for field in fields}
+    return {
+        name: array if array.dtype == dtypes[name] else jax.lax.bitcast_convert_type(array, dtypes[name])
+        for name, array in taken.items()
+    }
 
 
 def take_into(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan, out: Buffers) -> None:
@@ -83,11 +93,22 @@ def take_into(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], pla
     under_way: list[tuple[int, dict[str, Array]]] = []
     for at, rung in pieces(size):
         piece = rows[at : at + rung]
-        taken = take_rows(buffers, np.pad(piece, (0, rung - len(piece))))
+        taken = _taken(buffers, np.pad(piece, (0, rung - len(piece))))
         for array in taken.values():
             array.copy_to_host_async()
         under_way.append((at, taken))
     for at, taken in under_way:
         for name, array in taken.items():
             part = out[name][at : at + len(array)]
-            part[...] = np.asarray(array)[: len(part)]
+            part[...] = np.asarray(array)[: len(part)].view(part.dtype)
+
+
+def warm_up(buffers: DeviceBuffers, size_limit: int) -> None:
+    """Compile the gathers that requests of up to `size_limit` rows need."""
+    for rung in {rung for size in (1, *RUNGS, size_limit) if size <= size_limit for _, rung in pieces(size)}:
+        jax.block_until_ready(_taken(buffers, np.zeros(rung, np.int32)))
+
+
+@jax.jit
+def _taken(buffers: DeviceBuffers, rows: Int32[Array, " size"]) -> dict[str, Array]:
+    return {name: jnp.take(buffer, rows, axis=0, mode="clip") for name, buffer in buffers.items()}

@@ -25,7 +25,7 @@ class HostGather:
     def __init__(self, sources: Sequence[Source], fields: tuple[Field, ...]):
         self._sources = tuple(sources)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
-        blocks = [cast(ArrayBacked, s).blocks() if is_array_backed(s) else () for s in sources]
+        blocks = [_checked_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
         self._first_blocks = np.cumsum([0, *(len(source_blocks) for source_blocks in blocks)])[:-1]
         self._one_block_each = all(len(source_blocks) == 1 for source_blocks in blocks)
         joined = [block for source_blocks in blocks for block in source_blocks]
@@ -71,14 +71,32 @@ class HostGather:
         return block_ids, joined - self._block_starts[block_ids]
 
 
+def _checked_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Mapping[str, np.ndarray]]:
+    """The blocks of `source`, known to be what they must be: from here on rows are read by their address."""
+    blocks = list(source.blocks())
+    rows = sum(len(block[fields[0].name]) for block in blocks)
+    if rows != len(source):
+        raise ValueError(f"the blocks of {source!r} hold {rows} rows, its length is {len(source)}")
+    for block in blocks:
+        for field in fields:
+            array = block[field.name]
+            fits = len(array) == len(block[fields[0].name]) and array.shape[1:] == field.shape
+            if not fits or not (len(array) == 0 or array[0].flags.c_contiguous):
+                raise ValueError(
+                    f"a block of {source!r} must hold C-contiguous rows of the shape {field.shape} in the leaf "
+                    f"{field.name!r}, as many as in the others, got the shape {array.shape} and strides {array.strides}"
+                )
+    return blocks
+
+
 def _taken(source: Source, record_ids: Int[np.ndarray, " size"], buffers: Buffers) -> Mapping[str, np.ndarray]:
     """The records by leaf, known to fit rows of the buffers. Raises ValueError, naming the source and the leaf."""
     records = {name: np.asarray(leaf) for name, leaf in flatten(source.take(record_ids)).items()}
     for name, buffer in buffers.items():
-        got = records[name].shape if name in records else None
-        expected = (len(record_ids), *buffer.shape[1:])
+        got = (records[name].shape, records[name].dtype) if name in records else None
+        expected = ((len(record_ids), *buffer.shape[1:]), buffer.dtype)
         if got != expected:
-            raise ValueError(f"take of {source!r} must give the leaf {name!r} in the shape {expected}, got {got}")
+            raise ValueError(f"take of {source!r} must give the leaf {name!r} as {expected}, got {got}")
     return records
 
 

@@ -15,10 +15,11 @@ Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xfff
 # JAX's own signatures are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ RUNGS = (16, 64, 256, 1024, 4096)
 _LEAST_SOURCES = 8
 _WORD = 0xFFFFFFFF
 _LONGEST_INT32 = 2**31 - 1
+
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -50,8 +53,8 @@ class Planner:
         self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
         self.has_long_sources = bool(self._long_lengths.any())
         padding = _padded(self.source_count) - self.source_count
-        self._padded_weights = _on_cpu(np.pad(self.log_weights, (0, padding), constant_values=-np.inf))
-        self._padded_lengths = _on_cpu(np.pad(self.lengths, (0, padding), constant_values=1))
+        padded = np.pad(self.log_weights, (0, padding), constant_values=-np.inf), np.pad(self.lengths, (0, padding))
+        self._padded_weights, self._padded_lengths = _in_a_clean_thread(lambda: jax.tree.map(_on_cpu, padded))
 
     def warm_up(self) -> None:
         """Compile every program that `plan` may need."""
@@ -64,7 +67,8 @@ class Planner:
         for at, rung in pieces(size):
             program = _program(_padded(self.source_count), rung, self.has_long_sources)
             hi, lo = np.uint32((start + at) >> 32), np.uint32((start + at) & _WORD)
-            drawn.append(program(key, hi, lo, self._padded_weights, self._padded_lengths))
+            with jax.transfer_guard("allow"):  # of a few words, on the CPU
+                drawn.append(program(key, hi, lo, self._padded_weights, self._padded_lengths))
         rows = np.asarray(drawn[0]) if len(drawn) == 1 else np.concatenate(drawn, axis=1)
         return self.from_rows(rows[:, :size])
 
@@ -78,21 +82,22 @@ class Planner:
         long_ids = _scaled(hi, lo, lengths).astype(np.int64)
         return Plan(plan.source_ids, np.where(lengths > 0, long_ids, plan.record_ids.astype(np.int64)))
 
-    def plan_traced(self, key: UInt32[Array, "2"], start: Int[Array, ""], size: int) -> Int32[Array, "rows {size}"]:
-        """What `draw` draws inside the caller's own program, for a `start` of at most 64 bits and below 2^32 - size."""
-        start = jnp.asarray(start)
-        lo = jax.lax.convert_element_type(start, jnp.uint32)
-        wide = start.dtype.itemsize > 4
-        hi = jax.lax.convert_element_type(start >> 32, jnp.uint32) if wide else jnp.zeros((), jnp.uint32)
+    def plan_traced(
+        self, key: UInt32[Array, "2"], start: int | Int[Array, ""], size: int
+    ) -> Int32[Array, "rows {size}"]:
+        """What `draw` draws inside the caller's own program; a traced `start` must be below 2^32 - size."""
+        hi, lo = _traced_halves(start)
         weights, lengths = jnp.asarray(self.log_weights), jnp.asarray(self.lengths)
         with _pinned_semantics():
             return draw(key, hi, lo, weights, lengths, size, long=self.has_long_sources)
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
-        with _pinned_semantics(), jax.default_device(_cpu()):
-            scores = jax.jit(_scores)(key, np.arange(size, dtype=np.uint32), self._padded_weights)
-        return np.asarray(scores)[:, : self.source_count].tobytes()
+
+        def score() -> np.ndarray:
+            return np.asarray(jax.jit(_scores)(key, np.arange(size, dtype=np.uint32), self._padded_weights))
+
+        return _in_a_clean_thread(score)[:, : self.source_count].tobytes()
 
 
 def log_shares(shares: Sequence[float]) -> Float[np.ndarray, " sources"]:
@@ -100,8 +105,7 @@ def log_shares(shares: Sequence[float]) -> Float[np.ndarray, " sources"]:
 
     Eager, compiled and NumPy logarithms differ in their last bits, so this is the only place that takes them.
     """
-    with jax.default_device(_cpu()):
-        return np.asarray(jnp.log(jnp.asarray(np.asarray(shares, np.float32))))
+    return _in_a_clean_thread(lambda: np.asarray(jnp.log(jnp.asarray(np.asarray(shares, np.float32)))))
 
 
 def draw(
@@ -133,6 +137,13 @@ def draw(
     return jax.vmap(one, out_axes=1)(his, los)
 
 
+def _traced_halves(start: int | Int[Array, ""]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
+    if isinstance(start, int):
+        return jnp.asarray(np.uint32(start >> 32)), jnp.asarray(np.uint32(start & _WORD))
+    hi = start >> 32 if start.dtype.itemsize > 4 else np.uint32(0)
+    return jnp.asarray(hi).astype(jnp.uint32), start.astype(jnp.uint32)
+
+
 def _keys_at(key: Array, hi: Array, lo: Array) -> Array:
     """Steps 1 and 2: the three keys of a position."""
     position_key = threefry_2x32(key, jnp.stack([hi, lo]))
@@ -152,9 +163,12 @@ def _program(sources: int, rung: int, long: bool) -> jax.stages.Compiled:
     """`draw` for `rung` positions, compiled once per process and shared by all mixtures of as many sources."""
     word = np.uint32(0)
     args = (np.zeros(2, np.uint32), word, word, np.zeros(sources, np.float32), np.ones(sources, np.int32))
-    with _pinned_semantics():
+
+    def compiled() -> jax.stages.Compiled:
         on_cpu = jax.tree.map(_on_cpu, args)
         return jax.jit(draw, static_argnames=("size", "long")).lower(*on_cpu, size=rung, long=long).compile()
+
+    return _in_a_clean_thread(compiled)
 
 
 def _scaled(hi: np.ndarray, lo: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -183,6 +197,20 @@ def _padded(sources: int) -> int:
     """Mixtures are padded with sources that are never drawn, so that few programs serve all: exact, since each
     source's draw has a counter of its own."""
     return max(_LEAST_SOURCES, 1 << (sources - 1).bit_length())
+
+
+def _in_a_clean_thread(task: Callable[[], T]) -> T:
+    """What `task` gives on the CPU under the settings that decide bits.
+
+    The caller may be tracing a program, or have set a mesh or a transfer guard: none of them reaches another thread.
+    """
+
+    def pinned() -> T:
+        with _pinned_semantics(), jax.default_device(_cpu()):
+            return task()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(pinned).result()
 
 
 @contextmanager

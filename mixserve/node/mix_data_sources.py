@@ -95,10 +95,13 @@ class MixDataSourcesNode(DataSourceModule):
         """
         if key is None:
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
-        if isinstance(start, Tracer) or isinstance(key, Tracer):
+        if isinstance(start, Tracer):
             check_positions(0, size)
-            return unflatten(self._traced_batch(jnp.asarray(start), size, _traced_words(key)))
-        start, size = check_positions(start, size)
+            _check_traced_start(start)
+        else:
+            start, size = check_positions(start, size)
+        if isinstance(start, Tracer) or isinstance(key, Tracer):
+            return unflatten(self._traced_batch(start, size, _traced_words(key)))
         plan = self.mixture.planner.plan(key_words(key), start, size)
         batch = self._device_batch(plan.source_ids, plan.record_ids)
         # Not jnp.asarray, which compiles a copy for every new shape; nobody else holds these arrays.
@@ -119,8 +122,15 @@ class MixDataSourcesNode(DataSourceModule):
         if on_host:
             mixture.host_gather.into(plan, on_host)
 
-    def placed(self, placement: str) -> "MixDataSourcesNode":
-        """A node of the same sources that gathers elsewhere: `auto`, `host` or `device`."""
+    def warm_up(self, size_limit: int) -> None:
+        """Compile what `read_into` needs for up to `size_limit` rows."""
+        self.mixture.planner.warm_up()
+        device.warm_up(self._device_data.get_value(), size_limit)
+
+    def placed(self, placement: str | None) -> "MixDataSourcesNode":
+        """A node of the same sources that gathers there (`auto`, `host` or `device`): itself where it does already."""
+        if placement is None or placement in (self.placement, self.config.placement):
+            return self
         config = replace(self.config, placement=placement)
         return MixDataSourcesNode(config, self.sources, rngs=self.rngs, name=self.name)
 
@@ -132,7 +142,7 @@ class MixDataSourcesNode(DataSourceModule):
 
     __str__ = __repr__
 
-    def _traced_batch(self, start: Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
+    def _traced_batch(self, start: int | Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
         mixture = self.mixture
         drawn = mixture.planner.plan_traced(words, start, size)
         batch = self._device_batch(drawn[0], drawn[1])
@@ -157,7 +167,7 @@ class MixDataSourcesNode(DataSourceModule):
         starts = device.source_starts(self.mixture.sources)
         if isinstance(source_ids, Tracer):
             starts = jnp.asarray(starts)
-        return device.take_rows(on_device, starts[source_ids] + record_ids)
+        return device.take_rows(on_device, starts[source_ids] + record_ids, self.mixture.fields)
 
     def _dtypes(self, batch: Mapping[str, Array]) -> dict[Field, np.dtype]:
         """The fields that are not in `batch` yet, and the JAX dtypes that they will have."""
@@ -195,6 +205,11 @@ def _narrowed(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
             "enable x64 in JAX, store a narrower dtype, or read it through a client, which keeps 64 bits"
         )
     return narrow
+
+
+def _check_traced_start(start: Tracer) -> None:
+    if start.shape != () or not jnp.issubdtype(start.dtype, jnp.integer):
+        raise InvalidRequest(f"start must be an integer, got shape {start.shape} and dtype {start.dtype}")
 
 
 def _traced_words(key: Any) -> UInt32[Array, "2"]:

@@ -40,5 +40,4 @@ class HostedMixture:
 
     def warm_up(self) -> None:
         """Compute the description, and compile what batches need."""
-        _ = self.description
-        self.node.mixture.planner.warm_up()
+        self.node.warm_up(self.description.limits.size)

@@ -25,12 +25,9 @@ class MixServicer:
 
     def __init__(self, nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None):
         """`placement` overrides that of every node. Raises ValueError where there are no nodes, or a name is empty."""
-        if not nodes or not all(nodes):
-            raise ValueError(f"a server needs at least one mixture, each with a name; got {list(nodes)}")
-        self._mixtures = {
-            name: HostedMixture(name, nodes[name] if placement is None else nodes[name].placed(placement))
-            for name in sorted(nodes)
-        }
+        if not nodes or not all(isinstance(name, str) and name and name.isprintable() for name in nodes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"a server needs at least one mixture, each with a printable name; got {list(nodes)}")
+        self._mixtures = {name: HostedMixture(name, nodes[name].placed(placement)) for name in sorted(nodes)}
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
             methods.GET_MIXTURE: self._get_mixture,
@@ -73,14 +70,14 @@ class MixServicer:
         if wanted.expected_fingerprint not in ("", described.fingerprint):
             raise FingerprintMismatch(
                 f"the mixture {described.name!r} has the fingerprint {described.fingerprint}, expected "
-                f"{wanted.expected_fingerprint}: its batches would be others; ask GetMixture what it holds now"
+                f"{wanted.expected_fingerprint:.100}: its batches would be others; ask GetMixture what it holds now"
             )
         reply, buffers = frame_batch(described.fingerprint, described.fields, wanted.size)
         mixture.node.read_into(wanted.start, wanted.key, buffers)
         return reply
 
     def _mixture(self, name: str) -> HostedMixture:
-        known = ", ".join(map(repr, self._mixtures))
+        known = f"{', '.join(map(repr, self._mixtures)):.1000}"
         if not name:
             if len(self._mixtures) > 1:
                 raise InvalidRequest(f"mixture is required where a server holds several; it must be one of {known}")
@@ -88,4 +85,5 @@ class MixServicer:
         try:
             return self._mixtures[name]
         except KeyError:
-            raise UnknownMixture(f"mixture must be one of {known}, got {name!r}") from None
+            shown = f"{name!r:.100}"
+            raise UnknownMixture(f"mixture must be one of {known}, got {shown}") from None

@@ -7,15 +7,16 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import MixServicer
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
+from mixserve.serving.reflection import add_reflection
 from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.transport.grpc import ERROR_METADATUM
 from mixserve_client.wire import methods
@@ -42,8 +43,7 @@ class MixServer:
         self._server = grpc.server(ThreadPoolExecutor(_THREADS, "mixserve-call"), options=_OPTIONS)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         self._health = Health(self._server)
-        services = (methods.SERVICE_NAME, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, self._server)
+        add_reflection(self._server, (methods.SERVICE_NAME, HEALTH_SERVICE_NAME))
         self.address = _bind(self._server, address)
         self._stopped = threading.Event()
 
@@ -55,16 +55,17 @@ class MixServer:
         self._health.serving()
         _logger.info("serving on %s", self.address)
 
-    def stop(self, grace_s: float = 30.0) -> None:
+    def stop(self, grace_s: float = 30.0) -> bool:
         """Drain, then end: health goes NOT_SERVING and new calls get Unavailable at once, running ones have
-        `grace_s` seconds to finish."""
+        `grace_s` seconds to finish. False if some were still running then: their threads live on."""
         self._not_ready = "is stopping; ask another replica, or wait for its successor"
         self._health.stopping()
-        self._calls.wait_for_none(grace_s)
+        finished = self._calls.wait_for_none(grace_s)
         # The last replies are on their way still; health watchers would stay for as long as they may.
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         self._health.close()
         self._stopped.set()
+        return finished
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has stopped; False if it has not after `timeout_s`."""
@@ -112,6 +113,8 @@ def serve(
 
 
 def _bind(server: grpc.Server, address: str) -> str:
+    if address.startswith("unix:"):
+        _check_socket_is_free(address)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -119,6 +122,16 @@ def _bind(server: grpc.Server, address: str) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _check_socket_is_free(address: str) -> None:
+    """gRPC would take a socket away from a server that is listening on it. Raises OSError."""
+    path = address.removeprefix("unix:").removeprefix("//")
+    if not path.startswith("\0") and not Path(path).parent.is_dir():
+        raise OSError(errno.ENOENT, f"cannot listen on {address}: there is no folder {Path(path).parent}")
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(path) == 0:
+            raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: another server does; choose another path")
 
 
 def _bind_error(address: str) -> OSError:

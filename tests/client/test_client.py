@@ -1,6 +1,11 @@
 """The client over every transport: the same bytes and the same errors as the node's own."""
 
+import gc
 import json
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -303,3 +308,48 @@ def test_a_changed_mixture_behind_the_same_address_is_refused():
 
 def test_the_server_fixture_listens_on_loopback(server: MixServer):
     assert server.address.startswith("127.0.0.1:")
+
+
+def test_everything_asked_of_a_closed_client_is_refused(node, server):
+    for client in (MixClient.connect(server.address), local_client({"train": node})):
+        batches = client.batches(8, 0)
+        next(batches)
+        client.close()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                while True:  # what is in flight may still come
+                    next(batches)
+        with pytest.raises(Unavailable, match="closed"):
+            client.get_batch_at(0, 10**6, 0)
+
+
+def test_dropped_clients_leave_no_threads(node):
+    def fetchers() -> int:
+        return sum(thread.name == "mixserve-fetch" for thread in threading.enumerate())
+
+    before = fetchers()
+    for _ in range(10):
+        next(local_client({"train": node}).batches(8, 0))
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while fetchers() > before:
+        assert time.monotonic() < deadline, fetchers()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("ending", ["", "it.close(); client.close()"])
+def test_a_program_may_end_while_batches_are_in_flight(ending):
+    program = (
+        "import numpy as np\nfrom mixserve import *\n"
+        "source = ArraySource({'x': np.zeros((1000, 512), np.int32)})\n"
+        "node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,)), [source])\n"
+        f"client = local_client({{'x': node}})\nit = client.batches(3000, 0, prefetch=8)\nnext(it)\n{ending}\n"
+    )
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_timeouts_may_be_any_positive_number(client):
+    for timeout_s in (np.float32(30), np.int64(30), 1e10, float("inf")):
+        assert client.mixtures(timeout_s=timeout_s) == ("train",)

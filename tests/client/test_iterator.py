@@ -101,7 +101,8 @@ def test_states_of_other_kinds_are_refused_and_change_nothing(client, change, er
     [
         ({"batch_size": 0}, "size must be at least 1, got 0"),
         ({"start": -1}, "start must be at least 0, got -1"),
-        ({"stop": -1}, "start must be at least 0, got -1"),
+        ({"stop": -1}, r"stop must be an integer in 0\.\.2\^63 - 1, got -1"),
+        ({"stop": 2**63}, "stop must be an integer in"),
         ({"prefetch": -1}, "prefetch must be an integer of at least 0, got -1"),
         ({"shard": (2, 2)}, r"shard must be \(index, count\).*got \(2, 2\)"),
         ({"shard": (0, 9)}, "count <= batch_size"),

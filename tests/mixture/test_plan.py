@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve.mixture.mixture import normalised
-from mixserve.mixture.plan import RUNGS, Planner, pieces
+from mixserve.mixture.plan import RUNGS, Planner, _program, pieces
 from mixserve_client.wire.key import key_words
 from tests.reference import draw, draw_one_eagerly
 
@@ -102,6 +102,7 @@ def test_jax_settings_do_not_reach_plans(setting):
     weights, lengths = (0.3, 0.7), [50, 60]
     expected = pairs(planner_of(weights, lengths), 5, 100, 64)
     words = planner_of(weights, lengths).score_words(key_words(5), 4)
+    _program.cache_clear()  # so that programs are compiled under the setting
     with setting():
         planner = planner_of(weights, lengths)
         assert pairs(planner, 5, 100, 64) == expected

@@ -57,7 +57,7 @@ def _listed_words(words: list[Any]) -> KeyWords:
 def check_wire_key(implementation: str, words: list[int]) -> KeyWords:
     """The words of a key as it came over the wire. Raises InvalidRequest for anything but two threefry words."""
     if implementation != IMPLEMENTATION:
-        raise InvalidRequest(f"key.implementation must be {IMPLEMENTATION!r}, got {implementation!r}")
+        raise InvalidRequest(f"key.implementation must be {IMPLEMENTATION!r}, got {implementation!r:.100}")
     if len(words) != 2:
         raise InvalidRequest(f"key.words must be 2 words of 32 bits, got {len(words)} words")
     return np.array(words, np.uint32)

@@ -33,7 +33,7 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tup
     start, size = _integer("start", start), _integer("size", size)
     if size < 1 or (size_limit is not None and size > size_limit):
         allowed = "at least 1" if size_limit is None else f"in 1..{size_limit}"
-        raise InvalidRequest(f"size must be {allowed}, got {size}; split a larger batch into requests")
+        raise InvalidRequest(f"size must be {allowed}, got {size}")
     if start < 0:
         raise InvalidRequest(f"start must be at least 0, got {start}")
     if start + size > POSITION_LIMIT:
@@ -73,7 +73,9 @@ def decode_batch_request(data: bytes) -> BatchRequest:
 
 
 def encode_mixture_request(mixture: str) -> bytes:
-    """The GetMixtureRequest message."""
+    """The GetMixtureRequest message. Raises InvalidRequest for a name that is no text."""
+    if not isinstance(mixture, str) or not mixture.isprintable():  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"mixture must be the name of a mixture, got {mixture!r:.100}")
     return mix_pb2.GetMixtureRequest(mixture=mixture).SerializeToString()
 
 
