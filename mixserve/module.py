@@ -60,4 +60,4 @@ class Opaque:
 
 
 class DeviceData(nnx.Variable):
-    """Data on the device: an input of compiled programs, and no part of a module's state."""
+    """Data on the device: an input of compiled programs, to be left out of a module's state with `nnx.Not`."""

@@ -116,7 +116,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "mixtures: {x: {sources: {a: {kind: factory, function: 'broken:f', weight: 1}}}}",
             "broken:f failed: SyntaxError",
         ),
-        ("mixtures: {x: {sources: {a: {kind: arrays, path: '*.npz', weight: 1}}}}", "path: no file matches '*.npz'"),
+        ("mixtures: {x: {sources: {a: {kind: arrays, path: '*.npy', weight: 1}}}}", "path: no file matches '*.npy'"),
         ("mixtures: {x: {sources: {a: {kind: arrays, path: a.bin, weight: 1}}}}", "mixtures.x.sources.a: "),
         (
             "mixtures: {x: {sources: {a: {kind: tokens, path: o.bin, dtype: uint16, sequence_length: 1, weight: 1}}}}",

@@ -1,4 +1,4 @@
-"""The training loop's iterator: batch after batch, the next ones in flight, and a state of about 100 bytes."""
+"""The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes."""
 
 import operator
 from collections import deque

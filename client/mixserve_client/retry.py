@@ -1,13 +1,11 @@
 """Calls that are repeated until a server answers: right for pure calls only."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from mixserve_client.transport import Transport
@@ -71,9 +69,13 @@ class PatientCaller:
 
 def seconds(name: str, value: Any) -> float:
     """`value` as a positive number of seconds. Raises InvalidRequest."""
-    if isinstance(value, bool) or not isinstance(value, Real | np.number) or not float(value) > 0:
+    try:
+        number = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number > 0:
         raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r}")
-    return float(value)
+    return number
 
 
 def deadline_in(timeout_s: float | None) -> float | None:
