@@ -70,7 +70,7 @@ def main() -> None:
     rows = []
     for count, node in track(nodes.items(), "measuring memory and compilations"):
         child = [sys.executable, __file__, "--peak", str(count)]
-        peaks = [int(subprocess.check_output(child)) / BATCH_BYTES for _ in range(5)]
+        peaks = [int(subprocess.check_output(child)) / BATCH_BYTES for _ in range(3)]
         rows.append(
             {
                 "sources": count,
@@ -87,7 +87,7 @@ def main() -> None:
     notes = [
         f"{SIZE} records of {ROW * 4} bytes of {data.nbytes >> 20} MiB; {ROUNDS} rounds in turn; medians, quartiles.",
         f"Making the five nodes over {data.nbytes / 1e6:.0f} MB of data took {copied / 1e6:.1f} MB of resident memory.",
-        "Peak memory: above the data and a node that has answered once, over 20 batches; five processes, median.",
+        "Peak memory: above the data and a node that has answered once, over 20 batches; three processes, median.",
         "The bare draw is the reference's five steps, vmapped and jitted for this very size, with its key made anew.",
         machine(),
     ]
