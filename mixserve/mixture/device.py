@@ -71,11 +71,6 @@ def _carrier(dtype: np.dtype) -> np.dtype:
     return np.dtype(f"uint{8 * dtype.itemsize}") if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
-def source_starts(sources: Sequence[Source]) -> Int32[np.ndarray, " sources"]:
-    """The row of each source's first record in the uploaded arrays."""
-    return np.cumsum([0, *map(len, sources)])[:-1].astype(np.int32)
-
-
 def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple[Field, ...]) -> dict[str, Array]:
     """The rows of every buffer, gathered on the device, in the dtypes of the fields."""
     taken = _taken(buffers, rows)

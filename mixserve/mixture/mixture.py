@@ -8,6 +8,9 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.plan import Planner
@@ -35,6 +38,11 @@ class Mixture:
         self.lengths = tuple(len(source) for source in self.sources)
         self.planner = Planner(self.weights, self.lengths)
         self.host_gather = HostGather(self.sources, self.fields)
+
+    @cached_property
+    def device_starts(self) -> Int32[np.ndarray, " sources"]:
+        """The row of each source's first record in the arrays that `device.upload` makes."""
+        return np.cumsum([0, *self.lengths])[:-1].astype(np.int32)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -117,7 +117,7 @@ class MixDataSourcesNode(DataSourceModule):
         plan = mixture.planner.plan(key, start, size)
         on_device: Mapping[str, Array] = self._device_data.get_value()
         if on_device:
-            device.take_into(on_device, device.source_starts(mixture.sources), plan, buffers)
+            device.take_into(on_device, mixture.device_starts, plan, buffers)
         on_host = {name: buffer for name, buffer in buffers.items() if name not in on_device}
         if on_host:
             mixture.host_gather.into(plan, on_host)
@@ -164,7 +164,7 @@ class MixDataSourcesNode(DataSourceModule):
         on_device = self._device_data.get_value()
         if not on_device:
             return {}
-        starts = device.source_starts(self.mixture.sources)
+        starts = self.mixture.device_starts
         if isinstance(source_ids, Tracer):
             starts = jnp.asarray(starts)
         return device.take_rows(on_device, starts[source_ids] + record_ids, self.mixture.fields)
