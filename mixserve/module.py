@@ -1,17 +1,24 @@
-"""The bases that the reference documents: configurations and modules of structural processors and of data sources."""
+"""The bases that the reference documents: the configuration and the surface that every data source module has."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from mixserve.held import DeviceData, Opaque
+from mixserve.state import State, below, check_same_shape, plain
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class StructuralConfig:
     """What every structural module can be configured with.
 
-    `batch_stats_fn` computes statistics of a batch, `precomputed_stats` gives them; at most one of the two.
+    `cacheable` keeps the last few results, `batch_stats_fn` computes statistics of a batch, `precomputed_stats` gives
+    them; at most one of the two. Configurations are equal where all fields are, arrays by shape, dtype and values.
     """
 
     cacheable: bool = False
@@ -21,16 +28,47 @@ class StructuralConfig:
     stream_name: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("cacheable", "stochastic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.batch_stats_fn is not None and not callable(self.batch_stats_fn):
+            raise ValueError(f"batch_stats_fn must be callable, got {self.batch_stats_fn!r}")
+        if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
+            raise ValueError(f"precomputed_stats must be a dict, got {self.precomputed_stats!r}")
         if self.batch_stats_fn is not None and self.precomputed_stats is not None:
             raise ValueError("batch_stats_fn and precomputed_stats exclude each other; give one of them")
 
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
     def __hash__(self) -> int:
         # Statistics are dicts, which have no hash; equal configurations have equal hashes all the same.
-        return hash((type(self), self.cacheable, self.stochastic, self.stream_name))
+        hashed = [getattr(self, f.name) for f in fields(self) if f.name not in ("batch_stats_fn", "precomputed_stats")]
+        return hash((type(self), *hashed))
+
+
+class Statistics(NamedTuple):
+    """What is known of the data, and whether `reset_statistics` was called since it was last set or computed."""
+
+    values: dict[str, Any] | None = None
+    is_reset: bool = False
 
 
 class DataSourceModule(nnx.Module):
-    """A Flax NNX module that gives records by position."""
+    """A Flax NNX module that gives records by position, with the surface that all modules of the reference have."""
+
+    def __init__(self, config: StructuralConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None):
+        self.config = nnx.static(config)
+        self.name = nnx.static(name)
+        self.rngs = rngs
+        self.stochastic = config.stochastic
+        self.stream_name = config.stream_name
+        self._applied_count = nnx.Variable(_zero())
+        self._skipped_count = nnx.Variable(_zero())
+        self._statistics = Opaque(Statistics())  # replaced, never changed: clones share it
+        self._cache = Opaque(None)  # an lru_cache, where a subclass has something to keep
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} must define __len__")
@@ -39,25 +77,175 @@ class DataSourceModule(nnx.Module):
         """A pytree of `jax.ShapeDtypeStruct` that describes one record."""
         raise NotImplementedError(f"{type(self).__name__} must define element_spec")
 
+    def process(self, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - the reference's name
+        """The result for `input`, counted in `get_operation_stats`."""
+        raise NotImplementedError(f"{type(self).__name__} must define process")
 
-class Opaque:
-    """Holds what NNX must neither see, copy nor trace: host data, iterators, caches.
+    def get_operation_stats(self) -> dict[str, int]:
+        """How many calls of `process` gave a result (`applied_count`), and how many were refused (`skipped_count`)."""
+        return {"applied_count": int(self._applied_count[...]), "skipped_count": int(self._skipped_count[...])}
 
-    NNX would turn NumPy and memory-mapped attributes into JAX arrays at the first `nnx.jit`, narrow 64-bit integers,
-    and copy the data with the module. It hashes and compares this holder by identity, and shares it between clones.
-    """
+    def reset_operation_stats(self) -> None:
+        """Set both counts to zero."""
+        self._applied_count.set_value(_zero())
+        self._skipped_count.set_value(_zero())
 
-    __slots__ = ("value",)
+    def compute_statistics(self, data: Any) -> dict[str, Any] | None:
+        """What `batch_stats_fn` says of `data`, kept for `get_statistics`; None where none is configured."""
+        if self.config.batch_stats_fn is None:
+            return None
+        statistics: Any = self.config.batch_stats_fn(data)
+        self._set_statistics(Statistics(statistics))
+        return statistics
 
-    def __init__(self, value: Any):
-        self.value = value
+    def get_statistics(self) -> dict[str, Any] | None:
+        """The precomputed statistics where configured, else those computed or set last, else None.
 
-    def __copy__(self) -> "Opaque":
-        return self
+        After `reset_statistics` None, until some are computed or set.
+        """
+        statistics: Statistics = self._statistics.value
+        if statistics.is_reset:
+            return None
+        return statistics.values if self.config.precomputed_stats is None else self.config.precomputed_stats
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Opaque":
-        return self
+    def set_statistics(self, stats: dict[str, Any]) -> None:
+        """Keep `stats` in the place of computed ones, and end the effect of `reset_statistics`.
+
+        Precomputed statistics, where configured, still come first. Raises TypeError for what is no dict.
+        """
+        if not isinstance(stats, dict):
+            raise TypeError(f"stats must be a dict, got {type(stats).__name__}")
+        self._set_statistics(Statistics(stats))
+
+    def reset_statistics(self) -> None:
+        """Forget computed statistics, and leave precomputed ones unmentioned."""
+        self._set_statistics(Statistics(is_reset=True))
+
+    def reset_cache(self) -> None:
+        """Forget kept batches. Clones share them."""
+        if self._cache.value is not None:
+            self._cache.value.cache_clear()
+
+    def copy(
+        self, *, config: StructuralConfig | None = None, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> Self:
+        """A new module made from this one's arguments, or from those given here; its state is that of a new one."""
+        return type(self)(**self._arguments(config=config, rngs=rngs, name=name))
+
+    def clone(self) -> Self:
+        """A new module with the same state; from here on each has its own. Data are shared."""
+        return nnx.clone(self)
+
+    def get_state(self) -> State:
+        """The module's state as dicts of NumPy arrays, numbers and strings; no data."""
+        pure: Any = nnx.to_pure_dict(nnx.state(self, nnx.Not(DeviceData)))
+        statistics: Statistics = self._statistics.value
+        return {
+            **plain(pure, ""),
+            "statistics": {
+                "known": statistics.values is not None,
+                "reset": statistics.is_reset,
+                "values": plain(statistics.values or {}, "statistics.values"),
+            },
+        }
+
+    def set_state(self, state: State) -> None:
+        """Take over a state that `get_state` gave.
+
+        Raises TypeError for what is no dict; ValueError, naming the path, for entries that are missing, too many, of
+        another kind, shape or dtype. Then nothing has changed.
+        """
+        if not isinstance(state, dict):
+            raise TypeError(f"state must be a dict, as get_state gives it, got {type(state).__name__}")
+        for change in self._changes(state, ""):
+            change()
+
+    def requires_rng_streams(self) -> list[str] | None:
+        """The RNG streams that the module needs: none."""
+        return None
+
+    def ensure_rng_streams(self, stream_names: list[str]) -> None:
+        """Raises ValueError where a stream of `requires_rng_streams` is not among `stream_names`."""
+        missing = [name for name in self.requires_rng_streams() or [] if name not in stream_names]
+        if missing:
+            raise ValueError(f"the RNG streams {missing} are required, available are {sorted(stream_names)}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()" if self.name is None else f"{type(self).__name__}(name={self.name!r})"
+
+    __str__ = __repr__
+
+    def _arguments(self, *, config: StructuralConfig | None, rngs: nnx.Rngs | None, name: str | None) -> dict[str, Any]:
+        """The arguments of a copy; a subclass adds its own."""
+        return {
+            "config": self.config if config is None else config,
+            "rngs": self.rngs if rngs is None else rngs,
+            "name": self.name if name is None else name,
+        }
+
+    def _changes(self, state: State, path: str) -> list[Callable[[], None]]:
+        """What is to be done to take over `state`, which stands at `path` in the whole; all of it is checked already.
+
+        A subclass whose `get_state` has more entries takes them out of `state` first. Raises ValueError.
+        """
+        own: Any = nnx.state(self, nnx.Not(DeviceData))
+        expected = {**plain(nnx.to_pure_dict(own), ""), "statistics": {"known": False, "reset": False, "values": {}}}
+        given, values = dict(state), {}
+        if isinstance(given.get("statistics"), dict) and "values" in given["statistics"]:
+            values = given["statistics"]["values"]
+            if not isinstance(values, dict):
+                raise ValueError(f"{below(path, 'statistics.values')} must be a dict, got {type(values).__name__}")
+            given["statistics"] = given["statistics"] | {"values": {}}  # which may be any
+        check_same_shape(expected, given, path)
+        said = given.pop("statistics")
+        kept = plain(values, below(path, "statistics.values")) if said["known"] else None
+        restored = _with_values(own, given)
+        return [
+            lambda: nnx.update(self, restored),
+            lambda: self._set_statistics(Statistics(kept, bool(said["reset"]))),
+        ]
+
+    def _set_statistics(self, statistics: Statistics) -> None:
+        self._statistics = Opaque(statistics)
+
+    def _count(self, call: Callable[[], Any]) -> Any:
+        """What `call` gives, counted as applied; where it raises, as skipped."""
+        try:
+            result = call()
+        except Exception:
+            self._skipped_count[...] += 1
+            raise
+        self._applied_count[...] += 1
+        return result
 
 
-class DeviceData(nnx.Variable):
-    """Data on the device: an input of compiled programs, to be left out of a module's state with `nnx.Not`."""
+def _zero() -> jax.Array:
+    return jax.device_put(np.zeros((), np.int32))
+
+
+def _with_values(state: Any, values: Any) -> Any:
+    """`state` with the leaves of `values`: numbers stay numbers, arrays and keys stay what they were."""
+
+    def restored(old: Any, new: Any) -> Any:
+        if not isinstance(old, jax.Array) or (old.weak_type and old.shape == ()):
+            return np.asarray(new).item()
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
+        return jnp.asarray(new, old.dtype)
+
+    def walked(old: Any, new: Any) -> Any:
+        return {k: walked(old[k], new[k]) for k in old} if isinstance(old, dict) else restored(old, new)
+
+    nnx.replace_by_pure_dict(state, walked(nnx.to_pure_dict(state), values))
+    return state
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_equal, left, right))
+    if hasattr(left, "dtype") or hasattr(right, "dtype"):
+        a, b = np.asarray(left), np.asarray(right)
+        return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
+    return left is right or left == right

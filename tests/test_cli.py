@@ -197,7 +197,7 @@ def test_the_kinds_of_sources(tmp_path):
     node = build_nodes(load_config(file), file)["m"]
     zips, maps, made = node.sources
     assert node.mixture.names == ("zips", "maps", "made")
-    assert node.mixture.weights == (0.25, 0.25, 0.5)
+    assert node.config.weights == (0.25, 0.25, 0.5)
     assert zips.take(np.array([0, 2]))["x"].tolist() == [[0, 1], [0, 1]]
     assert (len(zips), len(maps), len(made)) == (5, 4, 7)
     assert not maps.blocks()[0]["x"].flags.writeable

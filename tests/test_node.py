@@ -306,7 +306,7 @@ def test_config_says_which_field_is_wrong(options, field):
 
 def test_config_is_frozen_and_hashable():
     config = MixDataSourcesConfig(num_sources=1, weights=[2.0], precomputed_stats={"mean": 1})
-    assert config.weights == (2.0,)
+    assert config.weights == (1.0,)
     assert hash(config) == hash(MixDataSourcesConfig(num_sources=1, weights=(2.0,), precomputed_stats={"mean": 1}))
     with pytest.raises(AttributeError):
         config.weights = (1.0,)

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Int32, Shaped
 
 from mixserve.mixture.gather import Buffers
+from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.plan import RUNGS, Plan, pieces
-from mixserve.sources import ArrayBacked, Source, is_array_backed
+from mixserve.sources import AnySource, ArrayBacked, is_array_backed
 from mixserve_client.wire.description import Field
 
 DeviceBuffers = Mapping[str, Shaped[Array, "rows ..."]]
@@ -23,26 +24,28 @@ _SHARE_OF_MEMORY = 0.25
 _WIDE = ("int64", "uint64", "float64", "complex128")
 
 
-def choose_placement(asked: str, sources: Sequence[Source], fields: tuple[Field, ...]) -> str:
+def choose_placement(asked: str, mixture: Mixture) -> str:
     """`host` or `device` for `asked` in auto, host, device. Raises ValueError where `device` cannot be."""
-    obstacle = _obstacle(sources)
+    obstacle = _obstacle(mixture)
     if asked == "device" and obstacle is not None:
         raise ValueError(f"placement device is not possible: {obstacle}; use host")
     if asked != "auto":
         return asked
     device = jax.local_devices()[0]
-    row_bytes = sum(field.nbytes for field in on_device(fields))
-    if device.platform == "cpu" or obstacle is not None or row_bytes == 0:
+    if device.platform == "cpu" or obstacle is not None:
         return "host"
+    row_bytes = sum(field.nbytes for field in on_device(mixture.fields))
     memory = (device.memory_stats() or {}).get("bytes_limit", 0)
-    return "device" if sum(map(len, sources)) * row_bytes <= memory * _SHARE_OF_MEMORY else "host"
+    return "device" if 0 < len(mixture) * row_bytes <= memory * _SHARE_OF_MEMORY else "host"
 
 
-def _obstacle(sources: Sequence[Source]) -> str | None:
-    others = [repr(source) for source in sources if not is_array_backed(source)]
+def _obstacle(mixture: Mixture) -> str | None:
+    if not mixture.is_numeric:
+        return "its records are no numbers"
+    others = [repr(leaf) for leaf in mixture.leaves if not is_array_backed(leaf)]
     if others:
         return f"its sources must be arrays, got {', '.join(others)}"
-    rows = sum(map(len, sources))
+    rows = sum(map(len, mixture.leaves))
     return f"it holds up to 2^31 - 1 records, got {rows}" if rows >= 1 << 31 else None
 
 
@@ -51,7 +54,7 @@ def on_device(fields: tuple[Field, ...]) -> tuple[Field, ...]:
     return tuple(field for field in fields if field.dtype.name not in _WIDE)
 
 
-def upload(sources: Sequence[Source], fields: tuple[Field, ...]) -> dict[str, Array]:
+def upload(sources: Sequence[AnySource], fields: tuple[Field, ...]) -> dict[str, Array]:
     """The sources' data on the default device, one array per field, the sources' rows one after another.
 
     Floats travel as unsigned integers of their size: some backends rewrite the bits of NaNs when they copy floats.

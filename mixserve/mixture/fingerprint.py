@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mixserve.mixture.plan import Planner
-from mixserve.sources import Source, content_bytes
+from mixserve.sources import content_bytes
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.dtypes import dtype_name
 from mixserve_client.wire.key import IMPLEMENTATION
@@ -20,8 +22,8 @@ _PROBE_KEY = np.array([0x6D697873, 0x65727665], np.uint32)
 def fingerprint(
     *,
     names: tuple[str, ...],
-    sources: tuple[Source, ...],
-    weights: tuple[float, ...],
+    children: Sequence[Any],
+    shares: Sequence[float],
     fields: tuple[Field, ...],
     sampling: str,
     planner: Planner,
@@ -33,9 +35,9 @@ def fingerprint(
         "sampling": sampling,
         "fields": [[field.name, dtype_name(field.dtype), list(field.shape)] for field in fields],
         "sources": [
-            [name, len(source), content_bytes(source).hex()] for name, source in zip(names, sources, strict=True)
+            [name, len(child), content_bytes(child).hex()] for name, child in zip(names, children, strict=True)
         ],
-        "weights": [weight.hex() for weight in weights],
+        "weights": [share.hex() for share in shares],
         "probe": planner.score_words(_PROBE_KEY, _PROBE_POSITIONS).hex(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

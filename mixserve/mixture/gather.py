@@ -1,6 +1,6 @@
 """A plan and the sources -> arrays in host memory, every row written once into its place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, Shaped
 
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
-from mixserve.sources import ArrayBacked, Source, is_array_backed
+from mixserve.sources import AnySource, ArrayBacked, KeyedSource, Source, is_array_backed, is_keyed
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.tree import flatten
 
@@ -22,7 +22,7 @@ class HostGather:
     `take`. Array-backed data are neither copied nor joined here.
     """
 
-    def __init__(self, sources: Sequence[Source], fields: tuple[Field, ...]):
+    def __init__(self, sources: Sequence[AnySource], fields: tuple[Field, ...]):
         self._sources = tuple(sources)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
         blocks = [_checked_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
@@ -34,17 +34,22 @@ class HostGather:
         self._source_starts = self._block_starts[self._first_blocks]
         self._rows = {field.name: _by_dtype([block[field.name] for block in joined]) for field in fields if joined}
 
-    def into(self, plan: Plan, buffers: Buffers) -> None:
-        """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape)."""
+    def into(self, plan: Plan, buffers: Buffers, *, without: Collection[int] = ()) -> None:
+        """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape).
+
+        Slots of the sources in `without`, none of them array-backed, are left as they are.
+        """
         backed = self._array_backed[plan.source_ids]
         if backed.all():
             self._copy_rows(plan, buffers, None)
             return
         if backed.any():
-            self._copy_rows(Plan(plan.source_ids[backed], plan.record_ids[backed]), buffers, backed)
-        for source_id in np.unique(plan.source_ids[~backed]):
+            self._copy_rows(plan.at(np.flatnonzero(backed)), buffers, backed)
+        for source_id in map(int, np.unique(plan.source_ids[~backed])):
+            if source_id in without:
+                continue
             here = np.flatnonzero(plan.source_ids == source_id)
-            records = _taken(self._sources[int(source_id)], plan.record_ids[here], buffers)
+            records = _taken(self._sources[source_id], plan.at(here), buffers)
             for name, buffer in buffers.items():
                 buffer[here] = records[name]
 
@@ -89,12 +94,17 @@ def _checked_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[
     return blocks
 
 
-def _taken(source: Source, record_ids: Int[np.ndarray, " size"], buffers: Buffers) -> Mapping[str, np.ndarray]:
+def _taken(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
     """The records by leaf, known to fit rows of the buffers. Raises ValueError, naming the source and the leaf."""
-    records = {name: np.asarray(leaf) for name, leaf in flatten(source.take(record_ids)).items()}
+    if is_keyed(source):
+        assert plan.fetch_keys is not None
+        taken = cast(KeyedSource, source).take_keyed(plan.record_ids, plan.fetch_keys)
+    else:
+        taken = cast(Source, source).take(plan.record_ids)
+    records = {name: np.asarray(leaf) for name, leaf in flatten(taken).items()}
     for name, buffer in buffers.items():
         got = (records[name].shape, records[name].dtype) if name in records else None
-        expected = ((len(record_ids), *buffer.shape[1:]), buffer.dtype)
+        expected = ((len(plan.record_ids), *buffer.shape[1:]), buffer.dtype)
         if got != expected:
             raise ValueError(f"take of {source!r} must give the leaf {name!r} as {expected}, got {got}")
     return records

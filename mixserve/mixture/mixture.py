@@ -14,51 +14,107 @@ from jaxtyping import Int32
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.plan import Planner
-from mixserve.mixture.spec import common_fields
-from mixserve.sources import Source
+from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
+from mixserve.sources import AnySource, is_keyed
+from mixserve_client.wire.description import Field
 
 SAMPLING = "categorical"
 
 
 class Mixture:
-    """An immutable mixture; it reads from its sources and holds no state of its own."""
+    """An immutable mixture of sources and of other mixtures; it reads from its sources and holds no state of its own.
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], names: Sequence[str] | None = None):
-        """Raises ValueError for weights that are no shares, for sources whose names or specs clash, and for a source
-        without records that has a share."""
-        self.sources = tuple(sources)
-        self.names = _distinct(_own_names(sources) if names is None else names)
-        self.weights = normalised(weights)
-        if len(self.weights) != len(self.sources):
-            raise ValueError(f"weights must be as many as sources, got {len(self.weights)} for {len(self.sources)}")
-        for name, source, weight in zip(self.names, self.sources, self.weights, strict=True):
-            if len(source) == 0 and weight > 0:
-                raise ValueError(f"the source {name!r} has no records but the weight {weight}; give it the weight 0")
-        self.fields = common_fields(self.names, [source.element_spec() for source in self.sources])
-        self.lengths = tuple(len(source) for source in self.sources)
-        self.planner = Planner(self.weights, self.lengths)
-        self.host_gather = HostGather(self.sources, self.fields)
+    `leaves` are the sources that are no mixtures, counted through the whole tree: what plans name and gathers read.
+    A mixture whose records are no numbers has lengths and weights, and raises ValueError for everything else.
+    """
+
+    def __init__(self, children: Sequence["AnySource | Mixture"], shares: "Shares", names: Sequence[str]):
+        """Raises ValueError where names or specs of children clash, and for a child without records that has a
+        share."""
+        self.children = tuple(children)
+        self.names = _distinct(names)
+        self.shares = shares
+        self.lengths = tuple(len(child) for child in children)
+        for name, length, share in zip(self.names, self.lengths, shares, strict=True):
+            if length == 0 and share > 0:
+                raise ValueError(f"the source {name!r} has no records but the weight {share}; give it the weight 0")
+        self.leaves: tuple[AnySource, ...] = tuple(leaf for child in children for leaf in _leaves_of(child))
+        self._fields: tuple[Field, ...] | NoNumbers = self._common_fields()
+        if not isinstance(self._fields, NoNumbers):
+            _ = self.planner, self.host_gather  # what is wrong with a source shows now
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Name, stored dtype and shape of every field of a record. Raises ValueError where records are no numbers."""
+        if isinstance(self._fields, NoNumbers):
+            raise NoNumbers(str(self._fields)) from self._fields
+        return self._fields
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the mixture has batches, and not only records."""
+        return not isinstance(self._fields, NoNumbers)
 
     @cached_property
-    def device_starts(self) -> Int32[np.ndarray, " sources"]:
-        """The row of each source's first record in the arrays that `device.upload` makes."""
-        return np.cumsum([0, *self.lengths])[:-1].astype(np.int32)
+    def planner(self) -> Planner:
+        """Chooses the records of batches."""
+        nested = {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}
+        return Planner(self.shares, self.lengths, nested, keyed=any(map(is_keyed, self.leaves)))
+
+    @cached_property
+    def host_gather(self) -> HostGather:
+        """Fetches the records of plans."""
+        return HostGather(self.leaves, self.fields)
+
+    @cached_property
+    def device_starts(self) -> Int32[np.ndarray, " leaves"]:
+        """The row of each leaf's first record in the arrays that `device.upload` makes."""
+        return np.cumsum([0, *map(len, self.leaves)])[:-1].astype(np.int32)
 
     @cached_property
     def fingerprint(self) -> str:
         """64 hexadecimal digits; computed at the first use, since it reads the sources."""
         return fingerprint(
             names=self.names,
-            sources=self.sources,
-            weights=self.weights,
+            children=self.children,
+            shares=self.shares,
             fields=self.fields,
             sampling=SAMPLING,
             planner=self.planner,
         )
 
+    def content_digest(self) -> bytes:
+        """What identifies this mixture where it is a child of another."""
+        return bytes.fromhex(self.fingerprint)
 
-def normalised(weights: Sequence[float]) -> tuple[float, ...]:
-    """The weights as float64 shares that sum to 1. Raises ValueError."""
+    def _common_fields(self) -> tuple[Field, ...] | NoNumbers:
+        """The fields of all children; children without numbers are compared with none."""
+        specs, lacking = dict[str, Any](), list[NoNumbers]()
+        for name, child in zip(self.names, self.children, strict=True):
+            try:
+                if isinstance(child, Mixture):
+                    specs[name] = {field.name: (field.shape, field.dtype) for field in child.fields}
+                else:
+                    specs[name] = numeric_leaves(name, child)
+            except NoNumbers as error:
+                lacking.append(error)
+        fields = common_fields(specs) if specs else ()
+        return lacking[0] if lacking else fields
+
+
+class Shares(tuple[float, ...]):
+    """Weights as float64 shares that sum to 1, as far as floats do; a share is never normalised twice."""
+
+    __slots__ = ()
+
+
+def normalised(weights: Sequence[float]) -> Shares:
+    """The weights as shares. Raises ValueError."""
+    if isinstance(weights, Shares):
+        return weights
     for weight in weights:
         if not isinstance(weight, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"weights must be numbers, got {weight!r}")
@@ -68,13 +124,17 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
     total = functools.reduce(operator.add, map(float, weights), 0.0)
     if not 0 < total < math.inf:
         raise ValueError(f"weights must have a positive, finite sum, got {tuple(weights)}")
-    return tuple(float(weight) / total for weight in weights)
+    return Shares(float(weight) / total for weight in weights)
 
 
-def _own_names(sources: Sequence[Any]) -> list[str]:
+def names_of(sources: Sequence[Any]) -> list[str]:
     """Each source's `name`, else its index."""
     names = [getattr(source, "name", None) for source in sources]
     return [str(index) if name is None else str(name) for index, name in enumerate(names)]
+
+
+def _leaves_of(child: "AnySource | Mixture") -> Sequence[AnySource]:
+    return child.leaves if isinstance(child, Mixture) else (child,)
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,140 +1,179 @@
 """Which record fills which slot: (key, positions, weights, lengths) -> (source ids, record ids). Integers, no I/O.
 
-Per position p, as the reference's `get_batch_at` draws it:
-
-1. `pos_key = fold_in(key, p)`;  2. `src_key, idx_key, fetch_key = split(pos_key, 3)`;
-3. `source = categorical(src_key, log_weights)`;  4. `record = randint(idx_key, (), 0, length[source], int32)`.
-
-A source of more than 2^31 - 1 records draws `record` from `bits(idx_key, (2,), uint32)`, taken as the (hi, lo) words of
-a fraction of 2^64, by multiply and shift.
-
-Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xffffffff])`, which is `fold_in` below
-2^32. Plans run on the host's CPU whatever else the machine has, so that every replica chooses the same records.
+`draw` has the arithmetic. Where a child of a mixture is itself a mixture, the record that is drawn from it is a
+position of the child, and `fetch_key` is the child's key there; so plans name *leaves*: the sources that are no
+mixtures, counted through the whole tree. Without nested mixtures leaves and sources are the same.
 """
 
 # JAX's own signatures are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Float, Int, Int32, UInt32
+from jaxtyping import Array, Int, Int32, UInt32
+
+from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded, pinned_semantics, program
+from mixserve.mixture.draw import scores as drawn_scores
 
 # A request is planned in pieces of these sizes, so that no request size compiles a program of its own.
 RUNGS = (16, 64, 256, 1024, 4096)
-_LEAST_SOURCES = 8
 _WORD = 0xFFFFFFFF
 _LONGEST_INT32 = 2**31 - 1
 
-T = TypeVar("T")
-
 
 class Plan(NamedTuple):
-    """The source and the record of every position."""
+    """The leaf source and the record of every position; the key to fetch it with, where a source takes keys."""
 
     source_ids: Int[np.ndarray, " size"]
     record_ids: Int[np.ndarray, " size"]
+    fetch_keys: UInt32[np.ndarray, "size 2"] | None = None
+
+    def at(self, slots: Int[np.ndarray, " some"]) -> "Plan":
+        """The plan of some of the positions."""
+        keys = None if self.fetch_keys is None else self.fetch_keys[slots]
+        return Plan(self.source_ids[slots], self.record_ids[slots], keys)
 
 
 class Planner:
-    """Draws the plans of one mixture; `shares` are weights that sum to 1, `lengths` numbers of records."""
+    """Draws the plans of one mixture; `shares` are weights that sum to 1, `lengths` numbers of records.
 
-    def __init__(self, shares: Sequence[float], lengths: Sequence[int]):
-        self.source_count = len(shares)
+    `nested` has the planners of the children that are mixtures, by their place; `keyed` says that a source takes keys.
+    """
+
+    def __init__(
+        self,
+        shares: Sequence[float],
+        lengths: Sequence[int],
+        nested: Mapping[int, "Planner"] | None = None,
+        *,
+        keyed: bool = False,
+    ):
         self.log_weights = log_shares(shares)
         self.lengths = np.asarray([min(length, _LONGEST_INT32) for length in lengths], np.int32)
         self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
-        self.has_long_sources = bool(self._long_lengths.any())
-        padding = _padded(self.source_count) - self.source_count
-        padded = np.pad(self.log_weights, (0, padding), constant_values=-np.inf), np.pad(self.lengths, (0, padding))
-        self._padded_weights, self._padded_lengths = _in_a_clean_thread(lambda: jax.tree.map(_on_cpu, padded))
+        self._nested = dict(nested or {})
+        self._source_count = len(shares)
+        leaf_counts = [self._nested[i].leaf_count if i in self._nested else 1 for i in range(len(shares))]
+        self.leaf_count = sum(leaf_counts)
+        self._first_leaves = np.cumsum([0, *leaf_counts])[:-1].astype(np.int32)
+        self._leaf_long_lengths = np.zeros(self.leaf_count, np.uint64)
+        self._leaf_long_lengths[self._first_leaves] = self._long_lengths
+        for source_id, planner in self._nested.items():
+            first = self._first_leaves[source_id]
+            self._leaf_long_lengths[first : first + planner.leaf_count] = 0
+        self.parts = Parts(long=bool(self._long_lengths.any()), fetch=keyed or bool(self._nested))
+        padding = padded(self._source_count) - self._source_count
+        weights_and_lengths = (
+            np.pad(self.log_weights, (0, padding), constant_values=-np.inf),
+            np.pad(self.lengths, (0, padding)),
+        )
+        self._padded_weights, self._padded_lengths = in_a_clean_thread(
+            lambda: jax.tree.map(on_cpu, weights_and_lengths)
+        )
 
     def warm_up(self) -> None:
         """Compile every program that `plan` may need."""
         for rung in RUNGS:
-            _program(_padded(self.source_count), rung, self.has_long_sources)
+            program(self._source_count, rung, self.parts)
+        for planner in self._nested.values():
+            planner.warm_up()
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         """The plan of the positions [start, start + size); `start + size` at most 2^63 - 1."""
-        drawn: list[Any] = []
-        for at, rung in pieces(size):
-            program = _program(_padded(self.source_count), rung, self.has_long_sources)
-            hi, lo = np.uint32((start + at) >> 32), np.uint32((start + at) & _WORD)
-            with jax.transfer_guard("allow"):  # of a few words, on the CPU
-                drawn.append(program(key, hi, lo, self._padded_weights, self._padded_lengths))
-        rows = np.asarray(drawn[0]) if len(drawn) == 1 else np.concatenate(drawn, axis=1)
-        return self.from_rows(rows[:, :size])
+        return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))
 
-    def from_rows(self, rows: Int32[np.ndarray, "rows size"]) -> Plan:
-        """The plan that `draw` drew: its rows, with the records of long sources worked out from their words."""
-        plan = Plan(rows[0], rows[1])
-        if not self.has_long_sources:
-            return plan
-        lengths = self._long_lengths[plan.source_ids]
-        hi, lo = rows[2:].view(np.uint32).astype(np.uint64)
-        long_ids = _scaled(hi, lo, lengths).astype(np.int64)
-        return Plan(plan.source_ids, np.where(lengths > 0, long_ids, plan.record_ids.astype(np.int64)))
+    def plan_each(
+        self, keys: UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"], positions: Int[np.ndarray, " size"]
+    ) -> Plan:
+        """The plan of any positions, under one key or each under its own."""
+        size, cuts = len(positions), pieces(len(positions))
+        places = np.zeros((sum(cuts[-1]), 4), np.uint32)
+        places[:size, :2] = keys
+        places[:size, 2] = positions.astype(np.uint64) >> 32
+        places[:size, 3] = positions.astype(np.uint64) & _WORD
+        drawn: list[np.ndarray] = []
+        for at, rung in cuts:
+            with jax.transfer_guard("allow"):  # of a few words, on the CPU
+                columns = program(self._source_count, rung, self.parts)(
+                    places[at : at + rung], self._padded_weights, self._padded_lengths
+                )
+            drawn.append(np.asarray(columns))
+        rows = drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=1)
+        return self._resolved(self._read(rows[:, :size], self._long_lengths))
 
     def plan_traced(
         self, key: UInt32[Array, "2"], start: int | Int[Array, ""], size: int
     ) -> Int32[Array, "rows {size}"]:
-        """What `draw` draws inside the caller's own program; a traced `start` must be below 2^32 - size."""
+        """The rows of `draw`, by leaves, inside the caller's own program; `start` must be below 2^32 - size."""
         hi, lo = _traced_halves(start)
-        weights, lengths = jnp.asarray(self.log_weights), jnp.asarray(self.lengths)
-        with _pinned_semantics():
-            return draw(key, hi, lo, weights, lengths, size, long=self.has_long_sources)
+        los = lo + jax.lax.iota(jnp.uint32, size)
+        his = hi + (los < lo).astype(jnp.uint32)
+        with pinned_semantics():
+            return self._draw_traced(jnp.broadcast_to(key, (size, 2)), jnp.stack([his, los], axis=1))
+
+    def from_rows(self, rows: Int32[np.ndarray, "rows size"]) -> Plan:
+        """The plan in the rows of `plan_traced`."""
+        return self._read(rows, self._leaf_long_lengths)
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
+        return drawn_scores(key, size, self._padded_weights)[:, : self._source_count].tobytes()
 
-        def score() -> np.ndarray:
-            return np.asarray(jax.jit(_scores)(key, np.arange(size, dtype=np.uint32), self._padded_weights))
+    def _read(self, rows: Int32[np.ndarray, "rows size"], long_lengths: np.ndarray) -> Plan:
+        """What the rows say, with the records of long sources worked out from their words."""
+        source_ids, record_ids = rows[0], rows[1]
+        keys = np.ascontiguousarray(rows[-2:].T).view(np.uint32) if self.parts.fetch else None
+        if self.parts.long:
+            lengths = long_lengths[source_ids]
+            hi, lo = rows[2:4].view(np.uint32).astype(np.uint64)
+            long_ids = _scaled(hi, lo, lengths).astype(np.int64)
+            record_ids = np.where(lengths > 0, long_ids, record_ids.astype(np.int64))
+        return Plan(source_ids, record_ids, keys)
 
-        return _in_a_clean_thread(score)[:, : self.source_count].tobytes()
+    def _resolved(self, plan: Plan) -> Plan:
+        """The plan of sources as one of leaves: what was drawn from a nested mixture is drawn on there."""
+        if not self._nested:
+            return plan
+        assert plan.fetch_keys is not None
+        leaves, records, keys = self._first_leaves[plan.source_ids], plan.record_ids.copy(), plan.fetch_keys.copy()
+        for source_id, planner in self._nested.items():
+            here = np.flatnonzero(plan.source_ids == source_id)
+            if len(here):
+                inner = planner.plan_each(plan.fetch_keys[here], plan.record_ids[here])
+                leaves[here] += inner.source_ids
+                records[here] = inner.record_ids
+                if inner.fetch_keys is not None:
+                    keys[here] = inner.fetch_keys
+        return Plan(leaves, records, keys)
 
-
-def log_shares(shares: Sequence[float]) -> Float[np.ndarray, " sources"]:
-    """float32 logarithms of the shares: cast, then one eager `jnp.log` on the CPU.
-
-    Eager, compiled and NumPy logarithms differ in their last bits, so this is the only place that takes them.
-    """
-    return _in_a_clean_thread(lambda: np.asarray(jnp.log(jnp.asarray(np.asarray(shares, np.float32)))))
-
-
-def draw(
-    key: UInt32[Array, "2"],
-    hi: UInt32[Array, ""],
-    lo: UInt32[Array, ""],
-    log_weights: Float[Array, " sources"],
-    lengths: Int32[Array, " sources"],
-    size: int,
-    long: bool,
-) -> Int32[Array, "rows {size}"]:
-    """Steps 1 to 4 for `size` positions from (hi << 32 | lo) on: source ids and record ids as rows.
-
-    With `long`, two more rows are the bits of the words that records of long sources are drawn from.
-    """
-    offsets = jax.lax.iota(jnp.uint32, size)
-    los = lo + offsets
-    his = hi + (los < lo).astype(jnp.uint32)
-
-    def one(position_hi: UInt32[Array, ""], position_lo: UInt32[Array, ""]) -> Int32[Array, " rows"]:
-        source_key, record_key, _ = _keys_at(key, position_hi, position_lo)
-        source = jax.random.categorical(source_key, log_weights, mode="low").astype(jnp.int32)
-        record = jax.random.randint(record_key, (), 0, lengths[source], dtype=jnp.int32)
-        if not long:
-            return jnp.stack([source, record])
-        words = jax.lax.bitcast_convert_type(jax.random.bits(record_key, (2,), jnp.uint32), jnp.int32)
-        return jnp.concatenate([jnp.stack([source, record]), words])
-
-    return jax.vmap(one, out_axes=1)(his, los)
+    def _draw_traced(
+        self, keys: UInt32[Array, "size 2"], positions: UInt32[Array, "size 2"]
+    ) -> Int32[Array, "rows size"]:
+        places = jnp.concatenate([keys, positions], axis=1)
+        rows = draw(places, jnp.asarray(self.log_weights), jnp.asarray(self.lengths), self.parts)
+        if not self._nested:
+            return rows
+        sources, records, words = rows[0], rows[1], rows[-2:]
+        leaves = jnp.asarray(self._first_leaves)[sources]
+        inner_keys = jax.lax.bitcast_convert_type(words.T, jnp.uint32)
+        inner_positions = jnp.stack([jnp.zeros_like(records), records], axis=1).astype(jnp.uint32)
+        for source_id, planner in self._nested.items():
+            if self._long_lengths[source_id]:
+                raise ValueError(
+                    "a nested mixture of more than 2^31 - 1 records cannot be drawn inside a compiled program; "
+                    "call get_batch_at outside of it"
+                )
+            here = sources == source_id
+            inner = planner._draw_traced(inner_keys, inner_positions)
+            leaves = leaves + jnp.where(here, inner[0], 0)
+            records = jnp.where(here, inner[1], records)
+            if planner.parts.fetch:
+                words = jnp.where(here, inner[-2:], words)
+        return jnp.concatenate([leaves[None], records[None], rows[2:-2], words])
 
 
 def _traced_halves(start: int | Int[Array, ""]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
@@ -142,33 +181,6 @@ def _traced_halves(start: int | Int[Array, ""]) -> tuple[UInt32[Array, ""], UInt
         return jnp.asarray(np.uint32(start >> 32)), jnp.asarray(np.uint32(start & _WORD))
     hi = start >> 32 if start.dtype.itemsize > 4 else np.uint32(0)
     return jnp.asarray(hi).astype(jnp.uint32), start.astype(jnp.uint32)
-
-
-def _keys_at(key: Array, hi: Array, lo: Array) -> Array:
-    """Steps 1 and 2: the three keys of a position."""
-    position_key = threefry_2x32(key, jnp.stack([hi, lo]))
-    return jax.random.split(jax.random.wrap_key_data(position_key, impl="threefry2x32"), 3)
-
-
-def _scores(key: Array, positions: Array, log_weights: Array) -> Array:
-    def one(position: Array) -> Array:
-        source_key = _keys_at(key, jnp.zeros((), jnp.uint32), position)[0]
-        return jax.random.gumbel(source_key, log_weights.shape, jnp.float32, mode="low") + log_weights
-
-    return jax.vmap(one)(positions)
-
-
-@cache
-def _program(sources: int, rung: int, long: bool) -> jax.stages.Compiled:
-    """`draw` for `rung` positions, compiled once per process and shared by all mixtures of as many sources."""
-    word = np.uint32(0)
-    args = (np.zeros(2, np.uint32), word, word, np.zeros(sources, np.float32), np.ones(sources, np.int32))
-
-    def compiled() -> jax.stages.Compiled:
-        on_cpu = jax.tree.map(_on_cpu, args)
-        return jax.jit(draw, static_argnames=("size", "long")).lower(*on_cpu, size=rung, long=long).compile()
-
-    return _in_a_clean_thread(compiled)
 
 
 def _scaled(hi: np.ndarray, lo: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -191,47 +203,3 @@ def pieces(size: int) -> list[tuple[int, int]]:
         found.append((at, rung))
         at += rung
     return found
-
-
-def _padded(sources: int) -> int:
-    """Mixtures are padded with sources that are never drawn, so that few programs serve all: exact, since each
-    source's draw has a counter of its own."""
-    return max(_LEAST_SOURCES, 1 << (sources - 1).bit_length())
-
-
-def _in_a_clean_thread(task: Callable[[], T]) -> T:
-    """What `task` gives on the CPU under the settings that decide bits.
-
-    The caller may be tracing a program, or have set a mesh or a transfer guard: none of them reaches another thread.
-    """
-
-    def pinned() -> T:
-        with _pinned_semantics(), jax.default_device(_cpu()):
-            return task()
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(pinned).result()
-
-
-@contextmanager
-def _pinned_semantics() -> Generator[None, None, None]:
-    """The settings of JAX that decide bits, whatever the process has set."""
-    with ExitStack() as stack:
-        stack.enter_context(jax.enable_x64(False))
-        stack.enter_context(jax.threefry_partitionable(True))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        yield
-
-
-def _cpu() -> Any:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-        raise RuntimeError(
-            "mixserve plans on the CPU, and JAX was told not to have one: add cpu to JAX_PLATFORMS, as in cuda,cpu"
-        ) from error
-
-
-def _on_cpu(array: np.ndarray | np.generic) -> jax.Array:
-    return jax.device_put(array, _cpu())

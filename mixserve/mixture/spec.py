@@ -1,24 +1,53 @@
 """The element specs of a mixture's sources -> the one list of fields that all of them share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from mixserve.sources import ElementSpec
+from mixserve.sources import AnySource
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.dtypes import dtype_name
 from mixserve_client.wire.tree import flatten
 
+Leaves = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
-def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[Field, ...]:
-    """The fields of every element, sorted by name.
 
-    Raises ValueError where two sources differ in structure, shape or dtype, naming both and the leaf, and where a
-    leaf's dtype has no place on the wire.
+class NoNumbers(ValueError):
+    """The records of a source are no arrays of numbers, so they can be iterated but make no batches."""
+
+
+def numeric_leaves(name: str, source: AnySource) -> Leaves:
+    """Shape and dtype of every leaf of the source's records, sorted by name. Raises NoNumbers."""
+    try:
+        leaves = {
+            leaf: (tuple(spec.shape), np.dtype(spec.dtype)) for leaf, spec in flatten(source.element_spec()).items()
+        }
+    except Exception as error:  # whatever the source raises
+        raise NoNumbers(f"{_only_iterable(name)}; its element_spec says: {error}") from error
+    for leaf, (_, dtype) in leaves.items():
+        try:
+            dtype_name(dtype)
+        except TypeError as error:
+            raise NoNumbers(f"{_only_iterable(name)}: leaf {leaf!r}: {error}") from error
+    return leaves
+
+
+def _only_iterable(name: str) -> str:
+    return (
+        f"the source {name!r} has no numeric element_spec, so its records can be iterated, but get_batch_at and "
+        "element_spec are not possible"
+    )
+
+
+def common_fields(specs: Mapping[str, Leaves]) -> tuple[Field, ...]:
+    """The fields of every element, sorted by name, from the leaves of each source by its name.
+
+    Raises ValueError where two sources differ in structure, shape or dtype, naming both and the leaf.
     """
-    first = _leaves(specs[0])
-    for name, spec in zip(names[1:], specs[1:], strict=True):
-        leaves = _leaves(spec)
+    names = list(specs)
+    first = specs[names[0]]
+    for name, leaves in specs.items():
         between = f"the sources {names[0]!r} and {name!r} must have one element_spec"
         if leaves.keys() != first.keys():
             leaf = min(leaves.keys() ^ first.keys())
@@ -30,22 +59,7 @@ def common_fields(names: Sequence[str], specs: Sequence[ElementSpec]) -> tuple[F
                     f"{between}: the leaf {leaf!r} is {_shown(expected)} in {names[0]!r} and "
                     f"{_shown(leaves[leaf])} in {name!r}"
                 )
-    return tuple(_field(names[0], leaf, first[leaf]) for leaf in first)
-
-
-def _leaves(spec: ElementSpec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in flatten(spec).items()}
-
-
-def _field(source: str, leaf: str, described: tuple[tuple[int, ...], np.dtype]) -> Field:
-    shape, dtype = described
-    try:
-        dtype_name(dtype)
-    except TypeError as error:
-        raise ValueError(
-            f"the element_spec of the source {source!r} cannot be served, leaf {leaf!r}: {error}"
-        ) from error
-    return Field(leaf, dtype, shape)
+    return tuple(Field(leaf, dtype, shape) for leaf, (shape, dtype) in first.items())
 
 
 def _shown(described: tuple[tuple[int, ...], np.dtype]) -> str:

@@ -1,16 +1,19 @@
 """The configuration of a mixing node."""
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 
-from mixserve.mixture.mixture import normalised
+from mixserve.mixture.mixture import Shares, normalised
 from mixserve.module import StructuralConfig
 
 PLACEMENTS = ("auto", "host", "device")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MixDataSourcesConfig(StructuralConfig):
     """How sources are mixed: `num_sources` of them, drawn in proportion to `weights`, positive or zero.
+
+    The weights are normalised: `weights` holds shares that sum to 1.
 
     `placement` says where rows are gathered: on the `host`, on the `device`, or `auto` by size and backend.
     `source_names` are the names of the sources where theirs shall not hold. Raises ValueError, naming the field, for
@@ -29,16 +32,18 @@ class MixDataSourcesConfig(StructuralConfig):
             raise ValueError("stochastic must be False: mixing is deterministic, every batch follows from its key")
         if self.num_sources is None or self.weights is None:
             raise ValueError(f"num_sources and weights are required, got {self.num_sources} and {self.weights}")
+        if isinstance(self.num_sources, bool) or not isinstance(self.num_sources, int):
+            raise ValueError(f"num_sources must be an integer, got {self.num_sources!r}")
         if self.num_sources < 1:
             raise ValueError(f"num_sources must be at least 1, got {self.num_sources}")
-        object.__setattr__(self, "weights", tuple(self.weights))
+        if isinstance(self.weights, str) or not isinstance(self.weights, Iterable):
+            raise ValueError(f"weights must be a sequence of numbers, got {self.weights!r}")
+        if not isinstance(self.weights, Shares):
+            object.__setattr__(self, "weights", tuple(self.weights))
         if len(self.weights) != self.num_sources:
             raise ValueError(f"weights must be num_sources = {self.num_sources} numbers, got {len(self.weights)}")
         if self.source_names is not None and len(self.source_names) != self.num_sources:
             raise ValueError(f"source_names must be num_sources = {self.num_sources} names, got {self.source_names}")
-        normalised(self.weights)
+        object.__setattr__(self, "weights", normalised(self.weights))
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}")
-
-    def __hash__(self) -> int:
-        return hash((super().__hash__(), self.num_sources, self.weights, self.placement, self.source_names))

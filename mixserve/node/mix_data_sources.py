@@ -1,38 +1,55 @@
 """The node: a Flax NNX module whose batches are pure functions of (start, size, key)."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Self
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, UInt32
 
+from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.mixture import Mixture, device
 from mixserve.mixture.gather import Buffers
-from mixserve.mixture.plan import Plan
-from mixserve.module import DataSourceModule, DeviceData, Opaque
+from mixserve.mixture.mixture import names_of, normalised
+from mixserve.module import DataSourceModule
+from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
+from mixserve.node.children import as_child, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
-from mixserve.sources import ElementSpec, Source
+from mixserve.node.record_stream import RecordStream
+from mixserve.sources import ElementSpec
+from mixserve.state import State, below, check_same_shape
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.wire.description import Field
 from mixserve_client.wire.key import IMPLEMENTATION, key_words
 from mixserve_client.wire.request import check_positions
 from mixserve_client.wire.tree import unflatten
 
-_ALIGNMENT = 64
+logger = logging.getLogger(__name__)
 
-Ids = Int[Array, " size"] | Int[np.ndarray, " size"]
+_CACHED_BATCHES = 8
+
+
+class _Private(NamedTuple):
+    """What a node shares with no clone: its place among the records, and children that are modules."""
+
+    sources: tuple[Any, ...]
+    records: RecordStream
 
 
 class MixDataSourcesNode(DataSourceModule):
     """Mixes records of several sources in proportion to weights.
 
-    `len(node)` is the number of records of all sources together; the stream of positions is endless.
+    `len(node)` is the number of records of all sources together. Batches come from an endless stream of positions,
+    drawn with replacement; iteration gives single records in the sources' own order, interleaved by Grain.
     """
+
+    config: MixDataSourcesConfig
 
     def __init__(
         self,
@@ -43,55 +60,59 @@ class MixDataSourcesNode(DataSourceModule):
         name: str | None = None,
     ):
         """Raises ValueError where the number of sources is not `config.num_sources`, and where two sources' element
-        specs differ."""
+        specs differ; TypeError for what is no source."""
+        if not isinstance(config, MixDataSourcesConfig):
+            raise TypeError(f"config must be a MixDataSourcesConfig, got {config!r}")
         if len(sources) != config.num_sources:
             raise ValueError(f"num_sources is {config.num_sources}, got {len(sources)} sources")
-        for source in sources:
-            if not isinstance(source, Source):
-                raise TypeError(f"a source needs __len__, element_spec() and take(record_ids), got {source!r}")
-        assert config.weights is not None
-        mixture = Mixture(sources, config.weights, config.source_names)
-        self.config = nnx.static(config)
-        self.name = nnx.static(name)
-        self.rngs = rngs
-        self.stochastic = config.stochastic
-        self.stream_name = config.stream_name
+        super().__init__(config, rngs=rngs, name=name)
+        children = [as_child(source) for source in sources]
+        names = config.source_names or names_of(
+            [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
+        )
+        mixture = Mixture(children, normalised(config.weights or ()), names)
+        self._mixture = Opaque(mixture)
+        self._private = Owned(self, _Private(tuple(sources), RecordStream(self.to_grain_iter_dataset)))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
-        self._held = Opaque(mixture)
-        self.placement = device.choose_placement(config.placement, mixture.sources, mixture.fields)
-        self._device_data = DeviceData(
-            device.upload(mixture.sources, mixture.fields) if self.placement == "device" else {}
-        )
+        self.placement = device.choose_placement(config.placement, mixture)
+        on_device = device.upload(mixture.leaves, mixture.fields) if self.placement == "device" else {}
+        self._device_data = DeviceData(on_device)
+        if config.cacheable:
+            self._cache = Opaque(lru_cache(_CACHED_BATCHES)(partial(_batch_of_words, mixture, on_device)))
 
     @property
     def mixture(self) -> Mixture:
         """The immutable mixture that this node draws from."""
-        return self._held.value
+        return self._mixture.value
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Any]:
         """The child sources, in the order of their weights."""
-        return list(self.mixture.sources)
+        return list(self._own().sources)
 
     def __len__(self) -> int:
-        return sum(self.mixture.lengths)
+        return len(self.mixture)
 
     def element_spec(self) -> ElementSpec:
-        """Shape and dtype of every field of one element of `get_batch_at`: JAX's dtypes, as x64 is set."""
+        """Shape and dtype of every field of one element of `get_batch_at`: JAX's dtypes, as x64 is set.
+
+        Raises ValueError where the records of a source are no numbers.
+        """
         return unflatten(
-            {field.name: jax.ShapeDtypeStruct(field.shape, _jax_dtype(field)) for field in self.mixture.fields}
+            {field.name: jax.ShapeDtypeStruct(field.shape, jax_dtype(field)) for field in self.mixture.fields}
         )
 
     def get_batch_at(self, start: int | Array, size: int, key: Array | None = None) -> dict[str, Array]:
         """The rows at the positions [start, start + size): per field an array of shape (size, *field shape).
 
         Per position p: `pos_key = fold_in(key, p)`, split into three; the source is drawn with
-        `categorical(src_key, log_weights)`, the record with `randint(idx_key, (), 0, len(source))`. Equal arguments
-        give equal bytes, eager and compiled. `start` and `key` may be traced; a traced `start` has 32 bits.
+        `categorical(src_key, log_weights)`, the record with `randint(idx_key, (), 0, len(source))`, and fetched with
+        `fetch_key`. Equal arguments give equal bytes, eager and compiled. `start` and `key` may be traced; a traced
+        `start` has 32 bits.
 
-        Raises ValueError if `key` is None or no threefry2x32 key, if `size` is not positive or `start` negative, and
-        where a 64-bit field's value does not fit JAX's 32 bits.
+        Raises ValueError if `key` is None or no threefry2x32 key, if `size` is not positive or `start` negative, where
+        a 64-bit field's value does not fit JAX's 32 bits, and where the records of a source are no numbers.
         """
         if key is None:
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
@@ -100,12 +121,60 @@ class MixDataSourcesNode(DataSourceModule):
             _check_traced_start(start)
         else:
             start, size = check_positions(start, size)
+        mixture, on_device = self.mixture, self._device_data.get_value()
         if isinstance(start, Tracer) or isinstance(key, Tracer):
-            return unflatten(self._traced_batch(start, size, _traced_words(key)))
-        plan = self.mixture.planner.plan(key_words(key), start, size)
-        batch = self._device_batch(plan.source_ids, plan.record_ids)
-        # Not jnp.asarray, which compiles a copy for every new shape; nobody else holds these arrays.
-        return unflatten(batch | jax.device_put(_host_batch(self.mixture, plan, self._dtypes(batch))))
+            return unflatten(traced_batch(mixture, on_device, _traced_words(key), start, size))
+        words = key_words(key)
+        if self._cache.value is not None:
+            return unflatten(self._cache.value(tuple(words.tolist()), start, size))
+        return unflatten(eager_batch(mixture, on_device, words, start, size))
+
+    def process(self, input: int | Array, *args: Any, **kwargs: Any) -> dict[str, Array]:  # noqa: A002
+        """`get_batch_at(input, size, key)`, counted: as applied where it gives a batch, as skipped where it raises."""
+        return self._count(lambda: self.get_batch_at(input, *args, **kwargs))
+
+    def __iter__(self) -> Iterator[Any]:
+        """Start an epoch: `epoch` + 1, `index` 0. The iterator goes on where the node stands, and never starts over."""
+        self.epoch.set_value(int(self.epoch.get_value()) + 1)
+        self.index.set_value(0)
+        return _NodeIterator(self)
+
+    def __next__(self) -> Any:
+        """The record at `index`. Raises StopIteration after `len(node)` records, or where Grain's mix ends."""
+        index = int(self.index.get_value())
+        if index >= len(self):
+            raise StopIteration
+        record = self._own().records.read(index)
+        self.index.set_value(index + 1)
+        return record
+
+    def to_grain_iter_dataset(self) -> grain.IterDataset:
+        """The records of all sources with a share, interleaved in proportion to the weights by `IterDataset.mix`."""
+        return mixed_records(self.sources, self.mixture.shares)
+
+    def reset(self) -> None:
+        """Set `index` and `epoch` to 0, and reset the children that can be."""
+        self.index.set_value(0)
+        self.epoch.set_value(0)
+        for source in self.sources:
+            if callable(getattr(source, "reset", None)):
+                source.reset()
+
+    def clone(self) -> Self:
+        cloned = super().clone()
+        cloned._own()
+        return cloned
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied._own()
+        return copied
+
+    def get_state(self) -> State:
+        """As documented at the base, with the place of Grain's iterator as JSON, and the states of children."""
+        state = super().get_state() | {"iterator": self._own().records.state(int(self.index.get_value()))}
+        modules = {name: module.get_state() for name, module in self._modules().items()}
+        return state | {"sources": modules} if modules else state
 
     def read_into(self, start: int, key: UInt32[np.ndarray, "2"], buffers: Buffers) -> None:
         """Write the rows from position `start` on into host arrays of the stored dtypes, one per field.
@@ -131,80 +200,78 @@ class MixDataSourcesNode(DataSourceModule):
         """A node of the same sources that gathers there (`auto`, `host` or `device`): itself where it does already."""
         if placement is None or placement in (self.placement, self.config.placement):
             return self
-        config = replace(self.config, placement=placement)
-        return MixDataSourcesNode(config, self.sources, rngs=self.rngs, name=self.name)
+        return self.copy(config=replace(self.config, placement=placement))
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(sources={self.sources!r}, weights={list(self.mixture.weights)!r}, "
+            f"{type(self).__name__}(sources={self.sources!r}, weights={list(self.mixture.shares)!r}, "
             f"length={len(self)})"
         )
 
     __str__ = __repr__
 
-    def _traced_batch(self, start: int | Int[Array, ""], size: int, words: UInt32[Array, "2"]) -> dict[str, Array]:
-        mixture = self.mixture
-        drawn = mixture.planner.plan_traced(words, start, size)
-        batch = self._device_batch(drawn[0], drawn[1])
-        dtypes = self._dtypes(batch)
-        if not dtypes:
-            return batch
+    def _own(self) -> _Private:
+        held = self._private
+        if not held.belongs_to(self):  # this node is a clone
+            shared: _Private = held.value
+            sources = tuple(s.clone() if isinstance(s, DataSourceModule) else s for s in shared.sources)
+            held = Owned(self, None)
+            held.value = _Private(
+                sources, RecordStream(lambda: mixed_records(sources, self.mixture.shares), shared.records)
+            )
+            self._private = held
+        return held.value
 
-        # NumPy only: a program that waits for a callback must not be waited for by it.
-        def on_host(drawn: np.ndarray) -> dict[str, np.ndarray]:
-            drawn = np.asarray(drawn)  # of shape (..., rows, size) under vmap
-            mapped, rows = drawn.shape[:-2], np.moveaxis(drawn, -2, 0)
-            gathered = _host_batch(mixture, mixture.planner.from_rows(rows.reshape(len(rows), -1)), dtypes)
-            return {name: array.reshape(*mapped, size, *array.shape[1:]) for name, array in gathered.items()}
+    def _modules(self) -> dict[str, DataSourceModule]:
+        """The children that have a state of their own, by name."""
+        named = zip(self.mixture.names, self.sources, strict=True)
+        return {name: source for name, source in named if isinstance(source, DataSourceModule)}
 
-        shapes = {f.name: jax.ShapeDtypeStruct((size, *f.shape), dtype) for f, dtype in dtypes.items()}
-        return batch | jax.pure_callback(on_host, shapes, drawn, vmap_method="broadcast_all")
+    def _arguments(self, **changed: Any) -> dict[str, Any]:
+        return super()._arguments(**changed) | {"sources": self.sources}
 
-    def _device_batch(self, source_ids: Ids, record_ids: Ids) -> dict[str, Array]:
-        on_device = self._device_data.get_value()
-        if not on_device:
-            return {}
-        starts = self.mixture.device_starts
-        if isinstance(source_ids, Tracer):
-            starts = jnp.asarray(starts)
-        return device.take_rows(on_device, starts[source_ids] + record_ids, self.mixture.fields)
-
-    def _dtypes(self, batch: Mapping[str, Array]) -> dict[Field, np.dtype]:
-        """The fields that are not in `batch` yet, and the JAX dtypes that they will have."""
-        return {field: _jax_dtype(field) for field in self.mixture.fields if field.name not in batch}
-
-
-def _host_batch(mixture: Mixture, plan: Plan, dtypes: Mapping[Field, np.dtype]) -> dict[str, np.ndarray]:
-    batch = {field.name: _aligned_rows(len(plan.source_ids), field) for field in dtypes}
-    if batch:
-        mixture.host_gather.into(plan, batch)
-    return {field.name: _narrowed(field.name, batch[field.name], dtype) for field, dtype in dtypes.items()}
+    def _changes(self, state: State, path: str) -> list[Callable[[], None]]:
+        given, modules = dict(state), self._modules()
+        iterator = _taken(given, "iterator", str, path)
+        states = _taken(given, "sources", dict, path) if modules else {}
+        check_same_shape(dict.fromkeys(modules), dict.fromkeys(states), below(path, "sources"))
+        changes = super()._changes(given, path)
+        for name, module in modules.items():
+            changes += module._changes(states[name], below(below(path, "sources"), name))
+        index = int(given["index"])
+        records = self._own().records.restored(index, iterator)
+        own = _Private(self._own().sources, records)
+        return [*changes, lambda: setattr(self._private, "value", own)]
 
 
-def _aligned_rows(size: int, field: Field) -> np.ndarray:
-    """An array to fill, at an address from which JAX's CPU backend takes arrays without a copy."""
-    memory = np.empty(size * field.nbytes + _ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % _ALIGNMENT
-    return memory[first : first + size * field.nbytes].view(field.dtype).reshape(size, *field.shape)
+class _NodeIterator:
+    """Goes on where its node stands."""
+
+    def __init__(self, node: MixDataSourcesNode):
+        self._node = node
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._node)
 
 
-def _jax_dtype(field: Field) -> np.dtype:
-    return np.dtype(jax.dtypes.canonicalize_dtype(field.dtype))
+def _batch_of_words(
+    mixture: Mixture, on_device: Mapping[str, Array], words: tuple[int, int], start: int, size: int
+) -> dict[str, Array]:
+    """`eager_batch` of arguments that a cache can compare."""
+    return eager_batch(mixture, on_device, np.array(words, np.uint32), start, size)
 
 
-def _narrowed(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if array.dtype == dtype:
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = array.astype(dtype)
-    same = (narrow == array) | ((narrow != narrow) & (array != array))  # NaN stays NaN
-    if not same.all():
-        row = int(np.argwhere(~same)[0][0])
-        raise ValueError(
-            f"the field {name!r} holds {array.dtype} values that {dtype} cannot, first in row {row} of the batch; "
-            "enable x64 in JAX, store a narrower dtype, or read it through a client, which keeps 64 bits"
-        )
-    return narrow
+def _taken(state: State, name: str, kind: type, path: str) -> Any:
+    """The entry `name`, taken out of `state`. Raises ValueError where it is missing or of another kind."""
+    if name not in state:
+        raise ValueError(f"{below(path, name)} is missing")
+    value = state.pop(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"{below(path, name)} must be of the type {kind.__name__}, got {value!r:.100}")
+    return value
 
 
 def _check_traced_start(start: Tracer) -> None:

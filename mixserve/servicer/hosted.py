@@ -27,7 +27,7 @@ class HostedMixture:
     def description(self) -> MixtureDescription:
         """Fields, sources, fingerprint and limits; the first use reads the sources for the fingerprint."""
         mixture = self.node.mixture
-        described = zip(mixture.names, mixture.lengths, mixture.weights, strict=True)
+        described = zip(mixture.names, mixture.lengths, mixture.shares, strict=True)
         return MixtureDescription(
             name=self.name,
             fingerprint=mixture.fingerprint,

@@ -24,7 +24,8 @@ class RandomAccessSource:
     """The items of `data`: dicts, or other nested containers, of arrays and numbers.
 
     Items are read through the object's batched hook where there is one (`_getitems` of grain, `__getitems__` of torch
-    and Hugging Face), else in up to `threads` threads. All items must have the spec of the first.
+    and Hugging Face), else in up to `threads` threads. In batches, all items must have the spec of the first. Items
+    that hold strings or other objects can be iterated only.
     """
 
     def __init__(self, data: RandomAccess, *, name: str | None = None, threads: int = 8):
@@ -37,10 +38,13 @@ class RandomAccessSource:
         self._data = data
         self._thread_count = threads
         self._batched = getattr(data, "__getitems__", None) or getattr(data, "_getitems", None)
-        self._spec = _spec(_arrays(data[0]))
 
     def __len__(self) -> int:
         return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        """The item itself, as `data` gives it."""
+        return self._items([index])[0]
 
     def element_spec(self) -> ElementSpec:
         return unflatten(self._spec)
@@ -58,6 +62,10 @@ class RandomAccessSource:
 
     def __repr__(self) -> str:
         return f"RandomAccessSource({type(self._data).__name__}, length={len(self)})"
+
+    @cached_property
+    def _spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return _spec(_arrays(self._items([0])[0]))
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:

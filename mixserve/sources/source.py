@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt32
 
 # A dict, tuple or list, nested at will; its leaves are jax.ShapeDtypeStruct, or arrays with a leading dimension.
 ElementSpec = Any
@@ -42,12 +42,32 @@ class ArrayBacked(Source, Protocol):
         ...
 
 
-def is_array_backed(source: Source) -> bool:
+class KeyedSource(Protocol):
+    """A source whose records depend on a key as well, as those of the reference's protocol may."""
+
+    def __len__(self) -> int: ...
+
+    def element_spec(self) -> ElementSpec: ...
+
+    def take_keyed(self, record_ids: RecordIds, keys: UInt32[np.ndarray, "size 2"]) -> Records:
+        """The records of these ids, each fetched with its own key's two words; otherwise as `Source.take`."""
+        ...
+
+
+AnySource = Source | KeyedSource
+
+
+def is_keyed(source: Any) -> bool:
+    """Whether `source` is a `KeyedSource`."""
+    return callable(getattr(source, "take_keyed", None))
+
+
+def is_array_backed(source: Any) -> bool:
     """Whether rows of `source` can be copied from its `blocks()`."""
     return callable(getattr(source, "blocks", None))
 
 
-def content_bytes(source: Source) -> bytes:
+def content_bytes(source: Any) -> bytes:
     """What identifies the content of `source` in a fingerprint: its own `content_digest()`, empty where it has none."""
     digest: Any = getattr(source, "content_digest", None)
     return b"" if digest is None else digest()

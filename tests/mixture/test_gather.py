@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from mixserve import ArraySource
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.plan import Plan
-from mixserve.mixture.spec import common_fields
+from mixserve.mixture.spec import common_fields, numeric_leaves
 
 
 def gather(sources, source_ids, record_ids) -> dict[str, np.ndarray]:
-    fields = common_fields([str(i) for i in range(len(sources))], [source.element_spec() for source in sources])
+    fields = common_fields({str(i): numeric_leaves(str(i), source) for i, source in enumerate(sources)})
     out = {field.name: np.full((len(source_ids), *field.shape), 77).astype(field.dtype) for field in fields}
     HostGather(sources, fields).into(Plan(np.array(source_ids, np.int32), np.array(record_ids, np.int32)), out)
     return out

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixserve.mixture.draw import _program
 from mixserve.mixture.mixture import normalised
-from mixserve.mixture.plan import RUNGS, Planner, _program, pieces
+from mixserve.mixture.plan import RUNGS, Planner, pieces
 from mixserve_client.wire.key import key_words
 from tests.reference import draw, draw_one_eagerly
 

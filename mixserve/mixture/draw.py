@@ -1,0 +1,160 @@
+"""The arithmetic of a draw, in JAX: keys and positions -> rows of source ids, record ids and words.
+
+Per position p, as the reference's `get_batch_at` draws it:
+
+1. `pos_key = fold_in(key, p)`;  2. `src_key, idx_key, fetch_key = split(pos_key, 3)`;
+3. `source = categorical(src_key, log_weights)`;  4. `record = randint(idx_key, (), 0, length[source], int32)`.
+
+A source of more than 2^31 - 1 records draws `record` from `bits(idx_key, (2,), uint32)`, taken as the (hi, lo) words of
+a fraction of 2^64, by multiply and shift.
+
+Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xffffffff])`, which is `fold_in` below
+2^32. Draws run on the host's CPU whatever else the machine has, so that every replica chooses the same records.
+"""
+
+# JAX's own signatures are typed in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import threefry_2x32
+from jaxtyping import Array, Float, Int32, UInt32
+
+_LEAST_SOURCES = 8
+
+T = TypeVar("T")
+
+
+class Parts(NamedTuple):
+    """Which rows a draw has beside source ids and record ids: two each, of words as the bits of int32.
+
+    `long`: the words that records of long sources are drawn from; `fetch`: those of `fetch_key`.
+    """
+
+    long: bool
+    fetch: bool
+
+
+def draw(
+    places: UInt32[Array, "size 4"],
+    log_weights: Float[Array, " sources"],
+    lengths: Int32[Array, " sources"],
+    parts: Parts,
+) -> Int32[Array, "rows size"]:
+    """Steps 1 to 4 for `places`: two words of a key, then the high and low word of a position. A column for each."""
+
+    def one(place: UInt32[Array, "4"]) -> Int32[Array, " rows"]:
+        source_key, record_key, fetch_key = _keys_at(place)
+        source = jax.random.categorical(source_key, log_weights, mode="low").astype(jnp.int32)
+        record = jax.random.randint(record_key, (), 0, lengths[source], dtype=jnp.int32)
+        rows = [jnp.stack([source, record])]
+        if parts.long:
+            rows.append(_bits(jax.random.bits(record_key, (2,), jnp.uint32)))
+        if parts.fetch:
+            rows.append(_bits(jax.random.key_data(fetch_key)))
+        return jnp.concatenate(rows)
+
+    return jax.vmap(one, out_axes=1)(places)
+
+
+def program(sources: int, size: int, parts: Parts) -> jax.stages.Compiled:
+    """`draw` for `size` positions, compiled once per process and shared by all mixtures of as many (padded) sources."""
+    return _program(padded(sources), size, parts)
+
+
+def padded(sources: int) -> int:
+    """Mixtures are padded with sources that are never drawn, so that few programs serve all: exact, since each
+    source's draw has a counter of its own."""
+    return max(_LEAST_SOURCES, 1 << (sources - 1).bit_length())
+
+
+def log_shares(shares: Sequence[float]) -> Float[np.ndarray, " sources"]:
+    """float32 logarithms of the shares: cast, then one eager `jnp.log` on the CPU.
+
+    Eager, compiled and NumPy logarithms differ in their last bits, so this is the only place that takes them.
+    """
+    return in_a_clean_thread(lambda: np.asarray(jnp.log(jnp.asarray(np.asarray(shares, np.float32)))))
+
+
+def scores(
+    key: UInt32[np.ndarray, "2"], size: int, log_weights: Float[Array, " sources"]
+) -> Float[np.ndarray, "size sources"]:
+    """The floats that the choices of the first `size` positions compare."""
+    places = np.zeros((size, 4), np.uint32)
+    places[:, :2], places[:, 3] = key, np.arange(size)
+    return in_a_clean_thread(lambda: np.asarray(_scores(places, log_weights)))
+
+
+def in_a_clean_thread(task: Callable[[], T]) -> T:
+    """What `task` gives on the CPU under the settings that decide bits.
+
+    The caller may be tracing a program, or have set a mesh or a transfer guard: none of them reaches another thread.
+    """
+
+    def pinned() -> T:
+        with pinned_semantics(), jax.default_device(_cpu()):
+            return task()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(pinned).result()
+
+
+@contextmanager
+def pinned_semantics() -> Generator[None, None, None]:
+    """The settings of JAX that decide bits, whatever the process has set."""
+    with ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(False))
+        stack.enter_context(jax.threefry_partitionable(True))
+        stack.enter_context(jax.numpy_rank_promotion("allow"))
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        yield
+
+
+def on_cpu(array: np.ndarray) -> Array:
+    """`array` as a JAX array on the host's CPU."""
+    return jax.device_put(array, _cpu())
+
+
+def _keys_at(place: UInt32[Array, "4"]) -> Array:
+    """Steps 1 and 2: the three keys of a position."""
+    position_key = threefry_2x32(place[:2], place[2:])
+    return jax.random.split(jax.random.wrap_key_data(position_key, impl="threefry2x32"), 3)
+
+
+@jax.jit
+def _scores(places: UInt32[Array, "size 4"], log_weights: Float[Array, " sources"]) -> Float[Array, "size sources"]:
+    def one(place: UInt32[Array, "4"]) -> Array:
+        source_key = _keys_at(place)[0]
+        return jax.random.gumbel(source_key, log_weights.shape, jnp.float32, mode="low") + log_weights
+
+    return jax.vmap(one)(places)
+
+
+def _bits(words: UInt32[Array, " n"]) -> Int32[Array, " n"]:
+    return jax.lax.bitcast_convert_type(words, jnp.int32)
+
+
+@cache
+def _program(sources: int, size: int, parts: Parts) -> jax.stages.Compiled:
+    args = np.zeros((size, 4), np.uint32), np.zeros(sources, np.float32), np.ones(sources, np.int32)
+
+    def compiled() -> jax.stages.Compiled:
+        return jax.jit(draw, static_argnames="parts").lower(*jax.tree.map(on_cpu, args), parts=parts).compile()
+
+    return in_a_clean_thread(compiled)
+
+
+def _cpu() -> Any:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "mixserve plans on the CPU, and JAX was told not to have one: add cpu to JAX_PLATFORMS, as in cuda,cpu"
+        ) from error

@@ -1,0 +1,132 @@
+"""A mixture and positions -> batches as JAX arrays, from the host and the device, eager and inside programs."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Int, UInt32
+
+from mixserve.mixture import Mixture, device
+from mixserve.mixture.plan import Plan
+from mixserve.sources import ReferenceSource
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.tree import flatten
+
+_ALIGNMENT = 64
+
+Batch = dict[str, Array]
+Ids = Int[Array, " size"] | Int[np.ndarray, " size"]
+
+
+def eager_batch(
+    mixture: Mixture, on_device: Mapping[str, Array], key: UInt32[np.ndarray, "2"], start: int, size: int
+) -> Batch:
+    """The rows at [start, start + size) by field; `on_device` holds the fields that lie on the device."""
+    plan = mixture.planner.plan(key, start, size)
+    batch = _device_batch(mixture, on_device, plan.source_ids, plan.record_ids)
+    # Not jnp.asarray, which compiles a copy for every new shape; nobody else holds these arrays.
+    return batch | jax.device_put(_host_batch(mixture, plan, _dtypes(mixture, batch)))
+
+
+def traced_batch(
+    mixture: Mixture,
+    on_device: Mapping[str, Array],
+    key: UInt32[Array, "2"],
+    start: int | Int[Array, ""],
+    size: int,
+) -> Batch:
+    """`eager_batch` inside the caller's own program."""
+    drawn = mixture.planner.plan_traced(key, start, size)
+    batch = _device_batch(mixture, on_device, drawn[0], drawn[1])
+    dtypes = _dtypes(mixture, batch)
+    traced = {i: leaf for i, leaf in enumerate(mixture.leaves) if isinstance(leaf, ReferenceSource)}
+    if dtypes and len(traced) < len(mixture.leaves):
+        batch |= _called_back(mixture, dtypes, drawn, size, frozenset(traced))
+    for source_id, leaf in traced.items():
+        here = drawn[0] == source_id
+        keys = jax.lax.bitcast_convert_type(drawn[-2:].T, jnp.uint32)
+        records = flatten(leaf.take_traced(jnp.where(here, drawn[1], 0), keys))
+        batch = {name: _chosen(here, array, batch.get(name)) for name, array in records.items()}
+    return batch
+
+
+def jax_dtype(field: Field) -> np.dtype:
+    """The dtype of the field's arrays in JAX, as x64 is set."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(field.dtype))
+
+
+def _called_back(
+    mixture: Mixture,
+    dtypes: Mapping[Field, np.dtype],
+    drawn: Int[Array, "rows size"],
+    size: int,
+    without: frozenset[int],
+) -> Batch:
+    """The rows that lie on the host, fetched while the program runs."""
+
+    # NumPy only: a program that waits for a callback must not be waited for by it.
+    def on_host(drawn: np.ndarray) -> dict[str, np.ndarray]:
+        drawn = np.asarray(drawn)  # of shape (..., rows, size) under vmap
+        mapped, rows = drawn.shape[:-2], np.moveaxis(drawn, -2, 0)
+        plan = mixture.planner.from_rows(rows.reshape(len(rows), -1))
+        gathered = _host_batch(mixture, plan, dtypes, without)
+        return {name: array.reshape(*mapped, size, *array.shape[1:]) for name, array in gathered.items()}
+
+    shapes = {f.name: jax.ShapeDtypeStruct((size, *f.shape), dtype) for f, dtype in dtypes.items()}
+    return jax.pure_callback(on_host, shapes, drawn, vmap_method="broadcast_all")
+
+
+def _chosen(here: Array, array: Array, other: Array | None) -> Array:
+    if other is None:
+        return array
+    return jnp.where(here.reshape(-1, *[1] * (array.ndim - 1)), array, other)
+
+
+def _device_batch(mixture: Mixture, on_device: Mapping[str, Array], source_ids: Ids, record_ids: Ids) -> Batch:
+    if not on_device:
+        return {}
+    starts = mixture.device_starts
+    if isinstance(source_ids, Tracer):
+        starts = jnp.asarray(starts)
+    return device.take_rows(on_device, starts[source_ids] + record_ids, mixture.fields)
+
+
+def _dtypes(mixture: Mixture, batch: Batch) -> dict[Field, np.dtype]:
+    """The fields that are not in `batch` yet, and the JAX dtypes that they will have."""
+    return {field: jax_dtype(field) for field in mixture.fields if field.name not in batch}
+
+
+def _host_batch(
+    mixture: Mixture, plan: Plan, dtypes: Mapping[Field, np.dtype], without: frozenset[int] = frozenset()
+) -> dict[str, np.ndarray]:
+    batch = {field.name: _aligned_rows(len(plan.source_ids), field) for field in dtypes}
+    if batch:
+        if without:
+            for array in batch.values():
+                array.fill(0)  # of slots that nobody fills
+        mixture.host_gather.into(plan, batch, without=without)
+    return {field.name: _narrowed(field.name, batch[field.name], dtype) for field, dtype in dtypes.items()}
+
+
+def _aligned_rows(size: int, field: Field) -> np.ndarray:
+    """An array to fill, at an address from which JAX's CPU backend takes arrays without a copy."""
+    memory = np.empty(size * field.nbytes + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + size * field.nbytes].view(field.dtype).reshape(size, *field.shape)
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = array.astype(dtype)
+    same = (narrow == array) | ((narrow != narrow) & (array != array))  # NaN stays NaN
+    if not same.all():
+        row = int(np.argwhere(~same)[0][0])
+        raise ValueError(
+            f"the field {name!r} holds {array.dtype} values that {dtype} cannot, first in row {row} of the batch; "
+            "enable x64 in JAX, store a narrower dtype, or read it through a client, which keeps 64 bits"
+        )
+    return narrow

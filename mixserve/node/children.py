@@ -1,0 +1,56 @@
+"""What a node is given as sources -> what a mixture is made of."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+
+from mixserve.mixture import Mixture
+from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
+
+
+def as_child(source: Any) -> AnySource | Mixture:
+    """`source` itself, the mixture of a node, or an adapter over a source of the reference's protocol.
+
+    Raises TypeError for anything else.
+    """
+    mixture = getattr(source, "mixture", None)
+    if isinstance(mixture, Mixture):
+        return mixture
+    if isinstance(source, Source):
+        return source
+    if isinstance(source, FollowsReference):
+        return ReferenceSource(source)
+    raise TypeError(
+        "a source needs __len__, element_spec() and take(record_ids) or get_batch_at(start, size, key), "
+        f"got {source!r}; wrap what has __len__ and __getitem__ in a RandomAccessSource"
+    )
+
+
+def mixed_records(sources: Sequence[Any], shares: Sequence[float]) -> grain.IterDataset:
+    """The records of all sources that have a share, one by one, interleaved by Grain."""
+    drawn = [(source, share) for source, share in zip(sources, shares, strict=True) if share > 0]
+    return grain.IterDataset.mix([_records(source) for source, _ in drawn], [share for _, share in drawn])
+
+
+def _records(source: Any) -> grain.IterDataset:
+    if hasattr(source, "to_grain_iter_dataset"):
+        return source.to_grain_iter_dataset()
+    # Grain's default is 16 threads per source.
+    return grain.MapDataset.source(_Records(source)).to_iter_dataset(grain.ReadOptions(0, 0))
+
+
+class _Records:
+    """A source as Grain's random access."""
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        return read_record(self._source, index)
+
+    def __repr__(self) -> str:
+        return repr(self._source)
