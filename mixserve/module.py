@@ -227,11 +227,12 @@ def _with_values(state: Any, values: Any) -> Any:
     """`state` with the leaves of `values`: numbers stay numbers, arrays and keys stay what they were."""
 
     def restored(old: Any, new: Any) -> Any:
-        if not isinstance(old, jax.Array) or (old.weak_type and old.shape == ()):
+        if not isinstance(old, jax.Array):
             return np.asarray(new).item()
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
-        return jnp.asarray(new, old.dtype)
+        # What was a Python number comes out of a compiled program as a weakly typed scalar.
+        return np.asarray(new).item() if old.weak_type and old.shape == () else jnp.asarray(new, old.dtype)
 
     def walked(old: Any, new: Any) -> Any:
         return {k: walked(old[k], new[k]) for k in old} if isinstance(old, dict) else restored(old, new)
