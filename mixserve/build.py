@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from glob import glob, has_magic
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from mixserve.config import ArraysConfig, Config, ConfigError, FactoryConfig, MixtureConfig, SourceConfig, TokensConfig
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
-from mixserve.sources import ArraySource, Source, TokenSource
+from mixserve.sources import ArraySource, FollowsReference, Source, TokenSource
 from mixserve_client.wire.dtypes import dtype_named
 
 T = TypeVar("T")
@@ -37,6 +38,9 @@ def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -
         weights=tuple(source.weight for source in mixture.sources.values()),
         placement=placement or mixture.placement,
         source_names=tuple(mixture.sources),
+        cacheable=mixture.cacheable,
+        batch_stats_fn=_statistics(mixture, file.parent),
+        precomputed_stats=mixture.precomputed_stats,
     )
     return MixDataSourcesNode(config, sources)
 
@@ -54,7 +58,7 @@ def _at(file: Path, key: str, make: Callable[[], T]) -> T:
         raise ConfigError(f"{file}: {key}: {said}") from error
 
 
-def _source(config: SourceConfig, folder: Path) -> Source:
+def _source(config: SourceConfig, folder: Path) -> Any:
     match config:
         case TokensConfig():
             return TokenSource(
@@ -107,19 +111,31 @@ def _as_named(field: str, array: np.ndarray, name: str | None) -> np.ndarray:
     return array.view(dtype)
 
 
-def _manufactured(config: FactoryConfig, folder: Path) -> Source:
-    module, _, function = config.function.partition(":")
+def _manufactured(config: FactoryConfig, folder: Path) -> Any:
+    function = _imported(config.function, folder, "function")
     try:
         with _importable(folder):
-            source: Any = importlib.import_module(module)
-            for step in function.split("."):
-                source = getattr(source, step)
-            source = source(**config.arguments)
+            source = function(**config.arguments)
     except Exception as error:  # whatever the user's code raises
         raise ValueError(f"function: {config.function} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(source, Source):
+    if not isinstance(source, Source | FollowsReference):
         raise TypeError(f"function: {config.function} must return a Source, got {source!r}")
     return source
+
+
+def _statistics(mixture: MixtureConfig, folder: Path) -> Callable[..., Any] | None:
+    name = mixture.batch_stats_fn
+    return None if name is None else _imported(name, folder, "batch_stats_fn")
+
+
+def _imported(name: str, folder: Path, key: str) -> Any:
+    """What `module:name` names."""
+    module, _, function = name.partition(":")
+    try:
+        with _importable(folder):
+            return attrgetter(function)(importlib.import_module(module))
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"{key}: {name} failed: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Paths = str | Annotated[list[str], Field(min_length=1)]
+Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -57,7 +58,7 @@ class FactoryConfig(_SourceConfig):
     """A function of yours that returns a Source, called with `arguments`."""
 
     kind: Literal["factory"]
-    function: str = Field(pattern=r"^[\w.]+:[\w.]+$")
+    function: Function
     arguments: dict[str, Any] = {}
 
 
@@ -65,11 +66,14 @@ SourceConfig = Annotated[TokensConfig | ArraysConfig | FactoryConfig, Field(disc
 
 
 class MixtureConfig(_Section):
-    """One mixture: its sources by name, and where its rows are gathered."""
+    """One mixture: its sources by name, where its rows are gathered, and what the node's own surface is set to."""
 
     sampling: Literal["categorical"] = "categorical"
     sources: dict[Name, SourceConfig] = Field(min_length=1)
     placement: Literal["auto", "host", "device"] = "auto"
+    cacheable: bool = False
+    batch_stats_fn: Function | None = None
+    precomputed_stats: dict[str, Any] | None = None
 
 
 class ServerConfig(_Section):

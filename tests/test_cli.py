@@ -231,3 +231,29 @@ def test_sources_may_share_settings_through_yaml_merges_and_have_odd_names(tmp_p
 
 def test_a_probe_without_an_address_says_so():
     assert run("health", "")[0] == 1
+
+
+def test_a_mixture_configures_the_surface_of_its_node(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.arange(6, dtype=np.int32))
+    (tmp_path / "known_stats.py").write_text("def total(batch):\n    return {'total': int(batch['x'].sum())}\n")
+    (tmp_path / "bad_stats.py").write_text("def f(:")
+    file = tmp_path / "mixture.yaml"
+
+    def node_of(settings: str):
+        file.write_text("mixtures: {m: {sources: {a: {kind: arrays, path: x.npz, weight: 1}}, %s}}" % settings)  # noqa: UP031
+        return build_nodes(load_config(file), file)["m"]
+
+    node = node_of("cacheable: true, batch_stats_fn: 'known_stats:total'")
+    batch = node.get_batch_at(0, 5, 1)
+    assert node.config.cacheable
+    assert node.compute_statistics(batch) == {"total": int(batch["x"].sum())} == node.get_statistics()
+    assert node_of("precomputed_stats: {mean: [1.5, 2]}").get_statistics() == {"mean": [1.5, 2]}
+    for settings, said in (
+        ("batch_stats_fn: 'known_stats:none'", r"mixtures\.m: batch_stats_fn: known_stats:none failed"),
+        ("batch_stats_fn: 'bad_stats:f'", "batch_stats_fn: bad_stats:f failed: SyntaxError"),
+        ("batch_stats_fn: len", r"mixtures\.m\.batch_stats_fn"),
+        ("batch_stats_fn: 'os:getcwd', precomputed_stats: {}", "exclude each other"),
+        ("cacheable: often", r"mixtures\.m\.cacheable"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            node_of(settings)

@@ -126,7 +126,8 @@ class MixDataSourcesNode(DataSourceModule):
             return unflatten(traced_batch(mixture, on_device, _traced_words(key), start, size))
         words = key_words(key)
         if self._cache.value is not None:
-            return unflatten(self._cache.value(tuple(words.tolist()), start, size))
+            widest = jax.dtypes.canonicalize_dtype(np.int64)  # of a batch: it depends on x64
+            return unflatten(self._cache.value(tuple(words.tolist()), start, size, widest))
         return unflatten(eager_batch(mixture, on_device, words, start, size))
 
     def process(self, input: int | Array, *args: Any, **kwargs: Any) -> dict[str, Array]:  # noqa: A002
@@ -258,10 +259,11 @@ class _NodeIterator:
 
 
 def _batch_of_words(
-    mixture: Mixture, on_device: Mapping[str, Array], words: tuple[int, int], start: int, size: int
+    mixture: Mixture, on_device: Mapping[str, Array], words: tuple[int, int], start: int, size: int, _widest: Any
 ) -> dict[str, Array]:
     """`eager_batch` of arguments that a cache can compare."""
-    return eager_batch(mixture, on_device, np.array(words, np.uint32), start, size)
+    with jax.ensure_compile_time_eval():  # inside a program it would be a tracer that is kept
+        return eager_batch(mixture, on_device, np.array(words, np.uint32), start, size)
 
 
 def _taken(state: State, name: str, kind: type, path: str) -> Any:
