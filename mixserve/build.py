@@ -42,7 +42,9 @@ def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -
         batch_stats_fn=_statistics(mixture, file.parent),
         precomputed_stats=mixture.precomputed_stats,
     )
-    return MixDataSourcesNode(config, sources)
+    node = MixDataSourcesNode(config, sources)
+    _ = node.mixture.fields  # a server has nothing but batches
+    return node
 
 
 def _at(file: Path, key: str, make: Callable[[], T]) -> T:

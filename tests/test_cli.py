@@ -143,6 +143,10 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "mixtures: {x: {sources: {a: {kind: factory, function: 'no_such:f', weight: 1}}}}",
             "No module named 'no_such'",
         ),
+        (
+            "mixtures: {x: {sources: {a: {kind: factory, function: 'words:make', weight: 1}}}}",
+            "mixtures.x: the source 'a' has no numeric element_spec",
+        ),
         ("server: {port: 70000}\nmixtures: {x: {sources: {a: %s}}}", "server.port: Input should be less than or equal"),
     ],
 )
@@ -152,6 +156,9 @@ def test_configurations_that_are_wrong_end_with_2_and_name_file_and_key(tmp_path
     (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "x.npz", x=np.arange(4, dtype=np.int32))
     (tmp_path / "broken.py").write_text("def f(:")
+    (tmp_path / "words.py").write_text(
+        "from mixserve import RandomAccessSource\ndef make():\n    return RandomAccessSource([{'t': 'a'}])\n"
+    )
     file = tmp_path / "wrong.yaml"
     file.write_text(content.replace("%s", GOOD))
     code, shown = run("check", file)

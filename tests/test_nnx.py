@@ -1,12 +1,16 @@
 """The node inside JAX and Flax NNX programs: the same bytes as eager, and after it the node is what it was."""
 
 import copy
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +26,9 @@ SIZE = 8
 STARTS = jnp.array([0, 5, 2**31 - 4], jnp.int32)
 KEY = jax.random.key(3)
 WIDE = 2**40
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
+host_and_device = pytest.mark.parametrize("placement", ["host", "device"])
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc, which only Linux has")
 
 
@@ -86,6 +91,18 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 }
 
 
+def rest_of_the_epoch(node: MixDataSourcesNode) -> Iterator[Any]:
+    """The records from where the node stands on."""
+    with suppress(StopIteration):
+        while True:
+            yield next(node)
+
+
+def assert_records_equal(records: Iterable[Any], expected: list[Any]) -> None:
+    for record, other in zip(records, expected, strict=True):
+        assert_batches_equal(record, other)
+
+
 def assert_same_as_eager(stacked: dict[str, Any], node: MixDataSourcesNode) -> None:
     for i, start in enumerate(STARTS.tolist()):
         assert_batches_equal({name: array[i] for name, array in stacked.items()}, read(node, start, KEY))
@@ -101,62 +118,258 @@ class Ran(NamedTuple):
     rest: list[Any]  # of the epoch, as a node sees it that was never transformed
 
 
-@pytest.fixture(scope="module", params=["host", "device"])
-def placement(request):
-    return request.param
-
-
 @pytest.fixture(scope="module", params=TRANSFORMS)
-def ran(request, placement, tmp_path_factory):
-    """One program for many tests, since the time goes into compiling it."""
+def ran(request, tmp_path_factory):
+    """Per placement a `Ran`. One program reads all, and serves many tests: the time goes into compiling."""
     ids = np.arange(30)
-    ids[17] = WIDE  # a record that the positions at STARTS do not draw: JAX could not hold it
+    ids[17] = WIDE  # JAX could not hold it; the positions at STARTS do not draw it
     file = tmp_path_factory.mktemp("ran") / "ids.npy"
     np.save(file, ids)
     mapped = np.load(file, mmap_mode="r")
     sources = [ArraySource({"x": np.linspace(0, 1, 30, dtype=np.float32), "id": mapped}) for _ in range(2)]
-    node, other = make_node(sources, placement), make_node(sources, placement)
-    epochs = iter(node), iter(other)
-    for epoch in epochs:
-        list(islice(epoch, 7))
-    transform = TRANSFORMS[request.param]
-    passed, closed_over = transform(lambda passed, *args: (read(passed, *args), read(node, *args)))(node, STARTS, KEY)
-    return Ran(node, passed, closed_over, mapped, list(epochs[1]))
+    nodes = {placement: make_node(sources, placement) for placement in ("host", "device")}
+    untouched = make_node(sources)
+    for node in (*nodes.values(), untouched):
+        list(islice(iter(node), 7))
+
+    def reads(passed: dict[str, MixDataSourcesNode], start: Any, key: jax.Array) -> Any:
+        return {name: (read(passed[name], start, key), read(node, start, key)) for name, node in nodes.items()}
+
+    stacked = TRANSFORMS[request.param](reads)(nodes, STARTS, KEY)
+    rest = list(rest_of_the_epoch(untouched))
+    return {placement: Ran(node, *stacked[placement], mapped, rest) for placement, node in nodes.items()}
 
 
-def test_a_node_that_is_an_argument_gives_the_eager_bytes(ran):
-    assert_same_as_eager(ran.passed, ran.node)
+@host_and_device
+def test_a_node_that_is_an_argument_gives_the_eager_bytes(ran, placement):
+    assert_same_as_eager(ran[placement].passed, ran[placement].node)
 
 
-def test_a_node_that_is_a_closure_gives_the_eager_bytes(ran):
-    assert_same_as_eager(ran.closed_over, ran.node)
+@host_and_device
+def test_a_node_that_is_a_closure_gives_the_eager_bytes(ran, placement):
+    assert_same_as_eager(ran[placement].closed_over, ran[placement].node)
 
 
-def test_memory_maps_are_still_memory_maps(ran):
-    for source in ran.node.sources:
+@host_and_device
+def test_memory_maps_are_still_memory_maps(ran, placement):
+    for source in ran[placement].node.sources:
         array = source.blocks()[0]["id"]
         assert type(array) is np.ndarray
-        assert np.shares_memory(array, ran.mapped)
+        assert np.shares_memory(array, ran[placement].mapped)
         assert not array.flags.writeable
 
 
-def test_64_bit_values_are_still_64_bit_values(ran):
-    ids = stored(ran.node, 300)["id"]
-    assert ids.dtype == np.int64
-    assert ids.max() == WIDE
-    assert_batches_equal(stored(ran.node, 300), stored(make_node(ran.node.sources), 300))
+@host_and_device
+def test_64_bit_values_are_still_64_bit_values(ran, placement):
+    node = ran[placement].node
+    rows = stored(node, 256)
+    assert rows["id"].dtype == np.int64
+    assert rows["id"].max() == WIDE
+    assert_batches_equal(rows, stored(make_node(node.sources), 256))
 
 
-def test_placement_and_element_spec_are_the_same(ran, placement):
-    assert ran.node.placement == placement
-    assert ran.node.element_spec() == make_node(ran.node.sources).element_spec()
+@host_and_device
+def test_placement_and_element_spec_are_what_they_were(ran, placement):
+    node = ran[placement].node
+    assert node.placement == placement
+    assert node.element_spec() == make_node(node.sources).element_spec()
 
 
-def test_an_epoch_under_way_goes_on(ran):
-    node = ran.node.clone()  # the fixture is shared
-    assert (int(node.index[...]), int(node.epoch[...])) == (7, 1)
-    rest = list(islice(iter(lambda: next(node), None), len(ran.rest)))
-    for record, expected in zip(rest, ran.rest, strict=True):
-        assert_batches_equal(record, expected)
-    with pytest.raises(StopIteration):
-        next(node)
+@host_and_device
+def test_an_epoch_under_way_goes_on(ran, placement):
+    node, rest = ran[placement].node, ran[placement].rest
+    assert (int(node.index.get_value()), int(node.epoch.get_value())) == (7, 1)
+    assert len(rest) > 10
+    assert_records_equal(rest_of_the_epoch(node), rest)
+
+
+class Hashed:
+    """A source of the reference's protocol, in JAX: the record and bits of its key."""
+
+    def __len__(self):
+        return 50
+
+    def element_spec(self):
+        return {"x": jax.ShapeDtypeStruct((), np.int32), "word": jax.ShapeDtypeStruct((), np.uint32)}
+
+    def get_batch_at(self, start, size, key=None):
+        return {"x": start + jnp.arange(size, dtype=jnp.int32), "word": jax.random.bits(key, (size,), jnp.uint32)}
+
+
+def numbered(first: int) -> ArraySource:
+    return ArraySource({"x": np.arange(first, first + 9, dtype=np.int32), "word": np.zeros(9, np.uint32)})
+
+
+@pytest.mark.parametrize("transform", ["nnx.jit", "jax.lax.scan", "jax.vmap"])
+def test_children_that_are_mixtures_or_follow_the_reference_give_the_eager_bytes(transform):
+    on_host = make_node([numbered(100), make_node([numbered(200), Hashed()]), Hashed()])
+    on_device = make_node([numbered(100), make_node([numbered(200), numbered(300)])], "device")
+    nodes = [on_host, on_device]
+
+    def reads(passed: list[MixDataSourcesNode], start: Any, key: jax.Array) -> Any:
+        return [(read(node, start, key), read(outer, start, key)) for node, outer in zip(passed, nodes, strict=True)]
+
+    for node, (passed, closed_over) in zip(nodes, TRANSFORMS[transform](reads)(nodes, STARTS, KEY), strict=True):
+        assert_same_as_eager(passed, node)
+        assert_same_as_eager(closed_over, node)
+
+
+@pytest.mark.parametrize("compiled", [jax.jit, nnx.jit])
+def test_64_bit_values_that_jax_cannot_hold_are_refused_with_the_field_inside_a_program(compiled):
+    node = make_node([ArraySource({"id": np.array([WIDE])})])
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"field 'id' holds int64 values .* row 0"):
+        jax.block_until_ready(compiled(read)(node, 0, KEY))
+
+
+CLONES = {"clone": lambda node: node.clone(), "nnx.clone": nnx.clone, "deepcopy": copy.deepcopy}
+COPIES = CLONES | {"copy": lambda node: node.copy()}
+
+
+@pytest.mark.parametrize("made", COPIES)
+def test_copies_share_host_data(made):
+    node = small_node()
+    copied = COPIES[made](node)
+    assert copied is not node
+    for source, other in zip(node.sources, copied.sources, strict=True):
+        for name, array in source.blocks()[0].items():
+            assert np.shares_memory(array, other.blocks()[0][name])
+    assert_batches_equal(stored(copied, 16), stored(node, 16))
+
+
+@pytest.mark.parametrize("made", CLONES)
+def test_a_clone_goes_on_at_the_same_record_with_an_iterator_of_its_own(made):
+    node, untouched = small_node(), small_node()
+    for each in (node, untouched):
+        list(islice(iter(each), 5))
+    rest = list(rest_of_the_epoch(untouched))
+    clone = CLONES[made](node)
+    assert_records_equal(rest_of_the_epoch(clone), rest)
+    assert int(node.index.get_value()) == 5
+    assert_records_equal(rest_of_the_epoch(node), rest)
+
+
+@pytest.mark.parametrize("made", CLONES)
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "gone"])
+def test_a_clone_goes_on_where_the_original_stood_even_if_that_has_gone_on_or_away(made, is_kept):
+    node, untouched = small_node(), small_node()
+    for each in (node, untouched):
+        list(islice(iter(each), 5))
+    clone = CLONES[made](node)
+    list(islice(node, 3)) if is_kept else None
+    list(islice(rest_of_the_epoch(node), 4))
+    if not is_kept:
+        del node, each
+        gc.collect()
+    assert_records_equal(rest_of_the_epoch(clone), list(rest_of_the_epoch(untouched)))
+
+
+def test_a_copy_starts_anew():
+    node = small_node()
+    first = list(islice(iter(node), 5))
+    copied = node.copy()
+    assert (copied.index.get_value(), copied.epoch.get_value()) == (0, 0)
+    assert_records_equal(islice(rest_of_the_epoch(copied), 5), first)
+    assert (node.index.get_value(), node.epoch.get_value()) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    "compiled", [jax.jit, nnx.jit, partial(nnx.jit, graph_updates=False)], ids=["jax", "nnx", "no graph updates"]
+)
+def test_epochs_records_and_restored_places_do_not_retrace(compiled):
+    traces = []
+
+    @compiled
+    def program(node: MixDataSourcesNode, start: int) -> dict[str, jax.Array]:
+        traces.append(start)
+        return read(node, start, KEY)
+
+    node = small_node()
+    state = node.get_state()
+    program(node, 0)
+    for change in (
+        lambda: iter(node),
+        lambda: next(node),
+        lambda: node.index.set_value(9),
+        lambda: next(node),
+        lambda: list(node),
+        lambda: node.set_state(state),
+        node.get_state,
+        node.reset,
+    ):
+        change()
+        program(node, 1)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("compiled", [jax.jit, partial(nnx.jit, graph_updates=False)], ids=["jax", "nnx"])
+def test_data_on_the_device_are_inputs_of_a_program_that_takes_the_node_and_no_constants(compiled):
+    node = make_node([ArraySource({"x": np.arange(MIB // 4, dtype=np.int32)})], "device")
+    taken, closed_over = compiled(read).lower(node, 0, KEY), compiled(lambda start: read(node, start, KEY)).lower(0)
+    assert len(taken.as_text()) < MIB / 8
+    assert len(closed_over.as_text()) > MIB  # so constants show
+    jaxpr = jax.make_jaxpr(read)(node, 0, KEY)
+    assert sum(constant.nbytes for constant in jaxpr.consts) < 100
+    assert MIB in [aval.size * aval.dtype.itemsize for aval in jaxpr.in_avals]
+
+
+def in_a_fresh_process(task: Callable[[], Any]) -> Any:
+    """What `task`, a function of this module, gives there."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        return processes.submit(task).result()
+
+
+def status_bytes(field: str) -> int:
+    """A figure of this process's memory, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def growth_of_a_node_on_the_host() -> int:
+    """Bytes that are no mapped file, of a node of 200 MiB that goes through `nnx.jit`."""
+    program = nnx.jit(read)
+    program(small_node(), 0, KEY)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "zeros.npy"
+        np.lib.format.open_memmap(file, "w+", np.int64, (200 * MIB // 64, 8)).flush()  # a sparse file
+        node = make_node([ArraySource({"id": np.load(file, mmap_mode="r")})])
+        before = status_bytes("RssAnon")
+        for start in range(3):
+            jax.block_until_ready(program(node, start, KEY))
+        assert node.sources[0].blocks()[0]["id"].nbytes == 200 * MIB
+        return status_bytes("RssAnon") - before
+
+
+@on_linux
+def test_a_memory_map_is_not_read_into_memory():
+    assert in_a_fresh_process(growth_of_a_node_on_the_host) < 100 * MIB
+
+
+class Figures(NamedTuple):
+    data: int
+    program_text: int
+    growth: dict[str, int]
+    rows_are_right: bool
+
+
+def calls_of_a_node_of_1_gib_on_the_device() -> Figures:
+    data = jnp.arange(GIB // 4, dtype=jnp.int32).reshape(-1, 1024)
+    node = make_node([ArraySource({"x": data})], "device")
+    programs = {"jax.jit": jax.jit(read), "nnx.jit": nnx.jit(read, graph_updates=False)}
+    growth, right = {}, True
+    for name, program in programs.items():
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = status_bytes("VmRSS")
+        for start in range(20):
+            rows = np.asarray(program(node, start, KEY)["x"])
+            right &= bool((rows == rows[:, :1] + np.arange(1024)).all() and (rows[:, 0] % 1024 == 0).all())
+        growth[name] = status_bytes("VmHWM") - before
+    return Figures(data.nbytes, len(programs["jax.jit"].lower(node, 0, KEY).as_text()), growth, right)
+
+
+@on_linux
+def test_a_call_costs_no_memory_per_byte_of_data_on_the_device():
+    figures = in_a_fresh_process(calls_of_a_node_of_1_gib_on_the_device)
+    assert figures.data == GIB
+    assert figures.rows_are_right
+    assert figures.program_text < MIB
+    assert max(figures.growth.values()) < GIB / 4, figures.growth
