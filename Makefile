@@ -8,7 +8,7 @@ PROTO := mixserve/v1/mix.proto
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench protos check-protos test-protobuf test-node clean
+.PHONY: help setup demo test check format bench protos check-protos test-protobuf test-node test-datarax clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +31,9 @@ format: $(READY) ## Format the code, and mend what the linter can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Run the benchmarks; the results go to benchmarks/results
+bench: $(READY) .venv-datarax/.ready ## Run the benchmarks; the results go to benchmarks/results
 	$(BIN)/python benchmarks/node.py
+	.venv-datarax/bin/python benchmarks/reference_node.py
 	$(BIN)/python benchmarks/remote.py
 
 # The client must live beside protobuf 5, 6 and 7, and only code of an old generator does; it has a venv of its own.
@@ -57,6 +58,16 @@ test-protobuf: ## Import the client's generated code under protobuf 5, 6 and 7, 
 
 test-node: $(READY) ## Read a batch with a Node.js client made from the .proto alone
 	PYTHON=$(BIN)/python tests/node/run.sh
+
+# The reference's own implementation needs protobuf 5, so it has a venv of its own; about 2 GB, with TensorFlow.
+.venv-datarax/.ready: pyproject.toml client/pyproject.toml tests/datarax/requirements.txt
+	$(PYTHON) -m venv --clear .venv-datarax
+	.venv-datarax/bin/python $(PIP) -r tests/datarax/requirements.txt -e ./client -e .
+	touch $@
+
+test-datarax: .venv-datarax/.ready ## Compare batches with the reference's own implementation, bit for bit; takes minutes
+	.venv-datarax/bin/python -m pytest -s -o filterwarnings= --timeout=1800 --confcutdir=tests/datarax \
+	  tests/datarax/check_mixtures.py
 
 clean: ## Remove the environments and everything that was built
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules

@@ -30,13 +30,16 @@ class Owned(Opaque):
 
     __slots__ = ("_owner",)
 
-    def __init__(self, owner: nnx.Module, value: Any):
+    def __init__(self, owner: nnx.Module | None, value: Any):
         super().__init__(value)
-        self._owner = weakref.ref(owner)
+        self._owner = None if owner is None else weakref.ref(owner)
 
     def belongs_to(self, module: nnx.Module) -> bool:
         """Whether `module` is the one that it was made for."""
-        return self._owner() is module
+        return self._owner is not None and self._owner() is module
+
+    def __reduce__(self) -> Any:
+        return Owned, (None, self.value)  # a module that comes out of a pickle is a clone
 
 
 class DeviceData(nnx.Variable):

@@ -68,7 +68,7 @@ class DataSourceModule(nnx.Module):
         self._applied_count = nnx.Variable(_zero())
         self._skipped_count = nnx.Variable(_zero())
         self._statistics = Opaque(Statistics())  # replaced, never changed: clones share it
-        self._cache = Opaque(None)  # an lru_cache, where a subclass has something to keep
+        self._cache = Opaque(None)  # what has a clear(), where a subclass keeps results
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} must define __len__")
@@ -91,10 +91,15 @@ class DataSourceModule(nnx.Module):
         self._skipped_count.set_value(_zero())
 
     def compute_statistics(self, data: Any) -> dict[str, Any] | None:
-        """What `batch_stats_fn` says of `data`, kept for `get_statistics`; None where none is configured."""
+        """What `batch_stats_fn` says of `data`, kept for `get_statistics`; None where none is configured.
+
+        Raises TypeError where it says something that is no dict.
+        """
         if self.config.batch_stats_fn is None:
             return None
         statistics: Any = self.config.batch_stats_fn(data)
+        if not isinstance(statistics, dict):
+            raise TypeError(f"batch_stats_fn must return a dict, got {type(statistics).__name__}")
         self._set_statistics(Statistics(statistics))
         return statistics
 
@@ -124,7 +129,7 @@ class DataSourceModule(nnx.Module):
     def reset_cache(self) -> None:
         """Forget kept batches. Clones share them."""
         if self._cache.value is not None:
-            self._cache.value.cache_clear()
+            self._cache.value.clear()
 
     def copy(
         self, *, config: StructuralConfig | None = None, rngs: nnx.Rngs | None = None, name: str | None = None

@@ -229,7 +229,7 @@ class Empty(Keyed):
 
 
 def test_odd_modules():
-    with pytest.raises(ValueError, match="the source '0' has no numeric element_spec.*these are texts"):
+    with pytest.raises(ValueError, match=r"the source '0' has no numeric element_spec.*these are texts"):
         mix(Texts()).get_batch_at(0, 1, jax.random.key(0))
     assert mix(Empty(), rows(3, 0), weights=(0, 1)).get_batch_at(0, 2, jax.random.key(0))["x"].shape == (2,)
     with pytest.raises(TypeError, match=r"a source needs __len__.*RandomAccessSource"):

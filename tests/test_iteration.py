@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import multiprocessing
+import pickle
 import random
 import signal
 import subprocess
@@ -108,6 +109,34 @@ def test_index_can_be_set_by_hand():
         assert values(iter_from_here(node), 1) == whole[index : index + 1]
 
 
+def test_an_index_beyond_the_records_is_no_place():
+    node = mix(rows(4, 0), rows(6, 1000))
+    end = len(values(node))
+    for index in (end + 1, 10**6):
+        node.index.set_value(index)
+        with pytest.raises(StopIteration):
+            next(node)
+        with pytest.raises(ValueError, match=f"index must be at most {end}, where the epoch ends, got {index}"):
+            node.get_state()
+    node.index.set_value(-1)
+    for call in (lambda: next(node), node.get_state):
+        with pytest.raises(ValueError, match="index must be at least 0, got -1"):
+            call()
+
+
+def test_a_node_out_of_a_pickle_goes_on_where_it_was():
+    node = mix(make_nested(), Counter(), weights=(1, 0), cacheable=True)
+    whole = values(node)
+    values(node, 40)
+    batch = mix(rows(9, 0), cacheable=True)
+    expected = batch.get_batch_at(0, 5, 1)["x"]
+    other, other_batch = pickle.loads(pickle.dumps((node, batch)))
+    values(iter_from_here(node), 10)
+    assert values(iter_from_here(other), 5) == whole[40:45]
+    assert other_batch.get_batch_at(0, 5, 1)["x"].tolist() == expected.tolist()
+    assert other_batch.mixture.fingerprint == batch.mixture.fingerprint
+
+
 def iter_from_here(node: MixDataSourcesNode):
     while True:
         try:
@@ -198,6 +227,17 @@ def test_no_record_is_lost_when_a_read_fails():
     with pytest.raises(OSError, match="the disk is away"):
         next(iterator)
     assert values(iterator) == [5, 6, 7, 8, 9]
+
+
+def test_a_failed_read_after_a_restore_does_not_start_from_the_beginning():
+    node = mix(Computed())
+    values(node, 700)
+    node.set_state(node.get_state())
+    Computed.failures, Computed.reads = 1, 0
+    with pytest.raises(OSError, match="away"):
+        next(node)
+    assert int(next(node)["x"]) == 700
+    assert Computed.reads == 2
 
 
 class Counter(DataSourceModule):
@@ -381,7 +421,7 @@ def test_a_restore_reads_no_record_on_its_way(monkeypatch):
 class Computed:
     """2^40 records that are their own numbers; it counts what is read."""
 
-    reads = 0
+    reads = failures = 0
 
     def __len__(self):
         return 2**40
@@ -391,6 +431,9 @@ class Computed:
 
     def get_batch_at(self, start, size, key=None):
         Computed.reads += 1
+        if Computed.failures:
+            Computed.failures -= 1
+            raise OSError("the disk is away")
         return {"x": np.array([start])}
 
 

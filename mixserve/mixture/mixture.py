@@ -46,6 +46,9 @@ class Mixture:
     def __len__(self) -> int:
         return sum(self.lengths)
 
+    def __reduce__(self) -> Any:
+        return Mixture, (self.children, self.shares, self.names)  # the rest are programs and addresses of this process
+
     @property
     def fields(self) -> tuple[Field, ...]:
         """Name, stored dtype and shape of every field of a record. Raises ValueError where records are no numbers."""

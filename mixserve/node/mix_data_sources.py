@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache, partial
 from typing import Any, NamedTuple, Self
 
 import grain
@@ -22,6 +21,7 @@ from mixserve.module import DataSourceModule
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_child, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
+from mixserve.node.kept_batches import KeptBatches
 from mixserve.node.record_stream import RecordStream
 from mixserve.sources import ElementSpec
 from mixserve.state import State, below, check_same_shape
@@ -31,8 +31,6 @@ from mixserve_client.wire.request import check_positions
 from mixserve_client.wire.tree import unflatten
 
 logger = logging.getLogger(__name__)
-
-_CACHED_BATCHES = 8
 
 
 class _Private(NamedTuple):
@@ -79,7 +77,7 @@ class MixDataSourcesNode(DataSourceModule):
         on_device = device.upload(mixture.leaves, mixture.fields) if self.placement == "device" else {}
         self._device_data = DeviceData(on_device)
         if config.cacheable:
-            self._cache = Opaque(lru_cache(_CACHED_BATCHES)(partial(_batch_of_words, mixture, on_device)))
+            self._cache = Opaque(KeptBatches(mixture, on_device))
 
     @property
     def mixture(self) -> Mixture:
@@ -126,8 +124,7 @@ class MixDataSourcesNode(DataSourceModule):
             return unflatten(traced_batch(mixture, on_device, _traced_words(key), start, size))
         words = key_words(key)
         if self._cache.value is not None:
-            widest = jax.dtypes.canonicalize_dtype(np.int64)  # of a batch: it depends on x64
-            return unflatten(self._cache.value(tuple(words.tolist()), start, size, widest))
+            return unflatten(self._cache.value(words, start, size))
         return unflatten(eager_batch(mixture, on_device, words, start, size))
 
     def process(self, input: int | Array, *args: Any, **kwargs: Any) -> dict[str, Array]:  # noqa: A002
@@ -142,7 +139,7 @@ class MixDataSourcesNode(DataSourceModule):
 
     def __next__(self) -> Any:
         """The record at `index`. Raises StopIteration after `len(node)` records, or where Grain's mix ends."""
-        index = int(self.index.get_value())
+        index = self._index()
         if index >= len(self):
             raise StopIteration
         record = self._own().records.read(index)
@@ -173,7 +170,7 @@ class MixDataSourcesNode(DataSourceModule):
 
     def get_state(self) -> State:
         """As documented at the base, with the place of Grain's iterator as JSON, and the states of children."""
-        state = super().get_state() | {"iterator": self._own().records.state(int(self.index.get_value()))}
+        state = super().get_state() | {"iterator": self._own().records.state(self._index())}
         modules = {name: module.get_state() for name, module in self._modules().items()}
         return state | {"sources": modules} if modules else state
 
@@ -211,15 +208,18 @@ class MixDataSourcesNode(DataSourceModule):
 
     __str__ = __repr__
 
+    def _index(self) -> int:
+        index = int(self.index.get_value())
+        if index < 0:
+            raise ValueError(f"index must be at least 0, got {index}")
+        return index
+
     def _own(self) -> _Private:
         held = self._private
         if not held.belongs_to(self):  # this node is a clone
             shared: _Private = held.value
             sources = tuple(s.clone() if isinstance(s, DataSourceModule) else s for s in shared.sources)
-            held = Owned(self, None)
-            held.value = _Private(
-                sources, RecordStream(lambda: mixed_records(sources, self.mixture.shares), shared.records)
-            )
+            held = Owned(self, _Private(sources, RecordStream(self.to_grain_iter_dataset, shared.records)))
             self._private = held
         return held.value
 
@@ -256,14 +256,6 @@ class _NodeIterator:
 
     def __next__(self) -> Any:
         return next(self._node)
-
-
-def _batch_of_words(
-    mixture: Mixture, on_device: Mapping[str, Array], words: tuple[int, int], start: int, size: int, _widest: Any
-) -> dict[str, Array]:
-    """`eager_batch` of arguments that a cache can compare."""
-    with jax.ensure_compile_time_eval():  # inside a program it would be a tracer that is kept
-        return eager_batch(mixture, on_device, np.array(words, np.uint32), start, size)
 
 
 def _taken(state: State, name: str, kind: type, path: str) -> Any:

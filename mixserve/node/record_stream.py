@@ -1,31 +1,40 @@
 """Grain's iterator over the records of a mixture, at any index: forward record by record, elsewhere from a state."""
 
 import json
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 
 from mixserve.state import check_same_shape
 
-# Grain's state is kept this often, so that no place is further from one than this many records.
-_KEPT_EVERY = 1024
+_KEPT_EVERY, _KEPT = 1024, 16
+
+
+class _Place(NamedTuple):
+    """Grain's state before a record; None is the beginning."""
+
+    record: int
+    state: Any
 
 
 class RecordStream:
-    """Single records, in the order of one epoch."""
+    """Single records, in the order of one epoch.
 
-    def __init__(self, dataset: Callable[[], grain.IterDataset], beside: "RecordStream | None" = None):
-        """`beside` is a stream of the same records, whose place is known from the start."""
-        self._make_dataset = dataset
+    Grain's states are kept every 1,024 records, the last sixteen of them, so that places nearby are found again
+    quickly: after an error, by a clone, and where somebody sets an index.
+    """
+
+    def __init__(self, make_dataset: Callable[[], grain.IterDataset], beside: "RecordStream | None" = None):
+        """`beside` is a stream of the same records, whose places are known from the start."""
+        self._make_dataset = make_dataset
         self._iterator: grain.DatasetIterator | None = None
         self._index = 0
-        self._kept: tuple[int, Any] = (0, None)  # an index, and Grain's state there: None is the beginning
-        if beside is not None:
-            self._kept = beside._kept if beside._iterator is None else (beside._index, beside._iterator.get_state())
+        self._kept = deque([_Place(0, None)] if beside is None else beside._places(), _KEPT)
 
     def read(self, index: int) -> Any:
-        """The record at `index`. Raises StopIteration where Grain's mix ends there."""
+        """The record at `index`. Raises StopIteration where Grain's mix ends before or there."""
         iterator = self._at(index)
         try:
             record = next(iterator)
@@ -36,12 +45,15 @@ class RecordStream:
             raise
         self._index += 1
         if self._index % _KEPT_EVERY == 0:
-            self._kept = (self._index, iterator.get_state())
+            self._kept.append(_Place(self._index, iterator.get_state()))
         return record
 
     def state(self, index: int) -> str:
-        """Grain's state before the record at `index`, as JSON."""
-        return json.dumps(self._at(index).get_state())
+        """Grain's state before the record at `index`, as JSON. Raises ValueError where Grain's mix ends before."""
+        try:
+            return json.dumps(self._at(index).get_state())
+        except StopIteration:
+            raise ValueError(f"index must be at most {self._index}, where the epoch ends, got {index}") from None
 
     def restored(self, index: int, state: str) -> "RecordStream":
         """A stream at `index`, where `state` was taken. Raises ValueError for a state of another place or dataset."""
@@ -49,7 +61,8 @@ class RecordStream:
             loaded = json.loads(state)
             check_same_shape(iter(self._make_dataset()).get_state(), loaded)
             stream = RecordStream(self._make_dataset)
-            stream._restart(index, loaded)
+            stream._kept.append(_Place(index, loaded))
+            stream._at(index)
         except Exception as error:  # whatever Grain raises for a state of another dataset
             raise ValueError(f"{state!r:.200} is no state of Grain's iterator over these records: {error}") from error
         if loaded["index"] - loaded["stop"] != index:  # a mix that came to its end has counted one too many
@@ -59,16 +72,28 @@ class RecordStream:
     def _at(self, index: int) -> grain.DatasetIterator:
         iterator = self._iterator
         if iterator is None or self._index != index:
-            at, state = self._kept
-            iterator = self._restart(*((at, state) if at <= index else (0, None)))
+            before = [place for place in self._kept if place.record <= index]
+            iterator = self._restart(max(before, default=_Place(0, None), key=lambda place: place.record))
             while self._index < index:
                 next(iterator)
                 self._index += 1
         return iterator
 
-    def _restart(self, index: int, state: Any) -> grain.DatasetIterator:
-        self._iterator = iter(self._make_dataset())
-        if state is not None:
-            self._iterator.set_state(state)
-        self._index, self._kept = index, (index, state)
-        return self._iterator
+    def _restart(self, place: _Place) -> grain.DatasetIterator:
+        iterator = iter(self._make_dataset())
+        if place.state is not None:
+            iterator.set_state(place.state)
+        self._iterator, self._index = iterator, place.record
+        return iterator
+
+    def _places(self) -> list[_Place]:
+        here = [] if self._iterator is None else [_Place(self._index, self._iterator.get_state())]
+        return [*self._kept, *here]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "_make_dataset": self._make_dataset,
+            "_iterator": None,
+            "_index": 0,
+            "_kept": deque(self._places(), _KEPT),
+        }

@@ -32,7 +32,7 @@ drawn = settings(
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-PLACES = 6
+PLACES = 12
 
 SHAPES = ((), (1,), (3,), (2, 2), (5, 1, 3))
 DTYPES = (np.float32, np.int32, np.uint8, ml_dtypes.bfloat16, np.bool_, np.uint16, np.float16, np.int64)
@@ -139,7 +139,7 @@ def test_our_node_over_their_sources_is_their_node():
     compared: set[Hashable] = set()
     shuffled: set[Hashable] = set()
 
-    @settings(drawn, max_examples=36)
+    @settings(drawn, max_examples=18)
     @given(cases())
     def check(case):
         structure, places = case
@@ -162,7 +162,7 @@ def test_our_node_over_their_sources_is_their_node():
 def test_our_array_source_is_their_memory_source():
     compared: set[Hashable] = set()
 
-    @settings(drawn, max_examples=12)
+    @settings(drawn, max_examples=6)
     @given(cases(shuffle=False))
     def check(case):
         structure, places = case
@@ -183,7 +183,7 @@ def test_our_array_source_is_their_memory_source():
 def test_nested_nodes_are_their_nested_nodes():
     compared: set[Hashable] = set()
 
-    @settings(drawn, max_examples=10)
+    @settings(drawn, max_examples=5)
     @given(cases(), st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)), st.booleans())
     def check(case, weights, node_first):
         inner, places = case
