@@ -59,7 +59,7 @@ test-protobuf: ## Import the client's generated code under protobuf 5, 6 and 7, 
 test-node: $(READY) ## Read a batch with a Node.js client made from the .proto alone
 	PYTHON=$(BIN)/python tests/node/run.sh
 
-# The reference's own implementation needs protobuf 5, so it has a venv of its own; about 2 GB, with TensorFlow.
+# The reference's own implementation needs protobuf 5, so it has a venv of its own; about 3 GB, with TensorFlow.
 .venv-datarax/.ready: pyproject.toml client/pyproject.toml tests/datarax/requirements.txt
 	$(PYTHON) -m venv --clear .venv-datarax
 	.venv-datarax/bin/python $(PIP) -r tests/datarax/requirements.txt -e ./client -e .

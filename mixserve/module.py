@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
-from mixserve.held import DeviceData, Opaque
+from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.state import State, below, check_same_shape, plain
 
 
@@ -67,7 +68,7 @@ class DataSourceModule(nnx.Module):
         self.stream_name = config.stream_name
         self._applied_count = nnx.Variable(_zero())
         self._skipped_count = nnx.Variable(_zero())
-        self._statistics = Opaque(Statistics())  # replaced, never changed: clones share it
+        self._statistics = Owned(self, Statistics())
         self._cache = Opaque(None)  # what has a clear(), where a subclass keeps results
 
     def __len__(self) -> int:
@@ -108,7 +109,7 @@ class DataSourceModule(nnx.Module):
 
         After `reset_statistics` None, until some are computed or set.
         """
-        statistics: Statistics = self._statistics.value
+        statistics: Statistics = self._own_statistics().value
         if statistics.is_reset:
             return None
         return statistics.values if self.config.precomputed_stats is None else self.config.precomputed_stats
@@ -139,12 +140,19 @@ class DataSourceModule(nnx.Module):
 
     def clone(self) -> Self:
         """A new module with the same state; from here on each has its own. Data are shared."""
-        return nnx.clone(self)
+        cloned = nnx.clone(self)
+        cloned._take_own()
+        return cloned
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        copied._take_own()
+        return copied
 
     def get_state(self) -> State:
         """The module's state as dicts of NumPy arrays, numbers and strings; no data."""
         pure: Any = nnx.to_pure_dict(nnx.state(self, nnx.Not(DeviceData)))
-        statistics: Statistics = self._statistics.value
+        statistics: Statistics = self._own_statistics().value
         return {
             **plain(pure, ""),
             "statistics": {
@@ -210,8 +218,25 @@ class DataSourceModule(nnx.Module):
             lambda: self._set_statistics(Statistics(kept, bool(said["reset"]))),
         ]
 
+    def _take_own(self) -> None:
+        """What a clone does at once: take what it shares with nobody. A subclass adds its own."""
+        self._own_statistics()
+
+    def _owned(self, attribute: str, renewed: Callable[[Any], Any]) -> Owned:
+        """This module's own holder under `attribute`: a clone replaces what it finds by one with `renewed(value)`."""
+        held: Owned = getattr(self, attribute)
+        # Inside a program this is its picture of another module, and a new holder would compile it anew.
+        in_program = isinstance(self._applied_count.get_value(), Tracer)
+        if not held.belongs_to(self) and not in_program:
+            held = Owned(self, renewed(held.value))
+            setattr(self, attribute, held)
+        return held
+
+    def _own_statistics(self) -> Owned:
+        return self._owned("_statistics", lambda statistics: statistics)
+
     def _set_statistics(self, statistics: Statistics) -> None:
-        self._statistics = Opaque(statistics)
+        self._own_statistics().value = statistics
 
     def _count(self, call: Callable[[], Any]) -> Any:
         """What `call` gives, counted as applied; where it raises, as skipped."""

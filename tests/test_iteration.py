@@ -55,13 +55,13 @@ def values(records, count: int | None = None) -> list[int]:
 
 
 def expected_order(lengths: list[int], weights: list[float]) -> list[int]:
-    """What Grain's own mix of plain ranges gives, each counted from 1000 times its place."""
+    """What Grain's own mix of plain ranges gives by normalised weights, each counted from 1000 times its place."""
     parts = [
         grain.MapDataset.range(1000 * i, 1000 * i + length).to_iter_dataset()
         for i, (length, weight) in enumerate(zip(lengths, weights, strict=True))
         if weight > 0
     ]
-    return list(grain.IterDataset.mix(parts, [weight for weight in weights if weight > 0]))
+    return list(grain.IterDataset.mix(parts, [weight / sum(weights) for weight in weights if weight > 0]))
 
 
 @settings(max_examples=40, deadline=None)

@@ -384,3 +384,29 @@ def test_a_call_costs_no_memory_per_byte_of_data_on_the_device():
     assert figures.data == GIB
     assert figures.program_text < MIB
     assert max(figures.growth.values()) < GIB / 4, figures.growth
+
+
+def test_statistics_states_and_looking_at_a_node_retrace_nothing():
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), batch_stats_fn=lambda batch: {"rows": len(batch)})
+    node, traces = MixDataSourcesNode(config, [table(9)]), []
+
+    @nnx.jit
+    def look(node):
+        traces.append(repr(node))
+        return len(node.sources)
+
+    for _ in range(3):
+        assert look(node) == 1
+        node.compute_statistics([1, 2])
+        node.set_state(node.get_state())
+    assert node.get_statistics() == {"rows": 2}
+    assert len(traces) == 1
+
+
+def test_statistics_of_a_clone_are_its_own():
+    node = small_node()
+    node.set_statistics({"mean": 1})
+    clones = node.clone(), copy.deepcopy(node)
+    node.set_statistics({"mean": 2})
+    clones[0].set_statistics({"mean": 3})
+    assert [n.get_statistics() for n in (node, *clones)] == [{"mean": 2}, {"mean": 3}, {"mean": 1}]

@@ -1,40 +1,44 @@
-"""The last few eager batches of a mixture, by what was asked for."""
+"""The last few eager batches of a node, by what was asked for."""
 
-from collections.abc import Mapping
-from functools import lru_cache, partial
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, UInt32
 
-from mixserve.mixture import Mixture
-from mixserve.node.batches import Batch, eager_batch
+from mixserve.node.batches import Batch
 
 _KEPT = 8
 
 
 class KeptBatches:
-    """`eager_batch`, which computes a batch that is asked for again only where others came between."""
+    """Safe to use from many threads."""
 
-    def __init__(self, mixture: Mixture, on_device: Mapping[str, Array]):
-        self._arguments = (mixture, on_device)
-        self._batch = lru_cache(_KEPT)(partial(_batch, mixture, on_device))
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, Batch] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def __call__(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Batch:
-        widest = jax.dtypes.canonicalize_dtype(np.int64)  # of this batch: it depends on x64
-        return self._batch(tuple(key.tolist()), start, size, widest)
+    def get(self, asked: tuple[int, ...], make: Callable[[], Batch]) -> Batch:
+        """The batch that was made for `asked` a few batches ago, else what `make` gives."""
+        place = (asked, jax.dtypes.canonicalize_dtype(np.int64))  # dtypes depend on x64
+        with self._lock:
+            batch = self._kept.get(place)
+        if batch is None:
+            with jax.ensure_compile_time_eval():  # inside a program, a tracer would be kept
+                batch = make()
+        with self._lock:
+            self._kept[place] = batch
+            self._kept.move_to_end(place)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return batch
 
     def clear(self) -> None:
         """Forget all."""
-        self._batch.cache_clear()
+        with self._lock:
+            self._kept.clear()
 
     def __reduce__(self) -> Any:
-        return KeptBatches, self._arguments
-
-
-def _batch(
-    mixture: Mixture, on_device: Mapping[str, Array], words: tuple[int, int], start: int, size: int, _widest: Any
-) -> Batch:
-    with jax.ensure_compile_time_eval():  # inside a program, a tracer would be kept
-        return eager_batch(mixture, on_device, np.array(words, np.uint32), start, size)
+        return KeptBatches, ()

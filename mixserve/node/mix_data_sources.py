@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from functools import partial
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -77,7 +78,7 @@ class MixDataSourcesNode(DataSourceModule):
         on_device = device.upload(mixture.leaves, mixture.fields) if self.placement == "device" else {}
         self._device_data = DeviceData(on_device)
         if config.cacheable:
-            self._cache = Opaque(KeptBatches(mixture, on_device))
+            self._cache = Opaque(KeptBatches())
 
     @property
     def mixture(self) -> Mixture:
@@ -124,7 +125,8 @@ class MixDataSourcesNode(DataSourceModule):
             return unflatten(traced_batch(mixture, on_device, _traced_words(key), start, size))
         words = key_words(key)
         if self._cache.value is not None:
-            return unflatten(self._cache.value(words, start, size))
+            make = partial(eager_batch, mixture, on_device, words, start, size)
+            return unflatten(self._cache.value.get((start, size, *words.tolist()), make))
         return unflatten(eager_batch(mixture, on_device, words, start, size))
 
     def process(self, input: int | Array, *args: Any, **kwargs: Any) -> dict[str, Array]:  # noqa: A002
@@ -157,16 +159,6 @@ class MixDataSourcesNode(DataSourceModule):
         for source in self.sources:
             if callable(getattr(source, "reset", None)):
                 source.reset()
-
-    def clone(self) -> Self:
-        cloned = super().clone()
-        cloned._own()
-        return cloned
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        copied = super().__deepcopy__(memo)
-        copied._own()
-        return copied
 
     def get_state(self) -> State:
         """As documented at the base, with the place of Grain's iterator as JSON, and the states of children."""
@@ -215,13 +207,15 @@ class MixDataSourcesNode(DataSourceModule):
         return index
 
     def _own(self) -> _Private:
-        held = self._private
-        if not held.belongs_to(self):  # this node is a clone
-            shared: _Private = held.value
-            sources = tuple(s.clone() if isinstance(s, DataSourceModule) else s for s in shared.sources)
-            held = Owned(self, _Private(sources, RecordStream(self.to_grain_iter_dataset, shared.records)))
-            self._private = held
-        return held.value
+        return self._owned("_private", self._renewed).value
+
+    def _renewed(self, shared: _Private) -> _Private:
+        sources = tuple(s.clone() if isinstance(s, DataSourceModule) else s for s in shared.sources)
+        return _Private(sources, RecordStream(self.to_grain_iter_dataset, shared.records))
+
+    def _take_own(self) -> None:
+        super()._take_own()
+        self._own()
 
     def _modules(self) -> dict[str, DataSourceModule]:
         """The children that have a state of their own, by name."""
