@@ -63,7 +63,7 @@ def notes() -> list[str]:
     return [
         "Eager: 64 records of 1 KiB of 4 MiB of data, since the reference copies all data once per record of a batch; "
         f"jitted: 256 records of 8 KiB of 256 MiB. {ROUNDS['eager']} rounds in turn when eager, {ROUNDS['jitted']} "
-        "when jitted, with another key and start each; medians, quartiles. All give the same batches, which is checked.",
+        "when jitted, with another key and start each; medians, quartiles. Equal batches are checked.",
         "Theirs has MemorySources over JAX arrays, ours ArraySources over NumPy arrays; jax.jit, traced start and key. "
         "`closure`: the program holds the node, its data are constants. `argument`: the node is passed to the program.",
         "Ours on the `device` (here the CPU) gathers inside the program; ours on the `host` is called back by it.",

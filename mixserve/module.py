@@ -32,6 +32,8 @@ class StructuralConfig:
         for name in ("cacheable", "stochastic"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.stream_name, str | None):
+            raise ValueError(f"stream_name must be a string, got {self.stream_name!r}")
         if self.batch_stats_fn is not None and not callable(self.batch_stats_fn):
             raise ValueError(f"batch_stats_fn must be callable, got {self.batch_stats_fn!r}")
         if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
@@ -211,8 +213,18 @@ class DataSourceModule(nnx.Module):
             given["statistics"] = given["statistics"] | {"values": {}}  # which may be any
         check_same_shape(expected, given, path)
         said = given.pop("statistics")
-        kept = plain(values, below(path, "statistics.values")) if said["known"] else None
-        restored = _with_values(own, given)
+        if values and not said["known"]:
+            raise ValueError(
+                f"{below(path, 'statistics.values')} must be empty where known is False, got {values!r:.100}"
+            )
+        try:
+            kept = plain(values, below(path, "statistics.values")) if said["known"] else None
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        for name in ("_applied_count", "_skipped_count"):
+            if given[name] < 0:
+                raise ValueError(f"{below(path, name)} must be at least 0, got {given[name]}")
+        restored = _with_values(own, given, path)
         return [
             lambda: nnx.update(self, restored),
             lambda: self._set_statistics(Statistics(kept, bool(said["reset"]))),
@@ -225,9 +237,8 @@ class DataSourceModule(nnx.Module):
     def _owned(self, attribute: str, renewed: Callable[[Any], Any]) -> Owned:
         """This module's own holder under `attribute`: a clone replaces what it finds by one with `renewed(value)`."""
         held: Owned = getattr(self, attribute)
-        # Inside a program this is its picture of another module, and a new holder would compile it anew.
-        in_program = isinstance(self._applied_count.get_value(), Tracer)
-        if not held.belongs_to(self) and not in_program:
+        # A new holder would compile a program anew: holders are told apart by identity.
+        if not held.belongs_to(self) and not self._is_in_program():
             held = Owned(self, renewed(held.value))
             setattr(self, attribute, held)
         return held
@@ -236,39 +247,66 @@ class DataSourceModule(nnx.Module):
         return self._owned("_statistics", lambda statistics: statistics)
 
     def _set_statistics(self, statistics: Statistics) -> None:
+        if self._is_in_program() or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(statistics.values)):
+            raise ValueError(
+                "statistics cannot be changed inside a compiled program; compute or set them outside of it"
+            )
         self._own_statistics().value = statistics
+
+    def _is_in_program(self) -> bool:
+        """Whether this is a program's picture of another module."""
+        return isinstance(self._applied_count.get_value(), Tracer)
 
     def _count(self, call: Callable[[], Any]) -> Any:
         """What `call` gives, counted as applied; where it raises, as skipped."""
         try:
             result = call()
         except Exception:
-            self._skipped_count[...] += 1
+            self._add_one(self._skipped_count)
             raise
-        self._applied_count[...] += 1
+        self._add_one(self._applied_count)
         return result
+
+    @staticmethod
+    def _add_one(count: nnx.Variable) -> None:
+        with jax.transfer_guard("allow"):  # of the number one
+            count[...] += 1
 
 
 def _zero() -> jax.Array:
     return jax.device_put(np.zeros((), np.int32))
 
 
-def _with_values(state: Any, values: Any) -> Any:
-    """`state` with the leaves of `values`: numbers stay numbers, arrays and keys stay what they were."""
+def _with_values(state: Any, values: Any, path: str) -> Any:
+    """`state` with the leaves of `values`: numbers stay numbers, arrays and keys stay what they were.
 
-    def restored(old: Any, new: Any) -> Any:
+    Raises ValueError for a number that does not fit into the array that it comes back to.
+    """
+
+    def restored(old: Any, new: Any, path: str) -> Any:
         if not isinstance(old, jax.Array):
             return np.asarray(new).item()
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
         # What was a Python number comes out of a compiled program as a weakly typed scalar.
-        return np.asarray(new).item() if old.weak_type and old.shape == () else jnp.asarray(new, old.dtype)
+        if old.weak_type and old.shape == ():
+            return np.asarray(new).item()
+        if jnp.issubdtype(old.dtype, jnp.integer) and not _fits(new, old.dtype):
+            raise ValueError(f"{path} must fit into {old.dtype}, got {new!r:.100}")
+        return jnp.asarray(new, old.dtype)
 
-    def walked(old: Any, new: Any) -> Any:
-        return {k: walked(old[k], new[k]) for k in old} if isinstance(old, dict) else restored(old, new)
+    def walked(old: Any, new: Any, path: str) -> Any:
+        if isinstance(old, dict):
+            return {key: walked(old[key], new[key], below(path, key)) for key in old}
+        return restored(old, new, path)
 
-    nnx.replace_by_pure_dict(state, walked(nnx.to_pure_dict(state), values))
+    nnx.replace_by_pure_dict(state, walked(nnx.to_pure_dict(state), values, path))
     return state
+
+
+def _fits(value: Any, dtype: np.dtype) -> bool:
+    limits = np.iinfo(dtype)
+    return bool(np.all((np.asarray(value) >= limits.min) & (np.asarray(value) <= limits.max)))
 
 
 def _equal(left: Any, right: Any) -> bool:

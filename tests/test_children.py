@@ -101,7 +101,7 @@ def test_a_tree_of_children_gives_the_records_of_the_reference(keyed, start, siz
     node, key = tree(keyed), jax.random.key(seed)
     batch = node.get_batch_at(start, size, key)["x"]
     assert batch.shape == (size,)
-    for i in {0, size - 1}:
+    for i in {0, size // 3, size - 1}:
         assert int(batch[i]) == one_record(node, key, start + i)
 
 
@@ -118,7 +118,7 @@ def test_a_tree_of_children_is_the_same_compiled_and_served():
 
 def test_a_source_that_refuses_tracers_is_refused_inside_programs():
     node = tree(OnHost)
-    with pytest.raises(ValueError, match=r"OnHost object.* cannot be read inside a compiled program"):
+    with pytest.raises(ValueError, match=r"OnHost\(name=None, length=\d+\) cannot be read inside a compiled"):
         jax.jit(lambda start: node.get_batch_at(start, 8, jax.random.key(0)))(3)
     assert [ReferenceSource(source).traces for source in (Keyed(), OnHost(), Keyed(2**31))] == [True, False, False]
 
@@ -188,7 +188,7 @@ def test_modules_keep_their_data_out_of_programs():
     values = np.arange(400_000, dtype=np.int32).reshape(-1, 4)
     module = InMemory(values)
     source = ReferenceSource(module)
-    assert source._compiled(8).memory_analysis().argument_size_in_bytes >= values.nbytes
+    assert source._program(8).memory_analysis().argument_size_in_bytes >= values.nbytes
     node = mix(module, InMemory(values[:50]))  # the default name, twice
     assert node.mixture.names == ("0", "1")
     assert isinstance(module.values, np.ndarray)
@@ -240,3 +240,74 @@ def test_two_sources_of_different_specs_are_named_beside_one_without_numbers():
     texts = RandomAccessSource([{"text": "a"}])
     with pytest.raises(ValueError, match=r"'1' and '2' must have one element_spec"):
         mix(texts, rows(3, 0), ArraySource({"x": np.zeros(3)}))
+
+
+def test_settings_of_the_callers_thread_do_not_reach_children():
+    outside = mix(Keyed(), InMemory(np.arange(6, dtype=np.int32)))
+    expected = outside.get_batch_at(0, 20, jax.random.key(0))
+    key = np.array([0, 0], np.uint32)
+    for setting in (jax.enable_x64(True), jax.default_prng_impl("rbg"), jax.transfer_guard("disallow")):
+        with setting:
+            for node in (outside, mix(Keyed(), InMemory(np.arange(6, dtype=np.int32)))):
+                assert_batches_equal(node.get_batch_at(0, 20, key), expected)
+    with jax.enable_x64(True):
+        assert_batches_equal(jax.jit(lambda start: outside.get_batch_at(start, 20, key))(0), expected)
+    with jax.debug_infs(True), jax.debug_key_reuse(True):
+        assert len(mix(rows(3, 0), Long(), weights=(0, 1)).mixture.fingerprint) == 64
+    with jax.default_prng_impl("rbg"):
+        assert mix(OnHost()).get_batch_at(0, 3, np.array([0, 1], np.uint32))["x"].shape == (3,)
+
+
+def test_the_data_of_a_module_are_those_of_when_the_node_was_made():
+    module = InMemory(jnp.arange(6, dtype=jnp.int32))
+    node = mix(module)
+    expected = node.get_batch_at(0, 9, jax.random.key(0))
+    module.values = nnx.data(jnp.arange(6, dtype=jnp.int32) + 100)
+    assert_batches_equal(node.get_batch_at(0, 9, jax.random.key(0)), expected)
+    assert_batches_equal(jax.jit(lambda s: node.get_batch_at(s, 9, jax.random.key(0)))(0), expected)
+    assert mix(module).mixture.fingerprint != node.mixture.fingerprint
+
+
+def test_warm_up_compiles_what_children_need():
+    module = InMemory(np.arange(60, dtype=np.int32))
+    node, compiled = mix(module), []
+    node.warm_up(100)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    try:
+        for size in (1, 8, 9, 64, 65, 100):
+            node.read_into(0, np.array([0, 1], np.uint32), {"x": np.empty(size, np.int32)})
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []
+
+
+def test_children_that_are_never_drawn_do_not_forbid_programs():
+    long = mix(Long(), OnHost())
+    node = mix(rows(4, 0), OnHost(), long, mix(rows(3, 9), OnHost(), weights=(1, 0)), weights=(1, 0, 0, 1))
+    expected = node.get_batch_at(3, 30, jax.random.key(1))
+    assert_batches_equal(jax.jit(lambda s: node.get_batch_at(s, 30, jax.random.key(1)))(3), expected)
+
+
+def test_a_subclass_that_makes_its_own_batches_is_asked_for_them():
+    class Sevens(MixDataSourcesNode):
+        def get_batch_at(self, start, size, key=None):
+            return {"x": jnp.full(size, 7, jnp.int32)}
+
+    inner = Sevens(MixDataSourcesConfig(num_sources=1, weights=(1,)), [rows(5, 0)])
+    assert set(mix(inner).get_batch_at(0, 9, jax.random.key(0))["x"].tolist()) == {7}
+
+
+def test_a_source_that_is_away_is_no_source_without_numbers():
+    class Away(Keyed):
+        def get_batch_at(self, start, size, key=None):
+            raise OSError("the disk is away")
+
+    with pytest.raises(OSError, match="the disk is away"):
+        mix(Away())
+
+
+def test_a_nested_source_without_numbers_is_named_with_its_way():
+    with pytest.raises(ValueError, match=r"in '1': the source '0' has no numeric element_spec"):
+        mix(rows(3, 0), mix(Texts())).element_spec()

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import json
 import multiprocessing
 import pickle
@@ -11,10 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -130,6 +134,10 @@ def test_a_node_out_of_a_pickle_goes_on_where_it_was():
     values(node, 40)
     batch = mix(rows(9, 0), cacheable=True)
     expected = batch.get_batch_at(0, 5, 1)["x"]
+    used = mix(RandomAccessSource([{"x": np.int32(i)} for i in range(9)], threads=3), InMemory())
+    expected_of_used = used.get_batch_at(0, 40, 1)["x"]
+    other_used = pickle.loads(pickle.dumps(used))
+    assert other_used.get_batch_at(0, 40, 1)["x"].tolist() == expected_of_used.tolist()
     other, other_batch = pickle.loads(pickle.dumps((node, batch)))
     values(iter_from_here(node), 10)
     assert values(iter_from_here(other), 5) == whole[40:45]
@@ -201,6 +209,53 @@ def test_no_thread_is_started_for_a_source():
     assert threading.active_count() == before
 
 
+def test_filtered_records_of_grain_are_passed_over():
+    data = grain.MapDataset.range(10).map(lambda i: {"x": np.int64(i)}).filter(lambda record: record["x"] % 2 == 0)
+    assert values(mix(RandomAccessSource(data))) == [0, 2, 4, 6, 8]
+
+
+def test_endless_data_sets_mix():
+    endless = [RandomAccessSource(grain.MapDataset.range(i, i + 3).map(lambda i: {"x": i}).repeat()) for i in (0, 10)]
+    node = mix(*endless)
+    assert len(node) == sys.maxsize
+    assert values(node, 8) == [0, 10, 1, 11, 2, 12, 0, 10]
+    assert node.get_batch_at(0, 20, 1)["x"].shape == (20,)
+
+
+def test_weights_that_grain_cannot_count_are_refused():
+    with pytest.raises(ValueError, match="the least weight must be at least 1e-300 of all, or 0, got 1e-307"):
+        next(mix(rows(3, 0), rows(3, 10), weights=(1, 1e-307)))
+
+
+def test_nodes_are_no_cycles_of_references():
+    node = mix(rows(3, 0), mix(rows(3, 10)))
+    next(node)
+    gone = [weakref.ref(node), weakref.ref(node.clone())]
+    gc.collect()
+    gc.disable()
+    try:
+        del node
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+class InMemory(nnx.Module):
+    """A Flax NNX module of the reference's protocol."""
+
+    def __init__(self):
+        self.values = nnx.data(np.arange(100, 120))
+
+    def __len__(self):
+        return 20
+
+    def element_spec(self):
+        return {"x": jax.ShapeDtypeStruct((), np.int64)}
+
+    def get_batch_at(self, start, size, key=None):
+        return {"x": jnp.take(jnp.asarray(self.values), start + jnp.arange(size, dtype=jnp.int32))}
+
+
 class Flaky:
     """Its record 5 cannot be read at the first attempt."""
 
@@ -227,6 +282,19 @@ def test_no_record_is_lost_when_a_read_fails():
     with pytest.raises(OSError, match="the disk is away"):
         next(iterator)
     assert values(iterator) == [5, 6, 7, 8, 9]
+
+
+def test_no_record_is_lost_when_a_read_fails_on_the_way_to_an_index():
+    for look in (lambda node: node, lambda node: node.clone(), lambda node: pickle.loads(pickle.dumps(node))):
+        node = mix(Flaky())
+        node.index.set_value(7)
+        with pytest.raises(OSError, match="the disk is away"):
+            next(node)
+        assert values(iter_from_here(look(node))) == [7, 8, 9]
+        assert json.loads(node.get_state()["iterator"]) in (
+            {"parents": [{"next_index": 7}], "index": 7, "stop": False},
+            {"parents": [{"next_index": 10}], "index": 10, "stop": False},
+        )
 
 
 def test_a_failed_read_after_a_restore_does_not_start_from_the_beginning():
@@ -348,18 +416,41 @@ BROKEN = {
         ValueError,
         "^statistics.values must be a dict",
     ),
-    "no JSON": (lambda s: s | {"iterator": "{"}, ValueError, "no state of Grain's iterator"),
+    "no JSON": (lambda s: s | {"iterator": "{"}, ValueError, "^iterator: .* is no state of Grain's iterator"),
     "of other sources": (
         lambda s: s | {"iterator": mix(rows(4, 0)).get_state()["iterator"]},
         ValueError,
-        "no state of Grain's iterator",
+        "^iterator: .* is no state of Grain's iterator",
     ),
     "beyond a source": (
         lambda s: s | {"iterator": s["iterator"].replace('"next_index": 4', '"next_index": 4000')},
         ValueError,
-        "no state of Grain's iterator",
+        "^iterator: .* is no state of Grain's iterator",
     ),
-    "of another place": (lambda s: s | {"index": 8}, ValueError, "not the state of Grain's iterator before the record"),
+    "of another order": (
+        lambda s: s | {"order": mix(rows(9, 0), rows(8, 0)).get_state()["order"]},
+        ValueError,
+        "^order must be '[0-9a-f]{16}'.* mixture with other sources, lengths or weights",
+    ),
+    "beyond the end": (lambda s: s | {"index": 19}, ValueError, r"^index must be in 0\.\.18, got 19"),
+    "negative epoch": (lambda s: s | {"epoch": -1}, ValueError, r"^epoch must be in 0\.\."),
+    "negative count": (lambda s: s | {"_applied_count": -1}, ValueError, "^_applied_count must be at least 0, got -1"),
+    "too large": (lambda s: s | {"_applied_count": 2**40}, ValueError, "^_applied_count must fit into int32"),
+    "unknown statistics": (
+        lambda s: s | {"statistics": {"known": False, "reset": False, "values": {"a": 1}}},
+        ValueError,
+        "^statistics.values must be empty where known is False",
+    ),
+    "odd statistics": (
+        lambda s: s | {"statistics": {"known": True, "reset": False, "values": {"a": {1, 2}}}},
+        ValueError,
+        "statistics.values.a is set",
+    ),
+    "of another place": (
+        lambda s: s | {"index": 8},
+        ValueError,
+        "^iterator: .* is not the state of Grain's iterator before the record 8",
+    ),
 }
 
 

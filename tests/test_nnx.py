@@ -410,3 +410,27 @@ def test_statistics_of_a_clone_are_its_own():
     node.set_statistics({"mean": 2})
     clones[0].set_statistics({"mean": 3})
     assert [n.get_statistics() for n in (node, *clones)] == [{"mean": 2}, {"mean": 3}, {"mean": 1}]
+
+
+def test_statistics_cannot_be_changed_inside_a_program():
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), batch_stats_fn=lambda batch: {"mean": batch["x"][0]})
+    node = MixDataSourcesNode(config, [numbered(0)])
+
+    def compute(node, start):
+        node.compute_statistics(node.get_batch_at(start, 2, jax.random.key(0)))
+        return 0
+
+    for program in (jax.jit(compute), nnx.jit(compute), lambda node, start: jax.jit(partial(compute, node))(start)):
+        with pytest.raises(ValueError, match="statistics cannot be changed inside a compiled program"):
+            program(node, 0)
+    with pytest.raises(ValueError, match="statistics cannot be changed inside a compiled program"):
+        jax.jit(lambda node: node.reset_statistics())(node)
+    assert node.get_state()["statistics"]["known"] is False
+
+
+def test_a_kept_batch_that_was_given_away_is_made_again():
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), cacheable=True), [numbered(0)])
+    expected = np.asarray(node.get_batch_at(0, 64, 0)["x"]).copy()
+    give_away = jax.jit(lambda batch: batch["x"] + 1, donate_argnums=0)
+    jax.block_until_ready(give_away(node.get_batch_at(0, 64, 0)))
+    np.testing.assert_array_equal(node.get_batch_at(0, 64, 0)["x"], expected)

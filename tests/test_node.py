@@ -260,7 +260,7 @@ def test_an_integer_seed_is_the_key_of_jax():
     )
 
 
-@pytest.mark.parametrize(("start", "size"), [(0, 0), (0, -1), (-1, 1), (2**63 - 5, 6), (0, 1.5)])
+@pytest.mark.parametrize(("start", "size"), [(0, 0), (0, -1), (-1, 1), (2**63 - 5, 6), (0, 1.5), (True, 1), (0, True)])
 def test_get_batch_at_refuses_positions_that_do_not_exist(start, size):
     with pytest.raises(ValueError, match=r"(start|size) .*must be .*got"):
         two().get_batch_at(start, size, jax.random.key(0))
@@ -296,6 +296,8 @@ def test_sources_must_share_their_element_spec(other, leaf, said):
         ({"num_sources": 1, "weights": (1.0,), "stochastic": True}, "stochastic"),
         ({"num_sources": 1, "weights": (1.0,), "placement": "moon"}, "placement"),
         ({"num_sources": 1, "weights": (1.0,), "source_names": ("a", "b")}, "source_names"),
+        ({"num_sources": 1, "weights": (1.0,), "source_names": "a"}, "source_names must be a tuple of strings"),
+        ({"num_sources": 1, "weights": (1.0,), "source_names": (1,)}, "source_names must be a tuple of strings"),
         ({"num_sources": 1, "weights": (1.0,), "batch_stats_fn": len, "precomputed_stats": {}}, "batch_stats_fn"),
     ],
 )

@@ -205,7 +205,7 @@ def test_configurations_are_equal_where_all_fields_are():
 
 
 def test_num_sources():
-    assert make().config.num_sources == 2
+    assert make().config.num_sources == MixDataSourcesConfig(num_sources=np.int64(2), weights=(1, 1)).num_sources == 2
     for wrong in (None, 0, -1, 1.0, True, "2"):
         with pytest.raises(ValueError, match="num_sources"):
             MixDataSourcesConfig(num_sources=wrong, weights=(1.0,))
@@ -214,11 +214,28 @@ def test_num_sources():
 
 
 def test_weights():
-    for weights in ((1, 3), [0.5, 1.5], np.array([2, 6]), iter((10.0, 30.0))):
+    for weights in ((1, 3), [0.5, 1.5], np.array([2, 6]), iter((10.0, 30.0)), jnp.array([1.0, 3.0])):
         assert MixDataSourcesConfig(num_sources=2, weights=weights).weights == (0.25, 0.75)
-    for wrong in (None, (1,), (1, 2, 3), (1, -1), (0, 0), (1, float("nan")), (1, float("inf")), ("1", 1), "11", 2):
+    for wrong in (
+        None,
+        (1,),
+        (1, 2, 3),
+        (1, -1),
+        (0, 0),
+        (1, float("nan")),
+        (1, float("inf")),
+        ("1", 1),
+        "11",
+        b"11",
+        2,
+        {1: 2, 3: 4},
+        {1, 3},
+    ):
         with pytest.raises(ValueError, match="weights"):
             MixDataSourcesConfig(num_sources=2, weights=wrong)
+    for odd in ((True, False), (10**400, 1)):
+        with pytest.raises(ValueError, match="weights must be"):
+            MixDataSourcesConfig(num_sources=2, weights=odd)
     batch = make(weights=(1, 0)).get_batch_at(0, 16, 0)
     assert set(np.asarray(batch["x"]).tolist()) == set(SHORT.tolist())
 
@@ -299,6 +316,8 @@ def test_stream_name():
     node = make(stream_name="mix")
     assert node.stream_name == node.config.stream_name == "mix"
     assert make().stream_name is None
+    with pytest.raises(ValueError, match="stream_name must be a string"):
+        make(stream_name=[5])
 
 
 # The node
@@ -565,6 +584,7 @@ def test_get_state():
         "index": 0,
         "statistics": {"known": False, "reset": False, "values": {}},
         "iterator": '{"parents": [{"next_index": 0}, {"next_index": 0}], "index": 0, "stop": false}',
+        "order": node.mixture.order,
     }
     iter(node)
     next(node)

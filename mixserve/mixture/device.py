@@ -76,7 +76,7 @@ def _carrier(dtype: np.dtype) -> np.dtype:
 
 def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple[Field, ...]) -> dict[str, Array]:
     """The rows of every buffer, gathered on the device, in the dtypes of the fields."""
-    taken = _taken(buffers, rows)
+    taken = _taken(buffers, jax.device_put(rows))
     dtypes = {field.name: field.dtype for field in fields}
     return {
         name: array if array.dtype == dtypes[name] else jax.lax.bitcast_convert_type(array, dtypes[name])
@@ -91,7 +91,7 @@ def take_into(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], pla
     under_way: list[tuple[int, dict[str, Array]]] = []
     for at, rung in pieces(size):
         piece = rows[at : at + rung]
-        taken = _taken(buffers, np.pad(piece, (0, rung - len(piece))))
+        taken = _taken(buffers, jax.device_put(np.pad(piece, (0, rung - len(piece)))))
         for array in taken.values():
             array.copy_to_host_async()
         under_way.append((at, taken))
@@ -109,4 +109,4 @@ def warm_up(buffers: DeviceBuffers, size_limit: int) -> None:
 
 @jax.jit
 def _taken(buffers: DeviceBuffers, rows: Int32[Array, " size"]) -> dict[str, Array]:
-    return {name: jnp.take(buffer, rows, axis=0, mode="clip") for name, buffer in buffers.items()}
+    return {name: buffer.at[rows].get(mode="promise_in_bounds") for name, buffer in buffers.items()}

@@ -114,6 +114,10 @@ def pinned_semantics() -> Generator[None, None, None]:
         stack.enter_context(jax.threefry_partitionable(True))
         stack.enter_context(jax.numpy_rank_promotion("allow"))
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
+        # Checks that stop at -inf, which is the score of a weight 0, and at the words of long sources.
+        stack.enter_context(jax.debug_infs(False))
+        stack.enter_context(jax.debug_key_reuse(False))
+        stack.enter_context(jax.disable_jit(False))
         yield
 
 

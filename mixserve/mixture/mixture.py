@@ -1,8 +1,10 @@
 """Sources and their weights, checked once -> all that a batch is computed from: fields, planner, gatherer."""
 
 import functools
-import math
+import hashlib
+import json
 import operator
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Real
@@ -44,7 +46,8 @@ class Mixture:
             _ = self.planner, self.host_gather  # what is wrong with a source shows now
 
     def __len__(self) -> int:
-        return sum(self.lengths)
+        """The records of all children together; where that is more than Python's lengths can be, the largest one."""
+        return min(sum(self.lengths), sys.maxsize)
 
     def __reduce__(self) -> Any:
         return Mixture, (self.children, self.shares, self.names)  # the rest are programs and addresses of this process
@@ -71,6 +74,24 @@ class Mixture:
     def host_gather(self) -> HostGather:
         """Fetches the records of plans."""
         return HostGather(self.leaves, self.fields)
+
+    @cached_property
+    def order(self) -> str:
+        """16 hexadecimal digits of what decides the order of single records: names, lengths and shares."""
+        orders = [child.order if isinstance(child, Mixture) else "" for child in self.children]
+        described = [self.names, self.lengths, [share.hex() for share in self.shares], orders]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+    @cached_property
+    def never_drawn(self) -> frozenset[int]:
+        """The leaves that have no share, or lie in a child that has none."""
+        never, first = set[int](), 0
+        for child, share in zip(self.children, self.shares, strict=True):
+            count = len(_leaves_of(child))
+            inner = child.never_drawn if isinstance(child, Mixture) else frozenset[int]()
+            never.update(first + leaf for leaf in (range(count) if share == 0 else inner))
+            first += count
+        return frozenset(never)
 
     @cached_property
     def device_starts(self) -> Int32[np.ndarray, " leaves"]:
@@ -103,7 +124,7 @@ class Mixture:
                 else:
                     specs[name] = numeric_leaves(name, child)
             except NoNumbers as error:
-                lacking.append(error)
+                lacking.append(NoNumbers(f"in {name!r}: {error}") if isinstance(child, Mixture) else error)
         fields = common_fields(specs) if specs else ()
         return lacking[0] if lacking else fields
 
@@ -119,13 +140,13 @@ def normalised(weights: Sequence[float]) -> Shares:
     if isinstance(weights, Shares):
         return weights
     for weight in weights:
-        if not isinstance(weight, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if isinstance(weight, bool) or not isinstance(weight, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"weights must be numbers, got {weight!r}")
-        if not math.isfinite(weight) or weight < 0:
+        if not abs(weight) <= sys.float_info.max or weight < 0:
             raise ValueError(f"weights must be positive or zero, and finite, got {weight!r} in {tuple(weights)}")
     # From left to right: `sum` compensates rounding from Python 3.12 on, and shares must not depend on that.
     total = functools.reduce(operator.add, map(float, weights), 0.0)
-    if not 0 < total < math.inf:
+    if not 0 < total <= sys.float_info.max:
         raise ValueError(f"weights must have a positive, finite sum, got {tuple(weights)}")
     return Shares(float(weight) / total for weight in weights)
 
@@ -143,5 +164,8 @@ def _leaves_of(child: "AnySource | Mixture") -> Sequence[AnySource]:
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"sources of a mixture must have different names, got {sorted(twice)} more than once")
+        raise ValueError(
+            f"sources of a mixture must have different names, got {sorted(twice)} more than once; rename them, or give "
+            "all names in source_names"
+        )
     return tuple(names)

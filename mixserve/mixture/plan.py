@@ -162,6 +162,8 @@ class Planner:
         inner_keys = jax.lax.bitcast_convert_type(words.T, jnp.uint32)
         inner_positions = jnp.stack([jnp.zeros_like(records), records], axis=1).astype(jnp.uint32)
         for source_id, planner in self._nested.items():
+            if np.isneginf(self.log_weights[source_id]):
+                continue  # never drawn
             if self._long_lengths[source_id]:
                 raise ValueError(
                     "a nested mixture of more than 2^31 - 1 records cannot be drawn inside a compiled program; "

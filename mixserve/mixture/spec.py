@@ -23,6 +23,8 @@ def numeric_leaves(name: str, source: AnySource) -> Leaves:
         leaves = {
             leaf: (tuple(spec.shape), np.dtype(spec.dtype)) for leaf, spec in flatten(source.element_spec()).items()
         }
+    except OSError:
+        raise  # another time the source may well have one
     except Exception as error:  # whatever the source raises
         raise NoNumbers(f"{_only_iterable(name)}; its element_spec says: {error}") from error
     for leaf, (_, dtype) in leaves.items():

@@ -41,8 +41,9 @@ def traced_batch(
     drawn = mixture.planner.plan_traced(key, start, size)
     batch = _device_batch(mixture, on_device, drawn[0], drawn[1])
     dtypes = _dtypes(mixture, batch)
-    traced = {i: leaf for i, leaf in enumerate(mixture.leaves) if isinstance(leaf, ReferenceSource)}
-    if dtypes and len(traced) < len(mixture.leaves):
+    drawn_leaves = [i for i in range(len(mixture.leaves)) if i not in mixture.never_drawn]
+    traced = {i: leaf for i in drawn_leaves if isinstance(leaf := mixture.leaves[i], ReferenceSource)}
+    if dtypes and len(traced) < len(drawn_leaves):
         batch |= _called_back(mixture, dtypes, drawn, size, frozenset(traced))
     for source_id, leaf in traced.items():
         here = drawn[0] == source_id

@@ -1,22 +1,17 @@
-"""What a node is given as sources -> what a mixture is made of."""
+"""What a node is given as sources -> what a mixture reads, and Grain's data set of their single records."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 
-from mixserve.mixture import Mixture
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
 
+_LEAST_SHARE = 1e-300  # Grain counts in multiples of the least share, which must be a float
 
-def as_child(source: Any) -> AnySource | Mixture:
-    """`source` itself, the mixture of a node, or an adapter over a source of the reference's protocol.
 
-    Raises TypeError for anything else.
-    """
-    mixture = getattr(source, "mixture", None)
-    if isinstance(mixture, Mixture):
-        return mixture
+def as_source(source: Any) -> AnySource:
+    """`source` itself, or an adapter over a source of the reference's protocol. Raises TypeError for anything else."""
     if isinstance(source, Source):
         return source
     if isinstance(source, FollowsReference):
@@ -30,6 +25,9 @@ def as_child(source: Any) -> AnySource | Mixture:
 def mixed_records(sources: Sequence[Any], shares: Sequence[float]) -> grain.IterDataset:
     """The records of all sources that have a share, one by one, interleaved by Grain."""
     drawn = [(source, share) for source, share in zip(sources, shares, strict=True) if share > 0]
+    least = min(share for _, share in drawn)
+    if least < _LEAST_SHARE:
+        raise ValueError(f"to iterate, the least weight must be at least {_LEAST_SHARE} of all, or 0, got {least}")
     return grain.IterDataset.mix([_records(source) for source, _ in drawn], [share for _, share in drawn])
 
 

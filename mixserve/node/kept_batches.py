@@ -25,7 +25,7 @@ class KeptBatches:
         place = (asked, jax.dtypes.canonicalize_dtype(np.int64))  # dtypes depend on x64
         with self._lock:
             batch = self._kept.get(place)
-        if batch is None:
+        if batch is None or any(array.is_deleted() for array in batch.values()):  # who has it may have donated it
             with jax.ensure_compile_time_eval():  # inside a program, a tracer would be kept
                 batch = make()
         with self._lock:

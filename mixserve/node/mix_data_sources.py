@@ -1,6 +1,7 @@
 """The node: a Flax NNX module whose batches are pure functions of (start, size, key)."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,11 +21,11 @@ from mixserve.mixture.gather import Buffers
 from mixserve.mixture.mixture import names_of, normalised
 from mixserve.module import DataSourceModule
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
-from mixserve.node.children import as_child, mixed_records
+from mixserve.node.children import as_source, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
 from mixserve.node.kept_batches import KeptBatches
 from mixserve.node.record_stream import RecordStream
-from mixserve.sources import ElementSpec
+from mixserve.sources import AnySource, ElementSpec, ReferenceSource
 from mixserve.state import State, below, check_same_shape
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire.key import IMPLEMENTATION, key_words
@@ -62,16 +63,18 @@ class MixDataSourcesNode(DataSourceModule):
         specs differ; TypeError for what is no source."""
         if not isinstance(config, MixDataSourcesConfig):
             raise TypeError(f"config must be a MixDataSourcesConfig, got {config!r}")
+        if not isinstance(sources, list | tuple):
+            raise TypeError(f"sources must be a list, got {type(sources).__name__}")
         if len(sources) != config.num_sources:
             raise ValueError(f"num_sources is {config.num_sources}, got {len(sources)} sources")
         super().__init__(config, rngs=rngs, name=name)
-        children = [as_child(source) for source in sources]
+        children = [_child(source) for source in sources]
         names = config.source_names or names_of(
             [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
         )
         mixture = Mixture(children, normalised(config.weights or ()), names)
         self._mixture = Opaque(mixture)
-        self._private = Owned(self, _Private(tuple(sources), RecordStream(self.to_grain_iter_dataset)))
+        self._private = Owned(self, _Private(tuple(sources), RecordStream()))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
         self.placement = device.choose_placement(config.placement, mixture)
@@ -144,7 +147,7 @@ class MixDataSourcesNode(DataSourceModule):
         index = self._index()
         if index >= len(self):
             raise StopIteration
-        record = self._own().records.read(index)
+        record = self._own().records.read(self.to_grain_iter_dataset, index)
         self.index.set_value(index + 1)
         return record
 
@@ -161,8 +164,10 @@ class MixDataSourcesNode(DataSourceModule):
                 source.reset()
 
     def get_state(self) -> State:
-        """As documented at the base, with the place of Grain's iterator as JSON, and the states of children."""
-        state = super().get_state() | {"iterator": self._own().records.state(self._index())}
+        """As documented at the base, with the place of Grain's iterator as JSON, what order of records that is a place
+        in, and the states of children that are modules of mixserve."""
+        iterator = self._own().records.state(self.to_grain_iter_dataset, self._index())
+        state = super().get_state() | {"iterator": iterator, "order": self.mixture.order}
         modules = {name: module.get_state() for name, module in self._modules().items()}
         return state | {"sources": modules} if modules else state
 
@@ -184,6 +189,9 @@ class MixDataSourcesNode(DataSourceModule):
     def warm_up(self, size_limit: int) -> None:
         """Compile what `read_into` needs for up to `size_limit` rows."""
         self.mixture.planner.warm_up()
+        for leaf in self.mixture.leaves:
+            if isinstance(leaf, ReferenceSource):
+                leaf.warm_up()
         device.warm_up(self._device_data.get_value(), size_limit)
 
     def placed(self, placement: str | None) -> "MixDataSourcesNode":
@@ -210,8 +218,8 @@ class MixDataSourcesNode(DataSourceModule):
         return self._owned("_private", self._renewed).value
 
     def _renewed(self, shared: _Private) -> _Private:
-        sources = tuple(s.clone() if isinstance(s, DataSourceModule) else s for s in shared.sources)
-        return _Private(sources, RecordStream(self.to_grain_iter_dataset, shared.records))
+        clones = {id(s): s.clone() for s in shared.sources if isinstance(s, DataSourceModule)}
+        return _Private(tuple(clones.get(id(s), s) for s in shared.sources), shared.records.beside())
 
     def _take_own(self) -> None:
         super()._take_own()
@@ -227,14 +235,25 @@ class MixDataSourcesNode(DataSourceModule):
 
     def _changes(self, state: State, path: str) -> list[Callable[[], None]]:
         given, modules = dict(state), self._modules()
-        iterator = _taken(given, "iterator", str, path)
+        iterator, order = _taken(given, "iterator", str, path), _taken(given, "order", str, path)
+        if order != self.mixture.order:
+            raise ValueError(
+                f"{below(path, 'order')} must be {self.mixture.order!r}, got {order!r:.100}: the state is that of a "
+                "mixture with other sources, lengths or weights"
+            )
         states = _taken(given, "sources", dict, path) if modules else {}
         check_same_shape(dict.fromkeys(modules), dict.fromkeys(states), below(path, "sources"))
         changes = super()._changes(given, path)
         for name, module in modules.items():
             changes += module._changes(states[name], below(below(path, "sources"), name))
         index = int(given["index"])
-        records = self._own().records.restored(index, iterator)
+        for name, last in (("index", len(self)), ("epoch", sys.maxsize)):
+            if not 0 <= int(given[name]) <= last:
+                raise ValueError(f"{below(path, name)} must be in 0..{last}, got {given[name]}")
+        try:
+            records = RecordStream.restored(self.to_grain_iter_dataset, index, iterator)
+        except ValueError as error:
+            raise ValueError(f"{below(path, 'iterator')}: {error}") from error
         own = _Private(self._own().sources, records)
         return [*changes, lambda: setattr(self._private, "value", own)]
 
@@ -250,6 +269,13 @@ class _NodeIterator:
 
     def __next__(self) -> Any:
         return next(self._node)
+
+
+def _child(source: Any) -> AnySource | Mixture:
+    """What a mixture takes for `source`: a node's mixture, unless a subclass makes its batches in another way."""
+    if isinstance(source, MixDataSourcesNode) and type(source).get_batch_at is MixDataSourcesNode.get_batch_at:
+        return source.mixture
+    return as_source(source)
 
 
 def _taken(state: State, name: str, kind: type, path: str) -> Any:

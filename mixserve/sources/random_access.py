@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -42,9 +42,9 @@ class RandomAccessSource:
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> Any:
-        """The item itself, as `data` gives it."""
-        return self._items([index])[0]
+    def _getitems(self, indices: Sequence[int]) -> Sequence[Any]:
+        """The items themselves, as `data` gives them: grain's hook. None stands for a record that was filtered out."""
+        return self._items(list(indices))
 
     def element_spec(self) -> ElementSpec:
         return unflatten(self._spec)
@@ -59,6 +59,9 @@ class RandomAccessSource:
                     f"record {record_id} has {_spec(row)}"
                 )
         return unflatten({name: np.stack([row[name] for row in rows]) for name in self._spec})
+
+    def __reduce__(self) -> Any:
+        return partial(RandomAccessSource, name=self.name, threads=self._thread_count), (self._data,)
 
     def __repr__(self) -> str:
         return f"RandomAccessSource({type(self._data).__name__}, length={len(self)})"

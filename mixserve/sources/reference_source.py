@@ -1,15 +1,19 @@
 """A source of the reference's own protocol -> one that a mixture reads in batches, every record with its own key."""
 
-import functools
 import logging
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, UInt32
 
+from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records, content_bytes
 from mixserve_client.wire.key import IMPLEMENTATION
 from mixserve_client.wire.tree import flatten, unflatten
@@ -20,6 +24,8 @@ logger = logging.getLogger(__name__)
 # shuffles makes a permutation of its whole length for every record of a group at once.
 _SMALL_GROUP, _GROUP = 8, 64
 _LONGEST_INT32 = 2**31 - 1
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -37,15 +43,21 @@ class ReferenceSource:
     """The records `module.get_batch_at(record, 1, fetch_key)`.
 
     A module that JAX can trace is called for many records at once, from a compiled program; one that refuses tracers,
-    or is longer than 2^31 - 1, record by record.
+    or is longer than 2^31 - 1, record by record. The data of a Flax NNX module are taken as they are now.
     """
 
     def __init__(self, module: FollowsReference):
         self.module = module
         label = getattr(module, "name", None)
         self.name = None if label == type(module).__name__ else label  # the reference's default is the class's name
-        self._record_spec = self._traced_spec()
         self._programs: dict[int, jax.stages.Compiled] = {}
+        self._compiling = threading.Lock()
+        # Taken apart, so that data are inputs of programs and not constants in them.
+        is_flax = isinstance(module, nnx.Module)
+        self._graph, self._state = nnx.split(module) if is_flax else (None, ())
+        self._record_spec = _in_a_new_thread(self._traced_spec)
+        if self.traces:
+            self._state = jax.device_put(self._state)
 
     @property
     def traces(self) -> bool:
@@ -61,15 +73,10 @@ class ReferenceSource:
 
     def take_keyed(self, record_ids: RecordIds, keys: UInt32[np.ndarray, "size 2"]) -> Records:
         if self.traces:
-            parts = [
-                self._group(record_ids[at : at + _GROUP], keys[at : at + _GROUP]) for at in range(0, len(keys), _GROUP)
-            ]
+            starts = range(0, len(keys), _GROUP)
+            parts = [self._group(record_ids[at : at + _GROUP], keys[at : at + _GROUP]) for at in starts]
         else:
-            with jax.ensure_compile_time_eval():
-                parts = [
-                    jax.tree.map(np.asarray, self.module.get_batch_at(record_id, 1, jax.random.wrap_key_data(words)))
-                    for record_id, words in zip(record_ids.tolist(), keys, strict=True)
-                ]
+            parts = [self._one(record_id, words) for record_id, words in zip(record_ids.tolist(), keys, strict=True)]
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def take_traced(self, record_ids: Int[Array, " size"], keys: UInt32[Array, "size 2"]) -> Records:
@@ -79,71 +86,89 @@ class ReferenceSource:
                 f"{self!r} cannot be read inside a compiled program: its get_batch_at takes no traced values; "
                 "call the mixture's get_batch_at outside of it"
             )
-        return _read(self.module, record_ids, keys)
+        records = self._read(self._state, record_ids, keys)
+        return jax.tree.map(lambda leaf, spec: leaf.astype(spec.dtype), records, self._record_spec)
+
+    def warm_up(self) -> None:
+        """Compile what `take_keyed` needs."""
+        if self.traces:
+            for size in (_SMALL_GROUP, _GROUP):
+                self._program(size)
 
     def content_digest(self) -> bytes:
-        """The module's own, where it has one."""
-        return content_bytes(self.module)
+        """The module's own, where it has one, else that of the arrays in a Flax NNX module, else empty."""
+        own = content_bytes(self.module)
+        arrays = [leaf for leaf in jax.tree.leaves(self._state) if getattr(leaf, "ndim", 0) and not _is_key(leaf)]
+        return own or (
+            digest_blocks([{str(i): np.asarray(array) for i, array in enumerate(arrays)}]) if arrays else b""
+        )
+
+    def __reduce__(self) -> Any:
+        return ReferenceSource, (self.module,)
 
     def __repr__(self) -> str:
-        return f"{self.module!r}"
+        return f"{type(self.module).__name__}(name={self.name!r}, length={len(self)})"
 
-    def _traced_spec(self) -> ElementSpec | None:
-        if len(self.module) > _LONGEST_INT32:
-            return None
-        ids, keys = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((1, 2), np.uint32)
-        try:
-            batch = jax.eval_shape(functools.partial(_read, self.module), ids, keys)
-        except Exception as error:  # whatever the module's code raises when it meets a tracer
-            logger.info("%r is read record by record, since it cannot be traced: %s", self.module, error)
-            return None
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
-
-    def _group(self, record_ids: RecordIds, keys: UInt32[np.ndarray, "some 2"]) -> Records:
-        size = _SMALL_GROUP if len(keys) <= _SMALL_GROUP else _GROUP
-        padding = size - len(keys)
-        if size not in self._programs:
-            self._programs[size] = self._compiled(size)
-        batch = self._programs[size](
-            self._state[1], np.pad(record_ids, (0, padding)).astype(np.int32), np.pad(keys, ((0, padding), (0, 0)))
-        )
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(keys)], batch)
-
-    @functools.cached_property
+    @cached_property
     def _spec(self) -> ElementSpec:
         declared = self.module.element_spec()
         if self._record_spec is not None:
             return self._record_spec
         if len(self.module) == 0:
             return declared
-        first = flatten(self.take_keyed(np.zeros(1, np.int64), np.zeros((1, 2), np.uint32)))
+        first = flatten(self._one(0, np.zeros(2, np.uint32)))
         return unflatten({name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in first.items()})
 
-    @functools.cached_property
-    def _state(self) -> tuple[Any, Any]:
-        """The module taken apart, so that its data are inputs of programs and not constants in them."""
-        if not isinstance(self.module, nnx.Module):
-            return None, ()
-        graph, state = nnx.split(self.module)
-        return graph, jax.device_put(state)
+    def _traced_spec(self) -> ElementSpec | None:
+        if len(self.module) > _LONGEST_INT32:
+            return None
+        ids, keys = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((1, 2), np.uint32)
+        try:
+            batch = jax.eval_shape(lambda ids, keys: self._read(self._state, ids, keys), ids, keys)
+        except Exception as error:  # whatever the module's code raises when it meets a tracer
+            logger.info("%r is read record by record, since it cannot be traced: %s", self, error)
+            return None
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
 
-    def _compiled(self, size: int) -> jax.stages.Compiled:
-        def read(state: Any, record_ids: Int[Array, " size"], keys: UInt32[Array, "size 2"]) -> Records:
-            graph = self._state[0]
-            return _read(self.module if graph is None else nnx.merge(graph, state), record_ids, keys)
+    def _read(self, state: Any, record_ids: Int[Array, " size"], keys: UInt32[Array, "size 2"]) -> Records:
+        module: Any = self.module if self._graph is None else nnx.merge(self._graph, state)
 
+        def one(record_id: Int[Array, ""], words: UInt32[Array, "2"]) -> Records:
+            batch = module.get_batch_at(record_id, 1, jax.random.wrap_key_data(words, impl=IMPLEMENTATION))
+            return jax.tree.map(lambda leaf: leaf[0], batch)
+
+        return jax.vmap(one)(record_ids, keys)
+
+    def _one(self, record_id: int, words: UInt32[np.ndarray, "2"]) -> Records:
+        """A batch of one record, read on the host."""
+        with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
+            key = jax.random.wrap_key_data(jnp.asarray(words), impl=IMPLEMENTATION)
+            return jax.tree.map(np.asarray, self.module.get_batch_at(record_id, 1, key))
+
+    def _group(self, record_ids: RecordIds, keys: UInt32[np.ndarray, "some 2"]) -> Records:
+        size = _SMALL_GROUP if len(keys) <= _SMALL_GROUP else _GROUP
+        padding = size - len(keys)
+        ids, words = np.pad(record_ids, (0, padding)).astype(np.int32), np.pad(keys, ((0, padding), (0, 0)))
+        with jax.transfer_guard("allow"):  # of a few words
+            batch = self._program(size)(self._state, ids, words)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(keys)], batch)
+
+    def _program(self, size: int) -> jax.stages.Compiled:
         def compiled() -> jax.stages.Compiled:
             ids, keys = np.zeros(size, np.int32), np.zeros((size, 2), np.uint32)
-            return jax.jit(read).lower(self._state[1], ids, keys).compile()
+            return jax.jit(self._read).lower(self._state, ids, keys).compile()
 
-        # In a thread of its own, which no trace of the caller's reaches.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(compiled).result()
+        with self._compiling:
+            if size not in self._programs:
+                self._programs[size] = _in_a_new_thread(compiled)
+            return self._programs[size]
 
 
-def _read(module: FollowsReference, record_ids: Int[Array, " size"], keys: UInt32[Array, "size 2"]) -> Records:
-    def one(record_id: Int[Array, ""], words: UInt32[Array, "2"]) -> Records:
-        batch = module.get_batch_at(record_id, 1, jax.random.wrap_key_data(words, impl=IMPLEMENTATION))
-        return jax.tree.map(lambda leaf: leaf[0], batch)
+def _in_a_new_thread(task: Callable[[], T]) -> T:
+    """What `task` gives where no trace and no setting of the caller's own thread reaches it."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(task).result()
 
-    return jax.vmap(one)(record_ids, keys)
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -43,6 +43,8 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tup
 
 def _integer(name: str, value: Any) -> int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise InvalidRequest(f"{name} must be an integer, got {value!r}") from None
