@@ -47,7 +47,10 @@ class Workers:
     def close(self) -> None:
         """Call `on_exit`, and let the threads end after the tasks that they have; closing twice is closing once."""
         with self._lock:
-            self._finish()
+            finish = self._finish.detach()  # calling it does nothing once the interpreter has begun to end
+            if finish is not None:
+                _, end, arguments, _ = finish
+                end(*arguments)
 
     def join(self, timeout_s: float) -> None:
         """Wait until the threads have ended, but no longer than `timeout_s` each."""

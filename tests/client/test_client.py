@@ -340,6 +340,9 @@ def test_dropped_clients_leave_no_threads(node):
 @pytest.mark.parametrize("ending", ["", "it.close(); client.close()"])
 def test_a_program_may_end_while_batches_are_in_flight(ending):
     program = (
+        "import atexit, threading\n"
+        "left = lambda: [t.name for t in threading.enumerate() if t.name == 'mixserve-fetch']\n"
+        "atexit.register(lambda: print(left()))\n"  # registered first, so called last
         "import numpy as np\nfrom mixserve import *\n"
         "source = ArraySource({'x': np.zeros((1000, 512), np.int32)})\n"
         "node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,)), [source])\n"
@@ -347,7 +350,7 @@ def test_a_program_may_end_while_batches_are_in_flight(ending):
     )
     for _ in range(2):
         ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-        assert (ended.returncode, ended.stderr) == (0, "")
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[]\n", "")
 
 
 def test_timeouts_may_be_any_positive_number(client):
