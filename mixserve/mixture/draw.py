@@ -24,8 +24,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Float, Int32, UInt32
+
+from mixserve.mixture.threefry import SPELLED_OUT, threefry
 
 _LEAST_SOURCES = 8
 
@@ -51,14 +52,15 @@ def draw(
     """Steps 1 to 4 for `places`: two words of a key, then the high and low word of a position. A column for each."""
 
     def one(place: UInt32[Array, "4"]) -> Int32[Array, " rows"]:
-        source_key, record_key, fetch_key = _keys_at(place)
-        source = jax.random.categorical(source_key, log_weights, mode="low").astype(jnp.int32)
+        source_words, record_words, fetch_words = _keys_at(place)
+        source = jax.random.categorical(_source_key(source_words), log_weights, mode="low").astype(jnp.int32)
+        record_key = jax.random.wrap_key_data(record_words, impl=SPELLED_OUT)
         record = jax.random.randint(record_key, (), 0, lengths[source], dtype=jnp.int32)
         rows = [jnp.stack([source, record])]
         if parts.long:
             rows.append(_bits(jax.random.bits(record_key, (2,), jnp.uint32)))
         if parts.fetch:
-            rows.append(_bits(jax.random.key_data(fetch_key)))
+            rows.append(_bits(fetch_words))
         return jnp.concatenate(rows)
 
     return jax.vmap(one, out_axes=1)(places)
@@ -126,16 +128,21 @@ def on_cpu(array: np.ndarray) -> Array:
     return jax.device_put(array, _cpu())
 
 
-def _keys_at(place: UInt32[Array, "4"]) -> Array:
-    """Steps 1 and 2: the three keys of a position."""
-    position_key = threefry_2x32(place[:2], place[2:])
-    return jax.random.split(jax.random.wrap_key_data(position_key, impl="threefry2x32"), 3)
+def _keys_at(place: UInt32[Array, "4"]) -> list[UInt32[Array, "2"]]:
+    """Steps 1 and 2: the words of a position's three keys. `split(key, 3)[i]` is `fold_in(key, i)`."""
+    position_key = threefry((place[0], place[1]), (place[2], place[3]))
+    return [jnp.stack(threefry(position_key, (jnp.uint32(0), jnp.uint32(i)))) for i in range(3)]
+
+
+def _source_key(words: UInt32[Array, "2"]) -> Array:
+    # One word per source is drawn from it; many words are drawn faster in JAX's own way.
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 @jax.jit
 def _scores(places: UInt32[Array, "size 4"], log_weights: Float[Array, " sources"]) -> Float[Array, "size sources"]:
     def one(place: UInt32[Array, "4"]) -> Array:
-        source_key = _keys_at(place)[0]
+        source_key = _source_key(_keys_at(place)[0])
         return jax.random.gumbel(source_key, log_weights.shape, jnp.float32, mode="low") + log_weights
 
     return jax.vmap(one)(places)
