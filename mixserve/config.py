@@ -77,10 +77,11 @@ class MixtureConfig(_Section):
 
 
 class ServerConfig(_Section):
-    """Where the server listens."""
+    """Where the server listens, and the folder where processes of the same host meet for shared memory."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    shared_memory: bool | str = True
 
 
 class Config(_Section):

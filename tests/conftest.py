@@ -11,7 +11,7 @@ import pytest
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
 from mixserve_client import MixClient
 
-TRANSPORTS = ("in-process", "grpc")
+TRANSPORTS = ("in-process", "grpc", "shared memory")
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +61,11 @@ def server(node: MixDataSourcesNode) -> Iterator[MixServer]:
 
 @pytest.fixture(params=TRANSPORTS)
 def client(request: pytest.FixtureRequest, node: MixDataSourcesNode) -> Iterator[MixClient]:
-    if request.param == "grpc":
-        made = MixClient.connect(request.getfixturevalue("server").address, patience_s=20)
-    else:
+    if request.param == "in-process":
         made = local_client({"train": node})
+    else:
+        address = request.getfixturevalue("server").address
+        made = MixClient.connect(address, patience_s=20, shared_memory=request.param == "shared memory")
     with made:
         yield made
 

@@ -1,49 +1,62 @@
-"""A batch under way: slices that are fetched in the background and land in their places."""
+"""Replies of any number of rows -> batches: views where a reply covers them, else rows that land in their places."""
 
-from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mixserve_client.slices import slices
-from mixserve_client.wire.description import MixtureDescription
-from mixserve_client.workers import Workers
+from mixserve_client.memory import MemoryPool
+from mixserve_client.wire.description import Field
 
 Batch = dict[str, npt.NDArray[Any]]
-Fetch = Callable[[int, int], Batch]
+
+_ALIGNMENT = 64
 
 
-class PendingBatch:
-    """The rows [start, start + size), asked for with `fetch(start, size)` as soon as this is made."""
+def batches_of(
+    replies: Iterable[Batch], size: int, fields: tuple[Field, ...], memory: MemoryPool
+) -> Iterator[list[Batch]]:
+    """The batches of `size` rows that the rows of `replies` make up, as they become whole."""
+    landing: Batch | None = None
+    landed = 0
+    for reply in replies:
+        rows = len(next(iter(reply.values())))
+        if rows == size and landing is None:
+            yield [reply]
+            continue
+        whole, at = list[Batch](), 0
+        while at < rows:
+            if landing is None and rows - at >= size:
+                whole.append({name: array[at : at + size] for name, array in reply.items()})
+                at += size
+                continue
+            if landing is None:
+                landing, landed = _unfilled(size, fields, memory), 0
+            taken = min(size - landed, rows - at)
+            for name, array in reply.items():
+                landing[name][landed : landed + taken] = array[at : at + taken]
+            at, landed = at + taken, landed + taken
+            if landed == size:
+                whole.append(landing)
+                landing = None
+        yield whole
 
-    def __init__(self, fetch: Fetch, workers: Workers, mixture: MixtureDescription, start: int, size: int):
-        self._futures: list[Future[Any]] = []
-        self._batch: Batch | None = None
-        if next(slices(mixture, size)) == (0, size):
-            self._futures.append(workers.submit(partial(fetch, start, size)))
-            return
-        self._batch = {f.name: np.empty((size, *f.shape), f.dtype) for f in mixture.fields}
-        for offset, rows in slices(mixture, size):
-            self._futures.append(workers.submit(partial(_land, self._batch, fetch, start, offset, rows)))
 
-    def result(self) -> Batch:
-        """The whole batch, waited for; raises what the first failed slice raised."""
-        try:
-            results = [future.result() for future in self._futures]
-        except BaseException:
-            self.cancel()
-            raise
-        return results[0] if self._batch is None else self._batch
-
-    def cancel(self) -> None:
-        """Drop the slices that nobody has begun to fetch."""
-        for future in self._futures:
-            future.cancel()
+def no_rows(fields: tuple[Field, ...]) -> Batch:
+    """A batch of zero rows."""
+    return {field.name: np.empty((0, *field.shape), field.dtype) for field in fields}
 
 
-def _land(batch: Batch, fetch: Fetch, start: int, offset: int, rows: int) -> None:
-    for name, array in fetch(start + offset, rows).items():
-        batch[name][offset : offset + rows] = array
+def _unfilled(size: int, fields: tuple[Field, ...], memory: MemoryPool) -> Batch:
+    """Arrays to fill that share one piece of reused memory."""
+    starts, total = list[int](), 0
+    for field in fields:
+        starts.append(total)
+        total += -(-size * field.nbytes // _ALIGNMENT) * _ALIGNMENT
+    root = memory.borrow(total)
+    batch: Batch = {}
+    for field, start in zip(fields, starts, strict=True):
+        data = root[start : start + size * field.nbytes]
+        batch[field.name] = data.view(field.dtype).reshape(size, *field.shape)
+    return batch

@@ -2,25 +2,30 @@
 
 import threading
 from collections.abc import Iterable
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from mixserve_client.assembly import Batch, PendingBatch
-from mixserve_client.errors import FingerprintMismatch
+from mixserve_client.assembly import Batch
+from mixserve_client.batch_stream import BatchStream, check_fingerprint, decoded
+from mixserve_client.errors import CorruptReply
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.memory import MemoryPool
+from mixserve_client.reading import Reading
 from mixserve_client.retry import PatientCaller, deadline_in
-from mixserve_client.slices import slices
+from mixserve_client.spans import Span
 from mixserve_client.transport import Transport
 from mixserve_client.transport.grpc import GrpcTransport
+from mixserve_client.transport.shared_memory import SharedMemoryTransport
+from mixserve_client.transport.slots import DEFAULT_FOLDER
 from mixserve_client.wire import methods
-from mixserve_client.wire.batch import check_batch, decode_batch
 from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
 from mixserve_client.wire.key import KeyWords, key_words
 from mixserve_client.wire.request import BatchRequest, check_positions, encode_batch_request, encode_mixture_request
 from mixserve_client.wire.tree import unflatten
 from mixserve_client.workers import Workers
 
+# A larger batch comes as a stream, in pieces that suit its way.
+_CALL_BYTES = 128 << 10
 _FETCH_THREADS = 4
 
 
@@ -36,21 +41,30 @@ class MixClient:
     def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
         self._caller = PatientCaller(tuple(transports), patience_s)
         self._workers = Workers(_FETCH_THREADS, on_exit=self._caller.close)
+        self._memory = MemoryPool()
         self._mixtures: dict[str, MixtureDescription] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def connect(cls, address: str | Iterable[str], *, patience_s: float = 600.0) -> Self:
+    def connect(
+        cls, address: str | Iterable[str], *, patience_s: float = 600.0, shared_memory: bool | str = True
+    ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
-        Never blocks: the first call connects. `patience_s` is how long a call goes on looking for a server.
+        Never blocks: the first call connects. `patience_s` is how long a call goes on looking for a server. A server
+        on this host, of the same user, hands batches over in shared memory; `shared_memory` is the folder that its
+        socket is in, where that is not /dev/shm; False forces gRPC.
         """
         addresses = [address] if isinstance(address, str) else address
-        return cls([GrpcTransport(target) for target in addresses], patience_s=patience_s)
+        transports: list[Transport] = [GrpcTransport(target) for target in addresses]
+        if shared_memory is not False:
+            folder = DEFAULT_FOLDER if shared_memory is True else shared_memory
+            transports = [SharedMemoryTransport(transport, folder) for transport in transports]
+        return cls(transports, patience_s=patience_s)
 
     @property
     def transport(self) -> str:
-        """How requests travel at present: `in-process`, or `grpc` and the address."""
+        """How batches travel at present: `in-process`, `grpc` and the address, or `shared memory, grpc` and that."""
         return self._caller.transport.name
 
     def mixtures(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
@@ -67,8 +81,7 @@ class MixClient:
         fresh = decode_mixture(self._caller.call(methods.GET_MIXTURE, request, deadline_in(timeout_s)))
         with self._lock:
             known = self._mixtures.setdefault(fresh.name, fresh)
-            if known.fingerprint != fresh.fingerprint:
-                raise _mismatch(fresh.name, known.fingerprint, fresh.fingerprint)
+            check_fingerprint(known, fresh.fingerprint)
             if not name:
                 self._mixtures.setdefault("", known)
         return fresh
@@ -88,10 +101,11 @@ class MixClient:
         start, size = check_positions(start, size)
         words, deadline = key_words(key), deadline_in(timeout_s)
         described = self._described(mixture, timeout_s)
-        fetch = partial(self._fetch, described, words, deadline)
-        if next(slices(described, size)) == (0, size):
-            return unflatten(fetch(start, size))
-        return unflatten(PendingBatch(fetch, self._workers, described, start, size).result())
+        if size <= described.limits.size and size * described.row_bytes <= _CALL_BYTES:
+            return unflatten(self._fetch(described, words, deadline, start, size))
+        stream = BatchStream(self._caller, described, words, Span(start, size, size, 1), self._memory, deadline)
+        (batch,) = (batch for batches in stream for batch in batches)
+        return unflatten(batch)
 
     def batches(
         self,
@@ -105,7 +119,8 @@ class MixClient:
         prefetch: int = 2,
         timeout_s: float | None = None,
     ) -> BatchIterator:
-        """An iterator over the batches from position `start` on, which keeps the next `prefetch` batches in flight.
+        """An iterator over the batches from position `start` on, which keeps the next `prefetch` batches in flight,
+        and of small batches as many as make up 32 MiB.
 
         `batch_size` is global: shard (i, n) yields the rows [i*size//n, (i+1)*size//n) of every batch. `stop` is the
         position to stop before, None for never; the last batch may be short. `timeout_s` holds for each batch.
@@ -141,25 +156,15 @@ class MixClient:
         known = self._mixtures.get(mixture or "")
         return known or self.mixture(mixture, timeout_s=timeout_s)
 
-    def _start_batch(
-        self, mixture: MixtureDescription, words: KeyWords, start: int, size: int, timeout_s: float | None
-    ) -> PendingBatch:
-        fetch = partial(self._fetch, mixture, words, deadline_in(timeout_s))
-        return PendingBatch(fetch, self._workers, mixture, start, size)
+    def _start(self, mixture: MixtureDescription, words: KeyWords, span: Span, after: Reading | None) -> Reading:
+        """The batches of `span`, fetched in the background once those of `after` are nearly here."""
+        return Reading(BatchStream(self._caller, mixture, words, span, self._memory), self._workers, after)
 
     def _fetch(
         self, mixture: MixtureDescription, words: KeyWords, deadline: float | None, start: int, size: int
     ) -> Batch:
         request = encode_batch_request(BatchRequest(mixture.name, start, size, words, mixture.fingerprint))
-        fingerprint, batch = decode_batch(self._caller.call(methods.GET_BATCH_AT, request, deadline))
-        if fingerprint != mixture.fingerprint:
-            raise _mismatch(mixture.name, mixture.fingerprint, fingerprint)
-        check_batch(batch, mixture.fields, size)
+        batch, rows = decoded(self._caller.call(methods.GET_BATCH_AT, request, deadline), mixture)
+        if rows != size:
+            raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
         return batch
-
-
-def _mismatch(name: str, expected: str, got: str) -> FingerprintMismatch:
-    return FingerprintMismatch(
-        f"the mixture {name!r} has the fingerprint {got}, expected {expected}: its batches would be others; "
-        "connect a new client to use it as it is now"
-    )

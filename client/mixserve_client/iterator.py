@@ -5,12 +5,11 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import numpy as np
-
-from mixserve_client.assembly import Batch, PendingBatch
+from mixserve_client.assembly import no_rows
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
-from mixserve_client.retry import seconds
-from mixserve_client.slices import shard_rows
+from mixserve_client.reading import Reading
+from mixserve_client.retry import deadline_in, seconds
+from mixserve_client.spans import Span, batches_ahead, reply_batches, shard_rows, whole_replies
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import POSITION_LIMIT, check_positions
@@ -24,8 +23,10 @@ _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
 
 
 class _InFlight(NamedTuple):
+    """Batches that were asked for at once; the last of them ends at `end`. Without a reading they have no rows."""
+
     end: int
-    batch: PendingBatch | None
+    reading: Reading | None
 
 
 class BatchIterator:
@@ -49,15 +50,16 @@ class BatchIterator:
         timeout_s: float | None,
     ):
         self._client = client
+        self._position: int
         self._position, self._batch_size = check_positions(start, batch_size)
-        self._stop = POSITION_LIMIT if stop is None else _checked_stop(stop)
+        self._stop: int = POSITION_LIMIT if stop is None else _checked_stop(stop)
         self._words = key_words(key)
         self._mixture_name = mixture
         self._shard = _checked_shard(shard, self._batch_size)
         self._prefetch = _at_least("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
         self._in_flight: deque[_InFlight] = deque()
-        self._asked = self._position
+        self._asked: int = self._position
         self._closed = False
 
     def __iter__(self) -> Self:
@@ -67,19 +69,22 @@ class BatchIterator:
         if self._closed:
             raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
         mixture = self._mixture()
+        before = self._position
         try:
-            self._ask(mixture, ahead=1)
+            self._ask(mixture, at_least=1)
             if not self._in_flight:
                 raise StopIteration
-            end, pending = self._in_flight[0]
-            batch = unflatten(_no_rows(mixture) if pending is None else pending.result())
-            self._ask(mixture, ahead=1 + self._prefetch)
+            end, reading = self._in_flight[0]
+            batch = no_rows(mixture.fields) if reading is None else reading.take(deadline_in(self._timeout_s))
+            self._position = min(before + self._batch_size, self._stop)
+            if self._position == end:
+                self._in_flight.popleft()
+            self._ask(mixture)
         except BaseException:
+            self._position = before
             self._forget()
             raise
-        self._in_flight.popleft()
-        self._position = end
-        return batch
+        return unflatten(batch)
 
     def get_state(self) -> dict[str, Any]:
         """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
@@ -136,28 +141,38 @@ class BatchIterator:
         self._mixture_name = mixture.name
         return mixture
 
-    def _ask(self, mixture: MixtureDescription, ahead: int) -> None:
-        while len(self._in_flight) < ahead and self._asked < self._stop:
-            size = min(self._batch_size, self._stop - self._asked)
-            offset, rows = shard_rows(size, self._shard)
-            pending = None
-            if rows:
-                pending = self._client._start_batch(  # pyright: ignore[reportPrivateUsage]
-                    mixture, self._words, self._asked + offset, rows, self._timeout_s
-                )
-            self._asked += size
-            self._in_flight.append(_InFlight(self._asked, pending))
+    def _ask(self, mixture: MixtureDescription, at_least: int = 0) -> None:
+        """Ask for the batches that there is room for, half of them at a time: one stream is open while another ends."""
+        size = self._batch_size
+        offset, rows = shard_rows(size, self._shard)
+        batch_bytes = rows * mixture.row_bytes
+        most = max(at_least, batches_ahead(batch_bytes, self._prefetch))
+        half = max(1, most // 2)
+        while self._asked < self._stop:
+            room = most - (self._asked - self._position) // size
+            if room < half:
+                return
+            whole = (self._stop - self._asked) // size
+            if whole:
+                count = whole_replies(self._asked // size, min(half, whole), reply_batches(batch_bytes))
+                span, end = Span(self._asked + offset, rows, size, count), self._asked + count * size
+            else:
+                offset, rows = shard_rows(self._stop - self._asked, self._shard)
+                span, end = Span(self._asked + offset, rows, max(rows, 1), 1), self._stop
+            reading = self._start(mixture, span) if rows else None
+            self._in_flight.append(_InFlight(end, reading))
+            self._asked = end
+
+    def _start(self, mixture: MixtureDescription, span: Span) -> Reading:
+        before = self._in_flight[-1].reading if self._in_flight else None
+        return self._client._start(mixture, self._words, span, before)  # pyright: ignore[reportPrivateUsage]
 
     def _forget(self) -> None:
-        for pending in self._in_flight:
-            if pending.batch is not None:
-                pending.batch.cancel()
+        for in_flight in self._in_flight:
+            if in_flight.reading is not None:
+                in_flight.reading.cancel()
         self._in_flight.clear()
         self._asked = self._position
-
-
-def _no_rows(mixture: MixtureDescription) -> Batch:
-    return {field.name: np.empty((0, *field.shape), field.dtype) for field in mixture.fields}
 
 
 def _at_least(name: str, value: Any, least: int) -> int:

@@ -4,11 +4,11 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable
-from mixserve_client.transport import Transport
+from mixserve_client.transport import Replies, Reply, Transport
 
 _logger = logging.getLogger("mixserve_client")
 _LOG_AFTER_S = 5.0
@@ -16,21 +16,27 @@ _FOREVER_S = 1e8  # beyond this gRPC's clocks overflow
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
 
 
+class Request(NamedTuple):
+    """A request for a stream of up to `replies` replies of up to `reply_bytes` bytes."""
+
+    data: bytes
+    replies: int
+    reply_bytes: int
+
+
+NextRequest = Callable[[], Request | None]
+
+
 class PatientCaller:
-    """Sends a request to the first of `transports` that answers, for up to `patience_s` seconds of silence."""
+    """Sends requests to the first of `transports` that answers, for up to `patience_s` seconds of silence."""
 
     def __init__(self, transports: Sequence[Transport], patience_s: float):
-        if not transports:
-            raise InvalidRequest("at least one server address is needed, got none")
-        self._transports = tuple(transports)
-        self._patience_s = seconds("patience_s", patience_s)
-        self._current = 0
-        self._closed = threading.Event()
+        self._replicas = _Replicas(transports, patience_s)
 
     @property
     def transport(self) -> Transport:
         """The transport that is in use; another one takes its place when its server falls silent."""
-        return self._transports[self._current]
+        return self._replicas.transport
 
     def call(self, method: str, request: bytes, deadline: float | None = None) -> bytes:
         """The reply to `request`; `deadline` is a time of `time.monotonic()`.
@@ -38,33 +44,125 @@ class PatientCaller:
         Raises Unavailable when patience runs out, DeadlineExceeded at the deadline, and at once whatever else a
         server answers.
         """
-        first_failure, failures, logged = 0.0, 0, False
+        patience = _Patience(self._replicas, deadline)
         while True:
-            current = self._current
+            transport = self._replicas.transport
             try:
-                return self._transports[current].call(method, request, _remaining_s(deadline))
+                return transport.call(method, request, patience.remaining_s())
             except Unavailable as error:
-                now = time.monotonic()
-                first_failure = first_failure or now
-                failures += 1
-                silent_s = now - first_failure
-                if self._closed.is_set():
-                    raise
-                if silent_s >= self._patience_s:
-                    raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last: {error}") from error
-                if silent_s >= _LOG_AFTER_S and not logged:
-                    _logger.warning("still waiting for a server, up to %.0f s: %s", self._patience_s, error)
-                    logged = True
-                self._current = (current + 1) % len(self._transports)
-                rounds, place = divmod(failures, len(self._transports))
-                delay_s = min(_FIRST_DELAY_S * 2 ** min(rounds - 1, 10), _LONGEST_DELAY_S) if place == 0 else 0.0
-                self._closed.wait(_within(deadline, delay_s, error))
+                patience.lost(transport, error)
+
+    def stream(self, method: str, next_request: NextRequest, deadline: float | None = None) -> "PatientReplies":
+        """The replies of as many streams as it takes until `next_request()`, which asks for what is left, is None."""
+        return PatientReplies(self._replicas, method, next_request, deadline)
 
     def close(self) -> None:
         """End the calls under way, those that wait for a server too."""
-        self._closed.set()
-        for transport in self._transports:
+        self._replicas.closed.set()
+        for transport in self._replicas.transports:
             transport.close()
+
+
+class PatientReplies:
+    """Made by `PatientCaller.stream`; iterated once, by one thread, and cancelled by any."""
+
+    def __init__(self, replicas: "_Replicas", method: str, next_request: NextRequest, deadline: float | None):
+        self._replicas = replicas
+        self._method = method
+        self._next_request = next_request
+        self._deadline = deadline
+        self._cancelled = threading.Event()
+        self._replies: Replies | None = None
+
+    def __iter__(self) -> Iterator[Reply]:
+        """Raises what `PatientCaller.call` raises."""
+        patience = _Patience(self._replicas, self._deadline, self._cancelled)
+        while not self._cancelled.is_set() and (request := self._next_request()) is not None:
+            transport = self._replicas.transport
+            try:
+                data, replies, reply_bytes = request
+                self._replies = transport.stream(self._method, data, patience.remaining_s(), replies, reply_bytes)
+                if self._cancelled.is_set():
+                    self._replies.cancel()
+                answered = False
+                for reply in self._replies:
+                    answered = True
+                    patience.answered()
+                    yield reply
+                if not answered:
+                    raise Unavailable("the server ended a stream without a reply")
+            except Unavailable as error:
+                patience.lost(transport, error)
+
+    def cancel(self) -> None:
+        """End the stream under way and ask for no other."""
+        self._cancelled.set()
+        if self._replies is not None:
+            self._replies.cancel()
+
+
+class _Replicas:
+    """The servers that may be asked, and the one that is."""
+
+    def __init__(self, transports: Sequence[Transport], patience_s: float):
+        if not transports:
+            raise InvalidRequest("at least one server address is needed, got none")
+        self.transports = tuple(transports)
+        self.patience_s = seconds("patience_s", patience_s)
+        self.closed = threading.Event()
+        self._current = 0
+
+    @property
+    def transport(self) -> Transport:
+        return self.transports[self._current]
+
+    def turn_from(self, transport: Transport) -> None:
+        self._current = (self.transports.index(transport) + 1) % len(self.transports)
+
+
+class _Patience:
+    """Counts how long no server has answered, and waits between attempts."""
+
+    def __init__(self, replicas: _Replicas, deadline: float | None, cancelled: threading.Event | None = None):
+        self._replicas = replicas
+        self._deadline = deadline
+        self._cancelled = cancelled or replicas.closed
+        self.answered()
+
+    def answered(self) -> None:
+        self._first_loss, self._losses, self._logged = 0.0, 0, False
+
+    def remaining_s(self) -> float | None:
+        """What is left until the deadline. Raises DeadlineExceeded."""
+        if self._deadline is None:
+            return None
+        remaining_s = self._deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
+        return None if remaining_s > _FOREVER_S else remaining_s
+
+    def lost(self, transport: Transport, error: Unavailable) -> None:
+        """Turn to the next replica, after a while where all of them were tried.
+
+        Raises `error` where nobody wants an answer any more, Unavailable when patience is over, DeadlineExceeded.
+        """
+        now = time.monotonic()
+        self._first_loss = self._first_loss or now
+        self._losses += 1
+        silent_s = now - self._first_loss
+        if self._replicas.closed.is_set() or self._cancelled.is_set():
+            raise error
+        if silent_s >= self._replicas.patience_s:
+            raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last: {error}") from error
+        if silent_s >= _LOG_AFTER_S and not self._logged:
+            _logger.warning("still waiting for a server, up to %.0f s: %s", self._replicas.patience_s, error)
+            self._logged = True
+        self._replicas.turn_from(transport)
+        rounds, place = divmod(self._losses, len(self._replicas.transports))
+        delay_s = min(_FIRST_DELAY_S * 2 ** min(rounds - 1, 10), _LONGEST_DELAY_S) if place == 0 else 0.0
+        if self._deadline is not None and now + delay_s >= self._deadline:
+            raise DeadlineExceeded(f"timeout_s ran out while no server answered; last: {error}") from error
+        self._replicas.closed.wait(delay_s)
 
 
 def seconds(name: str, value: Any) -> float:
@@ -81,18 +179,3 @@ def seconds(name: str, value: Any) -> float:
 def deadline_in(timeout_s: float | None) -> float | None:
     """The time of `time.monotonic()` at which a call with this timeout ends. Raises InvalidRequest."""
     return None if timeout_s is None else time.monotonic() + seconds("timeout_s", timeout_s)
-
-
-def _remaining_s(deadline: float | None) -> float | None:
-    if deadline is None:
-        return None
-    remaining_s = deadline - time.monotonic()
-    if remaining_s <= 0:
-        raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
-    return None if remaining_s > _FOREVER_S else remaining_s
-
-
-def _within(deadline: float | None, delay_s: float, error: Unavailable) -> float:
-    if deadline is not None and time.monotonic() + delay_s >= deadline:
-        raise DeadlineExceeded(f"timeout_s ran out while no server answered; last: {error}") from error
-    return delay_s

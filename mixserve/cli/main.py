@@ -20,6 +20,9 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="MIXTURE.YAML", help="The co
 Address = Annotated[str, typer.Argument(metavar="ADDR", help="host:port or unix:///path of a running server.")]
 MixtureName = Annotated[str | None, typer.Option(help="Which mixture, where the server holds several.")]
 Placement = Annotated[str | None, typer.Option(help="Where rows are gathered: auto, host or device.")]
+SharedMemory = Annotated[
+    str | None, typer.Option(help="Folder where processes of this host meet for shared memory; off for none.")
+]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
 
 
@@ -29,13 +32,15 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)] = None,
     placement: Placement = None,
+    shared_memory: SharedMemory = None,
     grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
     with _plain_errors():
         from mixserve.cli.serve import run
 
-        run(config, host=host, port=port, placement=placement, grace_s=grace_s)
+        memory = _folder(shared_memory)
+        run(config, host=host, port=port, placement=placement, shared_memory=memory, grace_s=grace_s)
 
 
 @app.command()
@@ -74,6 +79,32 @@ def fetch(
 
 
 @app.command()
+def bench(
+    address: Address,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Rows of a batch; may be given several times.", min=1)
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long each batch size is measured.", min=0.1)] = 3.0,
+    key: Annotated[int, typer.Option(help="Seed of the first key; each batch size takes the next.")] = 0,
+    mixture: MixtureName = None,
+    shared_memory: SharedMemory = None,
+) -> None:
+    """Measure how fast a running server's batches come to this process."""
+    with _plain_errors():
+        from mixserve.cli.bench import run
+
+        sizes, memory = batch_size or [8, 32, 256, 1024, 4096], _folder(shared_memory)
+        run(
+            address,
+            sizes=sizes,
+            seconds=seconds,
+            key=key,
+            mixture=mixture,
+            shared_memory=True if memory is None else memory,
+        )
+
+
+@app.command()
 def health(address: Address, timeout_s: Timeout = 5.0) -> None:
     """Ask a server whether it is serving: exit code 0 if so, else 1."""
     from mixserve.cli.health import probe
@@ -94,6 +125,10 @@ def demo(
         from mixserve.demo.run import run
 
         run(steps=steps, folder=folder, report=report)
+
+
+def _folder(shared_memory: str | None) -> bool | str | None:
+    return False if shared_memory == "off" else shared_memory
 
 
 @contextmanager

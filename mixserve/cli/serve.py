@@ -11,7 +11,15 @@ from mixserve.config import load_config
 _logger = logging.getLogger("mixserve")
 
 
-def run(config_file: Path, *, host: str | None, port: int | None, placement: str | None, grace_s: float) -> None:
+def run(
+    config_file: Path,
+    *,
+    host: str | None,
+    port: int | None,
+    placement: str | None,
+    shared_memory: bool | str | None,
+    grace_s: float,
+) -> None:
     """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
@@ -36,7 +44,8 @@ def run(config_file: Path, *, host: str | None, port: int | None, placement: str
     host = config.server.host if host is None else host
     port = config.server.port if port is None else port
     _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
-    server = serve(nodes, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    memory = config.server.shared_memory if shared_memory is None else shared_memory
+    server = serve(nodes, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", shared_memory=memory)
     serving.set()
     told_to_stop.wait()
     _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)

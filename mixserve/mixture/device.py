@@ -3,7 +3,7 @@
 # JAX's own signatures are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import jax
@@ -84,21 +84,24 @@ def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple
     }
 
 
-def take_into(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan, out: Buffers) -> None:
-    """Write the planned records into host arrays; all gathers and copies are under way before the first is awaited."""
-    size = len(plan.source_ids)
+def begin_take(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan) -> Callable[[Buffers], None]:
+    """Gather the planned records and copy them to the host, both under way; what waits and writes them into arrays."""
     rows = starts[plan.source_ids] + plan.record_ids.astype(np.int32)
     under_way: list[tuple[int, dict[str, Array]]] = []
-    for at, rung in pieces(size):
+    for at, rung in pieces(len(rows)):
         piece = rows[at : at + rung]
         taken = _taken(buffers, jax.device_put(np.pad(piece, (0, rung - len(piece)))))
         for array in taken.values():
             array.copy_to_host_async()
         under_way.append((at, taken))
-    for at, taken in under_way:
-        for name, array in taken.items():
-            part = out[name][at : at + len(array)]
-            part[...] = np.asarray(array)[: len(part)].view(part.dtype)
+
+    def write(out: Buffers) -> None:
+        for at, taken in under_way:
+            for name, array in taken.items():
+                part = out[name][at : at + len(array)]
+                part[...] = np.asarray(array)[: len(part)].view(part.dtype)
+
+    return write
 
 
 def warm_up(buffers: DeviceBuffers, size_limit: int) -> None:

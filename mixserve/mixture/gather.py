@@ -25,6 +25,7 @@ class HostGather:
     def __init__(self, sources: Sequence[AnySource], fields: tuple[Field, ...]):
         self._sources = tuple(sources)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
+        self._all_backed = bool(self._array_backed.all())
         blocks = [_checked_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
         self._first_blocks = np.cumsum([0, *(len(source_blocks) for source_blocks in blocks)])[:-1]
         self._one_block_each = all(len(source_blocks) == 1 for source_blocks in blocks)
@@ -39,10 +40,10 @@ class HostGather:
 
         Slots of the sources in `without`, none of them array-backed, are left as they are.
         """
-        backed = self._array_backed[plan.source_ids]
-        if backed.all():
+        if self._all_backed:
             self._copy_rows(plan, buffers, None)
             return
+        backed = self._array_backed[plan.source_ids]
         if backed.any():
             self._copy_rows(plan.at(np.flatnonzero(backed)), buffers, backed)
         for source_id in map(int, np.unique(plan.source_ids[~backed])):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.plan import Planner
@@ -43,7 +44,7 @@ class Mixture:
         self.leaves: tuple[AnySource, ...] = tuple(leaf for child in children for leaf in _leaves_of(child))
         self._fields: tuple[Field, ...] | NoNumbers = self._common_fields()
         if not isinstance(self._fields, NoNumbers):
-            _ = self.planner, self.host_gather  # what is wrong with a source shows now
+            _ = self.blocks, self.host_gather  # what is wrong with a source shows now
 
     def __len__(self) -> int:
         """The records of all children together; where that is more than Python's lengths can be, the largest one."""
@@ -69,6 +70,11 @@ class Mixture:
         """Chooses the records of batches."""
         nested = {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}
         return Planner(self.shares, self.lengths, nested, keyed=any(map(is_keyed, self.leaves)))
+
+    @cached_property
+    def blocks(self) -> PlanBlocks:
+        """Plans for readers that go on where they stopped."""
+        return PlanBlocks(self.planner)
 
     @cached_property
     def host_gather(self) -> HostGather:

@@ -8,7 +8,7 @@ mixtures, counted through the whole tree. Without nested mixtures leaves and sou
 # JAX's own signatures are typed in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,6 +37,11 @@ class Plan(NamedTuple):
         keys = None if self.fetch_keys is None else self.fetch_keys[slots]
         return Plan(self.source_ids[slots], self.record_ids[slots], keys)
 
+    def part(self, first: int, stop: int) -> "Plan":
+        """The plan of the slots [first, stop), which shares memory with this one."""
+        keys = None if self.fetch_keys is None else self.fetch_keys[first:stop]
+        return Plan(self.source_ids[first:stop], self.record_ids[first:stop], keys)
+
 
 class Planner:
     """Draws the plans of one mixture; `shares` are weights that sum to 1, `lengths` numbers of records.
@@ -56,7 +61,7 @@ class Planner:
         self.lengths = np.asarray([min(length, _LONGEST_INT32) for length in lengths], np.int32)
         self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
         self._nested = dict(nested or {})
-        self._source_count = len(shares)
+        self.source_count = len(shares)
         leaf_counts = [self._nested[i].leaf_count if i in self._nested else 1 for i in range(len(shares))]
         self.leaf_count = sum(leaf_counts)
         self._first_leaves = np.cumsum([0, *leaf_counts])[:-1].astype(np.int32)
@@ -66,7 +71,7 @@ class Planner:
             first = self._first_leaves[source_id]
             self._leaf_long_lengths[first : first + planner.leaf_count] = 0
         self.parts = Parts(long=bool(self._long_lengths.any()), fetch=keyed or bool(self._nested))
-        padding = padded(self._source_count) - self._source_count
+        padding = padded(self.source_count) - self.source_count
         weights_and_lengths = (
             np.pad(self.log_weights, (0, padding), constant_values=-np.inf),
             np.pad(self.lengths, (0, padding)),
@@ -78,7 +83,7 @@ class Planner:
     def warm_up(self) -> None:
         """Compile every program that `plan` may need."""
         for rung in RUNGS:
-            program(self._source_count, rung, self.parts)
+            program(self.source_count, rung, self.parts)
         for planner in self._nested.values():
             planner.warm_up()
 
@@ -90,20 +95,26 @@ class Planner:
         self, keys: UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"], positions: Int[np.ndarray, " size"]
     ) -> Plan:
         """The plan of any positions, under one key or each under its own."""
+        return self.begin_each(keys, positions)()
+
+    def begin_each(
+        self, keys: UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"], positions: Int[np.ndarray, " size"]
+    ) -> Callable[[], Plan]:
+        """`plan_each` under way: what waits for it and gives the plan."""
         size, cuts = len(positions), pieces(len(positions))
         places = np.zeros((sum(cuts[-1]), 4), np.uint32)
         places[:size, :2] = keys
         places[:size, 2] = positions.astype(np.uint64) >> 32
         places[:size, 3] = positions.astype(np.uint64) & _WORD
-        drawn: list[np.ndarray] = []
+        drawn: list[Array] = []
         for at, rung in cuts:
             with jax.transfer_guard("allow"):  # of a few words, on the CPU
-                columns = program(self._source_count, rung, self.parts)(
-                    places[at : at + rung], self._padded_weights, self._padded_lengths
+                drawn.append(
+                    program(self.source_count, rung, self.parts)(
+                        places[at : at + rung], self._padded_weights, self._padded_lengths
+                    )
                 )
-            drawn.append(np.asarray(columns))
-        rows = drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=1)
-        return self._resolved(self._read(rows[:, :size], self._long_lengths))
+        return lambda: self._finished(drawn, size)
 
     def plan_traced(
         self, key: UInt32[Array, "2"], start: int | Int[Array, ""], size: int
@@ -121,7 +132,12 @@ class Planner:
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
-        return drawn_scores(key, size, self._padded_weights)[:, : self._source_count].tobytes()
+        return drawn_scores(key, size, self._padded_weights)[:, : self.source_count].tobytes()
+
+    def _finished(self, drawn: list[Array], size: int) -> Plan:
+        columns = [np.asarray(piece) for piece in drawn]
+        rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+        return self._resolved(self._read(rows[:, :size], self._long_lengths))
 
     def _read(self, rows: Int32[np.ndarray, "rows size"], long_lengths: np.ndarray) -> Plan:
         """What the rows say, with the records of long sources worked out from their words."""

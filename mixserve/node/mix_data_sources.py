@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from jaxtyping import Array, UInt32
 
 from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.mixture import Mixture, device
+from mixserve.mixture.blocks import Range
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.mixture import names_of, normalised
 from mixserve.module import DataSourceModule
@@ -176,18 +177,29 @@ class MixDataSourcesNode(DataSourceModule):
 
         All have the leading length of the batch; 64-bit fields keep all their bits.
         """
+        self.begin_read([(start, len(next(iter(buffers.values()))))], key)(buffers)
+
+    def begin_read(self, ranges: Sequence[Range], key: UInt32[np.ndarray, "2"]) -> Callable[[Buffers], None]:
+        """Begin to read the rows of `ranges`, pairs of start and size: what waits and writes them into host arrays.
+
+        The plan is made, and gathering on a device is under way, when this returns; a second read may begin then.
+        """
         mixture = self.mixture
-        size = len(next(iter(buffers.values())))
-        plan = mixture.planner.plan(key, start, size)
+        plan = mixture.blocks.plan(key, ranges)
         on_device: Mapping[str, Array] = self._device_data.get_value()
-        if on_device:
-            device.take_into(on_device, mixture.device_starts, plan, buffers)
-        on_host = {name: buffer for name, buffer in buffers.items() if name not in on_device}
-        if on_host:
-            mixture.host_gather.into(plan, on_host)
+        taken = device.begin_take(on_device, mixture.device_starts, plan) if on_device else None
+
+        def write(buffers: Buffers) -> None:
+            if taken is not None:
+                taken(buffers)
+            on_host = {name: buffer for name, buffer in buffers.items() if name not in on_device}
+            if on_host:
+                mixture.host_gather.into(plan, on_host)
+
+        return write
 
     def warm_up(self, size_limit: int) -> None:
-        """Compile what `read_into` needs for up to `size_limit` rows."""
+        """Compile what reading needs for up to `size_limit` rows."""
         self.mixture.planner.warm_up()
         for leaf in self.mixture.leaves:
             if isinstance(leaf, ReferenceSource):

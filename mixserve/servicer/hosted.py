@@ -4,6 +4,7 @@ from functools import cached_property
 
 from mixserve.mixture.mixture import SAMPLING
 from mixserve.node import MixDataSourcesNode
+from mixserve.sources import is_array_backed
 from mixserve_client.wire.description import Limits, MixtureDescription, SourceDescription
 
 _REPLY_BYTES = 16 << 20
@@ -19,9 +20,10 @@ class HostedMixture:
         """Raises ValueError where a record is too large for a reply."""
         self.name = name
         self.node = node
-        self._row_bytes = sum(field.nbytes for field in node.mixture.fields)
-        if self._row_bytes > _LARGEST_ROW_BYTES:
-            raise ValueError(f"a record must be at most 2^30 bytes, got {self._row_bytes} in the mixture {name!r}")
+        self.row_bytes = sum(field.nbytes for field in node.mixture.fields)
+        if self.row_bytes > _LARGEST_ROW_BYTES:
+            raise ValueError(f"a record must be at most 2^30 bytes, got {self.row_bytes} in the mixture {name!r}")
+        self.is_array_backed = all(map(is_array_backed, node.mixture.leaves))
 
     @cached_property
     def description(self) -> MixtureDescription:
@@ -33,7 +35,7 @@ class HostedMixture:
             fingerprint=mixture.fingerprint,
             fields=mixture.fields,
             sources=tuple(SourceDescription(*source) for source in described),
-            limits=Limits(max(1, min(_SIZE, _REPLY_BYTES // max(1, self._row_bytes))), _REPLY_BYTES),
+            limits=Limits(max(1, min(_SIZE, _REPLY_BYTES // max(1, self.row_bytes))), _REPLY_BYTES),
             placement=self.node.placement,
             sampling=SAMPLING,
         )

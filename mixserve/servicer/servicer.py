@@ -2,20 +2,24 @@
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, MixserveError, ServerFault, UnknownMixture
 from mixserve_client.wire import methods
-from mixserve_client.wire.batch import frame_batch
 from mixserve_client.wire.description import encode_mixture, encode_names
 from mixserve_client.wire.request import (
+    BatchRequest,
     check_positions,
     decode_batch_request,
-    decode_list_request,
+    decode_empty_request,
     decode_mixture_request,
+    decode_stream_request,
 )
+from mixserve_client.wire.server import ServerDescription, encode_server
 
 _logger = logging.getLogger("mixserve")
 
@@ -23,8 +27,13 @@ _logger = logging.getLogger("mixserve")
 class MixServicer:
     """Answers the pure calls for named nodes; safe to use from many threads."""
 
-    def __init__(self, nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None):
-        """`placement` overrides that of every node. Raises ValueError where there are no nodes, or a name is empty."""
+    def __init__(
+        self, nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None, slots: Slots | None = None
+    ):
+        """`placement` overrides that of every node; `slots` is the memory that clients hand in.
+
+        Raises ValueError where there are no nodes, or a name is empty.
+        """
         if not nodes or not all(isinstance(name, str) and name and name.isprintable() for name in nodes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"a server needs at least one mixture, each with a printable name; got {list(nodes)}")
         self._mixtures = {name: HostedMixture(name, nodes[name].placed(placement)) for name in sorted(nodes)}
@@ -32,7 +41,11 @@ class MixServicer:
             methods.LIST_MIXTURES: self._list_mixtures,
             methods.GET_MIXTURE: self._get_mixture,
             methods.GET_BATCH_AT: self._get_batch_at,
+            methods.GET_SERVER: self._get_server,
         }
+        self._streams = {methods.STREAM_BATCHES: self._stream_batches}
+        self._slots = slots or NoSlots()
+        self._replies = Replies(self._slots)
 
     def warm_up(self) -> None:
         """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
@@ -44,37 +57,54 @@ class MixServicer:
 
         Raises MixserveError: the request's own error, or ServerFault with an id under which the log has the cause.
         """
-        try:
+        with _faults(method):
             return self._handlers[method](request)
-        except MixserveError:
-            raise
-        except Exception as error:
-            fault = secrets.token_hex(4)
-            _logger.exception("fault %s in %s", fault, method)
-            raise ServerFault(
-                f"the server failed on this request; its log has the cause under the id {fault}"
-            ) from error
+
+    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+        """The replies to `request`, made one by one as they are taken; the iteration raises as `handle` does."""
+        with _faults(method):
+            yield from self._streams[method](request)
 
     def _list_mixtures(self, request: bytes) -> bytes:
-        decode_list_request(request)
+        decode_empty_request("ListMixturesRequest", request)
         return encode_names(tuple(self._mixtures))
 
     def _get_mixture(self, request: bytes) -> bytes:
         return encode_mixture(self._mixture(decode_mixture_request(request)).description)
 
+    def _get_server(self, request: bytes) -> bytes:
+        decode_empty_request("GetServerRequest", request)
+        return encode_server(ServerDescription(self._slots.path))
+
     def _get_batch_at(self, request: bytes) -> bytes:
         wanted = decode_batch_request(request)
+        mixture = self._expected(wanted)
+        check_positions(wanted.start, wanted.size, mixture.description.limits.size)
+        return self._replies.begin(mixture, wanted.key, [(wanted.start, wanted.size)], next(iter(wanted.slots), 0))()
+
+    def _stream_batches(self, request: bytes) -> Iterator[bytes]:
+        wanted = decode_stream_request(request)
+        mixture = self._expected(wanted.first)
+        # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
+        begun: Callable[[], bytes] | None = None
+        for at, rows, slot in self._replies.cut(mixture, wanted):
+            following = self._replies.begin(mixture, wanted.first.key, wanted.ranges(at, rows), slot)
+            if begun is not None:
+                yield begun()
+            begun = following
+        if begun is not None:
+            yield begun()
+
+    def _expected(self, wanted: BatchRequest) -> HostedMixture:
+        """The mixture that the request names, known to be the one that it expects."""
         mixture = self._mixture(wanted.mixture)
         described = mixture.description
-        check_positions(wanted.start, wanted.size, described.limits.size)
         if wanted.expected_fingerprint not in ("", described.fingerprint):
             raise FingerprintMismatch(
                 f"the mixture {described.name!r} has the fingerprint {described.fingerprint}, expected "
                 f"{wanted.expected_fingerprint:.100}: its batches would be others; ask GetMixture what it holds now"
             )
-        reply, buffers = frame_batch(described.fingerprint, described.fields, wanted.size)
-        mixture.node.read_into(wanted.start, wanted.key, buffers)
-        return reply
+        return mixture
 
     def _mixture(self, name: str) -> HostedMixture:
         known = f"{', '.join(map(repr, self._mixtures)):.1000}"
@@ -87,3 +117,16 @@ class MixServicer:
         except KeyError:
             shown = f"{name!r:.100}"
             raise UnknownMixture(f"mixture must be one of {known}, got {shown}") from None
+
+
+@contextmanager
+def _faults(method: str) -> Generator[None]:
+    """Turns what is no error of ours into one that tells the client nothing but where to look."""
+    try:
+        yield
+    except MixserveError:
+        raise
+    except Exception as error:
+        fault = secrets.token_hex(4)
+        _logger.exception("fault %s in %s", fault, method)
+        raise ServerFault(f"the server failed on this request; its log has the cause under the id {fault}") from error

@@ -4,8 +4,9 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from mixserve.serving.calls import CallCounter
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.reflection import add_reflection
+from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
+from mixserve.serving.streams import StreamThreads
+from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.transport.grpc import ERROR_METADATUM
 from mixserve_client.wire import methods
@@ -36,10 +40,14 @@ _SEND_S = 2.0
 class MixServer:
     """A running server; `address` is where it listens. Made by `serve`; a context manager that stops it."""
 
-    def __init__(self, servicer: MixServicer, address: str):
+    def __init__(self, servicer: MixServicer, address: str, memory: SharedMemory | None = None):
+        """`memory` is what the servicer's slots are; it is closed with the server."""
+        keep_freed_memory()
         self._servicer = servicer
+        self._memory = memory
         self._calls = CallCounter()
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
+        self._streams = StreamThreads()
         self._server = grpc.server(ThreadPoolExecutor(_THREADS, "mixserve-call"), options=_OPTIONS)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         self._health = Health(self._server)
@@ -64,6 +72,9 @@ class MixServer:
         # The last replies are on their way still; health watchers would stay for as long as they may.
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         self._health.close()
+        self._streams.close()
+        if self._memory is not None:
+            self._memory.close()
         self._stopped.set()
         return finished
 
@@ -78,32 +89,64 @@ class MixServer:
         self.stop()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        paths = (methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_BATCH_AT)
-        handlers = {
-            path.rpartition("/")[2]: grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in paths
-        }
+        calls = (methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_BATCH_AT, methods.GET_SERVER)
+        handlers = {_name(path): grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in calls}
+        answer = partial(self._stream, methods.STREAM_BATCHES)
+        handlers[_name(methods.STREAM_BATCHES)] = self._streams.handler(answer)
         return grpc.method_handlers_generic_handler(methods.SERVICE_NAME, handlers)
 
     def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
-        try:
-            with self._calls:
+        with self._calls, _statuses(context):
+            self._check_ready()
+            return self._servicer.handle(method, request)
+
+    def _stream(self, method: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        with self._calls, _statuses(context):
+            self._check_ready()
+            for reply in self._servicer.stream(method, request):
+                yield reply
                 if self._not_ready is not None:
-                    raise Unavailable(f"this server {self._not_ready}")
-                return self._servicer.handle(method, request)
-        except MixserveError as error:
-            context.set_trailing_metadata(((ERROR_METADATUM, type(error).__name__),))
-            context.abort(getattr(grpc.StatusCode, error.code), str(error))
+                    return  # clients ask for the rest elsewhere
+
+    def _check_ready(self) -> None:
+        if self._not_ready is not None:
+            raise Unavailable(f"this server {self._not_ready}")
+
+
+@contextmanager
+def _statuses(context: grpc.ServicerContext) -> Generator[None]:
+    """Ends the call with the status of our error."""
+    try:
+        yield
+    except MixserveError as error:
+        context.set_trailing_metadata(((ERROR_METADATUM, type(error).__name__),))
+        context.abort(getattr(grpc.StatusCode, error.code), str(error))
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def serve(
-    nodes: Mapping[str, MixDataSourcesNode], address: str = "127.0.0.1:0", *, placement: str | None = None
+    nodes: Mapping[str, MixDataSourcesNode],
+    address: str = "127.0.0.1:0",
+    *,
+    placement: str | None = None,
+    shared_memory: bool | str = True,
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
 
     Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides that of the nodes.
-    Raises OSError where the address cannot be had.
+    Clients of the same user on this host get batches through shared memory: they find the server in the folder
+    `shared_memory`, /dev/shm where it is True. Raises OSError where the address cannot be had.
     """
-    server = MixServer(MixServicer(nodes, placement=placement), address)
+    memory = open_shared_memory(shared_memory)
+    try:
+        server = MixServer(MixServicer(nodes, placement=placement, slots=memory), address, memory)
+    except BaseException:
+        if memory is not None:
+            memory.close()
+        raise
     try:
         server.start()
     except BaseException:

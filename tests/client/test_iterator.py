@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mixserve import local_client
 from mixserve.servicer import MixServicer
 from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, Unavailable
 from mixserve_client.transport.in_process import InProcessTransport
+from mixserve_client.wire.batch import decode_batch
 from tests.conftest import assert_batches_equal, make_node
 
 
@@ -133,13 +135,19 @@ class Flaky:
     def __init__(self, servicer: MixServicer):
         self._servicer = servicer
         self.failing = threading.Event()
-        self.calls = 0
+        self.rows = 0
 
     def handle(self, method: str, request: bytes) -> bytes:
-        self.calls += 1
         if self.failing.is_set():
             raise Unavailable("told to fail")
         return self._servicer.handle(method, request)
+
+    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+        for reply in self._servicer.stream(method, request):
+            if self.failing.is_set():
+                raise Unavailable("told to fail")
+            self.rows += len(decode_batch(reply)[1]["id"])
+            yield reply
 
 
 def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
@@ -161,13 +169,24 @@ def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
 
 def test_batches_are_asked_for_ahead_of_their_use(node):
     flaky = Flaky(MixServicer({"train": node}))
-    with MixClient([InProcessTransport(flaky)]) as client:
-        batches = client.batches(batch_size=8, key=1, prefetch=3)
+    with MixClient([InProcessTransport(flaky)], patience_s=0.05) as client:
+        batches = client.batches(batch_size=8, key=1, prefetch=3, stop=80)
         next(batches)
         deadline = time.monotonic() + 20
-        while flaky.calls < 1 + 1 + 3:  # the description, the first batch, and three ahead
+        while flaky.rows < 80:  # small batches come many at a time
             assert time.monotonic() < deadline
             time.sleep(0.005)
+        flaky.failing.set()
+        assert len(list(batches)) == 9
+
+
+def test_nothing_is_asked_for_ahead_without_prefetch(node):
+    flaky = Flaky(MixServicer({"train": node}))
+    with MixClient([InProcessTransport(flaky)]) as client:
+        batches = client.batches(batch_size=8, key=1, prefetch=0)
+        for count in range(1, 5):
+            next(batches)
+            assert flaky.rows == 8 * count
 
 
 def test_closing_a_client_ends_iterators_that_wait_for_a_server():

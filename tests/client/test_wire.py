@@ -1,6 +1,7 @@
 """The wire: hand-framed bytes are protobuf's, golden bytes stay, hostile bytes are refused and nothing else happens."""
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mixserve_client import CorruptReply, Field, InvalidRequest, OutOfRange
 from mixserve_client.wire import description, frame, health, methods, request
 from mixserve_client.wire._generated import mix_pb2
-from mixserve_client.wire.batch import check_batch, decode_batch, frame_batch
+from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, frame_batch, view_batch
 from mixserve_client.wire.dtypes import DTYPES, dtype_name, dtype_named
 from mixserve_client.wire.key import key_words
 
@@ -24,8 +25,13 @@ FIELDS = (
 )
 
 
+def framed(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[bytes, dict[str, np.ndarray]]:
+    message, memory = frame.unfilled_bytes(batch_bytes(fingerprint, fields, size))
+    return message, frame_batch(memory, fingerprint, fields, size)
+
+
 def filled(fields: tuple[Field, ...], size: int, seed: int = 0) -> tuple[bytes, dict[str, np.ndarray]]:
-    message, arrays = frame_batch("ab" * 32, fields, size)
+    message, arrays = framed("ab" * 32, fields, size)
     rng = np.random.default_rng(seed)
     for array in arrays.values():
         array.reshape(-1).view(np.uint8)[...] = rng.integers(0, 256, array.nbytes)
@@ -58,6 +64,29 @@ def test_a_framed_batch_is_the_protobuf_message(fields, size):
         assert not array.flags.writeable
 
 
+@given(
+    st.lists(fields, min_size=1, max_size=4, unique_by=lambda field: field.name).map(tuple),
+    st.integers(1, 50),
+    st.data(),
+)
+def test_a_batch_is_viewed_exactly_where_its_heads_are_the_expected_ones(fields, size, data):
+    message, _ = filled(fields, size)
+    viewed, (_, decoded) = view_batch(message, "ab" * 32, fields, size), decode_batch(message)
+    assert viewed is not None
+    assert {n: (a.dtype, a.shape, a.tobytes()) for n, a in viewed.items()} == {
+        n: (a.dtype, a.shape, a.tobytes()) for n, a in decoded.items()
+    }
+    assert not any(array.flags.writeable for array in viewed.values())
+    assert view_batch(message, "cd" * 32, fields, size) is None
+    assert view_batch(message, "ab" * 32, fields, size + 1) is None
+    assert view_batch(message[:-1], "ab" * 32, fields, size) is None
+    damaged = bytearray(message)
+    damaged[data.draw(st.integers(0, len(message) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    still = view_batch(bytes(damaged), "ab" * 32, fields, size)
+    if still is not None:  # then only data were hit
+        assert sum(still[n].tobytes() != decoded[n].tobytes() for n in decoded) == 1
+
+
 def test_large_arrays_are_views_of_the_message_and_aligned():
     message, _ = filled((Field("x", np.dtype(np.float64), (2048,)), *FIELDS), 64)
     _, decoded = decode_batch(message)
@@ -77,7 +106,7 @@ def test_other_encoders_may_leave_out_padding_pack_nothing_and_add_fields():
 
 
 def test_golden_bytes():
-    message, arrays = frame_batch("f0", (Field("x", np.dtype(np.int16), (2,)),), 2)
+    message, arrays = framed("f0", (Field("x", np.dtype(np.int16), (2,)),), 2)
     arrays["x"][...] = [[1, 2], [3, -1]]
     assert message.hex() == ("0a02663012420a01781205696e7431361a020202" + "7228" + "00" * 40 + "7a08010002000300ffff")
     words = np.array([0, 7], np.uint32)
@@ -152,7 +181,12 @@ def test_batch_requests_come_back(start, size, seed, name):
 
 @given(st.binary(max_size=60))
 def test_random_bytes_are_a_request_or_refused(data):
-    for decode in (request.decode_batch_request, request.decode_mixture_request, request.decode_list_request):
+    for decode in (
+        request.decode_batch_request,
+        request.decode_stream_request,
+        request.decode_mixture_request,
+        partial(request.decode_empty_request, "ListMixturesRequest"),
+    ):
         with suppress(InvalidRequest, OutOfRange):
             decode(data)
 

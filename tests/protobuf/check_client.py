@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 import mixserve_client
-from mixserve_client.wire import batch, description, request
+from mixserve_client.wire import batch, description, frame, request
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.dtypes import DTYPES
 
@@ -76,7 +76,8 @@ def _check_descriptions() -> None:
 
 def _check_batches() -> None:
     size = 3
-    message, arrays = batch.frame_batch(_FINGERPRINT, _fields(), size)
+    message, memory = frame.unfilled_bytes(batch.batch_bytes(_FINGERPRINT, _fields(), size))
+    arrays = batch.frame_batch(memory, _FINGERPRINT, _fields(), size)
     random = np.random.default_rng(0)
     for array in arrays.values():
         array.reshape(-1).view(np.uint8)[:] = random.integers(0, 2, array.nbytes, np.uint8)

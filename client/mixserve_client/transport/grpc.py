@@ -1,11 +1,13 @@
 """Requests move over a gRPC channel; every status becomes one of our errors here and nowhere else."""
 
 import threading
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
 
 import grpc
 
+from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable, from_wire
 
 ERROR_METADATUM = "mixserve-error"
@@ -32,7 +34,7 @@ class GrpcTransport:
             raise InvalidRequest(f"a server's address must look like host:port or unix:///path, got {target!r}")
         self._target = target
         self._channel: grpc.Channel | None = None
-        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
+        self._methods: dict[str, Callable[..., Any]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -41,14 +43,19 @@ class GrpcTransport:
         return f"grpc {self._target}"
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
-        try:
-            return self._method(method)(request, timeout=timeout_s)
-        except grpc.RpcError as error:
-            raise self._ours(error) from error
-        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
-            if self._closed:
-                raise Unavailable(f"the client of {self._target} is closed; connect again") from error
-            raise
+        with self._errors():
+            return self._method(method, "unary_unary")(request, timeout=timeout_s)
+
+    def stream(
+        self,
+        method: str,
+        request: bytes,
+        timeout_s: float | None,
+        replies: int,  # noqa: ARG002
+        reply_bytes: int,  # noqa: ARG002
+    ) -> "_Replies":
+        with self._errors():
+            return _Replies(self._method(method, "unary_stream")(request, timeout=timeout_s), self._errors)
 
     def close(self) -> None:
         with self._lock:
@@ -56,15 +63,28 @@ class GrpcTransport:
             if self._channel is not None:
                 self._channel.close()
 
-    def _method(self, method: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+    def _method(self, method: str, kind: str) -> Callable[..., Any]:
         with self._lock:
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again")
             if self._channel is None:
+                keep_freed_memory()
                 self._channel = grpc.insecure_channel(self._target, options=_OPTIONS)
             if method not in self._methods:
-                self._methods[method] = self._channel.unary_unary(method)
+                self._methods[method] = getattr(self._channel, kind)(method)
             return self._methods[method]
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        """Turns what gRPC raises into our errors."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._ours(error) from error
+        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            if self._closed:
+                raise Unavailable(f"the client of {self._target} is closed; connect again") from error
+            raise
 
     def _ours(self, error: grpc.RpcError) -> MixserveError:
         assert isinstance(error, grpc.Call)
@@ -76,3 +96,16 @@ class GrpcTransport:
             # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
         return from_wire(name, code, details)
+
+
+class _Replies:
+    def __init__(self, call: Any, errors: Callable[[], AbstractContextManager[None]]):
+        self._call = call
+        self._errors = errors
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._errors():
+            yield from self._call
+
+    def cancel(self) -> None:
+        self._call.cancel()

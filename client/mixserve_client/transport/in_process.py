@@ -1,5 +1,6 @@
 """Requests move by a function call to a servicer in this process: everything but the socket."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from mixserve_client.errors import Unavailable
@@ -12,6 +13,10 @@ class Servicer(Protocol):
         """The reply to `request`; raises MixserveError."""
         ...
 
+    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+        """The replies to `request`; the iteration raises MixserveError."""
+        ...
+
 
 class InProcessTransport:
     """Calls the servicer directly; `timeout_s` has nothing to wait for here and is not looked at."""
@@ -22,9 +27,37 @@ class InProcessTransport:
         self._servicer: Servicer | None = servicer
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:  # noqa: ARG002
-        if self._servicer is None:
-            raise Unavailable("this client is closed; make another one with local_client(...)")
-        return self._servicer.handle(method, request)
+        return self._opened().handle(method, request)
+
+    def stream(
+        self,
+        method: str,
+        request: bytes,
+        timeout_s: float | None,  # noqa: ARG002
+        replies: int,  # noqa: ARG002
+        reply_bytes: int,  # noqa: ARG002
+    ) -> "_Replies":
+        return _Replies(self._opened().stream(method, request))
 
     def close(self) -> None:
         self._servicer = None
+
+    def _opened(self) -> Servicer:
+        if self._servicer is None:
+            raise Unavailable("this client is closed; make another one with local_client(...)")
+        return self._servicer
+
+
+class _Replies:
+    def __init__(self, replies: Iterator[bytes]):
+        self._replies = replies
+        self._cancelled = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for reply in self._replies:
+            if self._cancelled:
+                return
+            yield reply
+
+    def cancel(self) -> None:
+        self._cancelled = True

@@ -15,12 +15,12 @@ from mixserve_client.wire.dtypes import dtype_name, dtype_named
 
 Array = npt.NDArray[Any]
 
-_FINGERPRINT, _ARRAYS = 1, 2
+_FINGERPRINT, _ARRAYS, _SLOT, _SLOT_BYTES = 1, 2, 3, 4
 _NAME, _DTYPE, _SHAPE, _PADDING, _DATA = 1, 2, 3, 14, 15
 _ALIGNMENT = 64
 
 
-class _Slot(NamedTuple):
+class _Place(NamedTuple):
     """Where one array lies in a framed batch."""
 
     field: Field
@@ -30,24 +30,48 @@ class _Slot(NamedTuple):
     data_bytes: int
 
 
-def frame_batch(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[bytes, dict[str, Array]]:
-    """A Batch message of `size` rows whose arrays are still to be filled, and the writable arrays by field name.
+def batch_bytes(fingerprint: str, fields: tuple[Field, ...], size: int) -> int:
+    """The length of the Batch message that holds `size` rows."""
+    return _layout(fingerprint, fields, size)[0]
+
+
+def frame_batch(
+    memory: npt.NDArray[np.uint8], fingerprint: str, fields: tuple[Field, ...], size: int
+) -> dict[str, Array]:
+    """Begin `memory` with a Batch message of `size` rows; its writable arrays, still to be filled, by field name.
 
     Fill them all before the message goes anywhere.
     """
-    total, slots = _layout(fingerprint, fields, size)
-    message, memory = frame.unfilled_bytes(total)
     arrays: dict[str, Array] = {}
-    for slot in slots:
-        memory[slot.head_at : slot.data_at] = np.frombuffer(slot.head, np.uint8)
-        data = memory[slot.data_at : slot.data_at + slot.data_bytes]
-        arrays[slot.field.name] = data.view(slot.field.dtype).reshape(size, *slot.field.shape)
-    return message, arrays
+    for place in _layout(fingerprint, fields, size)[1]:
+        memory[place.head_at : place.data_at] = np.frombuffer(place.head, np.uint8)
+        data = memory[place.data_at : place.data_at + place.data_bytes]
+        arrays[place.field.name] = data.view(place.field.dtype).reshape(size, *place.field.shape)
+    return arrays
+
+
+def encode_slot_reply(slot: int, size: int) -> bytes:
+    """The Batch message that says: the batch is the first `size` bytes of that slot."""
+    return frame.number(_SLOT, slot) + frame.number(_SLOT_BYTES, size)
+
+
+def decode_slot_reply(message: bytes) -> tuple[int, int] | None:
+    """The slot and the size where `message` is such a reply, None where it holds its batch itself.
+
+    Raises CorruptReply.
+    """
+    if not message or message[0] != frame.number_tag(_SLOT)[0]:
+        return None
+    try:
+        numbers = {number: value for number, value in frame.fields(memoryview(message)) if isinstance(value, int)}
+        return numbers[_SLOT], numbers[_SLOT_BYTES]
+    except (ValueError, KeyError) as error:
+        raise CorruptReply(f"the server's reference to a slot cannot be read: {error!r}") from error
 
 
 @lru_cache(maxsize=256)
-def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int, tuple[_Slot, ...]]:
-    at, lead, slots = 0, frame.delimited(_FINGERPRINT, fingerprint.encode()), list[_Slot]()
+def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int, tuple[_Place, ...]]:
+    at, lead, places = 0, frame.delimited(_FINGERPRINT, fingerprint.encode()), list[_Place]()
     for field in fields:
         shape = b"".join(frame.varint(dim) for dim in (size, *field.shape))
         described = (
@@ -57,9 +81,9 @@ def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int
         )
         data_bytes = size * field.nbytes
         head = lead + _head(described, data_bytes, at + len(lead))
-        slots.append(_Slot(field, at, head, at + len(head), data_bytes))
-        at, lead = slots[-1].data_at + data_bytes, b""
-    return at, tuple(slots)
+        places.append(_Place(field, at, head, at + len(head), data_bytes))
+        at, lead = places[-1].data_at + data_bytes, b""
+    return at, tuple(places)
 
 
 def _head(described: bytes, data_bytes: int, at: int) -> bytes:
@@ -74,7 +98,29 @@ def _head(described: bytes, data_bytes: int, at: int) -> bytes:
     return next(head for head in heads if (at + len(head)) % _ALIGNMENT == 0)
 
 
-def decode_batch(message: bytes) -> tuple[str, dict[str, Array]]:
+def view_batch(
+    message: bytes | memoryview, fingerprint: str, fields: tuple[Field, ...], size: int
+) -> dict[str, Array] | None:
+    """The arrays of a Batch message that was framed by `frame_batch` with these arguments, as read-only views.
+
+    None for every other message: `decode_batch` reads them all.
+    """
+    total, places = _layout(fingerprint, fields, size)
+    if len(message) != total:
+        return None
+    arrays: dict[str, Array] = {}
+    for place in places:
+        if message[place.head_at : place.data_at] != place.head:
+            return None
+        data = np.frombuffer(message, np.uint8, place.data_bytes, place.data_at)
+        array = data.view(place.field.dtype).reshape(size, *place.field.shape)
+        if not array.flags.aligned:
+            return None
+        arrays[place.field.name] = array
+    return arrays
+
+
+def decode_batch(message: bytes | memoryview) -> tuple[str, dict[str, Array]]:
     """The fingerprint and the arrays of a Batch message: read-only views of it, copies only where not aligned.
 
     Raises CorruptReply for anything that is not a whole Batch; unknown fields are passed over.
@@ -135,9 +181,16 @@ def _text(value: int | memoryview) -> str:
     return str(_bytes(value), "utf-8")
 
 
-def check_batch(arrays: Mapping[str, Array], fields: tuple[Field, ...], size: int) -> None:
-    """Check that `arrays` are `size` rows of exactly these fields. Raises CorruptReply."""
+def check_batch(arrays: Mapping[str, Array], fields: tuple[Field, ...], size: int | None = None) -> int:
+    """The number of rows in `arrays`, which are known to be rows of exactly these fields, `size` if that is given.
+
+    Raises CorruptReply.
+    """
+    rows = size
+    if rows is None:
+        rows = next((len(array) for array in arrays.values() if array.ndim), 0)
     got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    expected = {field.name: (field.dtype, (size, *field.shape)) for field in fields}
-    if got != expected:
+    expected = {field.name: (field.dtype, (rows, *field.shape)) for field in fields}
+    if got != expected or rows < 1:
         raise CorruptReply(f"the server's batch does not fit its own description: expected {expected}, got {got}")
+    return rows

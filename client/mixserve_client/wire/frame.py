@@ -30,6 +30,16 @@ def tag(number: int) -> bytes:
     return varint(number << 3 | _BYTES)
 
 
+def number_tag(number: int) -> bytes:
+    """The tag of a varint field."""
+    return varint(number << 3 | _VARINT)
+
+
+def number(field: int, value: int) -> bytes:
+    """A varint field: tag, value."""
+    return number_tag(field) + varint(value)
+
+
 def delimited(number: int, value: bytes) -> bytes:
     """A length-delimited field: tag, length, value."""
     return tag(number) + varint(len(value)) + value
@@ -95,4 +105,9 @@ def unfilled_bytes(size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
     if size < 2:  # the empty and the one-byte objects are shared
         raise ValueError(f"size must be at least 2, got {size}")
     data = _new_bytes(None, size)
-    return data, np.asarray(_Writable(data))
+    return data, writable(data)
+
+
+def writable(data: bytes) -> npt.NDArray[np.uint8]:
+    """A writable view of a bytes object that nobody else has."""
+    return np.asarray(_Writable(data))

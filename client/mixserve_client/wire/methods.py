@@ -13,3 +13,5 @@ def _path(method: str) -> str:
 LIST_MIXTURES = _path("ListMixtures")
 GET_MIXTURE = _path("GetMixture")
 GET_BATCH_AT = _path("GetBatchAt")
+STREAM_BATCHES = _path("StreamBatches")
+GET_SERVER = _path("GetServer")

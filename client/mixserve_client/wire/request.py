@@ -1,16 +1,19 @@
 """Requests <-> bytes, and the one place that says which positions and sizes may be asked for."""
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import InvalidRequest, OutOfRange
+from mixserve_client.wire import frame
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.key import IMPLEMENTATION, KeyWords, check_wire_key
 
 POSITION_LIMIT = 2**63 - 1
+_SLOTS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,36 @@ class BatchRequest:
     size: int
     key: KeyWords
     expected_fingerprint: str = ""
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """The rows of `count` batches, each `stride` positions behind the one before, in replies of `reply_rows` rows."""
+
+    first: BatchRequest
+    stride: int
+    count: int
+    reply_rows: int
+    slots: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """The rows of all batches together."""
+        return self.first.size * self.count
+
+    def ranges(self, at: int, rows: int) -> list[tuple[int, int]]:
+        """(start, size) of the positions of the rows [at, at + rows), as few ranges as they are."""
+        size = self.first.size
+        if self.stride == size:
+            return [(self.first.start + at, rows)]
+        found = list[tuple[int, int]]()
+        while rows > 0:
+            batch, offset = divmod(at, size)
+            taken = min(rows, size - offset)
+            found.append((self.first.start + batch * self.stride + offset, taken))
+            at, rows = at + taken, rows - taken
+        return found
 
 
 def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tuple[int, int]:
@@ -51,14 +84,20 @@ def _integer(name: str, value: Any) -> int:
 
 
 def encode_batch_request(request: BatchRequest) -> bytes:
-    """The GetBatchAtRequest message."""
-    return mix_pb2.GetBatchAtRequest(
-        mixture=request.mixture,
-        start=request.start,
-        size=request.size,
-        key=mix_pb2.Key(implementation=IMPLEMENTATION, words=request.key.tolist()),
-        expected_fingerprint=request.expected_fingerprint,
+    """The GetBatchAtRequest message, without slots."""
+    return _batch_message(request).SerializeToString()
+
+
+def encode_stream_request(request: StreamRequest) -> bytes:
+    """The StreamBatchesRequest message, without slots."""
+    return mix_pb2.StreamBatchesRequest(
+        first=_batch_message(request.first), stride=request.stride, count=request.count, reply_rows=request.reply_rows
     ).SerializeToString()
+
+
+def with_slots(request: bytes, slots: Sequence[int]) -> bytes:
+    """An encoded request for batches that names slots of shared memory: messages are joined by joining their bytes."""
+    return request + frame.delimited(_SLOTS, b"".join(map(frame.varint, slots)))
 
 
 def decode_batch_request(data: bytes) -> BatchRequest:
@@ -67,11 +106,48 @@ def decode_batch_request(data: bytes) -> BatchRequest:
         message = mix_pb2.GetBatchAtRequest.FromString(data)
     except DecodeError as error:
         raise _not_a("GetBatchAtRequest", data) from error
+    return _batch_request(message)
+
+
+def decode_stream_request(data: bytes) -> StreamRequest:
+    """The request in `data`; limits on replies are the caller's to check. Raises InvalidRequest and OutOfRange."""
+    try:
+        message = mix_pb2.StreamBatchesRequest.FromString(data)
+    except DecodeError as error:
+        raise _not_a("StreamBatchesRequest", data) from error
+    if not message.HasField("first"):
+        raise InvalidRequest("first is required: the request for the first batch")
+    first = _batch_request(message.first)
+    stride, count, reply_rows = message.stride, message.count, message.reply_rows
+    if stride < first.size:
+        raise InvalidRequest(f"stride must be at least first.size, got {stride} < {first.size}")
+    for name, value in (("count", count), ("reply_rows", reply_rows)):
+        if value < 1:
+            raise InvalidRequest(f"{name} must be at least 1, got {value}")
+    if first.start + (count - 1) * stride + first.size > POSITION_LIMIT:
+        raise OutOfRange(
+            f"the last batch must end at 2^63 - 1 or before, got {count} batches of {first.size}, {stride} apart, "
+            f"from {first.start} on; positions are 64-bit"
+        )
+    return StreamRequest(first, stride, count, reply_rows, tuple(message.slots))
+
+
+def _batch_message(request: BatchRequest) -> mix_pb2.GetBatchAtRequest:
+    return mix_pb2.GetBatchAtRequest(
+        mixture=request.mixture,
+        start=request.start,
+        size=request.size,
+        key=mix_pb2.Key(implementation=IMPLEMENTATION, words=request.key.tolist()),
+        expected_fingerprint=request.expected_fingerprint,
+    )
+
+
+def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
     start, size = check_positions(message.start, message.size)
     if not message.HasField("key"):
         raise InvalidRequest("key is required: without a key a batch is not defined; send two threefry2x32 words")
     key = check_wire_key(message.key.implementation, list(message.key.words))
-    return BatchRequest(message.mixture, start, size, key, message.expected_fingerprint)
+    return BatchRequest(message.mixture, start, size, key, message.expected_fingerprint, tuple(message.slots))
 
 
 def encode_mixture_request(mixture: str) -> bytes:
@@ -89,12 +165,12 @@ def decode_mixture_request(data: bytes) -> str:
         raise _not_a("GetMixtureRequest", data) from error
 
 
-def decode_list_request(data: bytes) -> None:
-    """Check that `data` is a ListMixturesRequest. Raises InvalidRequest."""
+def decode_empty_request(name: str, data: bytes) -> None:
+    """Check that `data` is a message without fields of its own, such as ListMixturesRequest. Raises InvalidRequest."""
     try:
-        mix_pb2.ListMixturesRequest.FromString(data)
+        getattr(mix_pb2, name).FromString(data)
     except DecodeError as error:
-        raise _not_a("ListMixturesRequest", data) from error
+        raise _not_a(name, data) from error
 
 
 def _not_a(message: str, data: bytes) -> InvalidRequest:

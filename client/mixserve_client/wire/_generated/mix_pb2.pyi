@@ -76,26 +76,46 @@ class Key(_message.Message):
     def __init__(self, implementation: _Optional[str] = ..., words: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetBatchAtRequest(_message.Message):
-    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint")
+    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "slots")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     start: int
     size: int
     key: Key
     expected_fingerprint: str
-    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ...) -> None: ...
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StreamBatchesRequest(_message.Message):
+    __slots__ = ("first", "stride", "count", "reply_rows", "slots")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    REPLY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    first: GetBatchAtRequest
+    stride: int
+    count: int
+    reply_rows: int
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first: _Optional[_Union[GetBatchAtRequest, _Mapping]] = ..., stride: _Optional[int] = ..., count: _Optional[int] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("fingerprint", "arrays")
+    __slots__ = ("fingerprint", "arrays", "slot", "slot_bytes")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     arrays: _containers.RepeatedCompositeFieldContainer[Array]
-    def __init__(self, fingerprint: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ...) -> None: ...
+    slot: int
+    slot_bytes: int
+    def __init__(self, fingerprint: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., slot: _Optional[int] = ..., slot_bytes: _Optional[int] = ...) -> None: ...
 
 class Array(_message.Message):
     __slots__ = ("name", "dtype", "shape", "padding", "data")
@@ -110,3 +130,13 @@ class Array(_message.Message):
     padding: bytes
     data: bytes
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., padding: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GetServerRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Server(_message.Message):
+    __slots__ = ("shared_memory",)
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    shared_memory: str
+    def __init__(self, shared_memory: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,92 @@
+"""The batches of a span, over as many streams as it takes."""
+
+from collections.abc import Iterator
+
+from mixserve_client.assembly import Batch, batches_of
+from mixserve_client.errors import CorruptReply, FingerprintMismatch
+from mixserve_client.memory import MemoryPool
+from mixserve_client.retry import PatientCaller, Request
+from mixserve_client.spans import Span, reply_batches
+from mixserve_client.transport import Reply
+from mixserve_client.wire import methods
+from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
+from mixserve_client.wire.description import MixtureDescription
+from mixserve_client.wire.key import KeyWords
+from mixserve_client.wire.request import BatchRequest, StreamRequest, encode_stream_request
+
+
+class BatchStream:
+    """Yields the batches of `span` in order, some at a time; iterated once, by one thread, and cancelled by any.
+
+    A stream that ends early, or whose server is lost, is opened again at the first row that has not come.
+    """
+
+    def __init__(
+        self,
+        caller: PatientCaller,
+        mixture: MixtureDescription,
+        words: KeyWords,
+        span: Span,
+        memory: MemoryPool,
+        deadline: float | None = None,
+    ):
+        self._mixture = mixture
+        self._words = words
+        self._span = span
+        self._memory = memory
+        self._came = self._reply_rows = 0
+        self._replies = caller.stream(methods.STREAM_BATCHES, self._next_request, deadline)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return batches_of(self._rows(), self._span.size, self._mixture.fields, self._memory)
+
+    @property
+    def is_nearly_done(self) -> bool:
+        """Whether the last reply is on its way."""
+        left = self._span.size * self._span.count - self._came
+        return left <= self._reply_rows
+
+    def cancel(self) -> None:
+        """End early."""
+        self._replies.cancel()
+
+    def _next_request(self) -> Request | None:
+        left = self._span.after(self._came)
+        if left is None:
+            return None
+        mixture = self._mixture
+        rows = self._reply_rows = left.size * min(left.count, reply_batches(left.size * mixture.row_bytes))
+        first = BatchRequest(mixture.name, left.start, left.size, self._words, mixture.fingerprint)
+        request = encode_stream_request(StreamRequest(first, left.stride, left.count, rows))
+        replies = -(-left.size * left.count // rows)
+        return Request(request, replies, batch_bytes(mixture.fingerprint, mixture.fields, rows))
+
+    def _rows(self) -> Iterator[Batch]:
+        asked = self._span.size * self._span.count
+        for reply in self._replies:
+            batch, rows = decoded(reply, self._mixture)
+            self._came += rows
+            if self._came > asked:
+                raise CorruptReply(f"the server sent {self._came} rows where {asked} were asked for")
+            yield batch
+
+
+def decoded(reply: Reply, mixture: MixtureDescription) -> tuple[Batch, int]:
+    """The rows in `reply`, which are known to be of `mixture`, and how many they are."""
+    rows = len(reply) // max(1, mixture.row_bytes)  # right unless rows are smaller than what goes with them
+    viewed = view_batch(reply, mixture.fingerprint, mixture.fields, rows) if rows else None
+    if viewed is not None:
+        return viewed, rows
+    fingerprint, batch = decode_batch(reply)
+    check_fingerprint(mixture, fingerprint)
+    rows = check_batch(batch, mixture.fields)
+    return batch, rows
+
+
+def check_fingerprint(known: MixtureDescription, fingerprint: str) -> None:
+    """Raises FingerprintMismatch where a server's mixture is no longer the one that is known."""
+    if fingerprint != known.fingerprint:
+        raise FingerprintMismatch(
+            f"the mixture {known.name!r} has the fingerprint {fingerprint}, expected {known.fingerprint}: its batches "
+            "would be others; connect a new client to use it as it is now"
+        )

@@ -1,0 +1,71 @@
+"""Memory that is lent out as arrays, and used again when nothing looks at it any more."""
+
+import mmap
+import threading
+import weakref
+from collections import OrderedDict
+from queue import Empty, SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+
+_GRAIN = 64 << 10
+_IDLE_BYTES = 128 << 20
+
+
+class Memory:
+    """A mapping of `size` bytes, lent to one borrower at a time."""
+
+    def __init__(self, mapping: mmap.mmap):
+        self.size = len(mapping)
+        self._mapping = mapping
+
+    def lend(self, returned: "SimpleQueue[Memory]", *, writable: bool) -> npt.NDArray[np.uint8]:
+        """The root of all arrays over this memory, which is put on `returned` when the last of them is gone."""
+        root = np.frombuffer(self._mapping, np.uint8)
+        root.flags.writeable = writable
+        # Every view keeps the root alive, and so do JAX arrays over it; a view may die long before them. Only a queue
+        # is touched then: that is wherever the last reference happens to go, whatever locks are held there.
+        weakref.finalize(root, returned.put, self).atexit = False
+        return root
+
+
+class MemoryPool:
+    """Private memory of this process, by size."""
+
+    def __init__(self) -> None:
+        self._returned: SimpleQueue[Memory] = SimpleQueue()
+        self._idle: OrderedDict[Memory, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def borrow(self, size: int) -> npt.NDArray[np.uint8]:
+        """A writable array of at least `size` bytes, aligned to a page, of undefined content."""
+        with self._lock:
+            self._take_back()
+            size = rounded(size)
+            memory = next((memory for memory in self._idle if memory.size == size), None)
+            if memory is None:
+                memory = Memory(mmap.mmap(-1, size))
+            self._idle.pop(memory, None)
+            return memory.lend(self._returned, writable=True)
+
+    def _take_back(self) -> None:
+        for memory in drained(self._returned):
+            self._idle[memory] = None
+        while sum(memory.size for memory in self._idle) > _IDLE_BYTES:
+            self._idle.popitem(last=False)
+
+
+def rounded(size: int) -> int:
+    """`size` as a number of bytes that memory comes in."""
+    return -(-max(size, 1) // _GRAIN) * _GRAIN
+
+
+def drained(queue: "SimpleQueue[Memory]") -> list[Memory]:
+    """What is in the queue now."""
+    found = list[Memory]()
+    while True:
+        try:
+            found.append(queue.get_nowait())
+        except Empty:
+            return found

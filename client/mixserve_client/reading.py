@@ -1,0 +1,85 @@
+"""A span of batches under way: fetched in the background as fast as they come, taken in order."""
+
+import threading
+import time
+from collections import deque
+from queue import Empty, SimpleQueue
+
+from mixserve_client.assembly import Batch
+from mixserve_client.batch_stream import BatchStream
+from mixserve_client.errors import DeadlineExceeded
+from mixserve_client.workers import Workers
+
+_LONGEST_S = 1e6  # threads cannot wait longer
+
+
+class Reading:
+    """The batches of `stream`, fetched by a worker whether they are taken or not.
+
+    It begins when `after`, the reading before it, has nearly ended: then one stream opens while the other closes, and
+    batches come in the order in which they are taken.
+    """
+
+    def __init__(self, stream: BatchStream, workers: Workers, after: "Reading | None"):
+        self._stream = stream
+        self._workers = workers
+        self._here: deque[Batch] = deque()
+        self._arrived: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._nearly_ended = False
+        self._next: Reading | None = None
+        if after is None or not after._is_followed_by(self):
+            self._begin()
+
+    def take(self, deadline: float | None) -> Batch:
+        """The next batch, waited for until `deadline`, a time of `time.monotonic()`.
+
+        Raises what fetching it raised, and DeadlineExceeded.
+        """
+        while not self._here:
+            timeout_s = None if deadline is None else max(0.0, min(deadline - time.monotonic(), _LONGEST_S))
+            try:
+                arrived = self._arrived.get(timeout=timeout_s)
+            except Empty:
+                raise DeadlineExceeded("timeout_s ran out before the batch was here; allow more time") from None
+            if isinstance(arrived, BaseException):
+                raise arrived
+            self._here.extend(arrived)
+        return self._here.popleft()
+
+    def cancel(self) -> None:
+        """Drop what has not been taken."""
+        self._stream.cancel()
+
+    def _begin(self) -> None:
+        try:
+            self._workers.submit(self._fetch)
+        except BaseException as error:
+            self._arrived.put(error)
+            self._begin_next()
+
+    def _fetch(self) -> None:
+        try:
+            for batches in self._stream:
+                self._arrived.put(batches)
+                del batches  # they must not stay alive until the next ones are here
+                if self._stream.is_nearly_done:
+                    self._begin_next()
+        except BaseException as error:
+            self._arrived.put(error)
+        finally:
+            self._begin_next()
+
+    def _is_followed_by(self, reading: "Reading") -> bool:
+        """Whether this reading will begin `reading`; not where it has nearly ended."""
+        with self._lock:
+            if not self._nearly_ended:
+                self._next = reading
+            return not self._nearly_ended
+
+    def _begin_next(self) -> None:
+        with self._lock:
+            following, self._next = self._next, None
+            self._nearly_ended = True
+        if following is not None:
+            following._begin()

@@ -1,0 +1,137 @@
+"""Requests move over gRPC, and batches through memory that client and server share."""
+
+import logging
+import threading
+from collections.abc import Iterator
+
+from mixserve_client.errors import CorruptReply, ServerFault
+from mixserve_client.transport import Replies, Reply, Transport
+from mixserve_client.transport.slots import Slot, SlotPool
+from mixserve_client.wire import methods
+from mixserve_client.wire.batch import decode_slot_reply
+from mixserve_client.wire.request import with_slots
+from mixserve_client.wire.server import decode_server
+
+_logger = logging.getLogger("mixserve_client")
+
+# Below this a reply is carried as quickly as it is pointed at.
+_LEAST_BYTES = 64 << 10
+
+
+class SharedMemoryTransport:
+    """Adds shared memory to `inner` where its server is on this host; else, and where memory is short, `inner` alone.
+
+    Whether it is, is found out at the first batch, and again after the server was lost.
+    """
+
+    def __init__(self, inner: Transport, folder: str):
+        self._inner = inner
+        self._folder = folder
+        self._pool: SlotPool | None = None
+        self._asked = False
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return self._inner.name if self._pool is None else f"shared memory, {self._inner.name}"
+
+    def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
+        return self._inner.call(method, request, timeout_s)
+
+    def stream(self, method: str, request: bytes, timeout_s: float | None, replies: int, reply_bytes: int) -> Replies:
+        if reply_bytes < _LEAST_BYTES:
+            return self._inner.stream(method, request, timeout_s, replies, reply_bytes)
+        lent = self._lent(replies, reply_bytes, timeout_s)
+        try:
+            return _Replies(self._inner.stream(method, lent.named(request), timeout_s, replies, reply_bytes), lent)
+        except BaseException:
+            lent.lose()
+            raise
+
+    def close(self) -> None:
+        self._inner.close()
+        with self._lock:
+            if self._pool is not None:
+                self._pool.close()
+
+    def _lent(self, count: int, size: int, timeout_s: float | None) -> "_Lent":
+        pool = self._connected(timeout_s)
+        return _Lent(pool, [] if pool is None else pool.take(count, size))
+
+    def _connected(self, timeout_s: float | None) -> SlotPool | None:
+        with self._lock:
+            if self._pool is not None and not self._pool.is_alive():
+                self._pool.close()
+                self._pool, self._asked = None, False
+            if not self._asked:
+                self._pool = self._opened(self._path(timeout_s))
+                self._asked = True
+            return self._pool
+
+    def _path(self, timeout_s: float | None) -> str:
+        try:
+            return decode_server(self._inner.call(methods.GET_SERVER, b"", timeout_s)).shared_memory
+        except ServerFault:  # how a server answers that is older than this call
+            return ""
+
+    def _opened(self, path: str) -> SlotPool | None:
+        try:
+            return SlotPool(path, self._folder) if path else None
+        except OSError as error:
+            _logger.info("%s: batches come over gRPC, not through shared memory: %s", self._inner.name, error)
+            return None
+
+
+class _Lent:
+    """The slots that one request names, until each is written, given back or lost."""
+
+    def __init__(self, pool: SlotPool | None, slots: list[Slot]):
+        self._pool = pool
+        self._slots = {slot.id: slot for slot in slots}
+
+    def named(self, request: bytes) -> bytes:
+        """The request with the slots in it."""
+        return with_slots(request, list(self._slots)) if self._slots else request
+
+    def reply(self, message: bytes) -> Reply:
+        """The batch that `message` holds or points at. Raises CorruptReply."""
+        found = decode_slot_reply(message)
+        if found is None:
+            return message
+        slot_id, size = found
+        slot = self._slots.get(slot_id)
+        if slot is None or self._pool is None or not 0 < size <= slot.size:
+            raise CorruptReply(f"the server points at {size} bytes of a slot that the request did not name")
+        return self._pool.lend(self._slots.pop(slot_id), size)
+
+    def give_back(self) -> None:
+        """The server has answered: it writes to no slot any more."""
+        for slot in self._slots.values():
+            assert self._pool is not None
+            self._pool.give_back(slot)
+        self._slots.clear()
+
+    def lose(self) -> None:
+        """The call has failed: the server may be writing still."""
+        for slot in self._slots.values():
+            assert self._pool is not None
+            self._pool.lose(slot)
+        self._slots.clear()
+
+
+class _Replies:
+    def __init__(self, replies: Replies, lent: _Lent):
+        self._replies = replies
+        self._lent = lent
+
+    def __iter__(self) -> Iterator[Reply]:
+        try:
+            for message in self._replies:
+                yield self._lent.reply(bytes(message))
+        except BaseException:
+            self._lent.lose()
+            raise
+        self._lent.give_back()
+
+    def cancel(self) -> None:
+        self._replies.cancel()

@@ -1,0 +1,173 @@
+"""Slots: memory of this process that a server on the same host writes batches into.
+
+A slot is a memfd that is sealed against shrinking, handed to the server over a Unix socket. It has no name, so nothing
+is left behind however the process ends, and the server forgets it when the connection goes.
+"""
+
+import fcntl
+import logging
+import mmap
+import os
+import select
+import socket
+import stat
+import struct
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+
+from mixserve_client.memory import Memory, drained, rounded
+
+_logger = logging.getLogger("mixserve_client")
+
+DEFAULT_FOLDER = "/dev/shm"
+# What travels over the socket: (size, 0) with a descriptor hands in a slot, (0, id) takes it back; see `Server` in
+# the .proto.
+SLOT_PACKET = struct.Struct("<qQ")
+SLOT_ID = struct.Struct("<Q")
+_REFUSAL_BYTES = 512
+_CREDENTIALS = struct.Struct("3i")
+_ANSWER_S = 5.0
+_BYTES = 256 << 20
+
+
+class Slot(Memory):
+    """Memory that the server knows by `id`."""
+
+    def __init__(self, mapping: mmap.mmap, slot_id: int):
+        super().__init__(mapping)
+        self.id = slot_id
+
+
+class SlotPool:
+    """The slots that one server may write to: up to 256 MiB, made as they are needed.
+
+    A slot is lent out three times over: to a request, which names it; to the server, which writes; and to the arrays
+    over it. It is used again when the last array is gone. Where the server may still be writing, it is never used
+    again: `lose` it.
+    """
+
+    def __init__(self, path: str, folder: str):
+        """Connect to the server's socket at `path`. Raises OSError where it is not that of a server of this user."""
+        _check_socket(Path(path), Path(folder))
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._connection.settimeout(_ANSWER_S)
+            self._connection.connect(path)
+            if peer_user(self._connection) != os.geteuid():
+                raise PermissionError(f"{path} is served by another user")
+        except BaseException:
+            self._connection.close()
+            raise
+        self._returned: SimpleQueue[Memory] = SimpleQueue()
+        self._idle: OrderedDict[int, Slot] = OrderedDict()
+        self._bytes, self._most = 0, _BYTES
+        self._lock = threading.Lock()
+
+    def take(self, count: int, size: int) -> list[Slot]:
+        """Up to `count` slots of at least `size` bytes; fewer where the others are in use, or memory is short."""
+        size = rounded(size)
+        with self._lock:
+            self._take_back()
+            taken = [slot for slot in reversed(self._idle.values()) if slot.size == size][:count]
+            for slot in taken:
+                del self._idle[slot.id]
+            while len(taken) < count and self._make_room(size):
+                try:
+                    taken.append(self._new(size))
+                except OSError as error:
+                    _logger.info("no more shared memory than %d bytes: %s", self._bytes, error)
+                    self._most = self._bytes
+            return taken
+
+    def lend(self, slot: Slot, size: int) -> memoryview:
+        """The first `size` bytes of the slot, which the server has written: read-only."""
+        return memoryview(slot.lend(self._returned, writable=False)[:size])  # pyright: ignore[reportArgumentType]
+
+    def give_back(self, slot: Slot) -> None:
+        """The slot was not written to, and will not be."""
+        self._returned.put(slot)
+
+    def lose(self, slot: Slot) -> None:
+        """The server may be writing to the slot still: nobody will use it again."""
+        with self._lock:
+            self._bytes -= slot.size
+            self._forget(slot)
+
+    def is_alive(self) -> bool:
+        """Whether the server that was connected to is still there, as far as that can be known."""
+        with self._lock:
+            if self._connection.fileno() < 0:
+                return True
+            ended = select.poll()
+            ended.register(self._connection, select.POLLIN)  # nothing comes unasked but the end
+            return not ended.poll(0)
+
+    def close(self) -> None:
+        """The server forgets all slots; arrays over them stay as they are."""
+        self._connection.close()
+
+    def _take_back(self) -> None:
+        for slot in drained(self._returned):
+            assert isinstance(slot, Slot)
+            self._idle[slot.id] = slot
+
+    def _make_room(self, size: int) -> bool:
+        """Whether there is room for another slot; idle ones of other sizes make way."""
+        while self._bytes + size > self._most and self._idle:
+            _, slot = self._idle.popitem(last=False)
+            self._bytes -= slot.size
+            self._forget(slot)
+        return self._bytes + size <= self._most
+
+    def _new(self, size: int) -> Slot:
+        descriptor = os.memfd_create("mixserve-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            # Without pages behind it, the first write beyond what the system has left would end the writer.
+            os.posix_fallocate(descriptor, 0, size)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            answer = self._asked(size, descriptor)
+            (slot,) = SLOT_ID.unpack_from(answer) if len(answer) >= SLOT_ID.size else (0,)
+            if not slot:
+                raise OSError(f"the server refused a slot: {answer[SLOT_ID.size :].decode(errors='replace')}")
+            self._bytes += size
+            return Slot(mmap.mmap(descriptor, size), slot)
+        finally:
+            os.close(descriptor)
+
+    def _asked(self, size: int, descriptor: int) -> bytes:
+        try:
+            socket.send_fds(self._connection, [SLOT_PACKET.pack(size, 0)], [descriptor])
+            return self._connection.recv(_REFUSAL_BYTES)
+        except OSError:
+            self.close()  # an answer that comes late would be taken for the next one
+            raise
+
+    def _forget(self, slot: Slot) -> None:
+        with suppress(OSError):  # the server is gone, and all slots with it
+            self._connection.send(SLOT_PACKET.pack(0, slot.id))
+
+
+def peer_user(connection: socket.socket) -> int:
+    """The user at the other end, as the kernel says."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return _CREDENTIALS.unpack(found)[1]
+
+
+def check_private(folder: Path) -> None:
+    """Raises PermissionError where `folder` is a link, or somebody else's, or open to others."""
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} must be a folder of this user alone (mode 700), and no link")
+
+
+def _check_socket(path: Path, folder: Path) -> None:
+    """Raises OSError unless `path` is a socket of this user in a private folder directly inside `folder`."""
+    if path.parent.parent != folder or ".." in path.parts:
+        raise PermissionError(f"{path} is not in a folder of {folder}; give the server's folder to connect()")
+    check_private(path.parent)
+    found = os.lstat(path)
+    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+        raise PermissionError(f"{path} must be a socket of this user, and no link")

@@ -1,0 +1,107 @@
+"""Plans for readers that go on where they stopped: drawn in blocks, kept for a while, the next block drawn ahead."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt32
+
+from mixserve.mixture.plan import Plan, Planner
+
+_BLOCK, _BLOCK_OF_MANY_SOURCES, _MANY_SOURCES = 4096, 1024, 32
+_KEPT_BLOCKS = 256
+_KEPT_ENDS = 4096
+# Positions that lie scattered are planned one by one where blocks would plan this many times as many in vain.
+_SPARSE = 4
+
+K = TypeVar("K")
+V = TypeVar("V")
+Range = tuple[int, int]  # start and size
+
+
+class PlanBlocks:
+    """Plans ranges of positions; safe to use from many threads.
+
+    A plan of thousands of positions costs little more than one of 16. So where a range begins at the end of another,
+    the whole blocks around it are planned, and the block after them is begun. Elsewhere only what is asked is planned.
+    """
+
+    def __init__(self, planner: Planner):
+        self._planner = planner
+        # Every source adds a draw per position.
+        self._block_size = _BLOCK if planner.source_count <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
+        self._blocks: OrderedDict[tuple[bytes, int], _Block] = OrderedDict()
+        self._ends: OrderedDict[tuple[bytes, int], None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def plan(self, key: UInt32[np.ndarray, "2"], ranges: Sequence[Range]) -> Plan:
+        """The plan of all positions of `ranges`, which ascend, one range after another."""
+        if len(ranges) == 1:
+            return self._plan_range(key, *ranges[0])
+        first, (last_start, last_size) = ranges[0][0], ranges[-1]
+        if (last_start + last_size - first) > _SPARSE * sum(size for _, size in ranges):
+            positions = np.concatenate([_positions(start, size) for start, size in ranges])
+            return self._planner.plan_each(key, positions)
+        return _joined([self._plan_range(key, start, size) for start, size in ranges])
+
+    def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
+        words, end, length = key.tobytes(), start + size, self._block_size
+        first, last = start // length, (end - 1) // length
+        with self._lock:
+            goes_on = self._ends.pop((words, start), self) is None
+            _keep(self._ends, (words, end), None, _KEPT_ENDS)
+            known = all((words, block) in self._blocks for block in range(first, last + 1))
+            if not (goes_on or known):
+                blocks = None
+            else:
+                blocks = [self._block(key, words, block) for block in range(first, last + 1)]
+                if end % length > length // 2 or end % length == 0:
+                    self._block(key, words, last + 1)
+        if blocks is None:
+            return self._planner.plan(key, start, size)
+        parts: list[Plan] = []
+        for number, block in enumerate(blocks, first):
+            at = number * length
+            parts.append(block.plan.part(max(start - at, 0), min(end - at, length)))
+        return _joined(parts)
+
+    def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
+        block = self._blocks.get((words, number))
+        if block is None:
+            block = _Block(self._planner.begin_each(key, _positions(number * self._block_size, self._block_size)))
+        _keep(self._blocks, (words, number), block, _KEPT_BLOCKS)
+        return block
+
+
+class _Block:
+    def __init__(self, finish: Callable[[], Plan]):
+        self._finish = finish
+
+    @cached_property
+    def plan(self) -> Plan:
+        return self._finish()
+
+
+def _positions(start: int, size: int) -> np.ndarray:
+    return np.arange(start, start + size, dtype=np.uint64)
+
+
+def _joined(parts: Sequence[Plan]) -> Plan:
+    if len(parts) == 1:
+        return parts[0]
+    keys = [part.fetch_keys for part in parts if part.fetch_keys is not None]
+    return Plan(
+        np.concatenate([part.source_ids for part in parts]),
+        np.concatenate([part.record_ids for part in parts]),
+        np.concatenate(keys) if keys else None,
+    )
+
+
+def _keep(kept: "OrderedDict[K, V]", key: K, value: V, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    if len(kept) > most:
+        kept.popitem(last=False)

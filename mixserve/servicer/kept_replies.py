@@ -1,0 +1,83 @@
+"""Replies that several readers ask for, at once or shortly after one another: made once, shared by all."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+_KEPT_S = 1.0
+_KEPT_BYTES = 32 << 20
+
+Finish = Callable[[], bytes]
+
+
+class KeptReply:
+    """A reply under way, made by the first thread that needs it.
+
+    An error is nobody else's: the next one tries again.
+    """
+
+    def __init__(self, size: int):
+        self.since = time.monotonic()
+        self.size = size
+        self.is_shared = False
+        self._lock = threading.Lock()
+        self._finish: Finish | None = None
+        self._reply: bytes | None = None
+
+    def begin(self, begin: Callable[[], Finish]) -> "KeptReply":
+        """Begin to make it, where that has not been done; `begin` gives what waits for the reply."""
+        with self._lock:
+            if self._finish is None and self._reply is None:
+                self._finish = begin()
+        return self
+
+    def result(self) -> bytes:
+        """The reply, waited for."""
+        with self._lock:
+            if self._reply is not None:
+                return self._reply
+            assert self._finish is not None
+            reply = self._finish()
+            if self.is_shared:
+                self._reply, self._finish = reply, None
+            return reply
+
+
+class KeptReplies:
+    """The replies of the last second by what they answer; safe to use from many threads.
+
+    Only those that are asked for twice are kept, and what follows them for the same reader: memory that was used just
+    now is faster than memory that waits for readers who never come. Up to 32 MiB are kept.
+    """
+
+    def __init__(self) -> None:
+        self._replies: OrderedDict[tuple[Hashable, Hashable], KeptReply] = OrderedDict()
+        self._shared: OrderedDict[Hashable, float] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, reader: Hashable, rows: Hashable, size: int, begin: Callable[[], Finish]) -> KeptReply:
+        """The reply with those rows, of `size` bytes, to what reads under the name `reader`: that of another call where
+        there is one, else begun with `begin`."""
+        with self._lock:
+            self._let_go(size)
+            reply = self._replies.get((reader, rows))
+            if reply is not None:
+                self._shared[reader] = time.monotonic() + _KEPT_S
+            else:
+                reply = self._replies[reader, rows] = KeptReply(size)
+                self._bytes += size
+            reply.is_shared = reader in self._shared
+        return reply.begin(begin)
+
+    def _let_go(self, room: int) -> None:
+        """Forget what is too old, and the oldest where they are too many for `room` more bytes."""
+        now = time.monotonic()
+        while self._replies:
+            oldest = next(iter(self._replies.values()))
+            if oldest.since + _KEPT_S > now and self._bytes + room <= _KEPT_BYTES:
+                break
+            self._bytes -= self._replies.popitem(last=False)[1].size
+        while self._shared and next(iter(self._shared.values())) < now:
+            self._shared.popitem(last=False)

@@ -1,0 +1,112 @@
+"""Positions of a mixture -> encoded batches, in messages or in memory that the client shares."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mixserve.mixture.blocks import Range
+from mixserve.mixture.gather import Buffers
+from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.kept_replies import KeptReplies, KeptReply
+from mixserve.servicer.reused_bytes import ReusedBytes
+from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
+from mixserve_client.wire.description import MixtureDescription
+from mixserve_client.wire.key import KeyWords
+from mixserve_client.wire.request import StreamRequest
+
+# Measured: gRPC moves the most bytes per second in messages of this size.
+_MESSAGE_BYTES = 2 << 20
+
+Memory = npt.NDArray[np.uint8]
+Begun = Callable[[], bytes]
+Write = Callable[[Buffers], None]
+
+
+class Slots(Protocol):
+    """Memory that clients share with this process."""
+
+    @property
+    def path(self) -> str:
+        """Where clients hand memory in; empty where they cannot."""
+        ...
+
+    def memory(self, slot: int) -> Memory | None:
+        """The writable memory of a slot; None where it is not known, or no longer."""
+        ...
+
+
+class NoSlots:
+    """No memory is shared."""
+
+    path = ""
+
+    def memory(self, slot: int) -> Memory | None:  # noqa: ARG002
+        return None
+
+
+class Replies:
+    """Makes encoded batches."""
+
+    def __init__(self, slots: Slots):
+        self._slots = slots
+        self._kept = KeptReplies()
+        self._bytes = ReusedBytes()
+
+    def cut(self, mixture: HostedMixture, wanted: StreamRequest) -> Iterator[tuple[int, int, int]]:
+        """(first row, rows, slot) of the replies to `wanted`; what finds no slot is cut into messages for gRPC."""
+        most = max(1, min(_MESSAGE_BYTES // max(1, mixture.row_bytes), mixture.description.limits.size))
+        slots = iter(wanted.slots)
+        for at in range(0, wanted.rows, wanted.reply_rows):
+            rows, slot = min(wanted.reply_rows, wanted.rows - at), next(slots, 0)
+            if self._memory(mixture, rows, slot) is not None:
+                yield at, rows, slot
+                continue
+            pieces = -(-rows // most)
+            for piece in range(pieces):
+                first, last = piece * rows // pieces, (piece + 1) * rows // pieces
+                yield at + first, last - first, 0
+
+    def begin(self, mixture: HostedMixture, key: KeyWords, ranges: Sequence[Range], slot: int) -> Begun:
+        """Begin the reply that holds the rows of `ranges`: what waits for it.
+
+        It is in the slot where that is known and large enough.
+        """
+        described = mixture.description
+        rows = sum(size for _, size in ranges)
+        size = batch_bytes(described.fingerprint, described.fields, rows)
+        memory = self._memory(mixture, rows, slot)
+        if memory is not None and mixture.is_array_backed:  # gathering is copying: into its place at once
+            write = mixture.node.begin_read(ranges, key)
+            return partial(_write, described, write, memory, slot, rows, size)
+
+        def begin() -> Begun:
+            return partial(self._framed, described, rows, size, mixture.node.begin_read(ranges, key))
+
+        kept = self._kept.get((described.fingerprint, key.tobytes()), tuple(ranges), size, begin)
+        return kept.result if memory is None else partial(_copied, kept, memory, slot)
+
+    def _framed(self, described: MixtureDescription, rows: int, size: int, write: Write) -> bytes:
+        reply, memory = self._bytes.take(size)
+        write(frame_batch(memory, described.fingerprint, described.fields, rows))
+        return reply
+
+    def _memory(self, mixture: HostedMixture, rows: int, slot: int) -> Memory | None:
+        memory = self._slots.memory(slot) if slot else None
+        described = mixture.description
+        if memory is None or len(memory) < batch_bytes(described.fingerprint, described.fields, rows):
+            return None
+        return memory
+
+
+def _write(described: MixtureDescription, write: Write, memory: Memory, slot: int, rows: int, size: int) -> bytes:
+    write(frame_batch(memory, described.fingerprint, described.fields, rows))
+    return encode_slot_reply(slot, size)
+
+
+def _copied(kept: KeptReply, memory: Memory, slot: int) -> bytes:
+    reply = kept.result()
+    memory[: len(reply)] = np.frombuffer(reply, np.uint8)
+    return encode_slot_reply(slot, len(reply))

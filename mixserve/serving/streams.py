@@ -1,0 +1,85 @@
+"""The threads of streams: nobody keeps one while others wait, and nobody holds one without reading."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+_logger = logging.getLogger("mixserve")
+
+_THREADS = 16
+_STALLED_S = 10.0
+_LOOK_EVERY_S = 1.0
+
+Answer = Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]
+
+
+class StreamThreads:
+    """Runs streams in threads of their own, apart from those of single calls."""
+
+    def __init__(self) -> None:
+        self._threads = _CountingThreads(_THREADS, "mixserve-stream")
+        self._sending: dict[grpc.ServicerContext, float] = {}
+        self._closed = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="mixserve-stalled", daemon=True)
+        self._watching.start()
+
+    def handler(self, answer: Answer) -> grpc.RpcMethodHandler:
+        """The handler of a method whose replies `answer` yields."""
+
+        def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+            return self._in_turns(answer(request, context), context)
+
+        # How grpc lets a method have its own threads.
+        stream.experimental_thread_pool = self._threads  # pyright: ignore[reportFunctionMemberAccess]
+        return grpc.unary_stream_rpc_method_handler(stream)
+
+    def close(self) -> None:
+        """Let the threads end after what they do now."""
+        self._closed.set()
+        self._threads.shutdown(wait=False)
+
+    def _in_turns(self, replies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """`replies` until somebody waits for a thread: the client asks again for what is left."""
+        try:
+            for reply in replies:
+                self._sending[context] = time.monotonic()
+                yield reply  # for as long as the connection takes nothing more
+                del self._sending[context]
+                if self._threads.waiting:
+                    return
+        finally:
+            self._sending.pop(context, None)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_LOOK_EVERY_S):
+            stalled_since = time.monotonic() - _STALLED_S
+            for context, since in list(self._sending.items()):
+                if since < stalled_since and self._sending.pop(context, None) is not None:
+                    _logger.warning("%s took nothing for %.0f s: its stream is ended", context.peer(), _STALLED_S)
+                    context.cancel()
+
+
+class _CountingThreads(ThreadPoolExecutor):
+    """Knows how many tasks wait for a thread."""
+
+    def __init__(self, count: int, name: str):
+        super().__init__(count, name)
+        self._counting = threading.Lock()
+        self.waiting = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        self._count(1)
+        return super().submit(self._run, fn, *args, **kwargs)
+
+    def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._count(-1)
+        return fn(*args, **kwargs)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self.waiting += change
