@@ -12,7 +12,7 @@ from mixserve.build import build_nodes
 from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
 from mixserve_client import MixClient
-from tests.processes import write_mixture
+from tests.processes import server_process, write_mixture
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -54,6 +54,30 @@ def test_fetch_says_what_is_wrong(server):
     assert "size must be at least 1, got 0" in run("fetch", server.address, "--size", 0)[1]
     assert "must be one of 'train', got 'x'" in run("fetch", server.address, "--mixture", "x")[1]
     assert "must be an .npz file" in run("fetch", server.address, "--out", "x.txt")[1]
+
+
+def test_bench_shows_how_fast_batches_come(server):
+    sizes = ("--batch-size", 8, "--batch-size", 3000, "--seconds", 0.1)
+    code, shown = run("bench", server.address, *sizes)
+    assert code == 0
+    for part in ("batches/s", "p99", "3,000", f"shared memory, grpc {server.address}"):
+        assert part in shown
+    code, shown = run("bench", server.address, *sizes, "--shared-memory", "off")
+    assert code == 0
+    assert "shared memory" not in shown
+    assert run("bench", server.address, "--batch-size", 0)[0] == 2
+    assert "must be one of 'train', got 'x'" in run("bench", server.address, "--mixture", "x")[1]
+
+
+@pytest.mark.parametrize("given", ["flag", "file"])
+def test_shared_memory_can_be_turned_off(tmp_path, given):
+    config = write_mixture(tmp_path)
+    if given == "file":
+        config.write_text(config.read_text().replace("{port: 0}", "{port: 0, shared_memory: false}"))
+    flags = ("--shared-memory", "off") if given == "flag" else ()
+    with server_process(config, *flags) as server, MixClient.connect(server.address()) as client:
+        client.get_batch_at(0, 10_000, 0)
+        assert client.transport == f"grpc {server.address()}"
 
 
 GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 1}"

@@ -34,7 +34,8 @@ class BatchStream:
         self._words = words
         self._span = span
         self._memory = memory
-        self._came = self._reply_rows = 0
+        self._came = 0
+        self._reply_rows = _reply_rows(span, mixture)
         self._replies = caller.stream(methods.STREAM_BATCHES, self._next_request, deadline)
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -55,7 +56,7 @@ class BatchStream:
         if left is None:
             return None
         mixture = self._mixture
-        rows = self._reply_rows = left.size * min(left.count, reply_batches(left.size * mixture.row_bytes))
+        rows = _reply_rows(left, mixture)
         first = BatchRequest(mixture.name, left.start, left.size, self._words, mixture.fingerprint)
         request = encode_stream_request(StreamRequest(first, left.stride, left.count, rows))
         replies = -(-left.size * left.count // rows)
@@ -69,6 +70,10 @@ class BatchStream:
             if self._came > asked:
                 raise CorruptReply(f"the server sent {self._came} rows where {asked} were asked for")
             yield batch
+
+
+def _reply_rows(span: Span, mixture: MixtureDescription) -> int:
+    return span.size * min(span.count, reply_batches(span.size * mixture.row_bytes))
 
 
 def decoded(reply: Reply, mixture: MixtureDescription) -> tuple[Batch, int]:

@@ -59,6 +59,7 @@ class BatchIterator:
         self._prefetch = _at_least("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
         self._in_flight: deque[_InFlight] = deque()
+        self._ask_from = 0  # the position at which there is room for more
         self._asked: int = self._position
         self._closed = False
 
@@ -68,18 +69,22 @@ class BatchIterator:
     def __next__(self) -> Any:
         if self._closed:
             raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
-        mixture = self._mixture()
         before = self._position
         try:
-            self._ask(mixture, at_least=1)
             if not self._in_flight:
-                raise StopIteration
+                self._ask(at_least=1)
+                if not self._in_flight:
+                    raise StopIteration
             end, reading = self._in_flight[0]
-            batch = no_rows(mixture.fields) if reading is None else reading.take(deadline_in(self._timeout_s))
-            self._position = min(before + self._batch_size, self._stop)
-            if self._position == end:
+            if reading is None:
+                batch = no_rows(self._mixture().fields)
+            else:
+                batch = reading.take(None if self._timeout_s is None else deadline_in(self._timeout_s))
+            self._position = position = min(before + self._batch_size, self._stop)
+            if position == end:
                 self._in_flight.popleft()
-            self._ask(mixture)
+            if position >= self._ask_from:
+                self._ask()
         except BaseException:
             self._position = before
             self._forget()
@@ -141,17 +146,14 @@ class BatchIterator:
         self._mixture_name = mixture.name
         return mixture
 
-    def _ask(self, mixture: MixtureDescription, at_least: int = 0) -> None:
+    def _ask(self, at_least: int = 0) -> None:
         """Ask for the batches that there is room for, half of them at a time: one stream is open while another ends."""
-        size = self._batch_size
+        mixture, size = self._mixture(), self._batch_size
         offset, rows = shard_rows(size, self._shard)
         batch_bytes = rows * mixture.row_bytes
         most = max(at_least, batches_ahead(batch_bytes, self._prefetch))
         half = max(1, most // 2)
-        while self._asked < self._stop:
-            room = most - (self._asked - self._position) // size
-            if room < half:
-                return
+        while self._asked < self._stop and most - (self._asked - self._position) // size >= half:
             whole = (self._stop - self._asked) // size
             if whole:
                 count = whole_replies(self._asked // size, min(half, whole), reply_batches(batch_bytes))
@@ -162,6 +164,7 @@ class BatchIterator:
             reading = self._start(mixture, span) if rows else None
             self._in_flight.append(_InFlight(end, reading))
             self._asked = end
+        self._ask_from = self._asked - (most - half) * size
 
     def _start(self, mixture: MixtureDescription, span: Span) -> Reading:
         before = self._in_flight[-1].reading if self._in_flight else None

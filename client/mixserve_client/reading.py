@@ -60,6 +60,8 @@ class Reading:
 
     def _fetch(self) -> None:
         try:
+            if self._stream.is_nearly_done:
+                self._begin_next()
             for batches in self._stream:
                 self._arrived.put(batches)
                 del batches  # they must not stay alive until the next ones are here

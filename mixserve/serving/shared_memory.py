@@ -172,9 +172,10 @@ def mapped(size: int, descriptors: list[int]) -> Memory:
         raise Refused("it must be a memfd: other files can be cut short while they are written to") from error
     if not seals & fcntl.F_SEAL_SHRINK:
         raise Refused("the memfd must be sealed against shrinking, or a write to it could end this process")
-    there = os.fstat(descriptors[0]).st_size
+    found = os.fstat(descriptors[0])
+    there = min(found.st_size, found.st_blocks * 512)
     if there < size:
-        raise Refused(f"the memfd has {there} bytes, {size} were announced")
+        raise Refused(f"the memfd has {there} bytes with memory behind them, {size} were announced")
     return np.frombuffer(mmap.mmap(descriptors[0], size), np.uint8)
 
 

@@ -5,6 +5,7 @@ are "~t0", "~t1", …, those of a list "~l0", "~l1", …. A flat record of plain
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 _SEQUENCES: dict[str, type] = {"~t": tuple, "~l": list}
@@ -22,6 +23,8 @@ def flatten(record: Any) -> dict[str, Any]:
 
 def unflatten(leaves: Mapping[str, Any]) -> Any:
     """The record whose leaves are these. Raises ValueError where the names are not those of one record."""
+    if not any(map(_is_path, leaves)):
+        return dict(leaves)
     if list(leaves) == [""]:
         return leaves[""]
     grown: dict[str, Any] = {}
@@ -37,6 +40,12 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
             raise ValueError(f"the leaf {name!r} is also a node")
         node[last] = _Leaf(leaf)
     return _rebuilt(grown)
+
+
+@lru_cache(maxsize=4096)
+def _is_path(name: str) -> bool:
+    """Whether `name` stands for anything else than a key of a flat record."""
+    return not name or "/" in name or "~" in name
 
 
 class _Leaf:
