@@ -1,5 +1,9 @@
 """Tiny real mixtures, a real server, and clients over every transport."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +14,13 @@ import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
 from mixserve_client import MixClient
+
+# Server processes compile the programs that this process has compiled, so they read them from here.
+_COMPILED = tempfile.mkdtemp(prefix="mixserve-tests-")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 TRANSPORTS = ("in-process", "grpc", "shared memory")
 

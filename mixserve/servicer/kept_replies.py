@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 _KEPT_S = 1.0
+_UNDER_WAY_S = 60.0  # for one that nobody fetches, since its stream has ended
 _KEPT_BYTES = 32 << 20
 
 Finish = Callable[[], bytes]
@@ -18,8 +19,8 @@ class KeptReply:
     """
 
     def __init__(self, size: int):
-        self.since = time.monotonic()
         self.size = size
+        self.ends = time.monotonic() + _UNDER_WAY_S
         self.is_shared = False
         self._lock = threading.Lock()
         self._finish: Finish | None = None
@@ -39,6 +40,7 @@ class KeptReply:
                 return self._reply
             assert self._finish is not None
             reply = self._finish()
+            self.ends = time.monotonic() + _KEPT_S
             if self.is_shared:
                 self._reply, self._finish = reply, None
             return reply
@@ -65,6 +67,7 @@ class KeptReplies:
             reply = self._replies.get((reader, rows))
             if reply is not None:
                 self._shared[reader] = time.monotonic() + _KEPT_S
+                self._shared.move_to_end(reader)
             else:
                 reply = self._replies[reader, rows] = KeptReply(size)
                 self._bytes += size
@@ -76,7 +79,7 @@ class KeptReplies:
         now = time.monotonic()
         while self._replies:
             oldest = next(iter(self._replies.values()))
-            if oldest.since + _KEPT_S > now and self._bytes + room <= _KEPT_BYTES:
+            if oldest.ends > now and self._bytes + room <= _KEPT_BYTES:
                 break
             self._bytes -= self._replies.popitem(last=False)[1].size
         while self._shared and next(iter(self._shared.values())) < now:

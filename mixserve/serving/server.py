@@ -4,7 +4,7 @@ import errno
 import logging
 import socket
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -100,7 +100,7 @@ class MixServer:
             self._check_ready()
             return self._servicer.handle(method, request)
 
-    def _stream(self, method: str, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def _stream(self, method: str, request: bytes, context: grpc.ServicerContext) -> Generator[bytes]:
         with self._calls, _statuses(context):
             self._check_ready()
             for reply in self._servicer.stream(method, request):

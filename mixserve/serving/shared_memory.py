@@ -13,6 +13,7 @@ import secrets
 import selectors
 import socket
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ _logger = logging.getLogger("mixserve")
 _SLOT_BYTES = 4 << 30
 _SLOTS_PER_CONNECTION = 256
 _CONNECTIONS = 1024
+_PAUSE_S = 0.2
 
 Memory = npt.NDArray[np.uint8]
 
@@ -42,11 +44,7 @@ class SharedMemory:
         own.mkdir(mode=0o700, exist_ok=True)
         check_private(own)
         _sweep(own)
-        self.path = str(own / f"{secrets.token_hex(8)}.sock")
-        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listening.bind(self.path)
-        self._listening.listen(128)
-        self._listening.setblocking(False)
+        self._listening, self.path = _listening(own)
         self._woken, self._wake = socket.socketpair()
         self._slots: dict[int, Memory] = {}
         self._connections: dict[socket.socket, set[int]] = {}
@@ -62,8 +60,9 @@ class SharedMemory:
 
     def close(self) -> None:
         """Forget all memory; what is being written is unmapped when that is done."""
-        self._wake.send(b"x")
-        self._thread.join()
+        if self._thread.is_alive():
+            self._wake.send(b"x")
+            self._thread.join()
 
     def _listen(self) -> None:
         while True:
@@ -82,6 +81,7 @@ class SharedMemory:
             connection, _ = self._listening.accept()
         except OSError as error:
             _logger.warning("cannot take a connection for shared memory: %s", error)
+            time.sleep(_PAUSE_S)  # it waits still
             return
         if peer_user(connection) != os.geteuid() or len(self._connections) >= _CONNECTIONS:
             connection.close()
@@ -177,6 +177,22 @@ def mapped(size: int, descriptors: list[int]) -> Memory:
     if there < size:
         raise Refused(f"the memfd has {there} bytes with memory behind them, {size} were announced")
     return np.frombuffer(mmap.mmap(descriptors[0], size), np.uint8)
+
+
+def _listening(folder: Path) -> tuple[socket.socket, str]:
+    """A socket that listens, and its path, which nobody has seen before it did. Raises OSError."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        path = folder / f"{secrets.token_hex(8)}.sock"
+        early = path.with_suffix(".new")
+        made.bind(str(early))
+        made.listen(128)
+        made.setblocking(False)
+        early.rename(path)
+        return made, str(path)
+    except BaseException:
+        made.close()
+        raise
 
 
 def _sweep(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,8 @@ _THREADS = 16
 _STALLED_S = 10.0
 _LOOK_EVERY_S = 1.0
 
-Answer = Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]
+Replies = Generator[bytes]
+Answer = Callable[[bytes, grpc.ServicerContext], Replies]
 
 
 class StreamThreads:
@@ -43,17 +44,18 @@ class StreamThreads:
         self._closed.set()
         self._threads.shutdown(wait=False)
 
-    def _in_turns(self, replies: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+    def _in_turns(self, replies: Replies, context: grpc.ServicerContext) -> Iterator[bytes]:
         """`replies` until somebody waits for a thread: the client asks again for what is left."""
         try:
             for reply in replies:
                 self._sending[context] = time.monotonic()
                 yield reply  # for as long as the connection takes nothing more
-                del self._sending[context]
+                self._sending.pop(context, None)  # not there any more where it took too long
                 if self._threads.waiting:
                     return
         finally:
             self._sending.pop(context, None)
+            replies.close()
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):

@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ _REFUSAL_BYTES = 512
 _CREDENTIALS = struct.Struct("3i")
 _ANSWER_S = 5.0
 _BYTES = 256 << 20
+_SHORT_S = 10.0
 
 
 class Slot(Memory):
@@ -64,6 +66,7 @@ class SlotPool:
         self._returned: SimpleQueue[Memory] = SimpleQueue()
         self._idle: OrderedDict[int, Slot] = OrderedDict()
         self._bytes, self._most = 0, _BYTES
+        self._short_until = 0.0  # memory is short until then
         self._lock = threading.Lock()
 
     def take(self, count: int, size: int) -> list[Slot]:
@@ -74,12 +77,12 @@ class SlotPool:
             taken = [slot for slot in reversed(self._idle.values()) if slot.size == size][:count]
             for slot in taken:
                 del self._idle[slot.id]
-            while len(taken) < count and self._make_room(size):
+            while len(taken) < count and time.monotonic() >= self._short_until and self._make_room(size):
                 try:
                     taken.append(self._new(size))
                 except OSError as error:
                     _logger.info("no more shared memory than %d bytes: %s", self._bytes, error)
-                    self._most = self._bytes
+                    self._short_until = time.monotonic() + _SHORT_S
             return taken
 
     def lend(self, slot: Slot, size: int) -> memoryview:
@@ -108,6 +111,10 @@ class SlotPool:
     def close(self) -> None:
         """The server forgets all slots; arrays over them stay as they are."""
         self._connection.close()
+        with self._lock:
+            self._take_back()
+            self._idle.clear()
+            self._most = 0
 
     def _take_back(self) -> None:
         for slot in drained(self._returned):
@@ -128,12 +135,13 @@ class SlotPool:
             # Without pages behind it, the first write beyond what the system has left would end the writer.
             os.posix_fallocate(descriptor, 0, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            mapping = mmap.mmap(descriptor, size)
             answer = self._asked(size, descriptor)
             (slot,) = SLOT_ID.unpack_from(answer) if len(answer) >= SLOT_ID.size else (0,)
             if not slot:
                 raise OSError(f"the server refused a slot: {answer[SLOT_ID.size :].decode(errors='replace')}")
             self._bytes += size
-            return Slot(mmap.mmap(descriptor, size), slot)
+            return Slot(mapping, slot)
         finally:
             os.close(descriptor)
 
@@ -142,7 +150,7 @@ class SlotPool:
             socket.send_fds(self._connection, [SLOT_PACKET.pack(size, 0)], [descriptor])
             return self._connection.recv(_REFUSAL_BYTES)
         except OSError:
-            self.close()  # an answer that comes late would be taken for the next one
+            self._connection.close()  # an answer that comes late would be taken for the next one
             raise
 
     def _forget(self, slot: Slot) -> None:

@@ -1,0 +1,171 @@
+"""Plans in blocks equal the planner's own, whatever is asked in whatever order, by however many threads."""
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mixserve.mixture import plan
+from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.mixture import normalised
+from mixserve.mixture.plan import Plan, Planner
+from mixserve_client.wire.key import key_words
+
+LIMIT = 2**63 - 1
+DEADLINE_S = 60
+KEYS = [key_words(seed) for seed in (0, 7, 2**32 - 1)]
+
+
+def planner_of(lengths: list[int], *, keyed: bool = False, nested: dict[int, Planner] | None = None) -> Planner:
+    return Planner(normalised([1.0 + i % 3 for i in range(len(lengths))]), lengths, nested, keyed=keyed)
+
+
+def nested_planner() -> Planner:
+    inner = planner_of([5, 2**40, 9], keyed=True)
+    return planner_of([100, 2**40 + 14, 30], nested={1: inner})
+
+
+PLANNERS = {
+    "flat": planner_of([10, 2000, 33]),
+    "many sources": planner_of([10 + i for i in range(40)]),
+    "keyed": planner_of([10, 2000, 33], keyed=True),
+    "nested": nested_planner(),
+}
+
+
+@pytest.fixture(params=PLANNERS)
+def planner(request: pytest.FixtureRequest) -> Planner:
+    return PLANNERS[request.param]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_program() -> Iterator[None]:
+    """One size of pieces is enough here, and compiles sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "RUNGS", (1024,))
+        yield
+
+
+def assert_plans_equal(found: Plan, expected: Plan) -> None:
+    for got, wanted in zip(found, expected, strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None:
+            assert got.dtype == wanted.dtype
+            assert got.shape == wanted.shape
+            np.testing.assert_array_equal(got, wanted)
+
+
+def planned(planner: Planner, key: np.ndarray, ranges: list[tuple[int, int]]) -> Plan:
+    """The plan of `ranges`, straight from the planner."""
+    positions = np.concatenate([np.arange(start, start + size, dtype=np.uint64) for start, size in ranges])
+    return planner.plan_each(key, positions)
+
+
+starts = st.one_of(
+    st.integers(0, 20_000),
+    st.integers(2**32 - 20_000, 2**32 + 100),
+    st.integers(LIMIT - 20_000, LIMIT - 1),
+    st.integers(0, LIMIT - 1),
+)
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, int]]]]:
+    """(number of the key, ranges) of a few readers' requests, one after another."""
+    at, found = draw(starts), list[tuple[int, list[tuple[int, int]]]]()
+    for _ in range(draw(st.integers(1, 8))):
+        step = draw(st.sampled_from(["on", "on", "on", "again", "back", "far"]))
+        if step == "far":
+            at = draw(starts)
+        elif step == "back":
+            at = max(0, at - draw(st.integers(1, 9000)))
+        size = draw(st.sampled_from([1, 3, 64, 1024, 1500, 4096, 5000]))
+        count = draw(st.integers(1, 4))
+        stride = size + draw(st.sampled_from([0, 1, size, 5 * size, 7000]))
+        if at + (count - 1) * stride + size > LIMIT:
+            count, size = 1, min(size, LIMIT - at)
+        if size == 0:
+            at, size = LIMIT - 1, 1
+        found.append((draw(st.integers(0, len(KEYS) - 1)), [(at + i * stride, size) for i in range(count)]))
+        if step != "again":
+            at = found[-1][1][-1][0] + size
+    return found
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(requests=asked())
+def test_whatever_is_asked_is_planned_as_the_planner_does(planner, requests):
+    blocks = PlanBlocks(planner)
+    for key, ranges in requests:
+        assert_plans_equal(blocks.plan(KEYS[key], ranges), planned(planner, KEYS[key], ranges))
+
+
+def test_a_reader_that_goes_on_and_on(planner):
+    blocks, at = PlanBlocks(planner), 4000
+    for size in [100] * 30 + [1, 4096, 3, 5000, 4096 - 3, 2**13]:
+        assert_plans_equal(blocks.plan(KEYS[1], [(at, size)]), planner.plan(KEYS[1], at, size))
+        at += size
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096, 5000])
+def test_the_last_positions_of_all(planner, size):
+    blocks = PlanBlocks(planner)
+    for at in range(LIMIT - 3 * size, LIMIT, size):
+        assert_plans_equal(blocks.plan(KEYS[1], [(at, size)]), planner.plan(KEYS[1], at, size))
+
+
+def test_readers_of_shards_and_of_several_keys_in_turns(planner):
+    blocks = PlanBlocks(planner)
+    for batch in range(12):
+        for shard in range(3):
+            for key in KEYS:
+                ranges = [(batch * 2000 + i * 500 + shard * 160, 160) for i in range(4)]
+                assert_plans_equal(blocks.plan(key, ranges), planned(planner, key, ranges))
+
+
+def test_more_keys_than_blocks_are_kept():
+    blocks, planner = PlanBlocks(PLANNERS["flat"]), PLANNERS["flat"]
+    for _ in range(2):
+        for seed in range(300):
+            for at in (0, 50):
+                found = blocks.plan(key_words(seed), [(at, 50)])
+        assert_plans_equal(found, planner.plan(key_words(299), 50, 50))
+    assert_plans_equal(blocks.plan(key_words(3), [(100, 50)]), planner.plan(key_words(3), 100, 50))
+
+
+def test_plans_are_not_changed_by_later_ones(planner):
+    blocks = PlanBlocks(planner)
+    plans = [blocks.plan(KEYS[0], [(at, 512)]) for at in range(0, 10_240, 512)]
+    for number, found in enumerate(plans):
+        assert_plans_equal(found, planner.plan(KEYS[0], number * 512, 512))
+
+
+def test_many_threads_get_their_own_plans(planner):
+    blocks, together, failed = PlanBlocks(planner), threading.Barrier(8), list[Any]()
+    expected = {number: planner.plan(key, 0, 30_000) for number, key in enumerate(KEYS)}
+
+    def read(thread: int) -> None:
+        rng = random.Random(thread // 2)  # two by two they ask for the same
+        number, at = rng.randrange(len(KEYS)), rng.randrange(5000)
+        together.wait(DEADLINE_S)
+        for _ in range(25):
+            size = rng.randint(1, 900)
+            found, whole = blocks.plan(KEYS[number], [(at, size)]), expected[number].part(at, at + size)
+            try:
+                assert_plans_equal(found, whole)
+            except AssertionError as error:
+                failed.append(error)
+            at += size
+
+    threads = [threading.Thread(target=read, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+    assert failed == []
