@@ -5,10 +5,11 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto
+PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench protos check-protos test-protobuf test-node test-datarax clean
+.PHONY: help setup demo test check format bench bench-node peers protos check-protos test-protobuf test-node test-datarax clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,10 +32,22 @@ format: $(READY) ## Format the code, and mend what the linter can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(READY) .venv-datarax/.ready ## Run the benchmarks; the results go to benchmarks/results
+bench: $(READY) ## Race against peers, and serve a crowd; the results go to benchmarks/results
+	-$(MAKE) --keep-going peers
+	$(BIN)/python -m benchmarks.race
+	$(BIN)/python -m benchmarks.crowd
+
+bench-node: $(READY) .venv-datarax/.ready ## Time the node beside the reference's own implementation
 	$(BIN)/python benchmarks/node.py
 	.venv-datarax/bin/python benchmarks/reference_node.py
-	$(BIN)/python benchmarks/remote.py
+
+# One that cannot be built here is left out of the race, which says so.
+peers: $(PEERS) ## Set up the environments of those that the benchmarks race against, about 3 GB
+
+.venv-peers/%/.ready: benchmarks/race/peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	touch $@
 
 # The client must live beside protobuf 5, 6 and 7, and only code of an old generator does; it has a venv of its own.
 .venv-protos/.ready:

@@ -1,0 +1,68 @@
+"""CPU seconds and peak resident memory of processes, from /proc; None where a system has none (macOS)."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def family(pid: int, without: Iterable[int] = ()) -> list[int]:
+    """The process and its descendants, leaving out those in `without` and theirs."""
+    children: dict[int, list[int]] = {}
+    for stat in _PROC.glob("[0-9]*/stat"):
+        if fields := _stat(stat):
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    left_out, found, todo = set(without), [], [pid]
+    while todo:
+        one = todo.pop()
+        if one not in left_out:
+            found.append(one)
+            todo += children.get(one, [])
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float | None:
+    """User and system time that the processes have used since they began, to 10 ms each."""
+    if not _PROC.exists():
+        return None
+    ticks = 0
+    for pid in pids:
+        if fields := _stat(_PROC / str(pid) / "stat"):
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def forget_peaks(pids: Iterable[int]) -> None:
+    """Let peaks be counted from now on."""
+    for pid in pids:
+        path = _PROC / str(pid) / "clear_refs"
+        if path.exists():
+            path.write_text("5")
+
+
+def peak_bytes(pids: Iterable[int]) -> int | None:
+    """Sum of the processes' peaks of resident memory; what they share counts for each."""
+    if not _PROC.exists():
+        return None
+    return sum(memory_bytes(pid, "VmHWM") or 0 for pid in pids)
+
+
+def memory_bytes(pid: int, field: str) -> int | None:
+    """What the system tells of a process's memory at present: VmRSS, VmHWM, RssShmem, …"""
+    for line in _lines(_PROC / str(pid) / "status"):
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields of a process behind its name, which may hold spaces; none of a process that has ended."""
+    return " ".join(_lines(path)).rpartition(")")[2].split()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
