@@ -206,7 +206,7 @@ def test_no_thread_is_started_for_a_source():
     node = mix(*(rows(3, i) for i in range(30)))
     before = threading.active_count()
     values(node, 20)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of tests before this one may end meanwhile
 
 
 def test_filtered_records_of_grain_are_passed_over():

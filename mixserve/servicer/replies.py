@@ -20,6 +20,9 @@ from mixserve_client.wire.request import StreamRequest
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20
 
+# Smaller ones cost less than to look whether somebody else has them.
+_LEAST_KEPT_BYTES = 128 << 10
+
 Memory = npt.NDArray[np.uint8]
 Begun = Callable[[], bytes]
 Write = Callable[[Buffers], None]
@@ -84,6 +87,9 @@ class Replies:
 
         def begin() -> Begun:
             return partial(self._framed, described, rows, size, mixture.node.begin_read(ranges, key))
+
+        if size < _LEAST_KEPT_BYTES and mixture.is_array_backed:
+            return begin()
 
         kept = self._kept.get((described.fingerprint, key.tobytes()), tuple(ranges), size, begin)
         return kept.result if memory is None else partial(_copied, kept, memory, slot)

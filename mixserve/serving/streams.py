@@ -11,7 +11,8 @@ import grpc
 
 _logger = logging.getLogger("mixserve")
 
-_THREADS = 16
+# Few: threads that want the interpreter's lock make single calls wait for it. Enough for readers that stall.
+_THREADS = 12
 _STALLED_S = 10.0
 _LOOK_EVERY_S = 1.0
 
