@@ -15,8 +15,8 @@ from mixserve_client.retry import PatientCaller, deadline_in
 from mixserve_client.spans import Span
 from mixserve_client.transport import Transport
 from mixserve_client.transport.grpc import GrpcTransport
+from mixserve_client.transport.handshake import DEFAULT_FOLDER
 from mixserve_client.transport.shared_memory import SharedMemoryTransport
-from mixserve_client.transport.slots import DEFAULT_FOLDER
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
 from mixserve_client.wire.key import KeyWords, key_words

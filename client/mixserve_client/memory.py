@@ -1,6 +1,7 @@
 """Memory that is lent out as arrays, and used again when nothing looks at it any more."""
 
 import mmap
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -14,16 +15,18 @@ _IDLE_BYTES = 128 << 20
 
 
 class Memory:
-    """A mapping of `size` bytes, lent to one borrower at a time."""
+    """A mapping of `size` bytes, lent to one borrower at a time; `lent_after` is how many forks came before that."""
 
     def __init__(self, mapping: mmap.mmap):
         self.size = len(mapping)
+        self.lent_after = 0
         self._mapping = mapping
 
     def lend(self, returned: "SimpleQueue[Memory]", *, writable: bool) -> npt.NDArray[np.uint8]:
         """The root of all arrays over this memory, which is put on `returned` when the last of them is gone."""
         root = np.frombuffer(self._mapping, np.uint8)
         root.flags.writeable = writable
+        self.lent_after = forks()
         # Every view keeps the root alive, and so do JAX arrays over it; a view may die long before them. Only a queue
         # is touched then: that is wherever the last reference happens to go, whatever locks are held there.
         weakref.finalize(root, returned.put, self).atexit = False
@@ -43,9 +46,11 @@ class MemoryPool:
         with self._lock:
             self._take_back()
             size = rounded(size)
+            if size > _IDLE_BYTES:  # it would not be kept, so it need not come back
+                return np.frombuffer(_private(size), np.uint8)
             memory = next((memory for memory in self._idle if memory.size == size), None)
             if memory is None:
-                memory = Memory(mmap.mmap(-1, size))
+                memory = Memory(_private(size))
             self._idle.pop(memory, None)
             return memory.lend(self._returned, writable=True)
 
@@ -54,6 +59,27 @@ class MemoryPool:
             self._idle[memory] = None
         while sum(memory.size for memory in self._idle) > _IDLE_BYTES:
             self._idle.popitem(last=False)
+
+
+def _private(size: int) -> mmap.mmap:
+    # Shared, which is the default, would mean shared with the processes that are forked from this one.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+_forks = 0
+
+
+def forks() -> int:
+    """How often this process has been forked."""
+    return _forks
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(before=_count_fork)
 
 
 def rounded(size: int) -> int:

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 
 from mixserve_client.assembly import Batch
 from mixserve_client.batch_stream import BatchStream
-from mixserve_client.errors import DeadlineExceeded
+from mixserve_client.errors import DeadlineExceeded, Unavailable
 from mixserve_client.workers import Workers
 
 _LONGEST_S = 1e6  # threads cannot wait longer
@@ -67,6 +67,7 @@ class Reading:
                 del batches  # they must not stay alive until the next ones are here
                 if self._stream.is_nearly_done:
                     self._begin_next()
+            self._arrived.put(Unavailable("this iterator was closed while a batch was waited for"))
         except BaseException as error:
             self._arrived.put(error)
         finally:

@@ -36,7 +36,7 @@ def run(
             measured: list[Measured] = []
             for number, size in enumerate(sizes):
                 progress.update(task, description=f"batches of {size:,}", completed=number * seconds)
-                measured.append(_measure(client, described, size, key + number, seconds))
+                measured.append(_measure(client, described, size, (key + number) % 2**32, seconds))
         console.print(_table(measured, described))
         console.print(f"  over {client.transport}; mixture {described.name}, {described.row_bytes:,} bytes a row")
 
@@ -72,6 +72,6 @@ def _table(measured: list[Measured], described: MixtureDescription) -> Table:
             f"{gigabytes / one.seconds:.3f}",
             f"{p50:.3f}",
             f"{p99:.3f}",
-            f"{one.cpu_s / gigabytes:.2f}",
+            f"{one.cpu_s / gigabytes:.2f}" if gigabytes else "",
         )
     return table

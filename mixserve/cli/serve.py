@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from mixserve.config import load_config
 
 _logger = logging.getLogger("mixserve")
+
+_FILES = 1 << 16
 
 
 def run(
@@ -45,6 +48,9 @@ def run(
     port = config.server.port if port is None else port
     _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
     memory = config.server.shared_memory if shared_memory is None else shared_memory
+    if shared_memory is None and isinstance(memory, str):
+        memory = str(config_file.parent / memory)
+    _allow_many_files()
     server = serve(nodes, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", shared_memory=memory)
     serving.set()
     told_to_stop.wait()
@@ -54,3 +60,11 @@ def run(
     if not finished:
         _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
         os._exit(0)  # the interpreter would wait for their threads
+
+
+def _allow_many_files() -> None:
+    """Use as many descriptors as the system allows: every slot of shared memory and every mapped file holds one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -42,16 +42,16 @@ class PlanBlocks:
         if len(ranges) == 1:
             return self._plan_range(key, *ranges[0])
         first, (last_start, last_size) = ranges[0][0], ranges[-1]
-        if (last_start + last_size - first) > _SPARSE * sum(size for _, size in ranges):
-            positions = np.concatenate([_positions(start, size) for start, size in ranges])
-            return self._planner.plan_each(key, positions)
-        return _joined([self._plan_range(key, start, size) for start, size in ranges])
+        span, places = last_start + last_size - first, _places(ranges)
+        if span > _SPARSE * len(places):
+            return self._planner.plan_each(key, places.astype(np.uint64) + np.uint64(first))
+        return self._plan_range(key, first, span, goes_on=True).at(places)
 
-    def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
+    def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int, *, goes_on: bool = False) -> Plan:
         words, end, length = key.tobytes(), start + size, self._block_size
         first, last = start // length, (end - 1) // length
         with self._lock:
-            goes_on = self._ends.pop((words, start), self) is None
+            goes_on = self._ends.pop((words, start), self) is None or goes_on
             _keep(self._ends, (words, end), None, _KEPT_ENDS)
             known = all((words, block) in self._blocks for block in range(first, last + 1))
             if not (goes_on or known):
@@ -65,7 +65,12 @@ class PlanBlocks:
         parts: list[Plan] = []
         for number, block in enumerate(blocks, first):
             at = number * length
-            parts.append(block.plan.part(max(start - at, 0), min(end - at, length)))
+            try:
+                parts.append(block.plan.part(max(start - at, 0), min(end - at, length)))
+            except BaseException:
+                with self._lock:
+                    self._blocks.pop((words, number), None)  # to be begun anew
+                raise
         return _joined(parts)
 
     def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
@@ -87,6 +92,14 @@ class _Block:
 
 def _positions(start: int, size: int) -> np.ndarray:
     return np.arange(start, start + size, dtype=np.uint64)
+
+
+def _places(ranges: Sequence[Range]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The positions of all ranges, counted from the start of the first."""
+    starts = np.array([start - ranges[0][0] for start, _ in ranges], np.int64)
+    sizes = np.array([size for _, size in ranges], np.int64)
+    before = np.cumsum(sizes) - sizes
+    return np.arange(sizes.sum(), dtype=np.int64) + np.repeat(starts - before, sizes)
 
 
 def _joined(parts: Sequence[Plan]) -> Plan:

@@ -24,6 +24,7 @@ class HostedMixture:
         if self.row_bytes > _LARGEST_ROW_BYTES:
             raise ValueError(f"a record must be at most 2^30 bytes, got {self.row_bytes} in the mixture {name!r}")
         self.is_array_backed = all(map(is_array_backed, node.mixture.leaves))
+        self.is_gathered_by_copying = self.is_array_backed and node.placement == "host"
 
     @cached_property
     def description(self) -> MixtureDescription:

@@ -15,7 +15,7 @@ Finish = Callable[[], bytes]
 class KeptReply:
     """A reply under way, made by the first thread that needs it.
 
-    An error is nobody else's: the next one tries again.
+    An error goes to all that wait for it; who asks later begins anew.
     """
 
     def __init__(self, size: int):
@@ -25,12 +25,13 @@ class KeptReply:
         self._lock = threading.Lock()
         self._finish: Finish | None = None
         self._reply: bytes | None = None
+        self._error: Exception | None = None
 
     def begin(self, begin: Callable[[], Finish]) -> "KeptReply":
         """Begin to make it, where that has not been done; `begin` gives what waits for the reply."""
         with self._lock:
             if self._finish is None and self._reply is None:
-                self._finish = begin()
+                self._finish, self._error = begin(), None
         return self
 
     def result(self) -> bytes:
@@ -38,8 +39,14 @@ class KeptReply:
         with self._lock:
             if self._reply is not None:
                 return self._reply
-            assert self._finish is not None
-            reply = self._finish()
+            if self._finish is None:
+                assert self._error is not None
+                raise self._error
+            try:
+                reply = self._finish()
+            except Exception as error:
+                self._finish, self._error = None, error
+                raise
             self.ends = time.monotonic() + _KEPT_S
             if self.is_shared:
                 self._reply, self._finish = reply, None

@@ -32,7 +32,8 @@ class ReusedBytes:
                     self._known.append(found)
                     return found, frame.writable(found)
             fresh, memory = frame.unfilled_bytes(size)
-            self._known.append(fresh)
+            if size <= _IDLE_BYTES:
+                self._known.append(fresh)
             while sum(map(len, self._known)) > _IDLE_BYTES and len(self._known) > 1:
                 del self._known[0]
             return fresh, memory

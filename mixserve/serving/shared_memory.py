@@ -9,17 +9,26 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import secrets
 import selectors
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mixserve_client.transport.slots import DEFAULT_FOLDER, SLOT_ID, SLOT_PACKET, check_private, peer_user
+from mixserve_client.transport.handshake import (
+    DEFAULT_FOLDER,
+    SLOT_ID,
+    SLOT_PACKET,
+    check_private,
+    own_folder,
+    peer_user,
+)
 
 _logger = logging.getLogger("mixserve")
 
@@ -27,6 +36,7 @@ _SLOT_BYTES = 4 << 30
 _SLOTS_PER_CONNECTION = 256
 _CONNECTIONS = 1024
 _PAUSE_S = 0.2
+_LONG_AGO_S = 60.0
 
 Memory = npt.NDArray[np.uint8]
 
@@ -38,15 +48,16 @@ class Refused(Exception):
 class SharedMemory:
     """Listens for memory in `folder`, and keeps it by slot id; safe to use from many threads."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str):
         """Raises OSError where one cannot listen there, or the folder is not this user's own."""
-        own = folder / f"mixserve-{os.getuid()}"
+        own = own_folder(folder)
         own.mkdir(mode=0o700, exist_ok=True)
         check_private(own)
         _sweep(own)
         self._listening, self.path = _listening(own)
         self._woken, self._wake = socket.socketpair()
         self._slots: dict[int, Memory] = {}
+        self._said = ""
         self._connections: dict[socket.socket, set[int]] = {}
         self._selector = selectors.DefaultSelector()
         for waited_for in (self._listening, self._woken):
@@ -80,7 +91,9 @@ class SharedMemory:
         try:
             connection, _ = self._listening.accept()
         except OSError as error:
-            _logger.warning("cannot take a connection for shared memory: %s", error)
+            if str(error) != self._said:
+                self._said = str(error)
+                _logger.warning("cannot take a connection for shared memory: %s", error)
             time.sleep(_PAUSE_S)  # it waits still
             return
         if peer_user(connection) != os.geteuid() or len(self._connections) >= _CONNECTIONS:
@@ -119,6 +132,8 @@ class SharedMemory:
         try:
             if len(mine) >= _SLOTS_PER_CONNECTION:
                 raise Refused(f"a client may hand in {_SLOTS_PER_CONNECTION} slots")
+            if len(self._slots) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
+                raise Refused("slots hold half of the descriptors that this process may have; raise `ulimit -n`")
             memory = mapped(size, descriptors)
         except (OSError, ValueError, Refused) as error:
             _logger.info("memory of a client is refused: %s", error)
@@ -151,7 +166,7 @@ def open_shared_memory(folder: bool | str) -> SharedMemory | None:
     try:
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
-        return SharedMemory(Path(DEFAULT_FOLDER if folder is True else folder))
+        return SharedMemory(DEFAULT_FOLDER if folder is True else folder)
     except OSError as error:
         _logger.warning("no shared memory: %s; clients on this host use gRPC", error)
         return None
@@ -197,6 +212,10 @@ def _listening(folder: Path) -> tuple[socket.socket, str]:
 
 def _sweep(folder: Path) -> None:
     """Remove the sockets of servers that were killed."""
+    for path in folder.glob("*.new"):  # of one that was killed while it started
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LONG_AGO_S:
+                path.unlink()
     for path in folder.glob("*.sock"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
             try:

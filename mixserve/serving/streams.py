@@ -63,8 +63,11 @@ class StreamThreads:
             stalled_since = time.monotonic() - _STALLED_S
             for context, since in list(self._sending.items()):
                 if since < stalled_since and self._sending.pop(context, None) is not None:
-                    _logger.warning("%s took nothing for %.0f s: its stream is ended", context.peer(), _STALLED_S)
-                    context.cancel()
+                    try:
+                        _logger.warning("%s took nothing for %.0f s: its stream is ended", context.peer(), _STALLED_S)
+                        context.cancel()
+                    except Exception:
+                        _logger.exception("a stalled stream cannot be ended")
 
 
 class _CountingThreads(ThreadPoolExecutor):

@@ -2,9 +2,10 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 
-from mixserve_client.errors import CorruptReply, ServerFault
+from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
 from mixserve_client.transport import Replies, Reply, Transport
 from mixserve_client.transport.slots import Slot, SlotPool
 from mixserve_client.wire import methods
@@ -16,6 +17,8 @@ _logger = logging.getLogger("mixserve_client")
 
 # Below this a reply is carried as quickly as it is pointed at.
 _LEAST_BYTES = 64 << 10
+_PATIENCE_S = 2.0
+_ASK_EVERY_S = 2.0
 
 
 class SharedMemoryTransport:
@@ -29,6 +32,7 @@ class SharedMemoryTransport:
         self._folder = folder
         self._pool: SlotPool | None = None
         self._asked = False
+        self._ask_again_at = 0.0
         self._lock = threading.Lock()
 
     @property
@@ -59,16 +63,25 @@ class SharedMemoryTransport:
         return _Lent(pool, [] if pool is None else pool.take(count, size))
 
     def _connected(self, timeout_s: float | None) -> SlotPool | None:
-        with self._lock:
+        """The pool, where there is one; nobody waits long for it, since gRPC carries everything as well."""
+        patience_s = _PATIENCE_S if timeout_s is None else min(timeout_s, _PATIENCE_S)
+        if not self._lock.acquire(timeout=patience_s):
+            return None
+        try:
             if self._pool is not None and not self._pool.is_alive():
                 self._pool.close()
                 self._pool, self._asked = None, False
-            if not self._asked:
-                self._pool = self._opened(self._path(timeout_s))
+            if not self._asked and time.monotonic() >= self._ask_again_at:
+                self._ask_again_at = time.monotonic() + _ASK_EVERY_S
+                self._pool = self._opened(self._path(patience_s))
                 self._asked = True
             return self._pool
+        except DeadlineExceeded:
+            return None
+        finally:
+            self._lock.release()
 
-    def _path(self, timeout_s: float | None) -> str:
+    def _path(self, timeout_s: float) -> str:
         try:
             return decode_server(self._inner.call(methods.GET_SERVER, b"", timeout_s)).shared_memory
         except ServerFault:  # how a server answers that is older than this call

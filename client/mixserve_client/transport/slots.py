@@ -10,8 +10,6 @@ import mmap
 import os
 import select
 import socket
-import stat
-import struct
 import threading
 import time
 from collections import OrderedDict
@@ -19,18 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from mixserve_client.memory import Memory, drained, rounded
+from mixserve_client.memory import Memory, drained, forks, rounded
+from mixserve_client.transport.handshake import SLOT_ID, SLOT_PACKET, check_socket, peer_user
 
 _logger = logging.getLogger("mixserve_client")
 
-DEFAULT_FOLDER = "/dev/shm"
-# What travels over the socket: (size, 0) with a descriptor hands in a slot, (0, id) takes it back; see `Server` in
-# the .proto.
-SLOT_PACKET = struct.Struct("<qQ")
-SLOT_ID = struct.Struct("<Q")
 _REFUSAL_BYTES = 512
-_CREDENTIALS = struct.Struct("3i")
-_ANSWER_S = 5.0
+_ANSWER_S = 2.0
 _BYTES = 256 << 20
 _SHORT_S = 10.0
 
@@ -53,7 +46,7 @@ class SlotPool:
 
     def __init__(self, path: str, folder: str):
         """Connect to the server's socket at `path`. Raises OSError where it is not that of a server of this user."""
-        _check_socket(Path(path), Path(folder))
+        check_socket(Path(path), Path(folder).absolute())
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._connection.settimeout(_ANSWER_S)
@@ -91,27 +84,29 @@ class SlotPool:
 
     def give_back(self, slot: Slot) -> None:
         """The slot was not written to, and will not be."""
+        slot.lent_after = forks()
         self._returned.put(slot)
 
     def lose(self, slot: Slot) -> None:
         """The server may be writing to the slot still: nobody will use it again."""
         with self._lock:
-            self._bytes -= slot.size
-            self._forget(slot)
+            self._lose(slot)
 
     def is_alive(self) -> bool:
         """Whether the server that was connected to is still there, as far as that can be known."""
         with self._lock:
             if self._connection.fileno() < 0:
-                return True
+                return False
             ended = select.poll()
             ended.register(self._connection, select.POLLIN)  # nothing comes unasked but the end
             return not ended.poll(0)
 
     def close(self) -> None:
         """The server forgets all slots; arrays over them stay as they are."""
-        self._connection.close()
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # ends a wait for an answer
         with self._lock:
+            self._connection.close()
             self._take_back()
             self._idle.clear()
             self._most = 0
@@ -119,14 +114,18 @@ class SlotPool:
     def _take_back(self) -> None:
         for slot in drained(self._returned):
             assert isinstance(slot, Slot)
-            self._idle[slot.id] = slot
+            if slot.lent_after == forks():
+                self._idle[slot.id] = slot
+            else:  # a process that was forked meanwhile may look at it still
+                self._lose(slot)
 
     def _make_room(self, size: int) -> bool:
         """Whether there is room for another slot; idle ones of other sizes make way."""
+        if size > self._most:
+            return False
         while self._bytes + size > self._most and self._idle:
             _, slot = self._idle.popitem(last=False)
-            self._bytes -= slot.size
-            self._forget(slot)
+            self._lose(slot)
         return self._bytes + size <= self._most
 
     def _new(self, size: int) -> Slot:
@@ -149,33 +148,11 @@ class SlotPool:
         try:
             socket.send_fds(self._connection, [SLOT_PACKET.pack(size, 0)], [descriptor])
             return self._connection.recv(_REFUSAL_BYTES)
-        except OSError:
+        except BaseException:
             self._connection.close()  # an answer that comes late would be taken for the next one
             raise
 
-    def _forget(self, slot: Slot) -> None:
+    def _lose(self, slot: Slot) -> None:
+        self._bytes -= slot.size
         with suppress(OSError):  # the server is gone, and all slots with it
             self._connection.send(SLOT_PACKET.pack(0, slot.id))
-
-
-def peer_user(connection: socket.socket) -> int:
-    """The user at the other end, as the kernel says."""
-    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return _CREDENTIALS.unpack(found)[1]
-
-
-def check_private(folder: Path) -> None:
-    """Raises PermissionError where `folder` is a link, or somebody else's, or open to others."""
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} must be a folder of this user alone (mode 700), and no link")
-
-
-def _check_socket(path: Path, folder: Path) -> None:
-    """Raises OSError unless `path` is a socket of this user in a private folder directly inside `folder`."""
-    if path.parent.parent != folder or ".." in path.parts:
-        raise PermissionError(f"{path} is not in a folder of {folder}; give the server's folder to connect()")
-    check_private(path.parent)
-    found = os.lstat(path)
-    if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(f"{path} must be a socket of this user, and no link")
