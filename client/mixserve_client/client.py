@@ -94,8 +94,8 @@ class MixClient:
         Records that are nested on the server come back nested.
 
         `key` is an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32 `jax.random.key`. The arrays have
-        the stored dtypes and are read-only where that saves a copy. `size` has no limit: what exceeds the server's is
-        fetched in slices. Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
+        the stored dtypes and are read-only where that saves a copy. `size` has no limit: large
+        batches come as streams. Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
         DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.
         """
         start, size = check_positions(start, size)

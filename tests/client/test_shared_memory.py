@@ -928,3 +928,25 @@ def test_the_clients_own_slots_cannot_be_cut_short_or_unsealed(near, folder):
                 fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
             os.close(descriptor)
         assert_batches_equal(client.get_batch_at(0, MANY, 3), batch)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+@pytest.mark.parametrize("size", [MANY, 32 * MANY], ids=["slot", "landed or slot"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "grpc"])
+def test_what_a_forked_process_holds_stays_while_its_parent_reads_on(near, folder, size, shared):
+    with MixClient.connect(near.address, patience_s=20, shared_memory=str(folder) if shared else False) as client:
+        held = client.get_batch_at(0, size, 3)["tokens"]
+        expected = held.tobytes()
+        go = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(go[0], 1)
+            os._exit(0 if held.tobytes() == expected else 1)
+        del held
+        for start in range(1, 20):
+            client.get_batch_at(start * size, size, 3)
+        os.write(go[1], b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for end in go:
+            os.close(end)

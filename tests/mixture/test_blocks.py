@@ -169,3 +169,25 @@ def test_many_threads_get_their_own_plans(planner):
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
     assert failed == []
+
+
+def test_ranges_that_lie_closely_are_planned_from_few_blocks():
+    planner = Planner((0.5, 0.5), (10, 20))
+    begun: list[int] = []
+
+    class Counting:
+        source_count = 2
+
+        def begin_each(self, key, positions):
+            begun.append(len(positions))
+            return planner.begin_each(key, positions)
+
+    blocks = PlanBlocks(Counting())  # type: ignore[arg-type]
+    key = np.array([0, 3], np.uint32)
+    ranges = [(start, 8) for start in range(0, 1600, 16)]
+    plan = blocks.plan(key, ranges)
+    whole = planner.plan(key, 0, 1600)
+    places = np.concatenate([np.arange(start, start + 8) for start, _ in ranges])
+    assert plan.source_ids.tolist() == whole.source_ids[places].tolist()
+    assert plan.record_ids.tolist() == whole.record_ids[places].tolist()
+    assert len(begun) <= 2
