@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
+from mixserve.mixture import plan
 from mixserve_client import MixClient
 
 # Server processes compile the programs that this process has compiled, so they read them from here.
@@ -68,6 +69,16 @@ def node() -> MixDataSourcesNode:
 def server(node: MixDataSourcesNode) -> Iterator[MixServer]:
     with serve({"train": node}) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def big_node() -> Iterator[MixDataSourcesNode]:
+    """Two sources of 100 rows of 16 KiB."""
+    tokens = np.random.default_rng(0).integers(0, 1 << 30, (2, 100, 4096), np.int32)
+    config = MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "RUNGS", (4096,))  # one program to compile, so that servers start soon
+        yield MixDataSourcesNode(config, [ArraySource({"tokens": array}) for array in tokens])
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -3,16 +3,15 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
+from mixserve import MixServer, serve
 from mixserve.cli.health import probe
-from mixserve.mixture import plan
 from mixserve.serving import streams
 from mixserve_client import MixClient
 from mixserve_client import spans as spans_module
@@ -28,15 +27,6 @@ from tests.conftest import assert_batches_equal
 
 DEADLINE_S = 60
 SIZE, ROW = 8, 4096  # a batch of 128 KiB
-
-
-@pytest.fixture(scope="module")
-def big_node() -> Iterator[MixDataSourcesNode]:
-    tokens = np.random.default_rng(0).integers(0, 1 << 30, (2, 100, ROW), np.int32)
-    config = MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RUNGS", (4096,))  # one program to compile, so that servers start soon
-        yield MixDataSourcesNode(config, [ArraySource({"tokens": array}) for array in tokens])
 
 
 def until(condition: Callable[[], Any]) -> Any:

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
-from mixserve.mixture import plan
+from mixserve import MixDataSourcesNode, MixServer, local_client, serve
 from mixserve.servicer import MixServicer
 from mixserve.serving.shared_memory import SharedMemory
 from mixserve_client import MixClient, Unavailable
@@ -75,15 +74,6 @@ def descriptors(pid: int) -> list[str]:
 
 def is_in_slot(array: np.ndarray) -> bool:
     return any(first <= array.ctypes.data < last for first, last in slot_mappings())
-
-
-@pytest.fixture(scope="module")
-def big_node() -> Iterator[MixDataSourcesNode]:
-    tokens = np.random.default_rng(0).integers(0, 1 << 30, (2, 100, ROW), np.int32)
-    config = MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RUNGS", (4096,))  # one program to compile, so that servers start soon
-        yield MixDataSourcesNode(config, [ArraySource({"tokens": array}) for array in tokens])
 
 
 @pytest.fixture(scope="module")
