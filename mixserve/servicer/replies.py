@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,13 @@ class NoSlots:
         return None
 
 
+class Place(NamedTuple):
+    """A slot that a reply goes into, and its memory."""
+
+    slot: int
+    memory: Memory
+
+
 class Replies:
     """Makes encoded batches."""
 
@@ -58,32 +65,37 @@ class Replies:
         self._kept = KeptReplies()
         self._bytes = ReusedBytes()
 
-    def cut(self, mixture: HostedMixture, wanted: StreamRequest) -> Iterator[tuple[int, int, int]]:
-        """(first row, rows, slot) of the replies to `wanted`; what finds no slot is cut into messages for gRPC."""
+    def cut(self, mixture: HostedMixture, wanted: StreamRequest) -> Iterator[tuple[int, int, Place | None]]:
+        """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
         most = max(1, min(_MESSAGE_BYTES // max(1, mixture.row_bytes), mixture.description.limits.size))
         slots = iter(wanted.slots)
         for at in range(0, wanted.rows, wanted.reply_rows):
-            rows, slot = min(wanted.reply_rows, wanted.rows - at), next(slots, 0)
-            if self._memory(mixture, rows, slot) is not None:
-                yield at, rows, slot
+            rows = min(wanted.reply_rows, wanted.rows - at)
+            place = self.place(mixture, rows, next(slots, 0))
+            if place is not None:
+                yield at, rows, place
                 continue
             pieces = -(-rows // most)
             for piece in range(pieces):
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
-                yield at + first, last - first, 0
+                yield at + first, last - first, None
 
-    def begin(self, mixture: HostedMixture, key: KeyWords, ranges: Sequence[Range], slot: int) -> Begun:
-        """Begin the reply that holds the rows of `ranges`: what waits for it.
+    def place(self, mixture: HostedMixture, rows: int, slot: int) -> Place | None:
+        """Where in shared memory a reply of `rows` rows goes; None where the slot is not known, or too small."""
+        memory = self._slots.memory(slot) if slot else None
+        described = mixture.description
+        if memory is None or len(memory) < batch_bytes(described.fingerprint, described.fields, rows):
+            return None
+        return Place(slot, memory)
 
-        It is in the slot where that is known and large enough.
-        """
+    def begin(self, mixture: HostedMixture, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Begun:
+        """Begin the reply that holds the rows of `ranges`, in `place` where there is one: what waits for it."""
         described = mixture.description
         rows = sum(size for _, size in ranges)
         size = batch_bytes(described.fingerprint, described.fields, rows)
-        memory = self._memory(mixture, rows, slot)
-        if memory is not None and mixture.is_array_backed:  # gathering is copying: into its place at once
+        if place is not None and mixture.is_array_backed:  # gathering is copying: into its place at once
             write = mixture.node.begin_read(ranges, key)
-            return partial(_write, described, write, memory, slot, rows, size)
+            return partial(_write, described, write, place, rows, size)
 
         def begin() -> Begun:
             return partial(self._framed, described, rows, size, mixture.node.begin_read(ranges, key))
@@ -92,27 +104,20 @@ class Replies:
             return begin()
 
         kept = self._kept.get((described.fingerprint, key.tobytes()), tuple(ranges), size, begin)
-        return kept.result if memory is None else partial(_copied, kept, memory, slot)
+        return kept.result if place is None else partial(_copied, kept, place)
 
     def _framed(self, described: MixtureDescription, rows: int, size: int, write: Write) -> bytes:
         reply, memory = self._bytes.take(size)
         write(frame_batch(memory, described.fingerprint, described.fields, rows))
         return reply
 
-    def _memory(self, mixture: HostedMixture, rows: int, slot: int) -> Memory | None:
-        memory = self._slots.memory(slot) if slot else None
-        described = mixture.description
-        if memory is None or len(memory) < batch_bytes(described.fingerprint, described.fields, rows):
-            return None
-        return memory
+
+def _write(described: MixtureDescription, write: Write, place: Place, rows: int, size: int) -> bytes:
+    write(frame_batch(place.memory, described.fingerprint, described.fields, rows))
+    return encode_slot_reply(place.slot, size)
 
 
-def _write(described: MixtureDescription, write: Write, memory: Memory, slot: int, rows: int, size: int) -> bytes:
-    write(frame_batch(memory, described.fingerprint, described.fields, rows))
-    return encode_slot_reply(slot, size)
-
-
-def _copied(kept: KeptReply, memory: Memory, slot: int) -> bytes:
+def _copied(kept: KeptReply, place: Place) -> bytes:
     reply = kept.result()
-    memory[: len(reply)] = np.frombuffer(reply, np.uint8)
-    return encode_slot_reply(slot, len(reply))
+    place.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
+    return encode_slot_reply(place.slot, len(reply))

@@ -85,7 +85,8 @@ class MixServicer:
         wanted = decode_batch_request(request)
         mixture = self._expected(wanted)
         check_positions(wanted.start, wanted.size, mixture.description.limits.size)
-        return self._replies.begin(mixture, wanted.key, [(wanted.start, wanted.size)], next(iter(wanted.slots), 0))()
+        place = self._replies.place(mixture, wanted.size, next(iter(wanted.slots), 0))
+        return self._replies.begin(mixture, wanted.key, [(wanted.start, wanted.size)], place)()
 
     def _stream_batches(self, request: bytes) -> Iterator[bytes]:
         wanted = decode_stream_request(request)
@@ -93,9 +94,9 @@ class MixServicer:
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
         begun: Callable[[], bytes] | None = None
         turns = self._turns if mixture.is_gathered_by_copying else nullcontext()
-        for at, rows, slot in self._replies.cut(mixture, wanted):
+        for at, rows, place in self._replies.cut(mixture, wanted):
             with turns:
-                following = self._replies.begin(mixture, wanted.first.key, wanted.ranges(at, rows), slot)
+                following = self._replies.begin(mixture, wanted.first.key, wanted.ranges(at, rows), place)
                 reply = None if begun is None else begun()
             if reply is not None:
                 yield reply
