@@ -35,7 +35,11 @@ def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -
     ]
     config = MixDataSourcesConfig(
         num_sources=len(sources),
-        weights=tuple(source.weight for source in mixture.sources.values()),
+        weights=mixture.weights,
+        sampling=mixture.sampling,
+        block_size=mixture.block_size,
+        stop=mixture.stop,
+        schedule=mixture.later_weights,
         placement=placement or mixture.placement,
         source_names=tuple(mixture.sources),
         cacheable=mixture.cacheable,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Paths = str | Annotated[list[str], Field(min_length=1)]
 Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function
@@ -21,15 +21,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _SourceConfig(_Section):
-    weight: float
+def _checked_weight(weight: float) -> float:
+    if not math.isfinite(weight) or weight < 0:
+        raise ValueError(f"weights must be positive or zero, and finite, got {weight}")
+    return weight
 
-    @field_validator("weight")
-    @classmethod
-    def _is_a_weight(cls, weight: float) -> float:
-        if not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"weights must be positive or zero, and finite, got {weight}")
-        return weight
+
+Weight = Annotated[float, AfterValidator(_checked_weight)]
+
+
+class _SourceConfig(_Section):
+    weight: Weight | None = None
 
 
 class TokensConfig(_SourceConfig):
@@ -65,15 +67,58 @@ class FactoryConfig(_SourceConfig):
 SourceConfig = Annotated[TokensConfig | ArraysConfig | FactoryConfig, Field(discriminator="kind")]
 
 
-class MixtureConfig(_Section):
-    """One mixture: its sources by name, where its rows are gathered, and what the node's own surface is set to."""
+class ScheduleEntryConfig(_Section):
+    """The weights of the sources, by name, from a position on."""
 
-    sampling: Literal["categorical"] = "categorical"
+    start: int = Field(alias="from", ge=0, lt=2**63 - 1)
+    weights: dict[Name, Weight]
+
+
+class MixtureConfig(_Section):
+    """One mixture: its sources by name, how and under which weights they are drawn, where rows are gathered, and what
+    the node's own surface is set to."""
+
+    sampling: Literal["categorical", "epoch"] = "categorical"
+    block_size: int = Field(default=2048, ge=1, le=1 << 16)
+    stop: Literal["never", "first_exhausted", "all_exhausted"] = "never"
     sources: dict[Name, SourceConfig] = Field(min_length=1)
+    schedule: list[ScheduleEntryConfig] = []
     placement: Literal["auto", "host", "device"] = "auto"
     cacheable: bool = False
     batch_stats_fn: Function | None = None
     precomputed_stats: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_its_weights_once(self) -> "MixtureConfig":
+        for entry in self.schedule:
+            if entry.weights.keys() != self.sources.keys():
+                raise ValueError(
+                    f"schedule: the weights from {entry.start} on must be those of {', '.join(self.sources)}, "
+                    f"got {', '.join(entry.weights)}"
+                )
+        weighted = [name for name, source in self.sources.items() if source.weight is not None]
+        if self.schedule and self.schedule[0].start == 0:
+            if weighted:
+                raise ValueError(
+                    f"the schedule has the weights from 0 on, and {', '.join(weighted)} a weight too: take one of them out"
+                )
+        elif len(weighted) < len(self.sources):
+            missing = [name for name in self.sources if name not in weighted]
+            raise ValueError(f"the sources {', '.join(missing)} need a weight, or the mixture a schedule from 0 on")
+        return self
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights of the sources, in their order, from position 0 on."""
+        if self.schedule and self.schedule[0].start == 0:
+            return tuple(self.schedule[0].weights[name] for name in self.sources)
+        return tuple(source.weight or 0.0 for source in self.sources.values())
+
+    @property
+    def later_weights(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
+        """The weights of later positions, by the position from which on they hold."""
+        later = [entry for entry in self.schedule if entry.start > 0]
+        return tuple((entry.start, tuple(entry.weights[name] for name in self.sources)) for entry in later)
 
 
 class ServerConfig(_Section):
@@ -128,7 +173,7 @@ def _said(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: is required"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if repr(value) in message else f"{key}: {message}; got {value!r}"
+    return f"{key}: {message}" if isinstance(value, dict) or repr(value) in message else f"{key}: {message}; got {value!r}"
 
 
 _KINDS: dict[str, type[_Section]] = {"tokens": TokensConfig, "arrays": ArraysConfig, "factory": FactoryConfig}
@@ -140,7 +185,9 @@ def _section(place: tuple[Any, ...]) -> type[_Section]:
         return Config
     if place[0] == "server":
         return ServerConfig
-    return MixtureConfig if len(place) == 3 else _KINDS[place[4]]
+    if len(place) == 3:
+        return MixtureConfig
+    return ScheduleEntryConfig if place[2] == "schedule" else _KINDS[place[4]]
 
 
 def _allowed(section: type[_Section]) -> str:

@@ -96,7 +96,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ),
         (
             "mixtures: {x: {sauces: {a: %s}}}",
-            "mixtures.x.sauces: unknown key; allowed here are sampling, sources, placement",
+            "mixtures.x.sauces: unknown key; allowed here are sampling, block_size, stop, sources, schedule",
         ),
         ("mixtures: {x: {sources: {a: %s, a: %s}}}", "the key 'a' stands twice"),
         (

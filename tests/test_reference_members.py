@@ -677,7 +677,7 @@ def test_what_the_node_has_beyond_the_reference():
         each.read_into(5, np.array([0, 2], np.uint32), out)
         parts = {name: np.empty_like(array) for name, array in out.items()}
         size = len(next(iter(out.values())))
-        each.begin_read([(5, 1), (6, size - 1)], np.array([0, 2], np.uint32))(parts)
+        each.begin_gather(each.mixture.blocks.plan(np.array([0, 2], np.uint32), [(5, 1), (6, size - 1)]))(parts)
         assert all(parts[name].tobytes() == array.tobytes() for name, array in out.items())
         assert out["x"].tolist() == [(SHORT, LONG)[source][record] for source, record in rows]
         assert out["wide"].tolist() == [(2**40 + record, record)[source] for source, record in rows]

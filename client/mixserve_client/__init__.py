@@ -19,6 +19,7 @@ from mixserve_client.errors import (
     Unauthenticated,
     Unavailable,
     UnknownMixture,
+    UnknownSchedule,
 )
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.wire.description import Field, Limits, MixtureDescription, SourceDescription
@@ -42,5 +43,6 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnknownMixture",
+    "UnknownSchedule",
 ]
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """Replies of any number of rows -> batches: views where a reply covers them, else rows that land in their places."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,13 @@ def batches_of(
                 whole.append(landing)
                 landing = None
         yield whole
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """The rows of all parts, of which there is at least one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def no_rows(fields: tuple[Field, ...]) -> Batch:

@@ -8,11 +8,11 @@ from mixserve_client.memory import MemoryPool
 from mixserve_client.retry import PatientCaller, Request
 from mixserve_client.spans import Span, reply_batches
 from mixserve_client.transport import Reply
+from mixserve_client.view import View
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
 from mixserve_client.wire.description import MixtureDescription
-from mixserve_client.wire.key import KeyWords
-from mixserve_client.wire.request import BatchRequest, StreamRequest, encode_stream_request
+from mixserve_client.wire.request import StreamRequest, encode_stream_request
 
 
 class BatchStream:
@@ -24,22 +24,20 @@ class BatchStream:
     def __init__(
         self,
         caller: PatientCaller,
-        mixture: MixtureDescription,
-        words: KeyWords,
+        view: View,
         span: Span,
         memory: MemoryPool,
         deadline: float | None = None,
     ):
-        self._mixture = mixture
-        self._words = words
+        self._view = view
         self._span = span
         self._memory = memory
         self._came = 0
-        self._reply_rows = _reply_rows(span, mixture)
-        self._replies = caller.stream(methods.STREAM_BATCHES, self._next_request, deadline)
+        self._reply_rows = _reply_rows(span, view)
+        self._replies = caller.stream(methods.STREAM_BATCHES, self._next_request, deadline, view.schedule.definitions)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return batches_of(self._rows(), self._span.size, self._mixture.fields, self._memory)
+        return batches_of(self._rows(), self._span.size, self._view.fields, self._memory)
 
     @property
     def is_nearly_done(self) -> bool:
@@ -55,36 +53,36 @@ class BatchStream:
         left = self._span.after(self._came)
         if left is None:
             return None
-        mixture = self._mixture
-        rows = _reply_rows(left, mixture)
-        first = BatchRequest(mixture.name, left.start, left.size, self._words, mixture.fingerprint)
+        view = self._view
+        rows = _reply_rows(left, view)
+        first = view.request(left.start, left.size)
         request = encode_stream_request(StreamRequest(first, left.stride, left.count, rows))
         replies = -(-left.size * left.count // rows)
-        return Request(request, replies, batch_bytes(mixture.fingerprint, mixture.fields, rows))
+        return Request(request, replies, batch_bytes(view.fingerprint, view.fields, rows))
 
     def _rows(self) -> Iterator[Batch]:
         asked = self._span.size * self._span.count
         for reply in self._replies:
-            batch, rows = decoded(reply, self._mixture)
+            batch, rows = decoded(reply, self._view)
             self._came += rows
             if self._came > asked:
                 raise CorruptReply(f"the server sent {self._came} rows where {asked} were asked for")
             yield batch
 
 
-def _reply_rows(span: Span, mixture: MixtureDescription) -> int:
-    return span.size * min(span.count, reply_batches(span.size * mixture.row_bytes))
+def _reply_rows(span: Span, view: View) -> int:
+    return span.size * min(span.count, reply_batches(span.size * view.row_bytes))
 
 
-def decoded(reply: Reply, mixture: MixtureDescription) -> tuple[Batch, int]:
-    """The rows in `reply`, which are known to be of `mixture`, and how many they are."""
-    rows = len(reply) // max(1, mixture.row_bytes)  # right unless rows are smaller than what goes with them
-    viewed = view_batch(reply, mixture.fingerprint, mixture.fields, rows) if rows else None
+def decoded(reply: Reply, view: View) -> tuple[Batch, int]:
+    """The rows in `reply`, which are known to be of `view`, and how many they are."""
+    rows = len(reply) // max(1, view.row_bytes)  # right unless rows are smaller than what goes with them
+    viewed = view_batch(reply, view.fingerprint, view.fields, rows) if rows else None
     if viewed is not None:
         return viewed, rows
     fingerprint, batch = decode_batch(reply)
-    check_fingerprint(mixture, fingerprint)
-    rows = check_batch(batch, mixture.fields)
+    check_fingerprint(view.mixture, fingerprint)
+    rows = check_batch(batch, view.fields)
     return batch, rows
 
 

@@ -1,7 +1,7 @@
 """The client: batches of a mixture that lives on a server."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,16 +12,18 @@ from mixserve_client.iterator import BatchIterator
 from mixserve_client.memory import MemoryPool
 from mixserve_client.reading import Reading
 from mixserve_client.retry import PatientCaller, deadline_in
+from mixserve_client.schedule import Pairs, Schedule
 from mixserve_client.spans import Span
 from mixserve_client.transport import Transport
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.transport.handshake import DEFAULT_FOLDER
 from mixserve_client.transport.shared_memory import SharedMemoryTransport
+from mixserve_client.view import View
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
-from mixserve_client.wire.key import KeyWords, key_words
-from mixserve_client.wire.request import BatchRequest, check_positions, encode_batch_request, encode_mixture_request
-from mixserve_client.wire.tree import unflatten
+from mixserve_client.wire.key import key_words
+from mixserve_client.wire.request import Content, check_positions, encode_batch_request, encode_mixture_request
+from mixserve_client.wire.schedule import decode_schedule
 from mixserve_client.workers import Workers
 
 # A larger batch comes as a stream, in pieces that suit its way.
@@ -87,7 +89,16 @@ class MixClient:
         return fresh
 
     def get_batch_at(
-        self, start: int, size: int, key: Any, *, mixture: str | None = None, timeout_s: float | None = None
+        self,
+        start: int,
+        size: int,
+        key: Any,
+        *,
+        mixture: str | None = None,
+        schedule: Pairs | None = None,
+        provenance: bool = False,
+        allow_short: bool = False,
+        timeout_s: float | None = None,
     ) -> Any:
         """The rows at the positions [start, start + size): arrays by field, each of shape (size, *field.shape).
 
@@ -95,17 +106,45 @@ class MixClient:
 
         `key` is an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32 `jax.random.key`. The arrays have
         the stored dtypes and are read-only where that saves a copy. `size` has no limit: large
-        batches come as streams. Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
+        batches come as streams.
+
+        `schedule` has weights of your own, pairs (from position, weights), in place of what the mixture has from the
+        first of them on; in epoch mode they begin at the next border of a block. `provenance` adds two arrays of shape
+        (size,): `source_id`, int32, the place in `mixture().leaves`, and `record_id`, int64. Where a mixture ends,
+        `allow_short` gives the rows that there are instead of an error.
+
+        Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
         DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.
         """
         start, size = check_positions(start, size)
         words, deadline = key_words(key), deadline_in(timeout_s)
         described = self._described(mixture, timeout_s)
-        if size <= described.limits.size and size * described.row_bytes <= _CALL_BYTES:
-            return unflatten(self._fetch(described, words, deadline, start, size))
-        stream = BatchStream(self._caller, described, words, Span(start, size, size, 1), self._memory, deadline)
-        (batch,) = (batch for batches in stream for batch in batches)
-        return unflatten(batch)
+        content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
+        view = View(described, words, Schedule.of(described, schedule), content)
+        if allow_short:
+            end = self._end(view.schedule, deadline)
+            size = size if end is None or start >= end else min(size, end - start)
+        return view.record(self._rows(view, start, size, deadline))
+
+    def get_plan_at(
+        self,
+        start: int,
+        size: int,
+        key: Any,
+        *,
+        mixture: str | None = None,
+        schedule: Pairs | None = None,
+        timeout_s: float | None = None,
+    ) -> Batch:
+        """Which records are at the positions [start, start + size): `source_id` and `record_id`, as in `get_batch_at`.
+
+        No data is read, so it costs the same for any mixture. Arguments and errors are those of `get_batch_at`.
+        """
+        start, size = check_positions(start, size)
+        words, deadline = key_words(key), deadline_in(timeout_s)
+        described = self._described(mixture, timeout_s)
+        view = View(described, words, Schedule.of(described, schedule), Content.PROVENANCE)
+        return self._rows(view, start, size, deadline)
 
     def batches(
         self,
@@ -116,6 +155,9 @@ class MixClient:
         start: int = 0,
         stop: int | None = None,
         shard: tuple[int, int] = (0, 1),
+        schedule: Pairs | None = None,
+        provenance: bool = False,
+        skip: Sequence[tuple[int, int]] = (),
         prefetch: int = 2,
         timeout_s: float | None = None,
     ) -> BatchIterator:
@@ -123,7 +165,9 @@ class MixClient:
         and of small batches as many as make up 32 MiB.
 
         `batch_size` is global: shard (i, n) yields the rows [i*size//n, (i+1)*size//n) of every batch. `stop` is the
-        position to stop before, None for never; the last batch may be short. `timeout_s` holds for each batch.
+        position to stop before, None for the mixture's end; the last batch may be short. `schedule` and `provenance`
+        are those of `get_batch_at`; `skip` has ranges of positions, pairs (from, to), that are left out: batches are
+        made of the others. `timeout_s` holds for each batch.
         """
         return BatchIterator(
             self,
@@ -133,6 +177,9 @@ class MixClient:
             start=start,
             stop=stop,
             shard=shard,
+            schedule=schedule,
+            provenance=provenance,
+            skip=skip,
             prefetch=prefetch,
             timeout_s=timeout_s,
         )
@@ -156,15 +203,30 @@ class MixClient:
         known = self._mixtures.get(mixture or "")
         return known or self.mixture(mixture, timeout_s=timeout_s)
 
-    def _start(self, mixture: MixtureDescription, words: KeyWords, span: Span, after: Reading | None) -> Reading:
-        """The batches of `span`, fetched in the background once those of `after` are nearly here."""
-        return Reading(BatchStream(self._caller, mixture, words, span, self._memory), self._workers, after)
+    def _end(self, schedule: Schedule, deadline: float | None) -> int | None:
+        """The mixture's end under a schedule."""
+        end = schedule.mixture.end
+        if end is not None:
+            for definition in schedule.definitions():
+                reply = self._caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)
+                end = decode_schedule(reply).end
+        return end
 
-    def _fetch(
-        self, mixture: MixtureDescription, words: KeyWords, deadline: float | None, start: int, size: int
-    ) -> Batch:
-        request = encode_batch_request(BatchRequest(mixture.name, start, size, words, mixture.fingerprint))
-        batch, rows = decoded(self._caller.call(methods.GET_BATCH_AT, request, deadline), mixture)
+    def _start(self, view: View, span: Span, after: Reading | None) -> Reading:
+        """The batches of `span`, fetched in the background once those of `after` are nearly here."""
+        return Reading(BatchStream(self._caller, view, span, self._memory), self._workers, after)
+
+    def _rows(self, view: View, start: int, size: int, deadline: float | None) -> Batch:
+        if size <= view.mixture.limits.size and size * view.row_bytes <= _CALL_BYTES:
+            return self._fetch(view, start, size, deadline)
+        stream = BatchStream(self._caller, view, Span(start, size, size, 1), self._memory, deadline)
+        (batch,) = (batch for batches in stream for batch in batches)
+        return batch
+
+    def _fetch(self, view: View, start: int, size: int, deadline: float | None) -> Batch:
+        request = encode_batch_request(view.request(start, size))
+        reply = self._caller.call(methods.GET_BATCH_AT, request, deadline, view.schedule.definitions)
+        batch, rows = decoded(reply, view)
         if rows != size:
             raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
         return batch

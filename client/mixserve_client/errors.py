@@ -4,6 +4,7 @@ MixserveError
 ├── InvalidRequest       (ValueError)    INVALID_ARGUMENT     the request is wrong; sending it again will not help
 ├── OutOfRange           (ValueError)    OUT_OF_RANGE         the positions asked for do not exist
 ├── UnknownMixture       (LookupError)   NOT_FOUND            the server holds no mixture of that name
+├── UnknownSchedule      (LookupError)   NOT_FOUND            the server was not told this schedule; clients tell it
 ├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the one that was expected
 ├── Unauthenticated                      UNAUTHENTICATED      the server wants credentials
 ├── PermissionDenied                     PERMISSION_DENIED    these credentials do not allow the call
@@ -39,6 +40,12 @@ class OutOfRange(MixserveError, ValueError):
 
 class UnknownMixture(MixserveError, LookupError):
     """The server holds no mixture of that name."""
+
+    code = "NOT_FOUND"
+
+
+class UnknownSchedule(MixserveError, LookupError):
+    """The server does not know the schedule that the request names; it can be told at any time."""
 
     code = "NOT_FOUND"
 
@@ -99,6 +106,7 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     InvalidRequest,
     OutOfRange,
     UnknownMixture,
+    UnknownSchedule,
     FingerprintMismatch,
     Unauthenticated,
     PermissionDenied,
@@ -109,7 +117,7 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     ServerFault,
 )
 _BY_NAME = {cls.__name__: cls for cls in _CLASSES}
-_BY_CODE = {cls.code: cls for cls in _CLASSES}
+_BY_CODE = {cls.code: cls for cls in reversed(_CLASSES)}  # the first of those that share a code
 
 
 def from_wire(name: str | None, code: str, message: str) -> MixserveError:

@@ -2,31 +2,45 @@
 
 import operator
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from mixserve_client.assembly import no_rows
+from mixserve_client.assembly import joined, no_rows
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
 from mixserve_client.reading import Reading
 from mixserve_client.retry import deadline_in, seconds
+from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead
+from mixserve_client.skips import Skips, part
 from mixserve_client.spans import Span, batches_ahead, reply_batches, shard_rows, whole_replies
+from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import POSITION_LIMIT, check_positions
-from mixserve_client.wire.tree import unflatten
+from mixserve_client.wire.request import POSITION_LIMIT, Content, check_positions
 
 if TYPE_CHECKING:
     from mixserve_client.client import MixClient
 
 _STATE_VERSION = 1
 _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
+_OPTIONAL_KEYS = ("schedule", "skip")
 
 
-class _InFlight(NamedTuple):
-    """Batches that were asked for at once; the last of them ends at `end`. Without a reading they have no rows."""
+@dataclass
+class _InFlight:
+    """Batches that were asked for at once: `left` of them have not been taken, the last of them ends at `end`.
+
+    Several readings are the parts of one batch; without any, batches have no rows.
+    """
 
     end: int
-    reading: Reading | None
+    left: int
+    readings: tuple[Reading, ...]
+
+    def cancel(self) -> None:
+        for reading in self.readings:
+            reading.cancel()
 
 
 class BatchIterator:
@@ -46,6 +60,9 @@ class BatchIterator:
         start: int,
         stop: int | None,
         shard: tuple[int, int],
+        schedule: Pairs | None,
+        provenance: bool,
+        skip: Sequence[tuple[int, int]],
         prefetch: int,
         timeout_s: float | None,
     ):
@@ -56,10 +73,16 @@ class BatchIterator:
         self._words = key_words(key)
         self._mixture_name = mixture
         self._shard = _checked_shard(shard, self._batch_size)
+        self._given_schedule: Pairs | None = schedule
+        self._content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
+        self._own_skips = self._skips = Skips.of(skip)
+        self._view: View | None = None
         self._prefetch = _at_least("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
         self._in_flight: deque[_InFlight] = deque()
-        self._ask_from = 0  # the position at which there is room for more
+        self._ahead = 0  # batches in flight
+        self._few = 0  # so many are few: there is room for more
+        self._end: int | None = None
         self._asked: int = self._position
         self._closed = False
 
@@ -75,50 +98,90 @@ class BatchIterator:
                 self._ask(at_least=1)
                 if not self._in_flight:
                     raise StopIteration
-            end, reading = self._in_flight[0]
-            if reading is None:
-                batch = no_rows(self._mixture().fields)
+            view, first = self._viewed(), self._in_flight[0]
+            if first.readings:
+                deadline = None if self._timeout_s is None else deadline_in(self._timeout_s)
+                batch = joined([reading.take(deadline) for reading in first.readings])
             else:
-                batch = reading.take(None if self._timeout_s is None else deadline_in(self._timeout_s))
-            self._position = position = min(before + self._batch_size, self._stop)
-            if position == end:
+                batch = no_rows(view.fields)
+            first.left -= 1
+            self._ahead -= 1
+            if first.left:
+                self._position = self._skips.first_from(before) + self._batch_size
+            else:
+                self._position = first.end
                 self._in_flight.popleft()
-            if position >= self._ask_from:
+            if self._ahead <= self._few:
                 self._ask()
         except BaseException:
             self._position = before
             self._forget()
             raise
-        return unflatten(batch)
+        return view.record(batch)
+
+    def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
+        """Change the weights from `from_position` on, in place of what was scheduled from there: the next batch where
+        it is None. Returns the position from which they hold: in epoch mode the next border of a block.
+
+        `weights` is a number for each source, or a dict by their names. Batches that are in flight behind that position
+        are asked for again; the schedule is part of the state. Raises InvalidRequest where `from_position` lies in what
+        was yielded, and for what are no weights of this mixture.
+        """
+        view = self._viewed()
+        schedule = view.schedule.with_weights(self._position if from_position is None else from_position, weights)
+        start = schedule.entries[-1].start
+        if from_position is not None:
+            check_weights_ahead(from_position, self._position)
+        self._ask_again(start)
+        self._view, self._end = replace(view, schedule=schedule), None
+        return start
+
+    def skip(self, start: int, stop: int) -> None:
+        """Leave out the positions [start, stop) as well. The skips are part of the state.
+
+        Raises InvalidRequest where `start` lies in what was yielded.
+        """
+        added = Skips.of([(start, stop)])
+        if start < self._position:
+            raise InvalidRequest(f"start must be at least {self._position}, where the next batch begins, got {start}")
+        self._ask_again(start)
+        self._own_skips, self._skips = self._own_skips | added, self._skips | added
 
     def get_state(self) -> dict[str, Any]:
         """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
 
         Asks the server for the mixture's fingerprint if nothing has been asked yet.
         """
-        mixture = self._mixture()
-        return {
+        view = self._viewed()
+        state: dict[str, Any] = {
             "version": _STATE_VERSION,
-            "mixture": mixture.name,
-            "fingerprint": mixture.fingerprint,
+            "mixture": view.mixture.name,
+            "fingerprint": view.fingerprint,
             "key": self._words.tolist(),
             "position": self._position,
         }
+        if view.schedule.entries:
+            state["schedule"] = view.schedule.plain()
+        if self._skips.ranges:
+            state["skip"] = self._skips.plain()
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; batch size and shard may be others than then.
+        """Go on where `state` was taken, under its schedule; batch size and shard may be others than then. What is
+        skipped are the state's ranges and those that this iterator was given itself.
 
         Raises InvalidRequest for what is no such state, FingerprintMismatch where it was taken from another mixture;
         then nothing has changed.
         """
         position, words = _checked_state(state)
-        mixture = self._mixture()
+        mixture, skips = self._mixture(), self._own_skips | Skips.of(state.get("skip", ()))
         if state["fingerprint"] != mixture.fingerprint:
             raise FingerprintMismatch(
                 f"the state was taken from the mixture {state['mixture']!r} with the fingerprint "
                 f"{state['fingerprint']}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others"
             )
-        self._position, self._words = position, words
+        view = View(mixture, words, Schedule.of(mixture, state.get("schedule")), self._content)
+        self._position, self._words, self._view, self._skips, self._end = position, words, view, skips, None
         self._forget()
 
     def close(self) -> None:
@@ -146,36 +209,61 @@ class BatchIterator:
         self._mixture_name = mixture.name
         return mixture
 
+    def _viewed(self) -> View:
+        """What is read; known once the server has been asked."""
+        if self._view is None:
+            mixture = self._mixture()
+            self._view = View(mixture, self._words, Schedule.of(mixture, self._given_schedule), self._content)
+        return self._view
+
+    def _last(self) -> int:
+        """The position to stop before."""
+        view = self._viewed()
+        if view.mixture.end is None:
+            return self._stop
+        if self._end is None:
+            self._end = self._client._end(view.schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
+        return self._stop if self._end is None else min(self._stop, self._end)
+
     def _ask(self, at_least: int = 0) -> None:
         """Ask for the batches that there is room for, half of them at a time: one stream is open while another ends."""
-        mixture, size = self._mixture(), self._batch_size
+        view, stop, size = self._viewed(), self._last(), self._batch_size
         offset, rows = shard_rows(size, self._shard)
-        batch_bytes = rows * mixture.row_bytes
+        batch_bytes = rows * view.row_bytes
         most = max(at_least, batches_ahead(batch_bytes, self._prefetch))
         half = max(1, most // 2)
-        while self._asked < self._stop and most - (self._asked - self._position) // size >= half:
-            whole = (self._stop - self._asked) // size
+        self._few = most - half
+        while most - self._ahead >= half and (start := self._skips.first_from(self._asked)) < stop:
+            whole = (min(stop, self._skips.border_after(start)) - start) // size
             if whole:
-                count = whole_replies(self._asked // size, min(half, whole), reply_batches(batch_bytes))
-                span, end = Span(self._asked + offset, rows, size, count), self._asked + count * size
+                count = whole_replies(start // size, min(half, whole), reply_batches(batch_bytes))
+                spans, end = [Span(start + offset, rows, size, count)] if rows else [], start + count * size
             else:
-                offset, rows = shard_rows(self._stop - self._asked, self._shard)
-                span, end = Span(self._asked + offset, rows, max(rows, 1), 1), self._stop
-            reading = self._start(mixture, span) if rows else None
-            self._in_flight.append(_InFlight(end, reading))
+                ranges, end = self._skips.taken(start, size, stop)
+                pieces = part(ranges, *shard_rows(sum(taken for _, taken in ranges), self._shard))
+                spans, count = [Span(first, taken, taken, 1) for first, taken in pieces], 1
+            self._in_flight.append(_InFlight(end, count, self._started(view, spans)))
+            self._ahead += count
             self._asked = end
-        self._ask_from = self._asked - (most - half) * size
 
-    def _start(self, mixture: MixtureDescription, span: Span) -> Reading:
-        before = self._in_flight[-1].reading if self._in_flight else None
-        return self._client._start(mixture, self._words, span, before)  # pyright: ignore[reportPrivateUsage]
+    def _started(self, view: View, spans: list[Span]) -> tuple[Reading, ...]:
+        before = self._in_flight[-1].readings[-1:] if self._in_flight else ()
+        readings = list(before)
+        for span in spans:
+            after = readings[-1] if readings else None
+            readings.append(self._client._start(view, span, after))  # pyright: ignore[reportPrivateUsage]
+        return tuple(readings[len(before) :])
+
+    def _ask_again(self, start: int) -> None:
+        """Drop what is in flight and reaches behind `start`."""
+        while self._in_flight and self._in_flight[-1].end > start:
+            dropped = self._in_flight.pop()
+            dropped.cancel()
+            self._ahead -= dropped.left
+        self._asked = self._in_flight[-1].end if self._in_flight else self._position
 
     def _forget(self) -> None:
-        for in_flight in self._in_flight:
-            if in_flight.reading is not None:
-                in_flight.reading.cancel()
-        self._in_flight.clear()
-        self._asked = self._position
+        self._ask_again(-1)
 
 
 def _at_least(name: str, value: Any, least: int) -> int:
@@ -212,8 +300,11 @@ def _checked_shard(shard: Any, batch_size: int) -> tuple[int, int]:
 
 
 def _checked_state(state: Any) -> tuple[int, Any]:
-    if not isinstance(state, dict) or set(state) != set(_STATE_KEYS):  # pyright: ignore[reportUnknownArgumentType]
-        raise InvalidRequest(f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}; got {state!r}")
+    if not isinstance(state, dict) or set(state) - set(_OPTIONAL_KEYS) != set(_STATE_KEYS):  # pyright: ignore[reportUnknownArgumentType]
+        raise InvalidRequest(
+            f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}, and of {' and '.join(_OPTIONAL_KEYS)} where "
+            f"there is any; got {state!r}"
+        )
     if state["version"] != _STATE_VERSION:
         raise InvalidRequest(f"the state's version must be {_STATE_VERSION}, got {state['version']!r}")
     position = _at_least("position", state["position"], 0)  # pyright: ignore[reportUnknownArgumentType]

@@ -4,15 +4,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable, UnknownSchedule
 from mixserve_client.transport import Replies, Reply, Transport
+from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve_client")
 _LOG_AFTER_S = 5.0
 _FOREVER_S = 1e8  # beyond this gRPC's clocks overflow
+_MOST_TELLINGS = 8
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
 
 
@@ -25,6 +27,8 @@ class Request(NamedTuple):
 
 
 NextRequest = Callable[[], Request | None]
+# The definitions of schedules that a server may have to be told before it understands a request.
+Definitions = Callable[[], Iterable[bytes]]
 
 
 class PatientCaller:
@@ -38,23 +42,37 @@ class PatientCaller:
         """The transport that is in use; another one takes its place when its server falls silent."""
         return self._replicas.transport
 
-    def call(self, method: str, request: bytes, deadline: float | None = None) -> bytes:
+    def call(
+        self, method: str, request: bytes, deadline: float | None = None, definitions: Definitions | None = None
+    ) -> bytes:
         """The reply to `request`; `deadline` is a time of `time.monotonic()`.
+
+        A server that does not know the request's schedule is told `definitions`, and asked again.
 
         Raises Unavailable when patience runs out, DeadlineExceeded at the deadline, and at once whatever else a
         server answers.
         """
         patience = _Patience(self._replicas, deadline)
+        telling = _Telling(definitions)
         while True:
             transport = self._replicas.transport
             try:
+                telling.tell(transport, patience)
                 return transport.call(method, request, patience.remaining_s())
+            except UnknownSchedule as error:
+                telling.asked(error)
             except Unavailable as error:
                 patience.lost(transport, error)
 
-    def stream(self, method: str, next_request: NextRequest, deadline: float | None = None) -> "PatientReplies":
+    def stream(
+        self,
+        method: str,
+        next_request: NextRequest,
+        deadline: float | None = None,
+        definitions: Definitions | None = None,
+    ) -> "PatientReplies":
         """The replies of as many streams as it takes until `next_request()`, which asks for what is left, is None."""
-        return PatientReplies(self._replicas, method, next_request, deadline)
+        return PatientReplies(self._replicas, method, next_request, deadline, definitions)
 
     def close(self) -> None:
         """End the calls under way, those that wait for a server too."""
@@ -66,20 +84,30 @@ class PatientCaller:
 class PatientReplies:
     """Made by `PatientCaller.stream`; iterated once, by one thread, and cancelled by any."""
 
-    def __init__(self, replicas: "_Replicas", method: str, next_request: NextRequest, deadline: float | None):
+    def __init__(
+        self,
+        replicas: "_Replicas",
+        method: str,
+        next_request: NextRequest,
+        deadline: float | None,
+        definitions: Definitions | None,
+    ):
         self._replicas = replicas
         self._method = method
         self._next_request = next_request
         self._deadline = deadline
+        self._definitions = definitions
         self._cancelled = threading.Event()
         self._replies: Replies | None = None
 
     def __iter__(self) -> Iterator[Reply]:
         """Raises what `PatientCaller.call` raises."""
         patience = _Patience(self._replicas, self._deadline, self._cancelled)
+        telling = _Telling(self._definitions)
         while not self._cancelled.is_set() and (request := self._next_request()) is not None:
             transport = self._replicas.transport
             try:
+                telling.tell(transport, patience)
                 data, replies, reply_bytes = request
                 self._replies = transport.stream(self._method, data, patience.remaining_s(), replies, reply_bytes)
                 if self._cancelled.is_set():
@@ -88,9 +116,12 @@ class PatientReplies:
                 for reply in self._replies:
                     answered = True
                     patience.answered()
+                    telling.answered()
                     yield reply
                 if not answered:
                     raise Unavailable("the server ended a stream without a reply")
+            except UnknownSchedule as error:
+                telling.asked(error)
             except Unavailable as error:
                 patience.lost(transport, error)
 
@@ -99,6 +130,32 @@ class PatientReplies:
         self._cancelled.set()
         if self._replies is not None:
             self._replies.cancel()
+
+
+class _Telling:
+    """Tells schedules to servers that do not know them; each may forget them at any time, but not all the time."""
+
+    def __init__(self, definitions: Definitions | None):
+        self._definitions = definitions
+        self._wanted = False
+        self._times = 0
+
+    def asked(self, error: UnknownSchedule) -> None:
+        """A server does not know the schedule. Raises `error` where that cannot be helped."""
+        self._times += 1
+        if self._definitions is None or self._times > _MOST_TELLINGS:
+            raise error
+        self._wanted = True
+
+    def tell(self, transport: Transport, patience: "_Patience") -> None:
+        """Tell the server what it asked for. Raises what a call raises."""
+        if self._wanted and self._definitions is not None:
+            for definition in self._definitions():
+                transport.call(methods.DEFINE_SCHEDULE, definition, patience.remaining_s())
+        self._wanted = False
+
+    def answered(self) -> None:
+        self._times = 0
 
 
 class _Replicas:

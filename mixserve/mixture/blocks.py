@@ -9,9 +9,12 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt32
 
-from mixserve.mixture.plan import Plan, Planner
+from mixserve.mixture.leaves import AnyPlanner, Plan
+from mixserve.mixture.sampling import check_end, rounded_up
+from mixserve_client.wire.request import POSITION_LIMIT
 
 _BLOCK, _BLOCK_OF_MANY_SOURCES, _MANY_SOURCES = 4096, 1024, 32
+_BLOCK_OF_GRAINS = 8192
 _KEPT_BLOCKS = 256
 _KEPT_ENDS = 4096
 # Positions that lie scattered are planned one by one where blocks would plan this many times as many in vain.
@@ -29,16 +32,27 @@ class PlanBlocks:
     the whole blocks around it are planned, and the block after them is begun. Elsewhere only what is asked is planned.
     """
 
-    def __init__(self, planner: Planner):
+    def __init__(self, planner: AnyPlanner, kept: "_Kept | None" = None):
         self._planner = planner
+        self._kept = kept or _Kept()
         # Every source adds a draw per position.
-        self._block_size = _BLOCK if planner.source_count <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
-        self._blocks: OrderedDict[tuple[bytes, int], _Block] = OrderedDict()
-        self._ends: OrderedDict[tuple[bytes, int], None] = OrderedDict()
-        self._lock = threading.Lock()
+        most = _BLOCK if planner.source_count <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
+        if planner.grain > 1:
+            most = _BLOCK_OF_GRAINS
+        self._block_size = rounded_up(most, planner.grain)
+
+    def beside(self, planner: AnyPlanner) -> "PlanBlocks":
+        """Plans of the same readers by another planner; they are kept together."""
+        return PlanBlocks(planner, self._kept)
+
+    @property
+    def end(self) -> int | None:
+        """The first position that does not exist."""
+        return self._planner.end
 
     def plan(self, key: UInt32[np.ndarray, "2"], ranges: Sequence[Range]) -> Plan:
-        """The plan of all positions of `ranges`, which ascend, one range after another."""
+        """The plan of all positions of `ranges`, which ascend, one range after another. Raises OutOfRange."""
+        check_end(self.end, *ranges[-1])
         if len(ranges) == 1:
             return self._plan_range(key, *ranges[0])
         first, (last_start, last_size) = ranges[0][0], ranges[-1]
@@ -50,15 +64,17 @@ class PlanBlocks:
     def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int, *, goes_on: bool = False) -> Plan:
         words, end, length = key.tobytes(), start + size, self._block_size
         first, last = start // length, (end - 1) // length
-        with self._lock:
-            goes_on = self._ends.pop((words, start), self) is None or goes_on
-            _keep(self._ends, (words, end), None, _KEPT_ENDS)
-            known = all((words, block) in self._blocks for block in range(first, last + 1))
+        kept = self._kept
+        with kept.lock:
+            goes_on = kept.ends.pop((words, start), self) is None or goes_on
+            _keep(kept.ends, (words, end), None, _KEPT_ENDS)
+            known = all((self, words, block) in kept.blocks for block in range(first, last + 1))
             if not (goes_on or known):
                 blocks = None
             else:
                 blocks = [self._block(key, words, block) for block in range(first, last + 1)]
-                if end % length > length // 2 or end % length == 0:
+                ahead = (last + 1) * length
+                if (end % length > length // 2 or end % length == 0) and ahead < (self.end or POSITION_LIMIT):
                     self._block(key, words, last + 1)
         if blocks is None:
             return self._planner.plan(key, start, size)
@@ -68,17 +84,28 @@ class PlanBlocks:
             try:
                 parts.append(block.plan.part(max(start - at, 0), min(end - at, length)))
             except BaseException:
-                with self._lock:
-                    self._blocks.pop((words, number), None)  # to be begun anew
+                with kept.lock:
+                    kept.blocks.pop((self, words, number), None)  # to be begun anew
                 raise
-        return _joined(parts)
+        return Plan.joined(parts)
 
     def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
-        block = self._blocks.get((words, number))
+        block = self._kept.blocks.get((self, words, number))
         if block is None:
-            block = _Block(self._planner.begin_each(key, _positions(number * self._block_size, self._block_size)))
-        _keep(self._blocks, (words, number), block, _KEPT_BLOCKS)
+            start = number * self._block_size
+            stop = min(start + self._block_size, self.end or POSITION_LIMIT)
+            block = _Block(self._planner.begin_each(key, np.arange(start, stop, dtype=np.uint64)))
+        _keep(self._kept.blocks, (self, words, number), block, _KEPT_BLOCKS)
         return block
+
+
+class _Kept:
+    """The blocks of the last readers, and where these stopped."""
+
+    def __init__(self) -> None:
+        self.blocks: OrderedDict[tuple[PlanBlocks, bytes, int], _Block] = OrderedDict()
+        self.ends: OrderedDict[tuple[bytes, int], None] = OrderedDict()
+        self.lock = threading.Lock()
 
 
 class _Block:
@@ -90,27 +117,12 @@ class _Block:
         return self._finish()
 
 
-def _positions(start: int, size: int) -> np.ndarray:
-    return np.arange(start, start + size, dtype=np.uint64)
-
-
 def _places(ranges: Sequence[Range]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
     """The positions of all ranges, counted from the start of the first."""
     starts = np.array([start - ranges[0][0] for start, _ in ranges], np.int64)
     sizes = np.array([size for _, size in ranges], np.int64)
     before = np.cumsum(sizes) - sizes
     return np.arange(sizes.sum(), dtype=np.int64) + np.repeat(starts - before, sizes)
-
-
-def _joined(parts: Sequence[Plan]) -> Plan:
-    if len(parts) == 1:
-        return parts[0]
-    keys = [part.fetch_keys for part in parts if part.fetch_keys is not None]
-    return Plan(
-        np.concatenate([part.source_ids for part in parts]),
-        np.concatenate([part.record_ids for part in parts]),
-        np.concatenate(keys) if keys else None,
-    )
 
 
 def _keep(kept: "OrderedDict[K, V]", key: K, value: V, most: int) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from mixserve.mixture.plan import Planner
+from mixserve.mixture.leaves import AnyPlanner
+from mixserve.mixture.sampling import EPOCH, Sampling
 from mixserve.sources import content_bytes
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.dtypes import dtype_name
 from mixserve_client.wire.key import IMPLEMENTATION
 
 # Raise it with any change to the arithmetic of plans or to what this digest covers.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 _PROBE_POSITIONS = 16
 _PROBE_KEY = np.array([0x6D697873, 0x65727665], np.uint32)
 
@@ -23,21 +24,20 @@ def fingerprint(
     *,
     names: tuple[str, ...],
     children: Sequence[Any],
-    shares: Sequence[float],
     fields: tuple[Field, ...],
-    sampling: str,
-    planner: Planner,
+    sampling: Sampling,
+    planner: AnyPlanner,
 ) -> str:
-    """sha256 over the algorithm, the sources and their content, the weights, and the probe of this machine's floats."""
+    """sha256 over the algorithm, the sources and their content, the way of drawing, and a probe of this machine."""
     described = {
         "algorithm": ALGORITHM_VERSION,
         "prng": IMPLEMENTATION,
-        "sampling": sampling,
+        "sampling": [sampling.mode, *([sampling.block_size, sampling.stop] if sampling.mode == EPOCH else [])],
         "fields": [[field.name, dtype_name(field.dtype), list(field.shape)] for field in fields],
         "sources": [
             [name, len(child), content_bytes(child).hex()] for name, child in zip(names, children, strict=True)
         ],
-        "weights": [share.hex() for share in shares],
+        "schedule": [[start, [share.hex() for share in shares]] for start, shares in sampling.schedule.entries],
         "probe": planner.score_words(_PROBE_KEY, _PROBE_POSITIONS).hex(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,27 +1,30 @@
 """Sources and their weights, checked once -> all that a batch is computed from: fields, planner, gatherer."""
 
-import functools
 import hashlib
 import json
-import operator
 import sys
 from collections.abc import Sequence
-from functools import cached_property
-from numbers import Real
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
+from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.plan import Planner
+from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
+from mixserve.mixture.schedule import Schedule, Shares
+from mixserve.mixture.scheduled import ScheduledPlanner
 from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
 from mixserve.sources import AnySource, is_keyed
 from mixserve_client.wire.description import Field
 
-SAMPLING = "categorical"
+_KEPT_PLANNERS = 64
 
 
 class Mixture:
@@ -31,16 +34,17 @@ class Mixture:
     A mixture whose records are no numbers has lengths and weights, and raises ValueError for everything else.
     """
 
-    def __init__(self, children: Sequence["AnySource | Mixture"], shares: "Shares", names: Sequence[str]):
-        """Raises ValueError where names or specs of children clash, and for a child without records that has a
-        share."""
+    def __init__(self, children: Sequence["AnySource | Mixture"], sampling: Sampling, names: Sequence[str]):
+        """Raises ValueError where names or specs of children clash, for a child without records that has a share, and
+        for a nested mixture that draws in a way that has no meaning there."""
         self.children = tuple(children)
         self.names = _distinct(names)
-        self.shares = shares
+        self.sampling = sampling
         self.lengths = tuple(len(child) for child in children)
-        for name, length, share in zip(self.names, self.lengths, shares, strict=True):
-            if length == 0 and share > 0:
-                raise ValueError(f"the source {name!r} has no records but the weight {share}; give it the weight 0")
+        self._check_children()
+        self._planner_of = lru_cache(_KEPT_PLANNERS)(self._categorical_planner)
+        for entry in sampling.schedule.entries:
+            self._check_shares(entry.shares)
         self.leaves: tuple[AnySource, ...] = tuple(leaf for child in children for leaf in _leaves_of(child))
         self._fields: tuple[Field, ...] | NoNumbers = self._common_fields()
         if not isinstance(self._fields, NoNumbers):
@@ -51,7 +55,11 @@ class Mixture:
         return min(sum(self.lengths), sys.maxsize)
 
     def __reduce__(self) -> Any:
-        return Mixture, (self.children, self.shares, self.names)  # the rest are programs and addresses of this process
+        return Mixture, (
+            self.children,
+            self.sampling,
+            self.names,
+        )  # the rest are programs and addresses of this process
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -65,16 +73,44 @@ class Mixture:
         """Whether the mixture has batches, and not only records."""
         return not isinstance(self._fields, NoNumbers)
 
+    @property
+    def shares(self) -> Shares:
+        """The shares of the sources from position 0 on."""
+        return self.sampling.schedule.entries[0].shares
+
+    @property
+    def leaf_names(self) -> tuple[str, ...]:
+        """The names of the leaves, in the order in which plans count them: those of nested mixtures as paths."""
+        return tuple(
+            f"{name}/{inner}" if inner else name
+            for name, child in zip(self.names, self.children, strict=True)
+            for inner in (child.leaf_names if isinstance(child, Mixture) else ("",))
+        )
+
     @cached_property
-    def planner(self) -> Planner:
+    def planner(self) -> AnyPlanner:
         """Chooses the records of batches."""
-        nested = {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}
-        return Planner(self.shares, self.lengths, nested, keyed=any(map(is_keyed, self.leaves)))
+        return self._planner(self.sampling.schedule)
 
     @cached_property
     def blocks(self) -> PlanBlocks:
         """Plans for readers that go on where they stopped."""
         return PlanBlocks(self.planner)
+
+    def planned_by(self, schedule: Schedule) -> PlanBlocks:
+        """Plans under the schedule of a reader, in place of the mixture's own.
+
+        Raises ValueError where an entry does not fit this mixture.
+        """
+        replace(self.sampling, schedule=schedule)  # checks it
+        for entry in schedule.entries:
+            self._check_shares(entry.shares)
+        return self.blocks.beside(self._planner(schedule))
+
+    def pass_ends(self) -> Sequence[int | None]:
+        """Per source, the positions until each of its records has come once; None where that is never certain."""
+        planner = self.planner
+        return planner.pass_ends() if isinstance(planner, EpochPlanner) else [None] * len(self.lengths)
 
     @cached_property
     def host_gather(self) -> HostGather:
@@ -92,7 +128,8 @@ class Mixture:
     def never_drawn(self) -> frozenset[int]:
         """The leaves that have no share, or lie in a child that has none."""
         never, first = set[int](), 0
-        for child, share in zip(self.children, self.shares, strict=True):
+        shares = [max(of_child) for of_child in zip(*(e.shares for e in self.sampling.schedule.entries), strict=True)]
+        for child, share in zip(self.children, shares, strict=True):
             count = len(_leaves_of(child))
             inner = child.never_drawn if isinstance(child, Mixture) else frozenset[int]()
             never.update(first + leaf for leaf in (range(count) if share == 0 else inner))
@@ -110,15 +147,48 @@ class Mixture:
         return fingerprint(
             names=self.names,
             children=self.children,
-            shares=self.shares,
             fields=self.fields,
-            sampling=SAMPLING,
+            sampling=self.sampling,
             planner=self.planner,
         )
 
     def content_digest(self) -> bytes:
         """What identifies this mixture where it is a child of another."""
         return bytes.fromhex(self.fingerprint)
+
+    def _nested(self) -> dict[int, AnyPlanner]:
+        return {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}
+
+    def _planner(self, schedule: Schedule) -> AnyPlanner:
+        if self.sampling.mode == EPOCH:
+            keyed = any(map(is_keyed, self.leaves))
+            return EpochPlanner(replace(self.sampling, schedule=schedule), self.lengths, self._nested(), keyed=keyed)
+        if len(schedule.entries) == 1:
+            return self._planner_of(schedule.entries[0].shares)
+        return ScheduledPlanner(schedule, self._planner_of)
+
+    def _categorical_planner(self, shares: Shares) -> Planner:
+        return Planner(shares, self.lengths, self._nested(), keyed=any(map(is_keyed, self.leaves)))
+
+    def _check_shares(self, shares: Sequence[float]) -> None:
+        """Raises ValueError where `shares` are not those of these sources, or name one without records."""
+        if len(shares) != len(self.lengths):
+            raise ValueError(f"weights must be {len(self.lengths)} numbers, one for each source, got {len(shares)}")
+        for name, length, share in zip(self.names, self.lengths, shares, strict=True):
+            if length == 0 and share > 0:
+                raise ValueError(f"the source {name!r} has no records but the weight {share}; give it the weight 0")
+
+    def _check_children(self) -> None:
+        for name, child in zip(self.names, self.children, strict=True):
+            if not isinstance(child, Mixture):
+                continue
+            if child.sampling.stop != NEVER:
+                raise ValueError(f"the nested mixture {name!r} must have stop='never': only the outermost mixture ends")
+            if child.sampling.mode == EPOCH and self.sampling.mode != EPOCH:
+                raise ValueError(
+                    f"the nested mixture {name!r} has sampling='epoch', which means nothing where positions are drawn "
+                    "with replacement; set sampling='epoch' on the outer mixture too, or 'categorical' on this one"
+                )
 
     def _common_fields(self) -> tuple[Field, ...] | NoNumbers:
         """The fields of all children; children without numbers are compared with none."""
@@ -133,28 +203,6 @@ class Mixture:
                 lacking.append(NoNumbers(f"in {name!r}: {error}") if isinstance(child, Mixture) else error)
         fields = common_fields(specs) if specs else ()
         return lacking[0] if lacking else fields
-
-
-class Shares(tuple[float, ...]):
-    """Weights as float64 shares that sum to 1, as far as floats do; a share is never normalised twice."""
-
-    __slots__ = ()
-
-
-def normalised(weights: Sequence[float]) -> Shares:
-    """The weights as shares. Raises ValueError."""
-    if isinstance(weights, Shares):
-        return weights
-    for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"weights must be numbers, got {weight!r}")
-        if not abs(weight) <= sys.float_info.max or weight < 0:
-            raise ValueError(f"weights must be positive or zero, and finite, got {weight!r} in {tuple(weights)}")
-    # From left to right: `sum` compensates rounding from Python 3.12 on, and shares must not depend on that.
-    total = functools.reduce(operator.add, map(float, weights), 0.0)
-    if not 0 < total <= sys.float_info.max:
-        raise ValueError(f"weights must have a positive, finite sum, got {tuple(weights)}")
-    return Shares(float(weight) / total for weight in weights)
 
 
 def names_of(sources: Sequence[Any]) -> list[str]:

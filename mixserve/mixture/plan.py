@@ -9,7 +9,6 @@ mixtures, counted through the whole tree. Without nested mixtures leaves and sou
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +17,14 @@ from jaxtyping import Array, Int, Int32, UInt32
 
 from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded, pinned_semantics, program
 from mixserve.mixture.draw import scores as drawn_scores
+from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
+from mixserve.mixture.sampling import CATEGORICAL
+from mixserve_client.errors import InvalidRequest
 
 # A request is planned in pieces of these sizes, so that no request size compiles a program of its own.
 RUNGS = (16, 64, 256, 1024, 4096)
 _WORD = 0xFFFFFFFF
 _LONGEST_INT32 = 2**31 - 1
-
-
-class Plan(NamedTuple):
-    """The leaf source and the record of every position; the key to fetch it with, where a source takes keys."""
-
-    source_ids: Int[np.ndarray, " size"]
-    record_ids: Int[np.ndarray, " size"]
-    fetch_keys: UInt32[np.ndarray, "size 2"] | None = None
-
-    def at(self, slots: Int[np.ndarray, " some"]) -> "Plan":
-        """The plan of some of the positions."""
-        keys = None if self.fetch_keys is None else self.fetch_keys[slots]
-        return Plan(self.source_ids[slots], self.record_ids[slots], keys)
-
-    def part(self, first: int, stop: int) -> "Plan":
-        """The plan of the slots [first, stop), which shares memory with this one."""
-        keys = None if self.fetch_keys is None else self.fetch_keys[first:stop]
-        return Plan(self.source_ids[first:stop], self.record_ids[first:stop], keys)
 
 
 class Planner:
@@ -49,28 +33,30 @@ class Planner:
     `nested` has the planners of the children that are mixtures, by their place; `keyed` says that a source takes keys.
     """
 
+    mode = CATEGORICAL
+    grain = 1
+    end: int | None = None
+
     def __init__(
         self,
         shares: Sequence[float],
         lengths: Sequence[int],
-        nested: Mapping[int, "Planner"] | None = None,
+        nested: Mapping[int, AnyPlanner] | None = None,
         *,
         keyed: bool = False,
     ):
         self.log_weights = log_shares(shares)
         self.lengths = np.asarray([min(length, _LONGEST_INT32) for length in lengths], np.int32)
         self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
-        self._nested = dict(nested or {})
         self.source_count = len(shares)
-        leaf_counts = [self._nested[i].leaf_count if i in self._nested else 1 for i in range(len(shares))]
-        self.leaf_count = sum(leaf_counts)
-        self._first_leaves = np.cumsum([0, *leaf_counts])[:-1].astype(np.int32)
+        self._leaves = Leaves(self.source_count, nested or {})
+        self.leaf_count = self._leaves.count
         self._leaf_long_lengths = np.zeros(self.leaf_count, np.uint64)
-        self._leaf_long_lengths[self._first_leaves] = self._long_lengths
-        for source_id, planner in self._nested.items():
-            first = self._first_leaves[source_id]
+        self._leaf_long_lengths[self._leaves.first] = self._long_lengths
+        for source_id, planner in self._leaves.nested.items():
+            first = self._leaves.first[source_id]
             self._leaf_long_lengths[first : first + planner.leaf_count] = 0
-        self.parts = Parts(long=bool(self._long_lengths.any()), fetch=keyed or bool(self._nested))
+        self.parts = Parts(long=bool(self._long_lengths.any()), fetch=keyed or bool(self._leaves.nested))
         padding = padded(self.source_count) - self.source_count
         weights_and_lengths = (
             np.pad(self.log_weights, (0, padding), constant_values=-np.inf),
@@ -84,23 +70,17 @@ class Planner:
         """Compile every program that `plan` may need."""
         for rung in RUNGS:
             program(self.source_count, rung, self.parts)
-        for planner in self._nested.values():
+        for planner in self._leaves.nested.values():
             planner.warm_up()
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         """The plan of the positions [start, start + size); `start + size` at most 2^63 - 1."""
         return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))
 
-    def plan_each(
-        self, keys: UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"], positions: Int[np.ndarray, " size"]
-    ) -> Plan:
-        """The plan of any positions, under one key or each under its own."""
+    def plan_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Plan:
         return self.begin_each(keys, positions)()
 
-    def begin_each(
-        self, keys: UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"], positions: Int[np.ndarray, " size"]
-    ) -> Callable[[], Plan]:
-        """`plan_each` under way: what waits for it and gives the plan."""
+    def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
         size, cuts = len(positions), pieces(len(positions))
         places = np.zeros((sum(cuts[-1]), 4), np.uint32)
         places[:size, :2] = keys
@@ -137,7 +117,7 @@ class Planner:
     def _finished(self, drawn: list[Array], size: int) -> Plan:
         columns = [np.asarray(piece) for piece in drawn]
         rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
-        return self._resolved(self._read(rows[:, :size], self._long_lengths))
+        return self._leaves.resolved(self._read(rows[:, :size], self._long_lengths))
 
     def _read(self, rows: Int32[np.ndarray, "rows size"], long_lengths: np.ndarray) -> Plan:
         """What the rows say, with the records of long sources worked out from their words."""
@@ -150,34 +130,18 @@ class Planner:
             record_ids = np.where(lengths > 0, long_ids, record_ids.astype(np.int64))
         return Plan(source_ids, record_ids, keys)
 
-    def _resolved(self, plan: Plan) -> Plan:
-        """The plan of sources as one of leaves: what was drawn from a nested mixture is drawn on there."""
-        if not self._nested:
-            return plan
-        assert plan.fetch_keys is not None
-        leaves, records, keys = self._first_leaves[plan.source_ids], plan.record_ids.copy(), plan.fetch_keys.copy()
-        for source_id, planner in self._nested.items():
-            here = np.flatnonzero(plan.source_ids == source_id)
-            if len(here):
-                inner = planner.plan_each(plan.fetch_keys[here], plan.record_ids[here])
-                leaves[here] += inner.source_ids
-                records[here] = inner.record_ids
-                if inner.fetch_keys is not None:
-                    keys[here] = inner.fetch_keys
-        return Plan(leaves, records, keys)
-
     def _draw_traced(
         self, keys: UInt32[Array, "size 2"], positions: UInt32[Array, "size 2"]
     ) -> Int32[Array, "rows size"]:
         places = jnp.concatenate([keys, positions], axis=1)
         rows = draw(places, jnp.asarray(self.log_weights), jnp.asarray(self.lengths), self.parts)
-        if not self._nested:
+        if not self._leaves.nested:
             return rows
         sources, records, words = rows[0], rows[1], rows[-2:]
-        leaves = jnp.asarray(self._first_leaves)[sources]
+        leaves = jnp.asarray(self._leaves.first)[sources]
         inner_keys = jax.lax.bitcast_convert_type(words.T, jnp.uint32)
         inner_positions = jnp.stack([jnp.zeros_like(records), records], axis=1).astype(jnp.uint32)
-        for source_id, planner in self._nested.items():
+        for source_id, planner in self._leaves.nested.items():
             if np.isneginf(self.log_weights[source_id]):
                 continue  # never drawn
             if self._long_lengths[source_id]:
@@ -186,12 +150,23 @@ class Planner:
                     "call get_batch_at outside of it"
                 )
             here = sources == source_id
-            inner = planner._draw_traced(inner_keys, inner_positions)
+            inner = traceable(planner)._draw_traced(inner_keys, inner_positions)
             leaves = leaves + jnp.where(here, inner[0], 0)
             records = jnp.where(here, inner[1], records)
-            if planner.parts.fetch:
+            if traceable(planner).parts.fetch:
                 words = jnp.where(here, inner[-2:], words)
         return jnp.concatenate([leaves[None], records[None], rows[2:-2], words])
+
+
+def traceable(planner: AnyPlanner) -> Planner:
+    """The planner, where it can draw inside a compiled program. Raises InvalidRequest where it cannot."""
+    if isinstance(planner, Planner):
+        return planner
+    what = "a mixture with a weight schedule" if planner.mode == CATEGORICAL else f"sampling={planner.mode!r}"
+    raise InvalidRequest(
+        f"{what} plans on the host and cannot be drawn inside a compiled program: call get_batch_at outside of it and "
+        "pass the batch in"
+    )
 
 
 def _traced_halves(start: int | Int[Array, ""]) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:

@@ -9,7 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, UInt32
 
 from mixserve.mixture import Mixture, device
-from mixserve.mixture.plan import Plan
+from mixserve.mixture.leaves import Plan
+from mixserve.mixture.plan import Planner, traceable
 from mixserve.sources import ReferenceSource
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.tree import flatten
@@ -38,13 +39,14 @@ def traced_batch(
     size: int,
 ) -> Batch:
     """`eager_batch` inside the caller's own program."""
-    drawn = mixture.planner.plan_traced(key, start, size)
+    planner = traceable(mixture.planner)
+    drawn = planner.plan_traced(key, start, size)
     batch = _device_batch(mixture, on_device, drawn[0], drawn[1])
     dtypes = _dtypes(mixture, batch)
     drawn_leaves = [i for i in range(len(mixture.leaves)) if i not in mixture.never_drawn]
     traced = {i: leaf for i in drawn_leaves if isinstance(leaf := mixture.leaves[i], ReferenceSource)}
     if dtypes and len(traced) < len(drawn_leaves):
-        batch |= _called_back(mixture, dtypes, drawn, size, frozenset(traced))
+        batch |= _called_back(mixture, planner, dtypes, drawn, size, frozenset(traced))
     for source_id, leaf in traced.items():
         here = drawn[0] == source_id
         keys = jax.lax.bitcast_convert_type(drawn[-2:].T, jnp.uint32)
@@ -60,6 +62,7 @@ def jax_dtype(field: Field) -> np.dtype:
 
 def _called_back(
     mixture: Mixture,
+    planner: Planner,
     dtypes: Mapping[Field, np.dtype],
     drawn: Int[Array, "rows size"],
     size: int,
@@ -71,7 +74,7 @@ def _called_back(
     def on_host(drawn: np.ndarray) -> dict[str, np.ndarray]:
         drawn = np.asarray(drawn)  # of shape (..., rows, size) under vmap
         mapped, rows = drawn.shape[:-2], np.moveaxis(drawn, -2, 0)
-        plan = mixture.planner.from_rows(rows.reshape(len(rows), -1))
+        plan = planner.from_rows(rows.reshape(len(rows), -1))
         gathered = _host_batch(mixture, plan, dtypes, without)
         return {name: array.reshape(*mapped, size, *array.shape[1:]) for name, array in gathered.items()}
 

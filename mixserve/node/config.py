@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
+from typing import Any
 
 import jax
 import numpy as np
 
-from mixserve.mixture.mixture import normalised
+from mixserve.mixture.sampling import BLOCK_SIZE, CATEGORICAL, EPOCH, NEVER, Sampling, rounded_up
+from mixserve.mixture.schedule import Entry, Schedule, Shares, normalised
 from mixserve.module import StructuralConfig
+from mixserve_client.wire.request import POSITION_LIMIT
 
 PLACEMENTS = ("auto", "host", "device")
 
@@ -19,6 +22,11 @@ class MixDataSourcesConfig(StructuralConfig):
 
     The weights are normalised: `weights` holds shares that sum to 1.
 
+    `sampling` is `categorical`, with replacement, or `epoch`: exact shares in every block of `block_size` positions,
+    and no record again before the pass over its source is over. In epoch mode `stop` is `never`, `first_exhausted` or
+    `all_exhausted`. `schedule` has the weights of later positions: pairs (from position, weights), ascending; in epoch
+    mode they begin at the next border of a block.
+
     `placement` says where rows are gathered: on the `host`, on the `device`, or `auto` by size and backend.
     `source_names` are the names of the sources where theirs shall not hold. Raises ValueError, naming the field, for
     what is missing or inconsistent.
@@ -27,6 +35,10 @@ class MixDataSourcesConfig(StructuralConfig):
     num_sources: int | None = None
     weights: tuple[float, ...] | None = None
     _: KW_ONLY
+    sampling: str = CATEGORICAL
+    block_size: int = BLOCK_SIZE
+    stop: str = NEVER
+    schedule: tuple[tuple[int, tuple[float, ...]], ...] = ()
     placement: str = "auto"
     source_names: tuple[str, ...] | None = None
 
@@ -41,14 +53,7 @@ class MixDataSourcesConfig(StructuralConfig):
         object.__setattr__(self, "num_sources", int(self.num_sources))
         if self.num_sources < 1:
             raise ValueError(f"num_sources must be at least 1, got {self.num_sources}")
-        if isinstance(self.weights, np.ndarray | jax.Array):
-            object.__setattr__(self, "weights", np.asarray(self.weights).tolist())
-        if isinstance(self.weights, str | bytes | Mapping | Set) or not isinstance(self.weights, Iterable):
-            raise ValueError(f"weights must be a tuple, list or array of numbers, got {self.weights!r}")
-        if not isinstance(self.weights, tuple):
-            object.__setattr__(self, "weights", tuple(self.weights))
-        if len(self.weights) != self.num_sources:
-            raise ValueError(f"weights must be num_sources = {self.num_sources} numbers, got {len(self.weights)}")
+        object.__setattr__(self, "weights", _weights("weights", self.weights, self.num_sources))
         if self.source_names is not None:
             names = self.source_names
             if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -56,6 +61,48 @@ class MixDataSourcesConfig(StructuralConfig):
             if len(names) != self.num_sources:
                 raise ValueError(f"source_names must be num_sources = {self.num_sources} names, got {names}")
             object.__setattr__(self, "source_names", tuple(names))
-        object.__setattr__(self, "weights", normalised(self.weights))
+        object.__setattr__(self, "schedule", self._checked_schedule())
+        _ = self.how_to_sample
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}")
+
+    @property
+    def how_to_sample(self) -> Sampling:
+        """The way of drawing that these options describe. Raises ValueError."""
+        assert isinstance(self.weights, Shares)
+        entries = (Entry(0, self.weights), *(Entry(start, normalised(weights)) for start, weights in self.schedule))
+        return Sampling(Schedule(entries), self.sampling, self.block_size, self.stop)
+
+    def _checked_schedule(self) -> tuple[tuple[int, Shares], ...]:
+        if not isinstance(self.schedule, list | tuple) or not all(
+            isinstance(entry, list | tuple) and len(entry) == 2 for entry in self.schedule
+        ):
+            raise ValueError(f"schedule must be a list of pairs (from position, weights), got {self.schedule!r:.200}")
+        found: list[tuple[int, Shares]] = []
+        for place, (start, weights) in enumerate(self.schedule):
+            if isinstance(start, bool) or not isinstance(start, Integral) or not 0 < start < POSITION_LIMIT:
+                raise ValueError(
+                    f"schedule[{place}] must begin at a position in 1..2^63 - 2, got {start!r}; `weights` holds before"
+                )
+            begin = int(start)
+            if self.sampling == EPOCH and type(self.block_size) is int and self.block_size > 0:
+                begin = rounded_up(begin, self.block_size)
+            if found and begin <= found[-1][0]:
+                raise ValueError(
+                    f"schedule[{place}] must begin behind the entry before it, at {found[-1][0]}, got {start}"
+                )
+            assert self.num_sources is not None
+            found.append((begin, _weights(f"schedule[{place}]", weights, self.num_sources)))
+        return tuple(found)
+
+
+def _weights(name: str, weights: Any, count: int) -> Shares:
+    """The shares of `count` sources. Raises ValueError, naming the field."""
+    if isinstance(weights, np.ndarray | jax.Array):
+        weights = np.asarray(weights).tolist()
+    if isinstance(weights, str | bytes | Mapping | Set) or not isinstance(weights, Iterable):
+        raise ValueError(f"{name} must be a tuple, list or array of numbers, got {weights!r}")
+    weights = weights if isinstance(weights, tuple) else tuple(weights)
+    if len(weights) != count:
+        raise ValueError(f"{name} must be num_sources = {count} numbers, got {len(weights)}")
+    return normalised(weights)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from jaxtyping import Array, UInt32
 
 from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.mixture import Mixture, device
-from mixserve.mixture.blocks import Range
 from mixserve.mixture.gather import Buffers
-from mixserve.mixture.mixture import names_of, normalised
+from mixserve.mixture.leaves import Plan
+from mixserve.mixture.mixture import names_of
 from mixserve.module import DataSourceModule
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
@@ -73,7 +73,7 @@ class MixDataSourcesNode(DataSourceModule):
         names = config.source_names or names_of(
             [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
         )
-        mixture = Mixture(children, normalised(config.weights or ()), names)
+        mixture = Mixture(children, config.how_to_sample, names)
         self._mixture = Opaque(mixture)
         self._private = Owned(self, _Private(tuple(sources), RecordStream()))
         self.index = nnx.Variable(0)
@@ -177,15 +177,15 @@ class MixDataSourcesNode(DataSourceModule):
 
         All have the leading length of the batch; 64-bit fields keep all their bits.
         """
-        self.begin_read([(start, len(next(iter(buffers.values()))))], key)(buffers)
+        plan = self.mixture.blocks.plan(key, [(start, len(next(iter(buffers.values()))))])
+        self.begin_gather(plan)(buffers)
 
-    def begin_read(self, ranges: Sequence[Range], key: UInt32[np.ndarray, "2"]) -> Callable[[Buffers], None]:
-        """Begin to read the rows of `ranges`, pairs of start and size: what waits and writes them into host arrays.
+    def begin_gather(self, plan: Plan) -> Callable[[Buffers], None]:
+        """Begin to fetch the records of a plan: what waits and writes them into host arrays of the stored dtypes.
 
-        The plan is made, and gathering on a device is under way, when this returns; a second read may begin then.
+        Gathering on a device is under way when this returns; a second one may begin then.
         """
         mixture = self.mixture
-        plan = mixture.blocks.plan(key, ranges)
         on_device: Mapping[str, Array] = self._device_data.get_value()
         taken = device.begin_take(on_device, mixture.device_starts, plan) if on_device else None
 

@@ -1,11 +1,18 @@
 """A node under a name, and how the server describes it to clients."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
-from mixserve.mixture.mixture import SAMPLING
+from mixserve.mixture.blocks import PlanBlocks, Range
+from mixserve.mixture.gather import Buffers
+from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode
 from mixserve.sources import is_array_backed
-from mixserve_client.wire.description import Limits, MixtureDescription, SourceDescription
+from mixserve_client.wire.description import PROVENANCE, Field, Limits, MixtureDescription, SourceDescription
+from mixserve_client.wire.key import KeyWords
+from mixserve_client.wire.request import Content
+from mixserve_client.wire.schedule import ScheduleEntry
 
 _REPLY_BYTES = 16 << 20
 _SIZE = 1 << 16
@@ -20,27 +27,82 @@ class HostedMixture:
         """Raises ValueError where a record is too large for a reply."""
         self.name = name
         self.node = node
-        self.row_bytes = sum(field.nbytes for field in node.mixture.fields)
-        if self.row_bytes > _LARGEST_ROW_BYTES:
-            raise ValueError(f"a record must be at most 2^30 bytes, got {self.row_bytes} in the mixture {name!r}")
+        row_bytes = sum(field.nbytes for field in node.mixture.fields)
+        if row_bytes > _LARGEST_ROW_BYTES:
+            raise ValueError(f"a record must be at most 2^30 bytes, got {row_bytes} in the mixture {name!r}")
+        self._row_bytes = row_bytes
         self.is_array_backed = all(map(is_array_backed, node.mixture.leaves))
         self.is_gathered_by_copying = self.is_array_backed and node.placement == "host"
 
     @cached_property
     def description(self) -> MixtureDescription:
         """Fields, sources, fingerprint and limits; the first use reads the sources for the fingerprint."""
-        mixture = self.node.mixture
-        described = zip(mixture.names, mixture.lengths, mixture.shares, strict=True)
+        mixture, sampling = self.node.mixture, self.node.mixture.sampling
+        described = zip(mixture.names, mixture.lengths, mixture.shares, mixture.pass_ends(), strict=True)
         return MixtureDescription(
             name=self.name,
             fingerprint=mixture.fingerprint,
             fields=mixture.fields,
             sources=tuple(SourceDescription(*source) for source in described),
-            limits=Limits(max(1, min(_SIZE, _REPLY_BYTES // max(1, self.row_bytes))), _REPLY_BYTES),
+            limits=Limits(max(1, min(_SIZE, _REPLY_BYTES // max(1, self._row_bytes))), _REPLY_BYTES),
             placement=self.node.placement,
-            sampling=SAMPLING,
+            sampling=sampling.mode,
+            block_size=sampling.block_size if sampling.mode == EPOCH else 0,
+            stop=sampling.stop,
+            end=mixture.planner.end,
+            schedule=tuple(ScheduleEntry(*entry) for entry in sampling.schedule.entries),
+            leaves=mixture.leaf_names,
         )
 
     def warm_up(self) -> None:
         """Compute the description, and compile what batches need."""
         self.node.warm_up(self.description.limits.size)
+
+
+@dataclass(frozen=True)
+class View:
+    """What one request's positions stand for: a mixture, planned by `blocks`, which are those of `schedule`."""
+
+    mixture: HostedMixture
+    blocks: PlanBlocks
+    schedule: str
+    content: Content
+
+    @cached_property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of a row."""
+        records = () if self.content == Content.PROVENANCE else self.mixture.description.fields
+        return records if self.content == Content.RECORDS else (*records, *PROVENANCE)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all fields."""
+        return sum(field.nbytes for field in self.fields)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the mixture."""
+        return self.mixture.description.fingerprint
+
+    @property
+    def is_array_backed(self) -> bool:
+        """Whether rows are made by copying from arrays, or need no data at all."""
+        return self.mixture.is_array_backed or self.content == Content.PROVENANCE
+
+    def identity(self, key: KeyWords) -> tuple[object, ...]:
+        """Equal ones give equal rows at equal positions."""
+        return self.fingerprint, self.schedule, self.content, key.tobytes()
+
+    def begin_read(self, ranges: Sequence[Range], key: KeyWords) -> Callable[[Buffers], None]:
+        """Begin to read the rows of `ranges`: what waits and writes them into arrays. Raises OutOfRange."""
+        plan = self.blocks.plan(key, ranges)
+        records = None if self.content == Content.PROVENANCE else self.mixture.node.begin_gather(plan)
+
+        def write(buffers: Buffers) -> None:
+            if self.content != Content.RECORDS:
+                source_id, record_id = (buffers[field.name] for field in PROVENANCE)
+                source_id[:], record_id[:] = plan.source_ids, plan.record_ids
+            if records is not None:
+                records({field.name: buffers[field.name] for field in self.mixture.description.fields})
+
+        return write

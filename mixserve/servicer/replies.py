@@ -9,11 +9,10 @@ import numpy.typing as npt
 
 from mixserve.mixture.blocks import Range
 from mixserve.mixture.gather import Buffers
-from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.hosted import View
 from mixserve.servicer.kept_replies import KeptReplies, KeptReply
 from mixserve.servicer.reused_bytes import ReusedBytes
 from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
-from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import KeyWords
 from mixserve_client.wire.request import StreamRequest
 
@@ -65,13 +64,13 @@ class Replies:
         self._kept = KeptReplies()
         self._bytes = ReusedBytes()
 
-    def cut(self, mixture: HostedMixture, wanted: StreamRequest) -> Iterator[tuple[int, int, Place | None]]:
+    def cut(self, view: View, wanted: StreamRequest) -> Iterator[tuple[int, int, Place | None]]:
         """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
-        most = max(1, min(_MESSAGE_BYTES // max(1, mixture.row_bytes), mixture.description.limits.size))
+        most = max(1, min(_MESSAGE_BYTES // max(1, view.row_bytes), view.mixture.description.limits.size))
         slots = iter(wanted.slots)
         for at in range(0, wanted.rows, wanted.reply_rows):
             rows = min(wanted.reply_rows, wanted.rows - at)
-            place = self.place(mixture, rows, next(slots, 0))
+            place = self.place(view, rows, next(slots, 0))
             if place is not None:
                 yield at, rows, place
                 continue
@@ -80,40 +79,38 @@ class Replies:
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
                 yield at + first, last - first, None
 
-    def place(self, mixture: HostedMixture, rows: int, slot: int) -> Place | None:
+    def place(self, view: View, rows: int, slot: int) -> Place | None:
         """Where in shared memory a reply of `rows` rows goes; None where the slot is not known, or too small."""
         memory = self._slots.memory(slot) if slot else None
-        described = mixture.description
-        if memory is None or len(memory) < batch_bytes(described.fingerprint, described.fields, rows):
+        if memory is None or len(memory) < batch_bytes(view.fingerprint, view.fields, rows):
             return None
         return Place(slot, memory)
 
-    def begin(self, mixture: HostedMixture, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Begun:
+    def begin(self, view: View, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Begun:
         """Begin the reply that holds the rows of `ranges`, in `place` where there is one: what waits for it."""
-        described = mixture.description
         rows = sum(size for _, size in ranges)
-        size = batch_bytes(described.fingerprint, described.fields, rows)
-        if place is not None and mixture.is_array_backed:  # gathering is copying: into its place at once
-            write = mixture.node.begin_read(ranges, key)
-            return partial(_write, described, write, place, rows, size)
+        size = batch_bytes(view.fingerprint, view.fields, rows)
+        if place is not None and view.is_array_backed:  # gathering is copying: into its place at once
+            write = view.begin_read(ranges, key)
+            return partial(_write, view, write, place, rows, size)
 
         def begin() -> Begun:
-            return partial(self._framed, described, rows, size, mixture.node.begin_read(ranges, key))
+            return partial(self._framed, view, rows, size, view.begin_read(ranges, key))
 
-        if size < _LEAST_KEPT_BYTES and mixture.is_array_backed:
+        if size < _LEAST_KEPT_BYTES and view.is_array_backed:
             return begin()
 
-        kept = self._kept.get((described.fingerprint, key.tobytes()), tuple(ranges), size, begin)
+        kept = self._kept.get(view.identity(key), tuple(ranges), size, begin)
         return kept.result if place is None else partial(_copied, kept, place)
 
-    def _framed(self, described: MixtureDescription, rows: int, size: int, write: Write) -> bytes:
+    def _framed(self, view: View, rows: int, size: int, write: Write) -> bytes:
         reply, memory = self._bytes.take(size)
-        write(frame_batch(memory, described.fingerprint, described.fields, rows))
+        write(frame_batch(memory, view.fingerprint, view.fields, rows))
         return reply
 
 
-def _write(described: MixtureDescription, write: Write, place: Place, rows: int, size: int) -> bytes:
-    write(frame_batch(place.memory, described.fingerprint, described.fields, rows))
+def _write(view: View, write: Write, place: Place, rows: int, size: int) -> bytes:
+    write(frame_batch(place.memory, view.fingerprint, view.fields, rows))
     return encode_slot_reply(place.slot, size)
 
 

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
+from mixserve.mixture.sampling import check_end
 from mixserve.node import MixDataSourcesNode
-from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.hosted import HostedMixture, View
 from mixserve.servicer.replies import NoSlots, Replies, Slots
+from mixserve.servicer.schedules import Schedules
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, MixserveError, ServerFault, UnknownMixture
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import encode_mixture, encode_names
@@ -21,6 +23,7 @@ from mixserve_client.wire.request import (
     decode_mixture_request,
     decode_stream_request,
 )
+from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
 from mixserve_client.wire.server import ServerDescription, encode_server
 
 _logger = logging.getLogger("mixserve")
@@ -43,6 +46,7 @@ class MixServicer:
             methods.LIST_MIXTURES: self._list_mixtures,
             methods.GET_MIXTURE: self._get_mixture,
             methods.GET_BATCH_AT: self._get_batch_at,
+            methods.DEFINE_SCHEDULE: self._define_schedule,
             methods.GET_SERVER: self._get_server,
         }
         self._streams = {methods.STREAM_BATCHES: self._stream_batches}
@@ -51,6 +55,7 @@ class MixServicer:
         self._turns = threading.Semaphore(max(1, _cores() // 2))
         self._slots = slots or NoSlots()
         self._replies = Replies(self._slots)
+        self._schedules = Schedules()
 
     def warm_up(self) -> None:
         """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
@@ -83,20 +88,21 @@ class MixServicer:
 
     def _get_batch_at(self, request: bytes) -> bytes:
         wanted = decode_batch_request(request)
-        mixture = self._expected(wanted)
-        check_positions(wanted.start, wanted.size, mixture.description.limits.size)
-        place = self._replies.place(mixture, wanted.size, next(iter(wanted.slots), 0))
-        return self._replies.begin(mixture, wanted.key, [(wanted.start, wanted.size)], place)()
+        view = self._view(wanted)
+        check_positions(wanted.start, wanted.size, view.mixture.description.limits.size)
+        place = self._replies.place(view, wanted.size, next(iter(wanted.slots), 0))
+        return self._replies.begin(view, wanted.key, [(wanted.start, wanted.size)], place)()
 
     def _stream_batches(self, request: bytes) -> Iterator[bytes]:
         wanted = decode_stream_request(request)
-        mixture = self._expected(wanted.first)
+        view = self._view(wanted.first)
+        check_end(view.blocks.end, *wanted.ranges(wanted.rows - 1, 1)[0])
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
         begun: Callable[[], bytes] | None = None
-        turns = self._turns if mixture.is_gathered_by_copying else nullcontext()
-        for at, rows, place in self._replies.cut(mixture, wanted):
+        turns = self._turns if view.mixture.is_gathered_by_copying else nullcontext()
+        for at, rows, place in self._replies.cut(view, wanted):
             with turns:
-                following = self._replies.begin(mixture, wanted.first.key, wanted.ranges(at, rows), place)
+                following = self._replies.begin(view, wanted.first.key, wanted.ranges(at, rows), place)
                 reply = None if begun is None else begun()
             if reply is not None:
                 yield reply
@@ -106,14 +112,25 @@ class MixServicer:
                 reply = begun()
             yield reply
 
-    def _expected(self, wanted: BatchRequest) -> HostedMixture:
-        """The mixture that the request names, known to be the one that it expects."""
-        mixture = self._mixture(wanted.mixture)
+    def _define_schedule(self, request: bytes) -> bytes:
+        wanted = decode_schedule_request(request)
+        mixture = self._expected(wanted.mixture, wanted.expected_fingerprint)
+        return encode_schedule(self._schedules.define(mixture, wanted.parent, wanted.entries))
+
+    def _view(self, wanted: BatchRequest) -> View:
+        """What the request's positions stand for."""
+        mixture = self._expected(wanted.mixture, wanted.expected_fingerprint)
+        blocks = self._schedules.get(mixture, wanted.schedule) if wanted.schedule else mixture.node.mixture.blocks
+        return View(mixture, blocks, wanted.schedule, wanted.content)
+
+    def _expected(self, name: str, fingerprint: str) -> HostedMixture:
+        """The mixture of that name, known to be the one that the request expects."""
+        mixture = self._mixture(name)
         described = mixture.description
-        if wanted.expected_fingerprint not in ("", described.fingerprint):
+        if fingerprint not in ("", described.fingerprint):
             raise FingerprintMismatch(
                 f"the mixture {described.name!r} has the fingerprint {described.fingerprint}, expected "
-                f"{wanted.expected_fingerprint:.100}: its batches would be others; ask GetMixture what it holds now"
+                f"{fingerprint:.100}: its batches would be others; ask GetMixture what it holds now"
             )
         return mixture
 

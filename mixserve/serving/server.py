@@ -89,7 +89,13 @@ class MixServer:
         self.stop()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
-        calls = (methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_BATCH_AT, methods.GET_SERVER)
+        calls = (
+            methods.LIST_MIXTURES,
+            methods.GET_MIXTURE,
+            methods.GET_BATCH_AT,
+            methods.DEFINE_SCHEDULE,
+            methods.GET_SERVER,
+        )
         handlers = {_name(path): grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in calls}
         answer = partial(self._stream, methods.STREAM_BATCHES)
         handlers[_name(methods.STREAM_BATCHES)] = self._streams.handler(answer)

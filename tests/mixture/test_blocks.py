@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mixserve.mixture import plan
 from mixserve.mixture.blocks import PlanBlocks
-from mixserve.mixture.mixture import normalised
 from mixserve.mixture.plan import Plan, Planner
+from mixserve.mixture.schedule import normalised
 from mixserve_client.wire.key import key_words
 
 LIMIT = 2**63 - 1
@@ -176,7 +176,7 @@ def test_ranges_that_lie_closely_are_planned_from_few_blocks():
     begun: list[int] = []
 
     class Counting:
-        source_count = 2
+        source_count, grain, end = 2, 1, None
 
         def begin_each(self, key, positions):
             begun.append(len(positions))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve.mixture.draw import _program
-from mixserve.mixture.mixture import normalised
 from mixserve.mixture.plan import RUNGS, Planner, pieces
+from mixserve.mixture.schedule import normalised
 from mixserve_client.wire.key import key_words
 from tests.reference import draw, draw_one_eagerly
 

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import CorruptReply
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.dtypes import DType, dtype_name, dtype_named
+from mixserve_client.wire.schedule import ScheduleEntry, entry_message, entry_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,15 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class SourceDescription:
-    """A source: its name, its number of records, and its share of the mixture in 0..1."""
+    """A source: its name, its number of records, and its share of the mixture in 0..1, from position 0 on.
+
+    `pass_end`: in epoch mode, the positions until each of its records has come once, None where that is never certain.
+    """
 
     name: str
     length: int
     weight: float
+    pass_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class MixtureDescription:
-    """A mixture as its server describes it; equal fingerprints mean equal batches."""
+    """A mixture as its server describes it; equal fingerprints mean equal batches.
+
+    `end` is the first position that does not exist, None where there is no end. `schedule` has the weights by the
+    position from which on they hold. `leaves` are the names that the `source_id` of a row counts.
+    """
 
     name: str
     fingerprint: str
@@ -52,6 +62,11 @@ class MixtureDescription:
     limits: Limits
     placement: str
     sampling: str
+    block_size: int = 0
+    stop: str = "never"
+    end: int | None = None
+    schedule: tuple[ScheduleEntry, ...] = ()
+    leaves: tuple[str, ...] = ()
 
     @property
     def element_spec(self) -> dict[str, Field]:
@@ -69,16 +84,28 @@ class MixtureDescription:
         return sum(field.nbytes for field in self.fields)
 
 
+# What a row's provenance consists of.
+PROVENANCE = (Field("source_id", np.dtype(np.int32), ()), Field("record_id", np.dtype(np.int64), ()))
+
+
 def encode_mixture(mixture: MixtureDescription) -> bytes:
     """The Mixture message."""
     return mix_pb2.Mixture(
         name=mixture.name,
         fingerprint=mixture.fingerprint,
         fields=[mix_pb2.Field(name=f.name, dtype=dtype_name(f.dtype), shape=f.shape) for f in mixture.fields],
-        sources=[mix_pb2.Source(name=s.name, length=s.length, weight=s.weight) for s in mixture.sources],
+        sources=[
+            mix_pb2.Source(name=s.name, length=s.length, weight=s.weight, pass_end=s.pass_end or 0)
+            for s in mixture.sources
+        ],
         limits=mix_pb2.Limits(size=mixture.limits.size, reply_bytes=mixture.limits.reply_bytes),
         placement=mixture.placement,
         sampling=mixture.sampling,
+        block_size=mixture.block_size,
+        stop=mixture.stop,
+        end=mixture.end or 0,
+        schedule=map(entry_message, mixture.schedule),
+        leaves=mixture.leaves,
     ).SerializeToString()
 
 
@@ -95,10 +122,15 @@ def decode_mixture(data: bytes) -> MixtureDescription:
         name=message.name,
         fingerprint=message.fingerprint,
         fields=fields,
-        sources=tuple(SourceDescription(s.name, s.length, s.weight) for s in message.sources),
+        sources=tuple(SourceDescription(s.name, s.length, s.weight, s.pass_end or None) for s in message.sources),
         limits=Limits(message.limits.size, message.limits.reply_bytes),
         placement=message.placement,
         sampling=message.sampling,
+        block_size=message.block_size,
+        stop=message.stop,
+        end=message.end or None,
+        schedule=tuple(map(entry_of, message.schedule)),
+        leaves=tuple(message.leaves),
     )
 
 

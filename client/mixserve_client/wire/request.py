@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -16,15 +17,28 @@ POSITION_LIMIT = 2**63 - 1
 _SLOTS = 15
 
 
+class Content(IntEnum):
+    """What comes for each position: its record, its provenance, or both."""
+
+    RECORDS = 0
+    RECORDS_AND_PROVENANCE = 1
+    PROVENANCE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """Rows [start, start + size) of a mixture under a key; an empty `expected_fingerprint` accepts any."""
+    """Rows [start, start + size) of a mixture under a key; an empty `expected_fingerprint` accepts any.
+
+    `schedule` is the id of the reader's schedule, empty for the mixture's own.
+    """
 
     mixture: str
     start: int
     size: int
     key: KeyWords
     expected_fingerprint: str = ""
+    schedule: str = ""
+    content: Content = Content.RECORDS
     slots: tuple[int, ...] = ()
 
 
@@ -105,7 +119,7 @@ def decode_batch_request(data: bytes) -> BatchRequest:
     try:
         message = mix_pb2.GetBatchAtRequest.FromString(data)
     except DecodeError as error:
-        raise _not_a("GetBatchAtRequest", data) from error
+        raise not_a("GetBatchAtRequest", data) from error
     return _batch_request(message)
 
 
@@ -114,7 +128,7 @@ def decode_stream_request(data: bytes) -> StreamRequest:
     try:
         message = mix_pb2.StreamBatchesRequest.FromString(data)
     except DecodeError as error:
-        raise _not_a("StreamBatchesRequest", data) from error
+        raise not_a("StreamBatchesRequest", data) from error
     if not message.HasField("first"):
         raise InvalidRequest("first is required: the request for the first batch")
     first = _batch_request(message.first)
@@ -139,6 +153,8 @@ def _batch_message(request: BatchRequest) -> mix_pb2.GetBatchAtRequest:
         size=request.size,
         key=mix_pb2.Key(implementation=IMPLEMENTATION, words=request.key.tolist()),
         expected_fingerprint=request.expected_fingerprint,
+        schedule=request.schedule,
+        content=mix_pb2.Content.Name(request.content),
     )
 
 
@@ -147,7 +163,15 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
     if not message.HasField("key"):
         raise InvalidRequest("key is required: without a key a batch is not defined; send two threefry2x32 words")
     key = check_wire_key(message.key.implementation, list(message.key.words))
-    return BatchRequest(message.mixture, start, size, key, message.expected_fingerprint, tuple(message.slots))
+    try:
+        content = Content(message.content)
+    except ValueError:
+        raise InvalidRequest(
+            f"content must be one of {', '.join(mix_pb2.Content.keys())}, got {message.content}"
+        ) from None
+    return BatchRequest(
+        message.mixture, start, size, key, message.expected_fingerprint, message.schedule, content, tuple(message.slots)
+    )
 
 
 def encode_mixture_request(mixture: str) -> bytes:
@@ -162,7 +186,7 @@ def decode_mixture_request(data: bytes) -> str:
     try:
         return mix_pb2.GetMixtureRequest.FromString(data).mixture
     except DecodeError as error:
-        raise _not_a("GetMixtureRequest", data) from error
+        raise not_a("GetMixtureRequest", data) from error
 
 
 def decode_empty_request(name: str, data: bytes) -> None:
@@ -170,10 +194,11 @@ def decode_empty_request(name: str, data: bytes) -> None:
     try:
         getattr(mix_pb2, name).FromString(data)
     except DecodeError as error:
-        raise _not_a(name, data) from error
+        raise not_a(name, data) from error
 
 
-def _not_a(message: str, data: bytes) -> InvalidRequest:
+def not_a(message: str, data: bytes) -> InvalidRequest:
+    """The error for bytes that cannot be read as that message."""
     return InvalidRequest(
         f"the request must be a mixserve.v1.{message} message, got {len(data)} bytes that are not; "
         "is the client of the same major version?"

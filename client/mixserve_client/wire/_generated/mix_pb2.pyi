@@ -1,9 +1,19 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Content(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTENT_RECORDS: _ClassVar[Content]
+    CONTENT_RECORDS_AND_PROVENANCE: _ClassVar[Content]
+    CONTENT_PROVENANCE: _ClassVar[Content]
+CONTENT_RECORDS: Content
+CONTENT_RECORDS_AND_PROVENANCE: Content
+CONTENT_PROVENANCE: Content
 
 class ListMixturesRequest(_message.Message):
     __slots__ = ()
@@ -22,7 +32,7 @@ class GetMixtureRequest(_message.Message):
     def __init__(self, mixture: _Optional[str] = ...) -> None: ...
 
 class Mixture(_message.Message):
-    __slots__ = ("name", "fingerprint", "fields", "sources", "limits", "placement", "sampling")
+    __slots__ = ("name", "fingerprint", "fields", "sources", "limits", "placement", "sampling", "block_size", "stop", "end", "schedule", "leaves")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +40,11 @@ class Mixture(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     fields: _containers.RepeatedCompositeFieldContainer[Field]
@@ -37,7 +52,40 @@ class Mixture(_message.Message):
     limits: Limits
     placement: str
     sampling: str
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., placement: _Optional[str] = ..., sampling: _Optional[str] = ...) -> None: ...
+    block_size: int
+    stop: str
+    end: int
+    schedule: _containers.RepeatedCompositeFieldContainer[ScheduleEntry]
+    leaves: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., placement: _Optional[str] = ..., sampling: _Optional[str] = ..., block_size: _Optional[int] = ..., stop: _Optional[str] = ..., end: _Optional[int] = ..., schedule: _Optional[_Iterable[_Union[ScheduleEntry, _Mapping]]] = ..., leaves: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ScheduleEntry(_message.Message):
+    __slots__ = ("start", "weights")
+    START_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, start: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class DefineScheduleRequest(_message.Message):
+    __slots__ = ("mixture", "expected_fingerprint", "parent", "entries")
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    expected_fingerprint: str
+    parent: str
+    entries: _containers.RepeatedCompositeFieldContainer[ScheduleEntry]
+    def __init__(self, mixture: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., parent: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[ScheduleEntry, _Mapping]]] = ...) -> None: ...
+
+class Schedule(_message.Message):
+    __slots__ = ("id", "end")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    end: int
+    def __init__(self, id: _Optional[str] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Field(_message.Message):
     __slots__ = ("name", "dtype", "shape")
@@ -50,14 +98,16 @@ class Field(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Source(_message.Message):
-    __slots__ = ("name", "length", "weight")
+    __slots__ = ("name", "length", "weight", "pass_end")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PASS_END_FIELD_NUMBER: _ClassVar[int]
     name: str
     length: int
     weight: float
-    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+    pass_end: int
+    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ..., pass_end: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("size", "reply_bytes")
@@ -76,20 +126,24 @@ class Key(_message.Message):
     def __init__(self, implementation: _Optional[str] = ..., words: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetBatchAtRequest(_message.Message):
-    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "slots")
+    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "schedule", "content", "slots")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     start: int
     size: int
     key: Key
     expected_fingerprint: str
+    schedule: str
+    content: Content
     slots: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamBatchesRequest(_message.Message):
     __slots__ = ("first", "stride", "count", "reply_rows", "slots")

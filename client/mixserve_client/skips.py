@@ -1,0 +1,81 @@
+"""Ranges of positions that a reader leaves out: batches are made of the positions that stay."""
+
+import operator
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.wire.request import POSITION_LIMIT
+
+Range = tuple[int, int]  # from, to
+
+
+@dataclass(frozen=True)
+class Skips:
+    """Ranges that ascend and do not touch; made by `of`."""
+
+    ranges: tuple[Range, ...] = ()
+
+    @classmethod
+    def of(cls, given: Any) -> "Skips":
+        """The union of the ranges in `given`, pairs (from, to) that leave out [from, to). Raises InvalidRequest."""
+        found = list[Range]()
+        for start, stop in sorted(_checked(given)):
+            if found and start <= found[-1][1]:
+                start, stop = found[-1][0], max(stop, found.pop()[1])
+            found.append((start, stop))
+        return cls(tuple(found))
+
+    def __or__(self, other: "Skips") -> "Skips":
+        return Skips.of((*self.ranges, *other.ranges))
+
+    def plain(self) -> list[list[int]]:
+        """The ranges in plain JSON types."""
+        return [list(one) for one in self.ranges]
+
+    def first_from(self, position: int) -> int:
+        """The first position at or behind `position` that stays."""
+        place = bisect_right(self.ranges, position, key=lambda one: one[0]) - 1
+        return max(position, self.ranges[place][1]) if place >= 0 else position
+
+    def border_after(self, position: int) -> int:
+        """The first position behind `position`, which stays, that does not."""
+        place = bisect_right(self.ranges, position, key=lambda one: one[0])
+        return self.ranges[place][0] if place < len(self.ranges) else POSITION_LIMIT
+
+    def taken(self, position: int, size: int, stop: int) -> tuple[list[Range], int]:
+        """Up to `size` positions that stay in [position, stop), as (start, size) ranges, and the position behind
+        them."""
+        found, left = list[Range](), size
+        position = self.first_from(position)
+        while left and position < stop:
+            taken = min(left, self.border_after(position) - position, stop - position)
+            found.append((position, taken))
+            left, position = left - taken, position + taken
+            if left:
+                position = self.first_from(position)
+        return found, min(position, stop)
+
+
+def part(ranges: Iterable[Range], offset: int, rows: int) -> list[Range]:
+    """The rows [offset, offset + rows) of what the (start, size) ranges hold one after another."""
+    found = list[Range]()
+    for start, size in ranges:
+        first, last = max(0, offset), min(size, offset + rows)
+        if first < last:
+            found.append((start + first, last - first))
+        offset -= size
+    return found
+
+
+def _checked(given: Any) -> list[Range]:
+    try:
+        pairs = [(operator.index(start), operator.index(stop)) for start, stop in given]
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"skip must be a list of pairs of integers (from, to), got {given!r:.200}") from None
+    for start, stop in pairs:
+        if not 0 <= start < stop <= POSITION_LIMIT:
+            raise InvalidRequest(f"skip must have ranges with 0 <= from < to <= 2^63 - 1, got {(start, stop)}")
+    return pairs

@@ -1,0 +1,65 @@
+"""What positions stand for: a mixture under a key and a schedule, and what comes with each row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mixserve_client.assembly import Batch
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.schedule import Schedule
+from mixserve_client.wire.description import PROVENANCE, Field, MixtureDescription
+from mixserve_client.wire.key import KeyWords
+from mixserve_client.wire.request import BatchRequest, Content
+from mixserve_client.wire.tree import unflatten
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything of a request for batches but their positions. Raises InvalidRequest where records can carry no
+    provenance."""
+
+    mixture: MixtureDescription
+    words: KeyWords
+    schedule: Schedule
+    content: Content = Content.RECORDS
+
+    def __post_init__(self) -> None:
+        if self.content != Content.RECORDS_AND_PROVENANCE:
+            return
+        names = [field.name for field in self.mixture.fields]
+        taken = [field.name for field in PROVENANCE if field.name in names]
+        if taken:
+            raise InvalidRequest(f"records have fields {taken} of their own; rename them, or leave provenance out")
+        if any(name == "" or name.startswith(("~t", "~l")) for name in names):
+            raise InvalidRequest(
+                "provenance is added to records that are dicts; these are none: ask get_plan_at for it"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the mixture."""
+        return self.mixture.fingerprint
+
+    @cached_property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of a row."""
+        records = () if self.content == Content.PROVENANCE else self.mixture.fields
+        return records if self.content == Content.RECORDS else (*records, *PROVENANCE)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all fields."""
+        return sum(field.nbytes for field in self.fields)
+
+    def request(self, start: int, size: int) -> BatchRequest:
+        """The request for the rows [start, start + size)."""
+        mixture = self.mixture
+        return BatchRequest(mixture.name, start, size, self.words, mixture.fingerprint, self.schedule.id, self.content)
+
+    def record(self, batch: Batch) -> Any:
+        """The batch as records are nested on the server, with the provenance beside their outermost fields."""
+        if self.content == Content.RECORDS:
+            return unflatten(batch)
+        added: Mapping[str, Any] = {field.name: batch.pop(field.name) for field in PROVENANCE}
+        return unflatten(batch) | added if batch else added

@@ -1,0 +1,88 @@
+"""A reader's weight schedule <-> bytes, and its id: a chain of hashes, so that one entry more is one hash more."""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from mixserve_client.errors import CorruptReply
+from mixserve_client.wire._generated import mix_pb2
+from mixserve_client.wire.request import not_a
+
+
+class ScheduleEntry(NamedTuple):
+    """Weights, one for each source, that hold from position `start` on."""
+
+    start: int
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleRequest:
+    """`entries`, appended to the schedule whose id is `parent`, empty for none."""
+
+    mixture: str
+    expected_fingerprint: str
+    parent: str
+    entries: tuple[ScheduleEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DefinedSchedule:
+    """A schedule that the server knows by now, and the mixture's end under it."""
+
+    id: str
+    end: int | None
+
+
+def next_id(parent: str, entry: ScheduleEntry) -> str:
+    """The id of the schedule `parent` and one more entry; `parent` of the first entry is the mixture's fingerprint."""
+    packed = struct.pack(f"<q{len(entry.weights)}d", entry.start, *entry.weights)
+    return hashlib.sha256(bytes.fromhex(parent) + packed).hexdigest()
+
+
+def entry_message(entry: ScheduleEntry) -> mix_pb2.ScheduleEntry:
+    """The ScheduleEntry message."""
+    return mix_pb2.ScheduleEntry(start=entry.start, weights=entry.weights)
+
+
+def entry_of(message: mix_pb2.ScheduleEntry) -> ScheduleEntry:
+    """The entry in a message."""
+    return ScheduleEntry(message.start, tuple(message.weights))
+
+
+def encode_schedule_request(request: ScheduleRequest) -> bytes:
+    """The DefineScheduleRequest message."""
+    return mix_pb2.DefineScheduleRequest(
+        mixture=request.mixture,
+        expected_fingerprint=request.expected_fingerprint,
+        parent=request.parent,
+        entries=map(entry_message, request.entries),
+    ).SerializeToString()
+
+
+def decode_schedule_request(data: bytes) -> ScheduleRequest:
+    """The request in `data`; whether it fits a mixture is the caller's to check. Raises InvalidRequest."""
+    try:
+        message = mix_pb2.DefineScheduleRequest.FromString(data)
+    except DecodeError as error:
+        raise not_a("DefineScheduleRequest", data) from error
+    entries: Sequence[ScheduleEntry] = [entry_of(entry) for entry in message.entries]
+    return ScheduleRequest(message.mixture, message.expected_fingerprint, message.parent, tuple(entries))
+
+
+def encode_schedule(schedule: DefinedSchedule) -> bytes:
+    """The Schedule message."""
+    return mix_pb2.Schedule(id=schedule.id, end=schedule.end or 0).SerializeToString()
+
+
+def decode_schedule(data: bytes) -> DefinedSchedule:
+    """The schedule in `data`. Raises CorruptReply."""
+    try:
+        message = mix_pb2.Schedule.FromString(data)
+    except DecodeError as error:
+        raise CorruptReply(f"the server's answer to a schedule cannot be read: {error}") from error
+    return DefinedSchedule(message.id, message.end or None)

@@ -1,0 +1,108 @@
+"""How many of the first n positions belong to each source, in exact integers; and where passes over a source end.
+
+Under one entry of a schedule, with integer weights w: peel the sources off in order,
+`c = floor((n * w_s + a_s) / (w_s + … + w_last))`, kept within 0..n, then `n -= c`; the last one takes what is left.
+Counts step by 0 or 1 and sum to n. In the first entry a_s is half of the divisor, so that counts are rounded.
+
+Where weights change, every source is owed the difference between its exact share and its count so far. The next entry
+pays: a_s adds what s is owed, and its share of what was owed to those before it, which they took from its stream.
+What sources without weight are owed cannot be paid; it is spread over the others evenly. Without that, counts drift
+from the shares: `docs/decisions.md` has figures.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+from jaxtyping import Int64
+
+from mixserve.mixture.schedule import Schedule, Shares
+from mixserve_client.wire.request import POSITION_LIMIT
+
+_UNIT = 1 << 32
+_ONE = 1 << 64  # what sources are owed is counted in 2^-64 records
+_KEPT = 64
+
+
+class Counts:
+    """Counts of the sources under a schedule whose entries begin at borders of blocks."""
+
+    def __init__(self, schedule: Schedule):
+        self._starts = [entry.start for entry in schedule.entries]
+        self._peels: list[_Peel] = []
+        owed = [0] * len(schedule.entries[0].shares)
+        before = np.zeros(len(owed), np.int64)
+        for place, (start, shares) in enumerate(schedule.entries):
+            if place:
+                last = self._peels[-1]
+                length = start - self._starts[place - 1]
+                got = last.at(length)
+                owed = [o + e - (g << 64) for o, e, g in zip(owed, last.exact(length), got, strict=True)]
+                before = before + np.array(got, np.int64)
+            self._peels.append(_Peel(shares, owed, before))
+        self.at: Callable[[int], Int64[np.ndarray, " sources"]] = lru_cache(_KEPT)(self._at)
+
+    def _at(self, n: int) -> Int64[np.ndarray, " sources"]:
+        """The records of every source among the first `n` positions."""
+        place = bisect_right(self._starts, n) - 1
+        peel = self._peels[place]
+        return peel.before + np.array(peel.at(n - self._starts[place]), np.int64)
+
+    def longest(self, source: int, records: int) -> int | None:
+        """The largest n of which at most `records`, at least 1, belong to `source`; None where there is no such n."""
+        # The first entry behind which there are more, or the last one.
+        place = max(0, bisect_left(self._peels, records + 1, key=lambda peel: int(peel.before[source])) - 1)
+        peel = self._peels[place]
+        within = peel.longest(source, records - int(peel.before[source]))
+        n = None if within is None else self._starts[place] + within
+        return None if n is None or n >= POSITION_LIMIT else n
+
+
+class _Peel:
+    """The counts under one entry, from its start on; `before` are those of all entries before it."""
+
+    def __init__(self, shares: Shares, owed: Sequence[int], before: Int64[np.ndarray, " sources"]):
+        self.before = before
+        self._weights = np.array([max(1, round(share * _UNIT)) if share > 0 else 0 for share in shares], np.int64)
+        self._sources: list[int] = np.flatnonzero(self._weights).tolist()
+        weights: list[int] = self._weights[self._sources].tolist()
+        rests = list(accumulate(reversed(weights)))[::-1]
+        spread = sum(owed[s] for s in self._sources) // len(weights)
+        paid, steps = 0, list[tuple[int, int, int]]()
+        for source, weight, rest in zip(self._sources, weights, rests, strict=True):
+            due = owed[source] - spread
+            steps.append((weight, rest, ((rest << 63) + due * rest + paid * weight) >> 64))
+            paid += due
+        self._steps, self._last = steps[:-1], len(steps) - 1
+
+    def at(self, n: int) -> list[int]:
+        """The count of every source among the first `n` positions of the entry."""
+        counts = [0] * len(self._weights)
+        for source, (weight, rest, owed) in zip(self._sources, self._steps, strict=False):
+            count = (n * weight + owed) // rest
+            if count > 0:
+                counts[source] = count = min(count, n)
+                n -= count
+        counts[self._sources[self._last]] = n
+        return counts
+
+    def exact(self, n: int) -> list[int]:
+        """The exact share of every source in `n` positions, in 2^-64 records, rounded down."""
+        total = int(self._weights.sum())
+        return [n * weight * _ONE // total for weight in self._weights.tolist()]
+
+    def longest(self, source: int, records: int) -> int | None:
+        """The largest n of which at most `records` belong to `source`; None where it has no weight."""
+        if not self._weights[source]:
+            return None
+        place = self._sources.index(source)
+        n = records
+        if place < self._last:
+            weight, rest, owed = self._steps[place]
+            n = max(n, ((records + 1) * rest - owed - 1) // weight)
+        # n counts what those before the source leave; how many positions leave at most that many?
+        for weight, rest, owed in reversed(self._steps[:place]):
+            n = max(n, (n * rest + owed) // (rest - weight))
+        return n

@@ -1,0 +1,202 @@
+"""Plans without replacement: exact shares per block, and no record again before the pass over its source is over.
+
+Block b of B positions holds `count_s((b+1)B) - count_s(bB)` records of source s (`counts`). They are listed source by
+source and shuffled: the j-th goes to the slot whose word is the j-th smallest, words being those of
+`threefry(fold64(key_order, b), [0, i])`, i < ceil(B/2), all first ones and then all second ones. The records of a
+source come in order of position: the k-th is row `perm(k mod L)` of pass `k // L`, `perm` being the `permutation` of
+[0, L) under `fold64(fold64(key_rows, s), k // L)`.
+
+`key_order` and `key_rows` are `threefry(key, [2^32 - 1, 1])` and `[2^32 - 1, 2]`: no position has such a high word.
+Fetch keys are those of `draw`. A child that draws in epoch mode itself keeps its own order: the k-th record is its
+position `k mod L` under the key that `perm` would have had.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt32, UInt64
+
+from mixserve.mixture.counts import Counts
+from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
+from mixserve.mixture.permutation import permuted, sides
+from mixserve.mixture.sampling import ALL, EPOCH, NEVER, Sampling, check_end
+from mixserve.mixture.threefry import threefry
+from mixserve_client.wire.request import POSITION_LIMIT
+
+# Numbers that no position has.
+_ORDER, _ROWS = 0xFFFFFFFF << 32 | 1, 0xFFFFFFFF << 32 | 2
+_FETCH = 2  # the third key of a position's split
+_POSITIONS_AT_ONCE = 1 << 15
+_SLOT_BITS = 16
+_KEPT_KEYS = 64
+
+Pair = tuple[Any, Any]
+
+
+class EpochPlanner:
+    """Plans one mixture in epoch mode; the arguments are those of `Planner`, and `sampling`."""
+
+    mode = EPOCH
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        lengths: Sequence[int],
+        nested: Mapping[int, AnyPlanner] | None = None,
+        *,
+        keyed: bool = False,
+    ):
+        self.grain = sampling.block_size
+        self.source_count = len(lengths)
+        self._leaves = Leaves(self.source_count, nested or {})
+        self.leaf_count = self._leaves.count
+        self._keyed = keyed or bool(self._leaves.nested)
+        self._keeps_order = np.array(
+            [s in self._leaves.nested and self._leaves.nested[s].mode == EPOCH for s in range(len(lengths))]
+        )
+        self._lengths = np.array([max(1, length) for length in lengths], np.uint64)
+        grids = np.array([sides(int(length)) for length in self._lengths], np.uint64)
+        self._grids = np.ascontiguousarray(grids.T)
+        self._counts = Counts(sampling.schedule)
+        self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_KEPT_KEYS)(self._derived_keys)
+        self._drawn = [
+            s for s in range(len(lengths)) if any(entry.shares[s] > 0 for entry in sampling.schedule.entries)
+        ]
+        self.end = None if sampling.stop == NEVER else self._end(sampling.stop == ALL)
+
+    def warm_up(self) -> None:
+        for planner in self._leaves.nested.values():
+            planner.warm_up()
+
+    def pass_ends(self) -> list[int | None]:
+        """Per source, the positions until every record of it has come once; None where that never is."""
+        return [self._pass_end(s) if s in set(self._drawn) else None for s in range(self.source_count)]
+
+    def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
+        check_end(self.end, start, size)
+        return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))
+
+    def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
+        return lambda: self.plan_each(keys, positions)
+
+    def plan_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Plan:
+        positions = positions.astype(np.uint64)
+        if len(positions):
+            check_end(self.end, int(positions.max()), 1)
+        if keys.ndim == 1:
+            return self._under_one_key(keys, positions)
+        plan = _unfilled(len(positions), keyed=self._keyed)
+        found, which = np.unique(keys, axis=0, return_inverse=True)
+        for place, key in enumerate(found):
+            here = np.flatnonzero(which.reshape(-1) == place)
+            _fill(plan, here, self._under_one_key(key, positions[here]))
+        return plan
+
+    def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
+        plan = self.plan(key, 0, size if self.end is None else min(size, self.end))
+        return plan.source_ids.tobytes() + plan.record_ids.tobytes()
+
+    def _under_one_key(self, key: UInt32[np.ndarray, "2"], positions: UInt64[np.ndarray, " size"]) -> Plan:
+        plan = _unfilled(len(positions), keyed=self._keyed)
+        blocks, which = np.unique(positions // np.uint64(self.grain), return_inverse=True)
+        slots = (positions % np.uint64(self.grain)).astype(np.int64)
+        at_once = max(1, _POSITIONS_AT_ONCE // self.grain)
+        for first in range(0, len(blocks), at_once):
+            numbers = blocks[first : first + at_once].tolist()
+            here = np.flatnonzero((which >= first) & (which < first + len(numbers)))
+            _fill(plan, here, self._planned(key, numbers).at((which[here] - first) * self.grain + slots[here]))
+        return self._leaves.resolved(plan)
+
+    def _planned(self, key: UInt32[np.ndarray, "2"], numbers: list[int]) -> Plan:
+        """The plan of whole blocks, by sources. Only the last block that exists may be short."""
+        limit = POSITION_LIMIT if self.end is None else self.end
+        if len(numbers) > 1 and (numbers[-1] + 1) * self.grain > limit:
+            return Plan.joined([self._planned(key, numbers[:-1]), self._planned(key, numbers[-1:])])
+        starts = [number * self.grain for number in numbers]
+        size = min(self.grain, limit - starts[-1])
+        before = np.stack([self._counts.at(start) for start in starts])
+        counts = (np.stack([self._counts.at(start + size) for start in starts]) - before).reshape(-1)
+        # From here on in the order of the lists: block by block, source by source, by ascending position.
+        listed = np.arange(len(numbers) * size)
+        group = np.repeat(np.arange(len(counts)), counts)
+        sources = group % self.source_count
+        ranks = (listed + np.repeat(before.reshape(-1) - (np.cumsum(counts) - counts), counts)).astype(np.uint64)
+        slots = self._shuffled(key, numbers, size)
+        slots = np.sort(group << _SLOT_BITS | slots.reshape(-1)) & ((1 << _SLOT_BITS) - 1)
+        places = listed // size * size + slots
+        records, keys = self._records(key, group, sources, ranks)
+
+        plan = _unfilled(len(places), keyed=self._keyed)
+        plan.source_ids[places], plan.record_ids[places] = sources, records
+        if plan.fetch_keys is not None:
+            positions = np.repeat(np.array(starts, np.uint64), size) + (listed % size).astype(np.uint64)
+            at_position = _folded((key[:1], key[1:]), positions)
+            plan.fetch_keys[:] = np.stack(threefry(at_position, _counter(np.array([_FETCH], np.uint64))), axis=1)
+            own = self._keeps_order[sources]
+            plan.fetch_keys[places[own]] = keys[own]
+        return plan
+
+    def _shuffled(self, key: UInt32[np.ndarray, "2"], numbers: list[int], size: int) -> Int[np.ndarray, "blocks size"]:
+        """The slots of every block in the order in which what is listed goes into them."""
+        left, right = _folded(self._keys(key.tobytes())[0], np.array(numbers, np.uint64))
+        counters = np.arange((size + 1) // 2, dtype=np.uint64)
+        words = np.concatenate(_folded((left[:, None], right[:, None]), counters[None]), axis=1)[:, :size]
+        keyed = words.astype(np.uint64) << np.uint64(32) | np.arange(size, dtype=np.uint64)
+        keyed.sort(axis=1)
+        return (keyed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+    def _records(
+        self,
+        key: UInt32[np.ndarray, "2"],
+        group: Int[np.ndarray, " size"],
+        sources: Int[np.ndarray, " size"],
+        ranks: UInt64[np.ndarray, " size"],
+    ) -> tuple[UInt64[np.ndarray, " size"], UInt32[np.ndarray, "size 2"]]:
+        """The record of the rank-th of each source, and the key of its pass; equal groups lie together, by rank."""
+        lengths = self._lengths[sources]
+        passes = ranks // lengths
+        rows = ranks - passes * lengths
+        first = np.flatnonzero(np.diff(group, prepend=-1) | np.diff(passes, prepend=passes[:1]).astype(np.int64))
+        left, right = self._keys(key.tobytes())[1]
+        here = sources[first]
+        words = np.stack(_folded((left[here], right[here]), passes[first]), axis=1)
+        keys = np.repeat(words, np.diff(first, append=len(group)), axis=0)
+        records = permuted(rows, lengths, (self._grids[0][sources], self._grids[1][sources]), keys)
+        return np.where(self._keeps_order[sources], rows, records), keys
+
+    def _derived_keys(self, key: bytes) -> tuple[Pair, Pair]:
+        """`key_order`, and the keys that `key_rows` gives the sources."""
+        words = np.frombuffer(key, np.uint32)
+        order, rows = (_folded((words[:1], words[1:]), np.array([tag], np.uint64)) for tag in (_ORDER, _ROWS))
+        return order, _folded(rows, np.arange(self.source_count, dtype=np.uint64))
+
+    def _pass_end(self, source: int) -> int | None:
+        return self._counts.longest(source, int(self._lengths[source]))
+
+    def _end(self, of_all: bool) -> int | None:
+        """Where the pass over the first source, or all, is over; what loses its weight before does not count."""
+        ends = [end for source in self._drawn if (end := self._pass_end(source)) is not None]
+        return (max if of_all else min)(ends, default=None)
+
+
+def _unfilled(size: int, *, keyed: bool) -> Plan:
+    keys = np.empty((size, 2), np.uint32) if keyed else None
+    return Plan(np.empty(size, np.int32), np.empty(size, np.int64), keys)
+
+
+def _fill(plan: Plan, here: Int[np.ndarray, " some"], part: Plan) -> None:
+    plan.source_ids[here], plan.record_ids[here] = part.source_ids, part.record_ids
+    if plan.fetch_keys is not None:
+        assert part.fetch_keys is not None
+        plan.fetch_keys[here] = part.fetch_keys
+
+
+def _folded(key: Pair, numbers: UInt64[np.ndarray, " *shape"]) -> Pair:
+    """`fold64`: the keys that the numbers make of the keys, element by element."""
+    return threefry(key, _counter(numbers))
+
+
+def _counter(numbers: UInt64[np.ndarray, " *shape"]) -> Pair:
+    return (numbers >> np.uint64(32)).astype(np.uint32), numbers.astype(np.uint32)

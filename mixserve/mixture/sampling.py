@@ -1,0 +1,56 @@
+"""How a mixture draws: with replacement, or in passes; under which weights; and where it ends."""
+
+from dataclasses import dataclass
+
+from mixserve.mixture.schedule import Schedule
+from mixserve_client.errors import OutOfRange
+
+CATEGORICAL, EPOCH = "categorical", "epoch"
+MODES = (CATEGORICAL, EPOCH)
+NEVER, FIRST, ALL = "never", "first_exhausted", "all_exhausted"
+STOPS = (NEVER, FIRST, ALL)
+BLOCK_SIZE = 2048
+_LARGEST_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`mode` categorical or epoch; `block_size` and `stop` are those of epoch mode.
+
+    Raises ValueError for what does not fit together.
+    """
+
+    schedule: Schedule
+    mode: str = CATEGORICAL
+    block_size: int = BLOCK_SIZE
+    stop: str = NEVER
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"sampling must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.stop not in STOPS:
+            raise ValueError(f"stop must be one of {', '.join(STOPS)}, got {self.stop!r}")
+        if self.mode != EPOCH and self.stop != NEVER:
+            raise ValueError(
+                f"stop={self.stop!r} needs sampling='epoch': with replacement no source is ever exhausted; "
+                "set sampling, or leave stop at 'never'"
+            )
+        if type(self.block_size) is not int or not 1 <= self.block_size <= _LARGEST_BLOCK:
+            raise ValueError(f"block_size must be an integer in 1..{_LARGEST_BLOCK}, got {self.block_size!r}")
+        for start, _ in self.schedule.entries if self.mode == EPOCH else ():
+            if start % self.block_size:
+                raise ValueError(
+                    f"in epoch mode weights change at multiples of block_size = {self.block_size}, got {start}"
+                )
+
+
+def rounded_up(start: int, block_size: int) -> int:
+    """The first border of a block at or behind `start`."""
+    return -(-start // block_size) * block_size
+
+
+def check_end(end: int | None, start: int, size: int) -> None:
+    """Raises OutOfRange where the positions [start, start + size) are not all before the mixture's end."""
+    if end is not None and start + size > end:
+        what = "begins there or behind" if start >= end else "straddles it: ask for a short batch, or stop before"
+        raise OutOfRange(f"the mixture ends at position {end}; the batch of {size} at {start} {what}")

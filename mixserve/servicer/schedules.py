@@ -1,0 +1,92 @@
+"""The readers' schedules that this server was told, by id: a bounded cache, and nothing that outlives it."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.schedule import Entry, Schedule, normalised
+from mixserve.servicer.hosted import HostedMixture
+from mixserve_client.errors import InvalidRequest, UnknownSchedule
+from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.wire.schedule import DefinedSchedule, ScheduleEntry, next_id
+
+_WEIGHTS, _WEIGHTS_OF_ONE = 1 << 22, 1 << 20
+
+
+class _Known(NamedTuple):
+    schedule: Schedule
+    last_start: int  # of the reader's own entries
+    blocks: PlanBlocks
+    weights: int
+
+
+class Schedules:
+    """Safe to use from many threads. The least recently used are forgotten, so that about 4 million weights stay."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, mixture: HostedMixture, schedule: str) -> PlanBlocks:
+        """The plans under the schedule of that id. Raises UnknownSchedule."""
+        return self._get(mixture, schedule).blocks
+
+    def define(self, mixture: HostedMixture, parent: str, entries: Sequence[ScheduleEntry]) -> DefinedSchedule:
+        """Remember the schedule that `entries` make of `parent`. Raises InvalidRequest and UnknownSchedule."""
+        fingerprint, own = mixture.description.fingerprint, mixture.node.mixture
+        if not entries:
+            raise InvalidRequest("entries must be at least one; without entries a request names no schedule")
+        ids = [parent or fingerprint]
+        for place, entry in enumerate(entries):
+            before = entries[place - 1].start if place else -1
+            if not before < entry.start < POSITION_LIMIT:
+                raise InvalidRequest(f"entries must have ascending starts in 0..2^63 - 2, got {entry.start} at {place}")
+            try:
+                ids.append(next_id(ids[-1], entry))
+            except ValueError:
+                raise InvalidRequest(f"parent must be the id of a schedule, got {parent!r:.100}") from None
+        known = self._get(mixture, parent) if parent else None
+        if known is not None and entries[0].start <= known.last_start:
+            raise InvalidRequest(f"entries must begin behind those of their parent, got {entries[0].start}")
+        found = self._find(fingerprint, ids[-1])
+        if found is None:
+            schedule = own.sampling.schedule if known is None else known.schedule
+            weights = (len(schedule.entries) + len(entries)) * len(own.lengths)
+            if weights > _WEIGHTS_OF_ONE:
+                raise InvalidRequest(
+                    f"a schedule may have up to {_WEIGHTS_OF_ONE // len(own.lengths)} entries of {len(own.lengths)} "
+                    "weights; schedule changes less often"
+                )
+            try:
+                schedule = schedule.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
+                found = _Known(schedule, entries[-1].start, own.planned_by(schedule), weights)
+            except ValueError as error:
+                raise InvalidRequest(str(error)) from error
+            self._keep(fingerprint, ids[-1], found)
+        return DefinedSchedule(ids[-1], found.blocks.end)
+
+    def _get(self, mixture: HostedMixture, schedule: str) -> _Known:
+        found = self._find(mixture.description.fingerprint, schedule)
+        if found is None:
+            raise UnknownSchedule(
+                f"this server does not know the schedule {schedule:.100} of the mixture {mixture.name!r}; "
+                "tell it with DefineSchedule, and ask again"
+            )
+        return found
+
+    def _find(self, fingerprint: str, schedule: str) -> _Known | None:
+        with self._lock:
+            found = self._known.get((fingerprint, schedule))
+            if found is not None:
+                self._known.move_to_end((fingerprint, schedule))
+            return found
+
+    def _keep(self, fingerprint: str, schedule: str, known: _Known) -> None:
+        with self._lock:
+            self._known[fingerprint, schedule] = known
+            self._known.move_to_end((fingerprint, schedule))
+            total = sum(known.weights for known in self._known.values())
+            while total > _WEIGHTS and len(self._known) > 1:
+                total -= self._known.popitem(last=False)[1].weights
