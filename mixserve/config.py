@@ -100,11 +100,11 @@ class MixtureConfig(_Section):
         if self.schedule and self.schedule[0].start == 0:
             if weighted:
                 raise ValueError(
-                    f"the schedule has the weights from 0 on, and {', '.join(weighted)} a weight too: take one of them out"
+                    f"the schedule has the weights from 0 on, and {', '.join(weighted)} a weight too: take one out"
                 )
         elif len(weighted) < len(self.sources):
-            missing = [name for name in self.sources if name not in weighted]
-            raise ValueError(f"the sources {', '.join(missing)} need a weight, or the mixture a schedule from 0 on")
+            missing = next(name for name in self.sources if name not in weighted)
+            raise ValueError(f"sources.{missing}.weight is required where no schedule has the weights from 0 on")
         return self
 
     @property
@@ -173,7 +173,8 @@ def _said(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: is required"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if isinstance(value, dict) or repr(value) in message else f"{key}: {message}; got {value!r}"
+    says_what_came = isinstance(value, dict) or repr(value) in message
+    return f"{key}: {message}" if says_what_came else f"{key}: {message}; got {value!r}"
 
 
 _KINDS: dict[str, type[_Section]] = {"tokens": TokensConfig, "arrays": ArraysConfig, "factory": FactoryConfig}

@@ -109,7 +109,10 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "mixtures: {x: {sources: {a: {kind: tokens, paths: a, dtype: uint16, sequence_length: 16, weight: 1}}}}",
             "a.paths: unknown key; allowed here are weight, kind, path, dtype, sequence_length, as, field",
         ),
-        ("mixtures: {x: {sources: {a: {kind: arrays, path: a.npz}}}}", "mixtures.x.sources.a.weight: is required"),
+        (
+            "mixtures: {x: {sources: {a: {kind: arrays, path: a.npz}}}}",
+            "mixtures.x: sources.a.weight is required where no schedule has the weights from 0 on",
+        ),
         (
             "mixtures: {x: {sources: {a: {kind: arrays, path: a, weight: -1}}}}",
             "a.weight: weights must be positive or zero",

@@ -49,14 +49,11 @@ class Skips:
         """Up to `size` positions that stay in [position, stop), as (start, size) ranges, and the position behind
         them."""
         found, left = list[Range](), size
-        position = self.first_from(position)
-        while left and position < stop:
-            taken = min(left, self.border_after(position) - position, stop - position)
-            found.append((position, taken))
-            left, position = left - taken, position + taken
-            if left:
-                position = self.first_from(position)
-        return found, min(position, stop)
+        while left and (start := self.first_from(position)) < stop:
+            taken = min(left, self.border_after(start) - start, stop - start)
+            found.append((start, taken))
+            left, position = left - taken, start + taken
+        return found, position
 
 
 def part(ranges: Iterable[Range], offset: int, rows: int) -> list[Range]:
