@@ -181,6 +181,10 @@ def test_mix_data_sources_config():
         "stream_name": "mix",
         "num_sources": 2,
         "weights": (0.25, 0.75),
+        "sampling": "categorical",
+        "block_size": 2048,
+        "stop": "never",
+        "schedule": (),
         "placement": "auto",
         "source_names": None,
     }

@@ -111,7 +111,7 @@ class MixClient:
         `schedule` has weights of your own, pairs (from position, weights), in place of what the mixture has from the
         first of them on; in epoch mode they begin at the next border of a block. `provenance` adds two arrays of shape
         (size,): `source_id`, int32, the place in `mixture().leaves`, and `record_id`, int64. Where a mixture ends,
-        `allow_short` gives the rows that there are instead of an error.
+        `allow_short` gives the rows that there are before the end instead of an error.
 
         Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
         DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.

@@ -125,15 +125,16 @@ class BatchIterator:
 
         `weights` is a number for each source, or a dict by their names. Batches that are in flight behind that position
         are asked for again; the schedule is part of the state. Raises InvalidRequest where `from_position` lies in what
-        was yielded, and for what are no weights of this mixture.
+        was yielded, for what are no weights of this mixture, and where the mixture ends before they would hold.
         """
         view = self._viewed()
         schedule = view.schedule.with_weights(self._position if from_position is None else from_position, weights)
         start = schedule.entries[-1].start
         if from_position is not None:
             check_weights_ahead(from_position, self._position)
+        end = self._client._end(schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
         self._ask_again(start)
-        self._view, self._end = replace(view, schedule=schedule), None
+        self._view, self._end = replace(view, schedule=schedule), end
         return start
 
     def skip(self, start: int, stop: int) -> None:

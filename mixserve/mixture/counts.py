@@ -59,6 +59,24 @@ class Counts:
         n = None if within is None else self._starts[place] + within
         return None if n is None or n >= POSITION_LIMIT else n
 
+    def end(self, lengths: Sequence[int], *, of_all: bool) -> int | None:
+        """Where the pass over the first source, or over all, is over: the largest n with `count_s(n) <= lengths[s]` for
+        all, or for one, of the sources that have a weight then.
+
+        Entries from there on would change what lies before, so they are a ValueError.
+        """
+        end = 0
+        for place, (start, peel) in enumerate(zip(self._starts, self._peels, strict=True)):
+            if place and end <= start:
+                raise ValueError(
+                    f"the mixture ends at position {end}, before its weights change at {start}: let them change "
+                    "earlier, or use stop='never'"
+                )
+            end = start + peel.end(
+                [length - int(got) for length, got in zip(lengths, peel.before, strict=True)], of_all
+            )
+        return end if end < POSITION_LIMIT else None
+
 
 class _Peel:
     """The counts under one entry, from its start on; `before` are those of all entries before it."""
@@ -98,11 +116,31 @@ class _Peel:
         if not self._weights[source]:
             return None
         place = self._sources.index(source)
-        n = records
-        if place < self._last:
-            weight, rest, owed = self._steps[place]
-            n = max(n, ((records + 1) * rest - owed - 1) // weight)
-        # n counts what those before the source leave; how many positions leave at most that many?
-        for weight, rest, owed in reversed(self._steps[:place]):
-            n = max(n, (n * rest + owed) // (rest - weight))
+        n = self._longest_here(place, records)
+        for before in reversed(range(place)):
+            n = self._longest_that_leaves(before, n)
         return n
+
+    def end(self, records: Sequence[int], of_all: bool) -> int:
+        """The largest n in which no source has more than its `records`, or not all have; what has more already, and
+        its number is negative, is left out."""
+        n: int | None = None
+        for place in reversed(range(len(self._sources))):
+            most = records[self._sources[place]]
+            n = None if n is None else self._longest_that_leaves(place, n)
+            if most >= 0:
+                here = self._longest_here(place, most)
+                n = here if n is None else max(n, here) if of_all else min(n, here)
+        return n or 0
+
+    def _longest_here(self, place: int, records: int) -> int:
+        """Of what reaches a source, the most in which it has at most `records`."""
+        if place == self._last:
+            return records
+        weight, rest, owed = self._steps[place]
+        return max(records, ((records + 1) * rest - owed - 1) // weight)
+
+    def _longest_that_leaves(self, place: int, left: int) -> int:
+        """Of what reaches a source, the most of which it leaves at most `left`."""
+        weight, rest, owed = self._steps[place]
+        return max(left, (left * rest + owed) // (rest - weight))

@@ -61,18 +61,15 @@ class EpochPlanner:
         self._grids = np.ascontiguousarray(grids.T)
         self._counts = Counts(sampling.schedule)
         self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_KEPT_KEYS)(self._derived_keys)
-        self._drawn = [
-            s for s in range(len(lengths)) if any(entry.shares[s] > 0 for entry in sampling.schedule.entries)
-        ]
-        self.end = None if sampling.stop == NEVER else self._end(sampling.stop == ALL)
+        self.end = None if sampling.stop == NEVER else self._counts.end(lengths, of_all=sampling.stop == ALL)
 
     def warm_up(self) -> None:
         for planner in self._leaves.nested.values():
             planner.warm_up()
 
     def pass_ends(self) -> list[int | None]:
-        """Per source, the positions until every record of it has come once; None where that never is."""
-        return [self._pass_end(s) if s in set(self._drawn) else None for s in range(self.source_count)]
+        """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""
+        return [self._counts.longest(source, int(length)) for source, length in enumerate(self._lengths)]
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         check_end(self.end, start, size)
@@ -171,14 +168,6 @@ class EpochPlanner:
         words = np.frombuffer(key, np.uint32)
         order, rows = (_folded((words[:1], words[1:]), np.array([tag], np.uint64)) for tag in (_ORDER, _ROWS))
         return order, _folded(rows, np.arange(self.source_count, dtype=np.uint64))
-
-    def _pass_end(self, source: int) -> int | None:
-        return self._counts.longest(source, int(self._lengths[source]))
-
-    def _end(self, of_all: bool) -> int | None:
-        """Where the pass over the first source, or all, is over; what loses its weight before does not count."""
-        ends = [end for source in self._drawn if (end := self._pass_end(source)) is not None]
-        return (max if of_all else min)(ends, default=None)
 
 
 def _unfilled(size: int, *, keyed: bool) -> Plan:

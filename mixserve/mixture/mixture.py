@@ -108,7 +108,7 @@ class Mixture:
         return self.blocks.beside(self._planner(schedule))
 
     def pass_ends(self) -> Sequence[int | None]:
-        """Per source, the positions until each of its records has come once; None where that is never certain."""
+        """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""
         planner = self.planner
         return planner.pass_ends() if isinstance(planner, EpochPlanner) else [None] * len(self.lengths)
 

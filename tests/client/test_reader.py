@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixserve import MixDataSourcesConfig, MixDataSourcesNode, MixServer, RandomAccessSource, local_client, serve
+from mixserve import (
+    ArraySource,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
+    MixServer,
+    RandomAccessSource,
+    local_client,
+    serve,
+)
 from mixserve.servicer import schedules
 from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, UnknownSchedule
 from mixserve_client.wire import methods
@@ -164,6 +172,31 @@ def test_the_mixtures_end_follows_the_schedule(reader):
     assert sorted(joined(batches)["record_id"].tolist()) == list(range(30))
     short = reader.get_batch_at(20, 100, 3, mixture="ending", schedule=only_last, allow_short=True)
     assert len(short["id"]) == 10
+
+
+def test_weights_cannot_change_what_was_yielded_by_moving_the_end():
+    sources = [ArraySource({"id": np.arange(length)}) for length in (60, 60, 10)]
+    options = {"sampling": "epoch", "block_size": 64, "stop": "all_exhausted"}
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=3, weights=(0.6, 0.4, 0.0), **options), sources)
+    with local_client({"train": node}) as client:
+        end = client.mixture().end
+        assert 128 < end < 192
+        iterator = client.batches(16, 3, provenance=True)
+        found = [next(iterator) for _ in range(9)]
+        state = iterator.get_state()
+        with pytest.raises(InvalidRequest, match=f"ends at position {end}, before its weights change at 192"):
+            iterator.schedule_weights((1, 1, 1))
+        assert iterator.get_state() == state
+        found += list(iterator)
+        assert_batches_equal(joined(found), client.get_batch_at(0, end, 3, provenance=True))
+        # While there is time, the end moves, and what was before it stays.
+        early = client.batches(16, 3, provenance=True)
+        before = [next(early) for _ in range(2)]
+        assert early.schedule_weights((0, 0, 1)) == 64
+        whole = joined(before + list(early))
+        assert len(whole["id"]) == 74
+        assert sorted(whole["record_id"][64:]) == list(range(10))
+        assert_batches_equal({name: array[:64] for name, array in whole.items()}, joined(found[:4]))
 
 
 def test_a_server_that_forgets_is_told_again(monkeypatch):

@@ -102,3 +102,36 @@ def test_a_schedule_that_is_extended_keeps_what_was_before():
     longer = first.followed_by([Entry(1280, normalised([0, 1, 0]))])
     for n in (0, 1, 639, 640, 1000, 1279, 1280):
         assert Counts(first).at(n).tolist() == Counts(longer).at(n).tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=schedules(most=4, sources=8), lengths=st.lists(st.integers(1, 400), min_size=8, max_size=8))
+def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):
+    counts = Counts(schedule)
+    lengths = lengths[: len(schedule.entries[0].shares)]
+    for of_all in (False, True):
+        try:
+            end = counts.end(lengths, of_all=of_all)
+        except ValueError:
+            starts = [entry.start for entry in schedule.entries]
+            ends = [Counts(Schedule(schedule.entries[:n])) for n in range(1, len(starts))]
+            assert any(ended(ends[n], lengths, starts[n + 1], of_all) for n in range(len(starts) - 1))
+            continue
+        weighted = [share > 0 for share in schedule.entries[-1].shares]
+        start = schedule.entries[-1].start
+        assert end > start or (counts.at(start) > lengths)[weighted].all()
+        within = [counts.at(n) <= lengths for n in (end, end + 1)]
+        if of_all:
+            assert within[0][weighted].any() or end == start
+            assert not within[1][weighted].any()
+        else:
+            assert within[0].all()
+            assert not within[1].all()
+
+
+def ended(counts: Counts, lengths: list[int], position: int, of_all: bool) -> bool:
+    """Whether a mixture without the later entries would end before `position`, or there."""
+    try:
+        return counts.end(lengths, of_all=of_all) <= position
+    except ValueError:
+        return True

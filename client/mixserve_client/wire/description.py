@@ -30,7 +30,8 @@ class Field:
 class SourceDescription:
     """A source: its name, its number of records, and its share of the mixture in 0..1, from position 0 on.
 
-    `pass_end`: in epoch mode, the positions until each of its records has come once, None where that is never certain.
+    `pass_end`: in epoch mode, the positions that hold the first pass over it, to within a block; None where it never
+    ends.
     """
 
     name: str
