@@ -9,7 +9,7 @@ PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb)
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench bench-node peers protos check-protos test-protobuf test-node test-datarax clean
+.PHONY: help setup demo test check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(READY) ## Race against peers, and serve a crowd; the results go to benc
 	-$(MAKE) --keep-going peers
 	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.crowd
+
+bench-plan: $(READY) ## Positions planned per second in both modes, and the share of planning in requests
+	$(BIN)/python benchmarks/plan.py
 
 bench-node: $(READY) .venv-datarax/.ready ## Time the node beside the reference's own implementation
 	$(BIN)/python benchmarks/node.py

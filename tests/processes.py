@@ -15,15 +15,17 @@ import numpy as np
 DEADLINE_S = 90
 
 
-def write_mixture(folder: Path, name: str = "mixture.yaml") -> Path:
-    """A mixture of two token files, and its configuration."""
+def write_mixture(folder: Path, name: str = "mixture.yaml", **options: str | int) -> Path:
+    """A mixture of two token files, and its configuration; `options` are the mixture's."""
     rng = np.random.default_rng(0)
     for file in ("a.bin", "b.bin"):
         rng.integers(0, 1 << 16, 4000).astype(np.uint16).tofile(folder / file)
     source = "{{kind: tokens, path: {}.bin, dtype: uint16, sequence_length: 16, weight: {}}}"
     config = folder / name
+    settings = "".join(f"    {option}: {value}\n" for option, value in options.items())
     config.write_text(
-        f"mixtures:\n  train:\n    sources:\n      a: {source.format('a', 0.7)}\n      b: {source.format('b', 0.3)}\n"
+        f"mixtures:\n  train:\n{settings}    sources:\n"
+        f"      a: {source.format('a', 0.7)}\n      b: {source.format('b', 0.3)}\n"
         "server: {port: 0}\n"
     )
     return config

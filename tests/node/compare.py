@@ -102,10 +102,18 @@ def _described(mixture: MixtureDescription) -> Reply:
         "name": mixture.name,
         "fingerprint": mixture.fingerprint,
         "fields": [{"name": f.name, "dtype": dtype_name(f.dtype), "shape": _texts(f.shape)} for f in mixture.fields],
-        "sources": [{"name": s.name, "length": str(s.length), "weight": s.weight} for s in mixture.sources],
+        "sources": [
+            {"name": s.name, "length": str(s.length), "weight": s.weight, "pass_end": str(s.pass_end or 0)}
+            for s in mixture.sources
+        ],
         "limits": {"size": str(mixture.limits.size), "reply_bytes": str(mixture.limits.reply_bytes)},
         "placement": mixture.placement,
         "sampling": mixture.sampling,
+        "block_size": str(mixture.block_size),
+        "stop": mixture.stop,
+        "end": str(mixture.end or 0),
+        "schedule": [{"start": str(entry.start), "weights": list(entry.weights)} for entry in mixture.schedule],
+        "leaves": list(mixture.leaves),
     }
 
 

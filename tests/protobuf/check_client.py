@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 import mixserve_client
-from mixserve_client.wire import batch, description, frame, request
+from mixserve_client.wire import batch, description, frame, request, schedule
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.dtypes import DTYPES
 
@@ -22,6 +22,7 @@ def main(major: str) -> None:
     _check_lightness()
     _check_requests()
     _check_descriptions()
+    _check_schedules()
     _check_batches()
     print(f"protobuf {version}: ok")
 
@@ -65,13 +66,34 @@ def _check_descriptions() -> None:
         name="train",
         fingerprint=_FINGERPRINT,
         fields=_fields(),
-        sources=(description.SourceDescription("web", 2**40, 0.7), description.SourceDescription("code", 1, 0.3)),
+        sources=(
+            description.SourceDescription("web", 2**40, 0.7, 2**41),
+            description.SourceDescription("code", 1, 0.3),
+        ),
         limits=description.Limits(size=65536, reply_bytes=1 << 24),
         placement="host",
-        sampling="categorical",
+        sampling="epoch",
+        block_size=2048,
+        stop="all_exhausted",
+        end=2**41,
+        schedule=(schedule.ScheduleEntry(0, (0.7, 0.3)), schedule.ScheduleEntry(2**40, (0.1, 0.9))),
+        leaves=("web", "code/a", "code/b"),
     )
     assert description.decode_mixture(description.encode_mixture(mixture)) == mixture
     assert description.decode_names(description.encode_names(("a", "b"))) == ("a", "b")
+
+
+def _check_schedules() -> None:
+    entries = (schedule.ScheduleEntry(2048, (0.1, 1e-300)), schedule.ScheduleEntry(2**62, (0.0, 1.0)))
+    wanted = schedule.ScheduleRequest("train", _FINGERPRINT, "ab" * 32, entries)
+    assert schedule.decode_schedule_request(schedule.encode_schedule_request(wanted)) == wanted
+    for defined in (schedule.DefinedSchedule("cd" * 32, None), schedule.DefinedSchedule("cd" * 32, 2**62)):
+        assert schedule.decode_schedule(schedule.encode_schedule(defined)) == defined
+    request_with = request.BatchRequest(
+        *("train", 0, 4, np.array([0, 1], np.uint32)), schedule="ab" * 32, content=request.Content.PROVENANCE
+    )
+    got = request.decode_batch_request(request.encode_batch_request(request_with))
+    assert (got.schedule, got.content) == ("ab" * 32, request.Content.PROVENANCE)
 
 
 def _check_batches() -> None:

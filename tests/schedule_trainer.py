@@ -1,0 +1,73 @@
+"""A trainer that changes its weights on the way, journals the digest of every batch, and may be killed at any time."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixserve_client import MixClient
+
+STEPS, BATCH_SIZE, KEY = 120, 24, 11
+CHANGES = {31: (0.1, 0.9), 62: (0.5, 0.5), 93: (0.95, 0.05)}  # weights by the step before which they are scheduled
+SAVE_INTERVAL = 7
+JOURNAL, STATE = "journal.jsonl", "state.json"
+
+Entry = dict[str, Any]
+
+
+def train(client: MixClient, prefetch: int, state: Entry | None, save: Callable[[Entry], None]) -> Iterator[Entry]:
+    """What is to be journaled, step by step, from `state` on where there is one."""
+    batches = client.batches(BATCH_SIZE, KEY, stop=STEPS * BATCH_SIZE, provenance=True, prefetch=prefetch)
+    step = 0
+    if state is not None:
+        step = state["step"]
+        batches.set_state(state["iterator"])
+    while step < STEPS:
+        if step in CHANGES:
+            batches.schedule_weights(CHANGES[step])
+        position = batches.get_state()["position"]
+        batch = next(batches)
+        yield {"step": step, "position": position, "digest": digest(batch)}
+        step += 1
+        if step % SAVE_INTERVAL == 0 or step == STEPS:
+            save({"step": step, "iterator": batches.get_state()})
+
+
+def digest(batch: dict[str, np.ndarray]) -> str:
+    """Of names, dtypes, shapes and bytes."""
+    found = hashlib.sha256()
+    for name, array in sorted(batch.items()):
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+    return found.hexdigest()
+
+
+def main() -> None:
+    """Train in the folder of the first argument with the prefetch of the second, from the servers of the others.
+
+    Standard input has, line by line, the step up to which we may go on.
+    """
+    folder, prefetch, addresses = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else None
+
+    def save(state: Entry) -> None:
+        beside = folder / "state.part"
+        beside.write_text(json.dumps(state))
+        beside.replace(folder / STATE)
+
+    with MixClient.connect(addresses, patience_s=60) as client, (folder / JOURNAL).open("a") as journal:
+        journal.write("\n")  # ends the line that a killed trainer may have left unfinished
+        allowed = 0
+        for entry in train(client, prefetch, state, save):
+            print(json.dumps(entry), file=journal, flush=True)
+            os.fsync(journal.fileno())
+            while entry["step"] >= allowed:
+                allowed = int(sys.stdin.readline())
+
+
+if __name__ == "__main__":
+    main()
