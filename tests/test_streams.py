@@ -17,7 +17,9 @@ from mixserve_client import MixClient
 from mixserve_client import spans as spans_module
 from mixserve_client.batch_stream import BatchStream
 from mixserve_client.memory import MemoryPool
+from mixserve_client.schedule import Schedule
 from mixserve_client.spans import Span
+from mixserve_client.view import View
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
 from mixserve_client.wire.key import key_words
@@ -221,7 +223,8 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
         address = first.wait_for_log(r"serving on (\S+)")
         client = plain(address)
         mixture = client.mixture()
-        stream = BatchStream(client._caller, mixture, key_words(3), Span(5, size, size, count), MemoryPool())
+        view = View(mixture, key_words(3), Schedule(mixture))
+        stream = BatchStream(client._caller, view, Span(5, size, size, count), MemoryPool())
         batches = (batch for some in stream for batch in some)
         came = [next(batches)["tokens"].copy() for _ in range(2)]
         first.kill()

@@ -88,6 +88,13 @@ class MixClient:
                 self._mixtures.setdefault("", known)
         return fresh
 
+    def end(
+        self, *, mixture: str | None = None, schedule: Pairs | None = None, timeout_s: float | None = None
+    ) -> int | None:
+        """The first position that does not exist, under a schedule of your own where one is given; None for no end."""
+        described = self._described(mixture, timeout_s)
+        return self._end(Schedule.of(described, schedule), deadline_in(timeout_s))
+
     def get_batch_at(
         self,
         start: int,
@@ -121,9 +128,7 @@ class MixClient:
         described = self._described(mixture, timeout_s)
         content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         view = View(described, words, Schedule.of(described, schedule), content)
-        if allow_short:
-            end = self._end(view.schedule, deadline)
-            size = size if end is None or start >= end else min(size, end - start)
+        size = self._size(view, start, size, deadline, allow_short)
         return view.record(self._rows(view, start, size, deadline))
 
     def get_plan_at(
@@ -134,6 +139,7 @@ class MixClient:
         *,
         mixture: str | None = None,
         schedule: Pairs | None = None,
+        allow_short: bool = False,
         timeout_s: float | None = None,
     ) -> Batch:
         """Which records are at the positions [start, start + size): `source_id` and `record_id`, as in `get_batch_at`.
@@ -144,7 +150,7 @@ class MixClient:
         words, deadline = key_words(key), deadline_in(timeout_s)
         described = self._described(mixture, timeout_s)
         view = View(described, words, Schedule.of(described, schedule), Content.PROVENANCE)
-        return self._rows(view, start, size, deadline)
+        return self._rows(view, start, self._size(view, start, size, deadline, allow_short), deadline)
 
     def batches(
         self,
@@ -211,6 +217,11 @@ class MixClient:
                 reply = self._caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)
                 end = decode_schedule(reply).end
         return end
+
+    def _size(self, view: View, start: int, size: int, deadline: float | None, allow_short: bool) -> int:
+        """How many of the rows [start, start + size) to ask for."""
+        end = self._end(view.schedule, deadline) if allow_short else None
+        return size if end is None or start >= end else min(size, end - start)
 
     def _start(self, view: View, span: Span, after: Reading | None) -> Reading:
         """The batches of `span`, fetched in the background once those of `after` are nearly here."""

@@ -44,12 +44,31 @@ def serve(
 
 
 @app.command()
-def check(config: ConfigFile, placement: Placement = None) -> None:
+def check(
+    config: ConfigFile,
+    placement: Placement = None,
+    mixture: Annotated[str | None, typer.Option(help="Only this mixture.")] = None,
+    simulate: Annotated[
+        int | None, typer.Option(help="Plan so many positions, and show what each source gets; reads no data.", min=1)
+    ] = None,
+    key: Annotated[int, typer.Option(help="Seed of the key of the simulation, in 0..2^32-1.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option(help="The picture of the simulation; MIXTURE_simulated.png by default.")
+    ] = None,
+) -> None:
     """Open everything that a configuration file names, and show the mixtures; exit code 2 where something is wrong."""
     with _plain_errors():
-        from mixserve.cli.show import show_file
+        if simulate is None:
+            from mixserve.cli.show import show_file
+            from mixserve_client.errors import InvalidRequest
 
-        show_file(config, placement=placement)
+            if plot is not None:
+                raise InvalidRequest(f"--plot needs --simulate N, the number of positions to draw; got --plot {plot}")
+            show_file(config, placement=placement, mixture=mixture)
+        else:
+            from mixserve.cli.simulate import run
+
+            run(config, size=simulate, key=key, mixture=mixture, picture=plot, placement=placement)
 
 
 @app.command()
@@ -59,6 +78,39 @@ def info(address: Address, timeout_s: Timeout = 10.0) -> None:
         from mixserve.cli.show import show_server
 
         show_server(address, timeout_s)
+
+
+@app.command()
+def explain(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A configuration file, or a running server's ADDR.")],
+    start: Annotated[int | None, typer.Option(help="First position; by default that of the state, or 0.")] = None,
+    size: Annotated[int, typer.Option(help="Number of rows.")] = 32,
+    key: Annotated[
+        int | None, typer.Option(help="Seed of the key, in 0..2^32-1; by default the state's key, or 0.")
+    ] = None,
+    mixture: MixtureName = None,
+    show: Annotated[bool, typer.Option("--show", help="Show the records themselves too, which reads them.")] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="JSON of an iterator's get_state(): its mixture, key, position and schedule.")
+    ] = None,
+    every_row: Annotated[bool, typer.Option("--all", help="Show every row, also where there are many.")] = False,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Show which records a range of positions consists of; reads no data without --show."""
+    with _plain_errors():
+        from mixserve.cli.explain import run
+
+        run(
+            target,
+            start=start,
+            size=size,
+            key=key,
+            mixture=mixture,
+            state_file=state,
+            records=show,
+            every_row=every_row,
+            timeout_s=timeout_s,
+        )
 
 
 @app.command()

@@ -10,38 +10,81 @@ from mixserve.build import build_nodes
 from mixserve.config import load_config
 from mixserve_client import MixClient, MixtureDescription
 
+_MOST_ENTRIES = 20
+_MOST_COLUMNS = 6
 
-def show_file(config_file: Path, *, placement: str | None) -> None:
-    """Build the mixtures of a configuration file and show them. Raises ConfigError."""
+
+def show_file(config_file: Path, *, placement: str | None, mixture: str | None = None) -> None:
+    """Build the mixtures of a configuration file and show them, or one of them. Raises ConfigError."""
     from mixserve.local import local_client
 
     nodes = build_nodes(load_config(config_file), config_file, placement=placement)
     with local_client(nodes) as client:
-        _show_all(client, None)
+        _show_all(client, (mixture,) if mixture else client.mixtures(), None)
 
 
 def show_server(address: str, timeout_s: float) -> None:
     """Show the mixtures of a running server. Raises MixserveError."""
     with MixClient.connect(address, patience_s=timeout_s) as client:
-        _show_all(client, timeout_s)
+        _show_all(client, client.mixtures(timeout_s=timeout_s), timeout_s)
 
 
-def _show_all(client: MixClient, timeout_s: float | None) -> None:
-    console = Console(highlight=False)
-    for name in client.mixtures(timeout_s=timeout_s):
-        _show(console, client.mixture(name, timeout_s=timeout_s))
-
-
-def _show(console: Console, mixture: MixtureDescription) -> None:
-    table = Table(title=f"mixture {escape(mixture.name)}", title_justify="left", title_style="bold")
-    table.add_column("source")
-    table.add_column("records", justify="right")
-    table.add_column("share", justify="right")
-    for source in mixture.sources:
-        table.add_row(escape(source.name), f"{source.length:,}", f"{source.weight:.4%}")
-    console.print(table)
+def show_mixture(console: Console, mixture: MixtureDescription) -> None:
+    """Show one mixture: its sources, its schedule where it has one, and how it is drawn."""
+    console.print(_sources(mixture))
+    if len(mixture.schedule) > 1:
+        _show_schedule(console, mixture)
+    if mixture.leaves != tuple(source.name for source in mixture.sources):
+        console.print(f"  leaves, as source_id counts them: {', '.join(mixture.leaves)}", markup=False)
     for field in mixture.fields:
         console.print(f"  field {field.name}: {field.dtype.name}{list(field.shape)}", markup=False)
     console.print(f"  {mixture.row_bytes:,} bytes a row, up to {mixture.limits.size:,} rows a request", markup=False)
     console.print(f"  sampling {mixture.sampling}, placement {mixture.placement}")
+    if _in_passes(mixture):
+        end = "no end" if mixture.end is None else f"end at position {mixture.end:,}"
+        console.print(f"  block size {mixture.block_size:,}, stop {mixture.stop}, {end}")
     console.print(f"  fingerprint {mixture.fingerprint}", soft_wrap=True)
+
+
+def _show_all(client: MixClient, names: tuple[str, ...], timeout_s: float | None) -> None:
+    console = Console(highlight=False)
+    for name in names:
+        show_mixture(console, client.mixture(name, timeout_s=timeout_s))
+
+
+def _in_passes(mixture: MixtureDescription) -> bool:
+    return mixture.sampling == "epoch"
+
+
+def _sources(mixture: MixtureDescription) -> Table:
+    table = Table(title=f"mixture {escape(mixture.name)}", title_justify="left", title_style="bold")
+    table.add_column("source", overflow="fold")
+    table.add_column("records", justify="right")
+    table.add_column("share", justify="right")
+    if _in_passes(mixture):
+        table.add_column("first pass, in positions", justify="right")
+    for source in mixture.sources:
+        cells = [escape(source.name), f"{source.length:,}", f"{source.weight:.4%}"]
+        if _in_passes(mixture):
+            cells.append("never over" if source.pass_end is None else f"{source.pass_end:,}")
+        table.add_row(*cells)
+    return table
+
+
+def _show_schedule(console: Console, mixture: MixtureDescription) -> None:
+    """A row per entry; the shares have a column per source where these are few."""
+    names = [source.name for source in mixture.sources]
+    in_columns = len(names) <= _MOST_COLUMNS
+    table = Table(title="  shares from each position on", title_justify="left")
+    table.add_column("from", justify="right", no_wrap=True)
+    for name in names if in_columns else ["shares"]:
+        table.add_column(escape(name), justify="right" if in_columns else "left", overflow="fold")
+    for start, shares in mixture.schedule[:_MOST_ENTRIES]:
+        cells = [f"{share:.4%}" for share in shares]
+        if not in_columns:
+            pairs = zip(names, cells, shares, strict=True)
+            cells = [", ".join(f"{escape(name)} {cell}" for name, cell, share in pairs if share > 0)]
+        table.add_row(f"{start:,}", *cells)
+    console.print(table)
+    if len(mixture.schedule) > _MOST_ENTRIES:
+        console.print(f"  and {len(mixture.schedule) - _MOST_ENTRIES:,} more entries")

@@ -7,8 +7,8 @@ source come in order of position: the k-th is row `perm(k mod L)` of pass `k // 
 [0, L) under `fold64(fold64(key_rows, s), k // L)`.
 
 `key_order` and `key_rows` are `threefry(key, [2^32 - 1, 1])` and `[2^32 - 1, 2]`: no position has such a high word.
-Fetch keys are those of `draw`. A child that draws in epoch mode itself keeps its own order: the k-th record is its
-position `k mod L` under the key that `perm` would have had.
+Fetch keys are those of `draw`. A child that draws in epoch mode itself has its own order, and its own passes: the k-th
+record is its position k under `fold64(key_rows, s)`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -158,10 +158,12 @@ class EpochPlanner:
         first = np.flatnonzero(np.diff(group, prepend=-1) | np.diff(passes, prepend=passes[:1]).astype(np.int64))
         left, right = self._keys(key.tobytes())[1]
         here = sources[first]
-        words = np.stack(_folded((left[here], right[here]), passes[first]), axis=1)
+        of_sources = np.stack((left[here], right[here]), axis=1)
+        of_passes = np.stack(_folded((left[here], right[here]), passes[first]), axis=1)
+        words = np.where(self._keeps_order[here][:, None], of_sources, of_passes)
         keys = np.repeat(words, np.diff(first, append=len(group)), axis=0)
         records = permuted(rows, lengths, (self._grids[0][sources], self._grids[1][sources]), keys)
-        return np.where(self._keeps_order[sources], rows, records), keys
+        return np.where(self._keeps_order[sources], ranks, records), keys
 
     def _derived_keys(self, key: bytes) -> tuple[Pair, Pair]:
         """`key_order`, and the keys that `key_rows` gives the sources."""

@@ -167,6 +167,9 @@ def test_a_rewound_reader_can_leave_out_more(reader):
 
 def test_the_mixtures_end_follows_the_schedule(reader):
     only_last = [(0, (0, 0, 1))]
+    assert reader.end(mixture="ending", schedule=only_last) == 30
+    assert reader.end(mixture="ending") == reader.mixture("ending").end
+    assert reader.end(mixture="epoch", schedule=only_last) is None
     assert reader.mixture("ending").end == max(source.pass_end for source in reader.mixture("ending").sources)
     batches = list(reader.batches(8, 3, mixture="ending", schedule=only_last, provenance=True))
     assert sorted(joined(batches)["record_id"].tolist()) == list(range(30))

@@ -266,13 +266,19 @@ def test_nested_mixtures():
             == (found["record_id"] + np.array([0, 1000, 2000, 0, 1000])[found["source_id"]]).tolist()
         )
         assert np.bincount(found["source_id"])[:3].sum() == 288
-        # The nested pass goes through the child's positions in their order, so its own passes hold.
+        # The child goes on through its own positions, so its own passes hold.
         first = found["record_id"][found["source_id"] == 0]
         assert len(first) == 48
         assert len(np.unique(first)) == 48
         for start, size in ((0, 7), (374, 10), (33, 1)):
             part = client.get_batch_at(start, size, 1)
             assert part["id"].tolist() == found["id"][start : start + size].tolist()
+        far = client.get_plan_at(0, 32 * 200, 1)  # many times over the child: its shares stay exact
+        assert np.bincount(far["source_id"])[:3].tolist() == [800, 1600, 2400]
+        for source, length in enumerate((50, 120, 333)):
+            records = far["record_id"][far["source_id"] == source]
+            whole = np.sort(records[: len(records) // length * length].reshape(-1, length), axis=1)
+            assert (whole == np.arange(length)).all()
     with pytest.raises(ValueError, match="means nothing where positions are drawn with replacement"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(3, 1)), [inner, plain])
     with pytest.raises(ValueError, match="only the outermost mixture ends"):

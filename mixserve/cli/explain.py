@@ -1,0 +1,202 @@
+"""A configuration file or a running server, and a range of positions -> which records are there, on the terminal."""
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mixserve_client import InvalidRequest, MixClient, MixtureDescription, OutOfRange
+from mixserve_client.skips import Skips
+from mixserve_client.wire.request import check_positions
+from mixserve_client.wire.tree import flatten
+
+_MOST_ROWS = 64
+_ROWS_AT_ONCE = 1 << 17
+
+Range = tuple[int, int]  # start and size
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Who asks: a mixture, a key, the reader's own schedule, and the positions that it leaves out."""
+
+    client: MixClient
+    mixture: MixtureDescription
+    key: Any
+    schedule: list[Any] | None
+    skips: Skips
+    timeout_s: float | None
+
+    def plan(self, start: int, size: int) -> dict[str, np.ndarray]:
+        """`source_id` and `record_id` of the positions [start, start + size)."""
+        return self.client.get_plan_at(start, size, self.key, **self._options())
+
+    def records(self, start: int, size: int) -> dict[str, np.ndarray]:
+        """The rows at the positions [start, start + size), by the paths of their fields."""
+        return flatten(self.client.get_batch_at(start, size, self.key, **self._options()))
+
+    def kept(self, start: int, size: int) -> np.ndarray:
+        """Whether the reader gets the rows at [start, start + size)."""
+        kept = np.ones(size, bool)
+        for first, stop in self.skips.ranges:
+            kept[max(0, first - start) : max(0, stop - start)] = False
+        return kept
+
+    def _options(self) -> dict[str, Any]:
+        return {"mixture": self.mixture.name, "schedule": self.schedule, "timeout_s": self.timeout_s}
+
+
+def run(
+    target: str,
+    *,
+    start: int | None,
+    size: int,
+    key: int | None,
+    mixture: str | None,
+    state_file: Path | None,
+    records: bool,
+    every_row: bool,
+    timeout_s: float,
+) -> None:
+    """Show what is at [start, start + size), up to the mixture's end; `records` shows the rows themselves too.
+
+    Raises ConfigError and MixserveError.
+    """
+    state = {} if state_file is None else _loaded(state_file)
+    console = Console(highlight=False)
+    with _client(target, timeout_s) as (client, call_s):
+        if state_file is not None:
+            state = _checked(client, state, state_file, mixture, call_s)
+        reader = _Reader(
+            client=client,
+            mixture=client.mixture(mixture or state.get("mixture"), timeout_s=call_s),
+            key=state.get("key", 0) if key is None else key,
+            schedule=state.get("schedule"),
+            skips=Skips.of(state.get("skip", ())),
+            timeout_s=call_s,
+        )
+        start, asked = check_positions(state.get("position", 0) if start is None else start, size)
+        end = client.end(mixture=reader.mixture.name, schedule=reader.schedule, timeout_s=call_s)
+        if end is not None and start >= end:
+            raise OutOfRange(f"the mixture ends at position {end}: start must be below that, got {start}")
+        size = asked if end is None else min(asked, end - start)
+        parts = _shown(start, size, every_row)
+        _show_rows(console, reader, parts)
+        if size < asked:
+            console.print(f"  the mixture ends at position {end:,}: {size:,} of {asked:,} rows")
+        _show_counts(console, reader, start, size)
+        if records:
+            for part in parts:
+                _show_records(console, reader, *part)
+
+
+@contextmanager
+def _client(target: str, timeout_s: float) -> Generator[tuple[MixClient, float | None], None, None]:
+    """A client of the file's mixtures, or of the server, and how long its calls may take."""
+    file = Path(target)
+    if not (file.exists() or file.suffix in (".yaml", ".yml")):
+        with MixClient.connect(target, patience_s=timeout_s) as client:
+            yield client, timeout_s
+        return
+    from mixserve.build import build_nodes
+    from mixserve.config import load_config
+    from mixserve.local import local_client
+
+    with local_client(build_nodes(load_config(file), file, placement="host")) as client:
+        yield client, None
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    """The JSON object in the file. Raises InvalidRequest."""
+    try:
+        state = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"--state {file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidRequest(
+            f"--state {file}: must be the JSON of an iterator's get_state(), but is not JSON: {error}"
+        ) from error
+    if not isinstance(state, dict) or not isinstance(state.get("mixture"), str):
+        raise InvalidRequest(
+            f"--state {file}: must be the JSON of an iterator's get_state(), an object that names its mixture; "
+            f"got {state!r:.200}"
+        )
+    return state
+
+
+def _checked(
+    client: MixClient, state: dict[str, Any], file: Path, mixture: str | None, timeout_s: float | None
+) -> dict[str, Any]:
+    """The state, if an iterator over the mixture takes it. Raises InvalidRequest and FingerprintMismatch."""
+    try:
+        with client.batches(1, 0, mixture=mixture or state["mixture"], timeout_s=timeout_s) as batches:
+            batches.set_state(state)
+            return batches.get_state()
+    except InvalidRequest as error:
+        raise InvalidRequest(f"--state {file}: {error}") from error
+
+
+def _shown(start: int, size: int, every_row: bool) -> list[Range]:
+    """The ranges whose rows are shown."""
+    if every_row or size <= _MOST_ROWS:
+        return [(start, size)]
+    half = _MOST_ROWS // 2
+    return [(start, half), (start + size - half, half)]
+
+
+def _show_rows(console: Console, reader: _Reader, parts: list[Range]) -> None:
+    table = Table(title=f"mixture {escape(reader.mixture.name)}", title_justify="left", title_style="bold")
+    table.add_column("position", justify="right", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    table.add_column("record", justify="right", no_wrap=True)
+    if reader.skips.ranges:
+        table.add_column("")
+    names = [escape(name) for name in reader.mixture.leaves]
+    for place, (start, size) in enumerate(parts):
+        if place:
+            table.add_section()
+            table.add_row("…", f"{start - sum(parts[place - 1]):,} more rows; --all shows them", "…")
+            table.add_section()
+        plan, kept = reader.plan(start, size), reader.kept(start, size).tolist()
+        for row, (source, record) in enumerate(
+            zip(plan["source_id"].tolist(), plan["record_id"].tolist(), strict=True)
+        ):
+            skipped = ["" if kept[row] else "skipped"] if reader.skips.ranges else []
+            table.add_row(f"{start + row:,}", names[source], f"{record:,}", *skipped)
+    console.print(table)
+
+
+def _show_counts(console: Console, reader: _Reader, start: int, size: int) -> None:
+    """Rows per source among those that the reader gets, in pieces: nothing grows with `size`."""
+    names = reader.mixture.leaves
+    counts = np.zeros(len(names), np.int64)
+    for at in range(start, start + size, _ROWS_AT_ONCE):
+        rows = min(_ROWS_AT_ONCE, start + size - at)
+        kept = reader.kept(at, rows)
+        counts += np.bincount(reader.plan(at, rows)["source_id"][kept], minlength=len(names))
+    total = int(counts.sum())
+    table = Table()
+    table.add_column("source", overflow="fold")
+    table.add_column("rows", justify="right")
+    table.add_column("share", justify="right")
+    for name, count in zip(names, counts.tolist(), strict=True):
+        table.add_row(escape(name), f"{count:,}", f"{count / max(1, total):.4%}")
+    console.print(table)
+    if total < size:
+        console.print(f"  {size - total:,} of the {size:,} rows are skipped by the state, and not counted")
+
+
+def _show_records(console: Console, reader: _Reader, start: int, size: int) -> None:
+    for row, kept in enumerate(reader.kept(start, size).tolist()):
+        if kept:
+            console.print(f"position {start + row:,}", style="bold")
+            for name, array in reader.records(start + row, 1).items():
+                shown = np.array2string(np.asarray(array[0]), threshold=64, edgeitems=8, prefix="  ")
+                console.print(f"  {name or 'record'}: {shown}", markup=False, soft_wrap=True)
