@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,6 +97,9 @@ class MixtureConfig(_Section):
                     f"schedule: the weights from {entry.start} on must be those of {', '.join(self.sources)}, "
                     f"got {', '.join(entry.weights)}"
                 )
+        starts = [entry.start for entry in self.schedule]
+        if any(a >= b for a, b in pairwise(starts)):
+            raise ValueError(f"schedule: entries must begin one behind the other, got entries from {starts}")
         weighted = [name for name, source in self.sources.items() if source.weight is not None]
         if self.schedule and self.schedule[0].start == 0:
             if weighted:

@@ -211,12 +211,11 @@ class MixClient:
 
     def _end(self, schedule: Schedule, deadline: float | None) -> int | None:
         """The mixture's end under a schedule."""
-        end = schedule.mixture.end
-        if end is not None:
-            for definition in schedule.definitions():
-                reply = self._caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)
-                end = decode_schedule(reply).end
-        return end
+        if schedule.mixture.stop == "never" or not schedule.entries:
+            return schedule.mixture.end
+        (definition,) = schedule.definitions(whole=False)
+        reply = self._caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)
+        return decode_schedule(reply).end
 
     def _size(self, view: View, start: int, size: int, deadline: float | None, allow_short: bool) -> int:
         """How many of the rows [start, start + size) to ask for."""

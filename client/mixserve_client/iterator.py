@@ -1,4 +1,5 @@
-"""The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes."""
+"""The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes
+and its schedule."""
 
 import operator
 from collections import deque
@@ -37,6 +38,11 @@ class _InFlight:
     end: int
     left: int
     readings: tuple[Reading, ...]
+
+    @property
+    def weight(self) -> int:
+        """What one of them counts of what may be in flight: parts are asked for one by one."""
+        return max(1, len(self.readings))
 
     def cancel(self) -> None:
         for reading in self.readings:
@@ -105,7 +111,7 @@ class BatchIterator:
             else:
                 batch = no_rows(view.fields)
             first.left -= 1
-            self._ahead -= 1
+            self._ahead -= first.weight
             if first.left:
                 self._position = self._skips.first_from(before) + self._batch_size
             else:
@@ -220,7 +226,7 @@ class BatchIterator:
     def _last(self) -> int:
         """The position to stop before."""
         view = self._viewed()
-        if view.mixture.end is None:
+        if view.mixture.stop == "never":
             return self._stop
         if self._end is None:
             self._end = self._client._end(view.schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
@@ -243,8 +249,9 @@ class BatchIterator:
                 ranges, end = self._skips.taken(start, size, stop)
                 pieces = part(ranges, *shard_rows(sum(taken for _, taken in ranges), self._shard))
                 spans, count = [Span(first, taken, taken, 1) for first, taken in pieces], 1
-            self._in_flight.append(_InFlight(end, count, self._started(view, spans)))
-            self._ahead += count
+            asked = _InFlight(end, count, self._started(view, spans))
+            self._in_flight.append(asked)
+            self._ahead += count * asked.weight
             self._asked = end
 
     def _started(self, view: View, spans: list[Span]) -> tuple[Reading, ...]:
@@ -260,7 +267,7 @@ class BatchIterator:
         while self._in_flight and self._in_flight[-1].end > start:
             dropped = self._in_flight.pop()
             dropped.cancel()
-            self._ahead -= dropped.left
+            self._ahead -= dropped.left * dropped.weight
         self._asked = self._in_flight[-1].end if self._in_flight else self._position
 
     def _forget(self) -> None:

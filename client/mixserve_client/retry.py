@@ -14,7 +14,7 @@ from mixserve_client.wire import methods
 _logger = logging.getLogger("mixserve_client")
 _LOG_AFTER_S = 5.0
 _FOREVER_S = 1e8  # beyond this gRPC's clocks overflow
-_MOST_TELLINGS = 8
+_MOST_TELLINGS, _TELLING_S = 8, 10.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
 
 
@@ -27,8 +27,8 @@ class Request(NamedTuple):
 
 
 NextRequest = Callable[[], Request | None]
-# The definitions of schedules that a server may have to be told before it understands a request.
-Definitions = Callable[[], Iterable[bytes]]
+# The requests that tell a server a schedule: all of it, or its last entry.
+Definitions = Callable[[bool], Iterable[bytes]]
 
 
 class PatientCaller:
@@ -150,12 +150,19 @@ class _Telling:
     def tell(self, transport: Transport, patience: "_Patience") -> None:
         """Tell the server what it asked for. Raises what a call raises."""
         if self._wanted and self._definitions is not None:
-            for definition in self._definitions():
-                transport.call(methods.DEFINE_SCHEDULE, definition, patience.remaining_s())
+            for definition in self._definitions(self._times > 1):
+                self._tell(transport, definition, patience.remaining_s())
         self._wanted = False
 
     def answered(self) -> None:
         self._times = 0
+
+    def _tell(self, transport: Transport, definition: bytes, remaining_s: float | None) -> None:
+        try:
+            # Nobody can cancel this call, so it does not take long.
+            transport.call(methods.DEFINE_SCHEDULE, definition, min(remaining_s or _TELLING_S, _TELLING_S))
+        except DeadlineExceeded as error:
+            raise Unavailable(f"the server did not take a schedule: {error}") from error
 
 
 class _Replicas:

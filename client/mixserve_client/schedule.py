@@ -2,14 +2,15 @@
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.request import POSITION_LIMIT
-from mixserve_client.wire.schedule import ScheduleEntry, ScheduleRequest, encode_schedule_request, next_id
+from mixserve_client.wire.schedule import ScheduleEntry, ScheduleRequest, encode_schedule_request, most_entries, next_id
 
 Weights = Sequence[float] | Mapping[str, float]
 Pairs = Sequence[tuple[int, Weights]]
@@ -33,37 +34,38 @@ class Schedule:
         pairs: Any = () if given is None else given
         if isinstance(pairs, str | bytes | Mapping) or not hasattr(pairs, "__iter__"):
             raise InvalidRequest(f"schedule must be a list of pairs (from position, weights), got {given!r:.200}")
+        entries, ids = list[ScheduleEntry](), list[str]()
         for place, pair in enumerate(pairs):
-            if isinstance(pair, str | bytes) or not hasattr(pair, "__len__") or len(pair) != 2:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:  # pyright: ignore[reportUnknownArgumentType]
                 raise InvalidRequest(f"schedule[{place}] must be a pair (from position, weights), got {pair!r:.200}")
-            last = schedule.entries[-1].start if schedule.entries else -1
-            extended = schedule.with_weights(pair[0], pair[1])
-            if extended.entries[-1].start <= last:
-                raise InvalidRequest(f"schedule[{place}] must begin behind {last}, got {pair[0]!r}")
-            schedule = extended
-        return schedule
+            start, weights = cast(Sequence[Any], pair)
+            entry = schedule._entry(start, weights)
+            if entries and entry.start <= entries[-1].start:
+                raise InvalidRequest(f"schedule[{place}] must begin behind {entries[-1].start}, got {start!r}")
+            ids.append(next_id(ids[-1] if ids else mixture.fingerprint, entry))
+            entries.append(entry)
+        return schedule._of(entries, ids)
 
     def with_weights(self, start: Any, weights: Any) -> "Schedule":
         """This schedule before `start`, and `weights` from there on; in epoch mode from the next border of a block on.
 
         Weights are a number per source, or a dict by the sources' names. Raises InvalidRequest.
         """
-        begin = self._start(start)
-        kept = sum(1 for entry in self.entries if entry.start < begin)
-        entry = ScheduleEntry(begin, self._weights(weights))
+        entry = self._entry(start, weights)
+        kept = bisect_left(self.entries, entry.start, key=lambda one: one.start)
         before = self.ids[kept - 1] if kept else self.mixture.fingerprint
-        ids = (*self.ids[:kept], next_id(before, entry))
-        return replace(self, entries=(*self.entries[:kept], entry), ids=ids)
+        return self._of((*self.entries[:kept], entry), (*self.ids[:kept], next_id(before, entry)))
 
     @property
     def id(self) -> str:
         """What requests name it by; empty for the mixture's own."""
         return self.ids[-1] if self.ids else ""
 
-    def definitions(self) -> Iterator[bytes]:
-        """The requests that tell it to a server, in their order."""
+    def definitions(self, whole: bool = True) -> Iterator[bytes]:
+        """The requests that tell it to a server, in their order; without `whole`, to one that knows all but its last
+        entry."""
         step = max(1, _WEIGHTS_AT_ONCE // len(self.mixture.sources))
-        for at in range(0, len(self.entries), step):
+        for at in range(0 if whole else max(0, len(self.entries) - 1), len(self.entries), step):
             parent = self.ids[at - 1] if at else ""
             entries = self.entries[at : at + step]
             yield encode_schedule_request(ScheduleRequest(self.mixture.name, self.mixture.fingerprint, parent, entries))
@@ -71,6 +73,18 @@ class Schedule:
     def plain(self) -> list[list[Any]]:
         """The pairs in plain JSON types, from which `of` makes it again."""
         return [[start, list(weights)] for start, weights in self.entries]
+
+    def _of(self, entries: Sequence[ScheduleEntry], ids: Sequence[str]) -> "Schedule":
+        most = most_entries(len(self.mixture.sources)) - len(self.mixture.schedule)
+        if len(entries) > most:
+            raise InvalidRequest(
+                f"a schedule may have up to {most} entries of {len(self.mixture.sources)} weights, got {len(entries)}; "
+                "change weights less often"
+            )
+        return replace(self, entries=tuple(entries), ids=tuple(ids))
+
+    def _entry(self, start: Any, weights: Any) -> ScheduleEntry:
+        return ScheduleEntry(self._start(start), self._weights(weights))
 
     def _start(self, start: Any) -> int:
         try:
@@ -80,7 +94,8 @@ class Schedule:
         block = max(1, self.mixture.block_size)
         begin = -(-begin // block) * block
         if not 0 <= begin < POSITION_LIMIT:
-            raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r}")
+            where = f", whose next border of a block is {begin}" if block > 1 and begin > 0 else ""
+            raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r}{where}")
         return begin
 
     def _weights(self, weights: Any) -> tuple[float, ...]:
@@ -90,10 +105,13 @@ class Schedule:
                 raise InvalidRequest(f"weights must be a number for each of {', '.join(names)}, got {weights!r:.500}")
             weights = [weights[name] for name in names]
         try:
-            if isinstance(weights, str | bytes):
+            if isinstance(weights, str | bytes | Set):
                 raise TypeError
-            numbers = tuple(map(float, weights))
-        except (TypeError, ValueError):
+            listed = list(weights)
+            if any(isinstance(weight, bool | str | bytes) for weight in listed):
+                raise TypeError
+            numbers = tuple(map(float, listed))
+        except (TypeError, ValueError, OverflowError):
             raise InvalidRequest(f"weights must be {len(names)} numbers, got {weights!r:.500}") from None
         if len(numbers) != len(names):
             raise InvalidRequest(f"weights must be {len(names)} numbers, one for each source, got {len(numbers)}")

@@ -8,7 +8,7 @@ from typing import Any
 from mixserve_client.assembly import Batch
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schedule import Schedule
-from mixserve_client.wire.description import PROVENANCE, Field, MixtureDescription
+from mixserve_client.wire.description import PROVENANCE, Field, MixtureDescription, provenance_obstacle
 from mixserve_client.wire.key import KeyWords
 from mixserve_client.wire.request import BatchRequest, Content
 from mixserve_client.wire.tree import unflatten
@@ -17,7 +17,7 @@ from mixserve_client.wire.tree import unflatten
 @dataclass(frozen=True)
 class View:
     """Everything of a request for batches but their positions. Raises InvalidRequest where records can carry no
-    provenance."""
+    provenance, and where the server would not understand."""
 
     mixture: MixtureDescription
     words: KeyWords
@@ -25,16 +25,13 @@ class View:
     content: Content = Content.RECORDS
 
     def __post_init__(self) -> None:
-        if self.content != Content.RECORDS_AND_PROVENANCE:
-            return
-        names = [field.name for field in self.mixture.fields]
-        taken = [field.name for field in PROVENANCE if field.name in names]
-        if taken:
-            raise InvalidRequest(f"records have fields {taken} of their own; rename them, or leave provenance out")
-        if any(name == "" or name.startswith(("~t", "~l")) for name in names):
-            raise InvalidRequest(
-                "provenance is added to records that are dicts; these are none: ask get_plan_at for it"
-            )
+        mixture, obstacle = self.mixture, None
+        if self.content == Content.RECORDS_AND_PROVENANCE:
+            obstacle = provenance_obstacle(mixture.fields)
+        if not mixture.schedule and (self.content != Content.RECORDS or self.schedule.entries):
+            obstacle = "this server is older than schedules and provenance, and would pass over them; update it"
+        if obstacle is not None:
+            raise InvalidRequest(obstacle)
 
     @property
     def fingerprint(self) -> str:

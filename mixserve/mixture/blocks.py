@@ -3,11 +3,10 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import UInt32
+from jaxtyping import Int64, UInt32
 
 from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.sampling import check_end, rounded_up
@@ -33,8 +32,9 @@ class PlanBlocks:
     """
 
     def __init__(self, planner: AnyPlanner, kept: "_Kept | None" = None):
-        self._planner = planner
+        self.planner = planner
         self._kept = kept or _Kept()
+        self._token = object()  # stands for the planner, and keeps it not alive
         # Every source adds a draw per position.
         most = _BLOCK if planner.source_count <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
         if planner.grain > 1:
@@ -48,7 +48,7 @@ class PlanBlocks:
     @property
     def end(self) -> int | None:
         """The first position that does not exist."""
-        return self._planner.end
+        return self.planner.end
 
     def plan(self, key: UInt32[np.ndarray, "2"], ranges: Sequence[Range]) -> Plan:
         """The plan of all positions of `ranges`, which ascend, one range after another. Raises OutOfRange."""
@@ -57,18 +57,28 @@ class PlanBlocks:
             return self._plan_range(key, *ranges[0])
         first, (last_start, last_size) = ranges[0][0], ranges[-1]
         span, places = last_start + last_size - first, _places(ranges)
-        if span > _SPARSE * len(places):
-            return self._planner.plan_each(key, places.astype(np.uint64) + np.uint64(first))
+        if span > _SPARSE * self._planned(first, places):
+            return self.planner.plan_each(key, places.astype(np.uint64) + np.uint64(first))
         return self._plan_range(key, first, span, goes_on=True).at(places)
+
+    def positions_for(self, batch: Range, stride: int) -> int:
+        """How many positions are planned, at most, for each of many batches that are `stride` apart."""
+        grain = self.planner.grain
+        return min(stride, batch[1] if grain == 1 else (batch[1] // grain + 2) * grain)
+
+    def _planned(self, first: int, places: Int64[np.ndarray, " size"]) -> int:
+        """How many positions are planned where only those places are."""
+        grain = self.planner.grain
+        return len(places) if grain == 1 else len(np.unique((places + first % grain) // grain)) * grain
 
     def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int, *, goes_on: bool = False) -> Plan:
         words, end, length = key.tobytes(), start + size, self._block_size
         first, last = start // length, (end - 1) // length
         kept = self._kept
         with kept.lock:
-            goes_on = kept.ends.pop((words, start), self) is None or goes_on
-            _keep(kept.ends, (words, end), None, _KEPT_ENDS)
-            known = all((self, words, block) in kept.blocks for block in range(first, last + 1))
+            goes_on = kept.ends.pop((self._token, words, start), self) is None or goes_on
+            _keep(kept.ends, (self._token, words, end), None, _KEPT_ENDS)
+            known = all((self._token, words, block) in kept.blocks for block in range(first, last + 1))
             if not (goes_on or known):
                 blocks = None
             else:
@@ -77,7 +87,7 @@ class PlanBlocks:
                 if (end % length > length // 2 or end % length == 0) and ahead < (self.end or POSITION_LIMIT):
                     self._block(key, words, last + 1)
         if blocks is None:
-            return self._planner.plan(key, start, size)
+            return self.planner.plan(key, start, size)
         parts: list[Plan] = []
         for number, block in enumerate(blocks, first):
             at = number * length
@@ -85,17 +95,17 @@ class PlanBlocks:
                 parts.append(block.plan.part(max(start - at, 0), min(end - at, length)))
             except BaseException:
                 with kept.lock:
-                    kept.blocks.pop((self, words, number), None)  # to be begun anew
+                    kept.blocks.pop((self._token, words, number), None)  # to be begun anew
                 raise
         return Plan.joined(parts)
 
     def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
-        block = self._kept.blocks.get((self, words, number))
+        block = self._kept.blocks.get((self._token, words, number))
         if block is None:
             start = number * self._block_size
             stop = min(start + self._block_size, self.end or POSITION_LIMIT)
-            block = _Block(self._planner.begin_each(key, np.arange(start, stop, dtype=np.uint64)))
-        _keep(self._kept.blocks, (self, words, number), block, _KEPT_BLOCKS)
+            block = _Block(self.planner.begin_each(key, np.arange(start, stop, dtype=np.uint64)))
+        _keep(self._kept.blocks, (self._token, words, number), block, _KEPT_BLOCKS)
         return block
 
 
@@ -103,21 +113,29 @@ class _Kept:
     """The blocks of the last readers, and where these stopped."""
 
     def __init__(self) -> None:
-        self.blocks: OrderedDict[tuple[PlanBlocks, bytes, int], _Block] = OrderedDict()
-        self.ends: OrderedDict[tuple[bytes, int], None] = OrderedDict()
+        self.blocks: OrderedDict[tuple[object, bytes, int], _Block] = OrderedDict()
+        self.ends: OrderedDict[tuple[object, bytes, int], None] = OrderedDict()
         self.lock = threading.Lock()
 
 
 class _Block:
+    """A plan under way; once it is made, nothing of its planner is kept."""
+
     def __init__(self, finish: Callable[[], Plan]):
-        self._finish = finish
+        self._finish: Callable[[], Plan] | None = finish
+        self._made: Plan | None = None
+        self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def plan(self) -> Plan:
-        return self._finish()
+        with self._lock:
+            if self._made is None:
+                assert self._finish is not None
+                self._made, self._finish = self._finish(), None
+            return self._made
 
 
-def _places(ranges: Sequence[Range]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def _places(ranges: Sequence[Range]) -> Int64[np.ndarray, " size"]:
     """The positions of all ranges, counted from the start of the first."""
     starts = np.array([start - ranges[0][0] for start, _ in ranges], np.int64)
     sizes = np.array([size for _, size in ranges], np.int64)

@@ -29,18 +29,19 @@ _KEPT = 64
 class Counts:
     """Counts of the sources under a schedule whose entries begin at borders of blocks."""
 
-    def __init__(self, schedule: Schedule):
+    def __init__(self, schedule: Schedule, like: "Counts | None" = None):
+        """What the schedule shares with that of `like` is taken from there."""
+        self._entries = schedule.entries
         self._starts = [entry.start for entry in schedule.entries]
         self._peels: list[_Peel] = []
-        owed = [0] * len(schedule.entries[0].shares)
-        before = np.zeros(len(owed), np.int64)
-        for place, (start, shares) in enumerate(schedule.entries):
-            if place:
-                last = self._peels[-1]
-                length = start - self._starts[place - 1]
-                got = last.at(length)
-                owed = [o + e - (g << 64) for o, e, g in zip(owed, last.exact(length), got, strict=True)]
-                before = before + np.array(got, np.int64)
+        for entry, known in () if like is None else zip(schedule.entries, like._entries, strict=False):
+            if like is None or entry is not known:
+                break
+            self._peels.append(like._peels[len(self._peels)])
+        for start, shares in schedule.entries[len(self._peels) :]:
+            before, owed = np.zeros(len(shares), np.int64), [0] * len(shares)
+            if self._peels:
+                before, owed = self._peels[-1].left_after(start - self._starts[len(self._peels) - 1])
             self._peels.append(_Peel(shares, owed, before))
         self.at: Callable[[int], Int64[np.ndarray, " sources"]] = lru_cache(_KEPT)(self._at)
 
@@ -83,39 +84,45 @@ class _Peel:
 
     def __init__(self, shares: Shares, owed: Sequence[int], before: Int64[np.ndarray, " sources"]):
         self.before = before
+        self._owed = np.array([_halves(debt) for debt in owed], np.int64)
         self._weights = np.array([max(1, round(share * _UNIT)) if share > 0 else 0 for share in shares], np.int64)
-        self._sources: list[int] = np.flatnonzero(self._weights).tolist()
+        self._sources = np.flatnonzero(self._weights)
         weights: list[int] = self._weights[self._sources].tolist()
+        self._last = len(weights) - 1
         rests = list(accumulate(reversed(weights)))[::-1]
-        spread = sum(owed[s] for s in self._sources) // len(weights)
+        spread = sum(owed[s] for s in self._sources.tolist()) // len(weights)
         paid, steps = 0, list[tuple[int, int, int]]()
-        for source, weight, rest in zip(self._sources, weights, rests, strict=True):
+        for source, weight, rest in zip(self._sources.tolist(), weights, rests, strict=True):
             due = owed[source] - spread
             steps.append((weight, rest, ((rest << 63) + due * rest + paid * weight) >> 64))
             paid += due
-        self._steps, self._last = steps[:-1], len(steps) - 1
+        self._steps = np.array(steps, np.int64)
 
     def at(self, n: int) -> list[int]:
         """The count of every source among the first `n` positions of the entry."""
-        counts = [0] * len(self._weights)
-        for source, (weight, rest, owed) in zip(self._sources, self._steps, strict=False):
+        counts, sources = [0] * len(self._weights), self._sources.tolist()
+        for source, (weight, rest, owed) in zip(sources, self._steps[: self._last].tolist(), strict=False):
             count = (n * weight + owed) // rest
             if count > 0:
                 counts[source] = count = min(count, n)
                 n -= count
-        counts[self._sources[self._last]] = n
+        counts[sources[-1]] = n
         return counts
 
-    def exact(self, n: int) -> list[int]:
-        """The exact share of every source in `n` positions, in 2^-64 records, rounded down."""
-        total = int(self._weights.sum())
-        return [n * weight * _ONE // total for weight in self._weights.tolist()]
+    def left_after(self, n: int) -> tuple[Int64[np.ndarray, " sources"], list[int]]:
+        """After `n` positions: the records of every source so far, and what it is owed then, in 2^-64 records."""
+        got, total = self.at(n), int(self._weights.sum())
+        owed = [
+            (high << 64) + (low & (_ONE - 1)) + n * weight * _ONE // total - (count << 64)
+            for (high, low), weight, count in zip(self._owed.tolist(), self._weights.tolist(), got, strict=True)
+        ]
+        return self.before + np.array(got, np.int64), owed
 
     def longest(self, source: int, records: int) -> int | None:
         """The largest n of which at most `records` belong to `source`; None where it has no weight."""
         if not self._weights[source]:
             return None
-        place = self._sources.index(source)
+        place = int(np.searchsorted(self._sources, source))
         n = self._longest_here(place, records)
         for before in reversed(range(place)):
             n = self._longest_that_leaves(before, n)
@@ -126,7 +133,7 @@ class _Peel:
         its number is negative, is left out."""
         n: int | None = None
         for place in reversed(range(len(self._sources))):
-            most = records[self._sources[place]]
+            most = records[int(self._sources[place])]
             n = None if n is None else self._longest_that_leaves(place, n)
             if most >= 0:
                 here = self._longest_here(place, most)
@@ -137,10 +144,16 @@ class _Peel:
         """Of what reaches a source, the most in which it has at most `records`."""
         if place == self._last:
             return records
-        weight, rest, owed = self._steps[place]
+        weight, rest, owed = self._steps[place].tolist()
         return max(records, ((records + 1) * rest - owed - 1) // weight)
 
     def _longest_that_leaves(self, place: int, left: int) -> int:
         """Of what reaches a source, the most of which it leaves at most `left`."""
-        weight, rest, owed = self._steps[place]
+        weight, rest, owed = self._steps[place].tolist()
         return max(left, (left * rest + owed) // (rest - weight))
+
+
+def _halves(number: int) -> tuple[int, int]:
+    """A number of 128 bits as two of 64, both with a sign."""
+    low = number & (_ONE - 1)
+    return number >> 64, low - _ONE if low >> 63 else low

@@ -47,7 +47,9 @@ class EpochPlanner:
         nested: Mapping[int, AnyPlanner] | None = None,
         *,
         keyed: bool = False,
+        like: Counts | None = None,
     ):
+        """What the schedule shares with that of the counts `like` is taken from there."""
         self.grain = sampling.block_size
         self.source_count = len(lengths)
         self._leaves = Leaves(self.source_count, nested or {})
@@ -59,9 +61,9 @@ class EpochPlanner:
         self._lengths = np.array([max(1, length) for length in lengths], np.uint64)
         grids = np.array([sides(int(length)) for length in self._lengths], np.uint64)
         self._grids = np.ascontiguousarray(grids.T)
-        self._counts = Counts(sampling.schedule)
+        self.counts = Counts(sampling.schedule, like)
         self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_KEPT_KEYS)(self._derived_keys)
-        self.end = None if sampling.stop == NEVER else self._counts.end(lengths, of_all=sampling.stop == ALL)
+        self.end = None if sampling.stop == NEVER else self.counts.end(lengths, of_all=sampling.stop == ALL)
 
     def warm_up(self) -> None:
         for planner in self._leaves.nested.values():
@@ -69,7 +71,7 @@ class EpochPlanner:
 
     def pass_ends(self) -> list[int | None]:
         """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""
-        return [self._counts.longest(source, int(length)) for source, length in enumerate(self._lengths)]
+        return [self.counts.longest(source, int(length)) for source, length in enumerate(self._lengths)]
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         check_end(self.end, start, size)
@@ -113,8 +115,8 @@ class EpochPlanner:
             return Plan.joined([self._planned(key, numbers[:-1]), self._planned(key, numbers[-1:])])
         starts = [number * self.grain for number in numbers]
         size = min(self.grain, limit - starts[-1])
-        before = np.stack([self._counts.at(start) for start in starts])
-        counts = (np.stack([self._counts.at(start + size) for start in starts]) - before).reshape(-1)
+        before = np.stack([self.counts.at(start) for start in starts])
+        counts = (np.stack([self.counts.at(start + size) for start in starts]) - before).reshape(-1)
         # From here on in the order of the lists: block by block, source by source, by ascending position.
         listed = np.arange(len(numbers) * size)
         group = np.repeat(np.arange(len(counts)), counts)

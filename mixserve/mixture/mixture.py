@@ -24,7 +24,7 @@ from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
 from mixserve.sources import AnySource, is_keyed
 from mixserve_client.wire.description import Field
 
-_KEPT_PLANNERS = 64
+_KEPT_PLANNERS = 256
 
 
 class Mixture:
@@ -97,15 +97,15 @@ class Mixture:
         """Plans for readers that go on where they stopped."""
         return PlanBlocks(self.planner)
 
-    def planned_by(self, schedule: Schedule) -> PlanBlocks:
-        """Plans under the schedule of a reader, in place of the mixture's own.
+    def planned_by(self, schedule: Schedule, like: PlanBlocks) -> PlanBlocks:
+        """Plans under the schedule of a reader, in place of the mixture's own; what it shares with the schedule of
+        `like` is taken from there.
 
         Raises ValueError where an entry does not fit this mixture.
         """
-        replace(self.sampling, schedule=schedule)  # checks it
         for entry in schedule.entries:
             self._check_shares(entry.shares)
-        return self.blocks.beside(self._planner(schedule))
+        return self.blocks.beside(self._planner(schedule, like.planner))
 
     def pass_ends(self) -> Sequence[int | None]:
         """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""
@@ -159,10 +159,11 @@ class Mixture:
     def _nested(self) -> dict[int, AnyPlanner]:
         return {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}
 
-    def _planner(self, schedule: Schedule) -> AnyPlanner:
+    def _planner(self, schedule: Schedule, like: AnyPlanner | None = None) -> AnyPlanner:
+        sampling = replace(self.sampling, schedule=schedule)
         if self.sampling.mode == EPOCH:
-            keyed = any(map(is_keyed, self.leaves))
-            return EpochPlanner(replace(self.sampling, schedule=schedule), self.lengths, self._nested(), keyed=keyed)
+            keyed, counts = any(map(is_keyed, self.leaves)), like.counts if isinstance(like, EpochPlanner) else None
+            return EpochPlanner(sampling, self.lengths, self._nested(), keyed=keyed, like=counts)
         if len(schedule.entries) == 1:
             return self._planner_of(schedule.entries[0].shares)
         return ScheduledPlanner(schedule, self._planner_of)

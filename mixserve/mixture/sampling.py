@@ -1,6 +1,7 @@
 """How a mixture draws: with replacement, or in passes; under which weights; and where it ends."""
 
 from dataclasses import dataclass
+from operator import index
 
 from mixserve.mixture.schedule import Schedule
 from mixserve_client.errors import OutOfRange
@@ -35,7 +36,11 @@ class Sampling:
                 f"stop={self.stop!r} needs sampling='epoch': with replacement no source is ever exhausted; "
                 "set sampling, or leave stop at 'never'"
             )
-        if type(self.block_size) is not int or not 1 <= self.block_size <= _LARGEST_BLOCK:
+        try:
+            object.__setattr__(self, "block_size", -1 if isinstance(self.block_size, bool) else index(self.block_size))
+        except TypeError:
+            raise ValueError(f"block_size must be an integer, got {self.block_size!r}") from None
+        if not 1 <= self.block_size <= _LARGEST_BLOCK:
             raise ValueError(f"block_size must be an integer in 1..{_LARGEST_BLOCK}, got {self.block_size!r}")
         for start, _ in self.schedule.entries if self.mode == EPOCH else ():
             if start % self.block_size:

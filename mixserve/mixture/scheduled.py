@@ -31,9 +31,6 @@ class ScheduledPlanner:
         return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))
 
     def plan_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Plan:
-        return self.begin_each(keys, positions)()
-
-    def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
         order = np.argsort(positions, kind="stable")
         ascending = positions[order].astype(np.uint64)
         begun: list[Callable[[], Plan]] = []
@@ -45,7 +42,10 @@ class ScheduledPlanner:
                 part = keys if keys.ndim == 1 else keys[here]
                 begun.append(self._planner_of(entry.shares).begin_each(part, positions[here]))
             at = last
-        return lambda: Plan.joined([finish() for finish in begun]).at(np.argsort(order))
+        return Plan.joined([finish() for finish in begun]).at(np.argsort(order))
+
+    def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
+        return lambda: self.plan_each(keys, positions)  # each entry takes its time
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         return b"".join(self._planner_of(entry.shares).score_words(key, size) for entry in self._schedule.entries)

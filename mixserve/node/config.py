@@ -1,7 +1,7 @@
 """The configuration of a mixing node."""
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -70,8 +70,17 @@ class MixDataSourcesConfig(StructuralConfig):
     def how_to_sample(self) -> Sampling:
         """The way of drawing that these options describe. Raises ValueError."""
         assert isinstance(self.weights, Shares)
-        entries = (Entry(0, self.weights), *(Entry(start, normalised(weights)) for start, weights in self.schedule))
-        return Sampling(Schedule(entries), self.sampling, self.block_size, self.stop)
+        sampling = Sampling(Schedule((Entry(0, self.weights),)), self.sampling, self.block_size, self.stop)
+        entries = list(sampling.schedule.entries)
+        for place, (start, weights) in enumerate(self.schedule):
+            begin = rounded_up(start, sampling.block_size) if self.sampling == EPOCH else start
+            if not entries[-1].start < begin < POSITION_LIMIT:
+                raise ValueError(
+                    f"schedule[{place}] must begin behind the entry before it, at {entries[-1].start}, and before "
+                    f"2^63 - 1, got {begin}"
+                )
+            entries.append(Entry(begin, normalised(weights)))
+        return replace(sampling, schedule=Schedule(tuple(entries)))
 
     def _checked_schedule(self) -> tuple[tuple[int, Shares], ...]:
         if not isinstance(self.schedule, list | tuple) or not all(
@@ -84,15 +93,8 @@ class MixDataSourcesConfig(StructuralConfig):
                 raise ValueError(
                     f"schedule[{place}] must begin at a position in 1..2^63 - 2, got {start!r}; `weights` holds before"
                 )
-            begin = int(start)
-            if self.sampling == EPOCH and type(self.block_size) is int and self.block_size > 0:
-                begin = rounded_up(begin, self.block_size)
-            if found and begin <= found[-1][0]:
-                raise ValueError(
-                    f"schedule[{place}] must begin behind the entry before it, at {found[-1][0]}, got {start}"
-                )
             assert self.num_sources is not None
-            found.append((begin, _weights(f"schedule[{place}]", weights, self.num_sources)))
+            found.append((int(start), _weights(f"schedule[{place}]", weights, self.num_sources)))
         return tuple(found)
 
 

@@ -19,6 +19,8 @@ from mixserve_client.wire.request import StreamRequest
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20
 
+_PLANNED_POSITIONS = 1 << 17
+
 # Smaller ones cost less than to look whether somebody else has them.
 _LEAST_KEPT_BYTES = 128 << 10
 
@@ -68,8 +70,12 @@ class Replies:
         """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
         most = max(1, min(_MESSAGE_BYTES // max(1, view.row_bytes), view.mixture.description.limits.size))
         slots = iter(wanted.slots)
-        for at in range(0, wanted.rows, wanted.reply_rows):
-            rows = min(wanted.reply_rows, wanted.rows - at)
+        size = wanted.first.size
+        # One reply must not keep others waiting for the plans of millions of positions.
+        batches = max(1, _PLANNED_POSITIONS // view.blocks.positions_for((wanted.first.start, size), wanted.stride))
+        reply_rows = min(wanted.reply_rows, batches * size)
+        for at in range(0, wanted.rows, reply_rows):
+            rows = min(reply_rows, wanted.rows - at)
             place = self.place(view, rows, next(slots, 0))
             if place is not None:
                 yield at, rows, place

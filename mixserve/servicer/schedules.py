@@ -10,9 +10,9 @@ from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import InvalidRequest, UnknownSchedule
 from mixserve_client.wire.request import POSITION_LIMIT
-from mixserve_client.wire.schedule import DefinedSchedule, ScheduleEntry, next_id
+from mixserve_client.wire.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
 
-_WEIGHTS, _WEIGHTS_OF_ONE = 1 << 22, 1 << 20
+_WEIGHTS, _SCHEDULES = 1 << 22, 1024
 
 
 class _Known(NamedTuple):
@@ -23,10 +23,12 @@ class _Known(NamedTuple):
 
 
 class Schedules:
-    """Safe to use from many threads. The least recently used are forgotten, so that about 4 million weights stay."""
+    """Safe to use from many threads. The least recently used are forgotten, so that up to 1,024 schedules of 4
+    million weights together stay; those that grew from one another share their memory."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._weights = 0
         self._lock = threading.Lock()
 
     def get(self, mixture: HostedMixture, schedule: str) -> PlanBlocks:
@@ -53,15 +55,15 @@ class Schedules:
         found = self._find(fingerprint, ids[-1])
         if found is None:
             schedule = own.sampling.schedule if known is None else known.schedule
-            weights = (len(schedule.entries) + len(entries)) * len(own.lengths)
-            if weights > _WEIGHTS_OF_ONE:
+            most = most_entries(len(own.lengths))
+            if len(schedule.entries) + len(entries) > most:
                 raise InvalidRequest(
-                    f"a schedule may have up to {_WEIGHTS_OF_ONE // len(own.lengths)} entries of {len(own.lengths)} "
-                    "weights; schedule changes less often"
+                    f"a schedule may have up to {most} entries of {len(own.lengths)} weights; change weights less often"
                 )
             try:
                 schedule = schedule.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
-                found = _Known(schedule, entries[-1].start, own.planned_by(schedule), weights)
+                blocks = own.planned_by(schedule, own.blocks if known is None else known.blocks)
+                found = _Known(schedule, entries[-1].start, blocks, len(schedule.entries) * len(own.lengths))
             except ValueError as error:
                 raise InvalidRequest(str(error)) from error
             self._keep(fingerprint, ids[-1], found)
@@ -85,8 +87,8 @@ class Schedules:
 
     def _keep(self, fingerprint: str, schedule: str, known: _Known) -> None:
         with self._lock:
+            before = self._known.pop((fingerprint, schedule), None)
             self._known[fingerprint, schedule] = known
-            self._known.move_to_end((fingerprint, schedule))
-            total = sum(known.weights for known in self._known.values())
-            while total > _WEIGHTS and len(self._known) > 1:
-                total -= self._known.popitem(last=False)[1].weights
+            self._weights += known.weights - (0 if before is None else before.weights)
+            while len(self._known) > 1 and (self._weights > _WEIGHTS or len(self._known) > _SCHEDULES):
+                self._weights -= self._known.popitem(last=False)[1].weights

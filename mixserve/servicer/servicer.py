@@ -14,9 +14,10 @@ from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, MixserveError, ServerFault, UnknownMixture
 from mixserve_client.wire import methods
-from mixserve_client.wire.description import encode_mixture, encode_names
+from mixserve_client.wire.description import encode_mixture, encode_names, provenance_obstacle
 from mixserve_client.wire.request import (
     BatchRequest,
+    Content,
     check_positions,
     decode_batch_request,
     decode_empty_request,
@@ -96,7 +97,8 @@ class MixServicer:
     def _stream_batches(self, request: bytes) -> Iterator[bytes]:
         wanted = decode_stream_request(request)
         view = self._view(wanted.first)
-        check_end(view.blocks.end, *wanted.ranges(wanted.rows - 1, 1)[0])
+        first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
+        check_end(view.blocks.end, first, last + 1 - first)
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
         begun: Callable[[], bytes] | None = None
         turns = self._turns if view.mixture.is_gathered_by_copying else nullcontext()
@@ -120,6 +122,10 @@ class MixServicer:
     def _view(self, wanted: BatchRequest) -> View:
         """What the request's positions stand for."""
         mixture = self._expected(wanted.mixture, wanted.expected_fingerprint)
+        if wanted.content == Content.RECORDS_AND_PROVENANCE:
+            obstacle = provenance_obstacle(mixture.description.fields)
+            if obstacle is not None:
+                raise InvalidRequest(obstacle)
         blocks = self._schedules.get(mixture, wanted.schedule) if wanted.schedule else mixture.node.mixture.blocks
         return View(mixture, blocks, wanted.schedule, wanted.content)
 

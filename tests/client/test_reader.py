@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,17 @@ from mixserve import (
     local_client,
     serve,
 )
-from mixserve.servicer import schedules
+from mixserve.servicer import MixServicer, replies, schedules
 from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, UnknownSchedule
 from mixserve_client.wire import methods
-from mixserve_client.wire.request import BatchRequest, encode_batch_request
+from mixserve_client.wire.batch import decode_batch
+from mixserve_client.wire.request import (
+    BatchRequest,
+    Content,
+    StreamRequest,
+    encode_batch_request,
+    encode_stream_request,
+)
 from mixserve_client.wire.schedule import ScheduleEntry, ScheduleRequest, decode_schedule, encode_schedule_request
 from tests.conftest import TRANSPORTS, assert_batches_equal, make_node
 
@@ -82,9 +90,14 @@ def test_provenance_needs_room_for_its_names():
     with pytest.raises(InvalidRequest, match=r"have fields \['record_id'\] of their own"):
         client_of({"record_id": np.int32(1)}).get_batch_at(0, 1, 0, provenance=True)
     bare = client_of((np.int32(1), np.int32(2)))
-    with pytest.raises(InvalidRequest, match="ask get_plan_at for it"):
+    with pytest.raises(InvalidRequest, match="ask for it alone, with get_plan_at"):
         bare.get_batch_at(0, 1, 0, provenance=True)
     assert bare.get_plan_at(0, 3, 0)["source_id"].tolist() == [0, 0, 0]
+    with pytest.raises(InvalidRequest, match=r"have fields \['source_id'\] of their own"):
+        client_of({"source_id": {"a": np.int32(1)}}).get_batch_at(0, 1, 0, provenance=True)
+    raw = BatchRequest("x", 0, 1, np.array([0, 1], np.uint32), content=Content.RECORDS_AND_PROVENANCE)
+    with pytest.raises(InvalidRequest, match="of their own"):  # the server looks as well
+        client_of({"record_id": np.int32(1)})._caller.call(methods.GET_BATCH_AT, encode_batch_request(raw))
     nested = client_of({"a": {"b": np.int32(1)}}).get_batch_at(0, 2, 0, provenance=True)
     assert nested["a"]["b"].tolist() == [1, 1]
     assert len(nested["record_id"]) == 2
@@ -235,6 +248,11 @@ def test_long_schedules_are_told_in_pieces(reader, monkeypatch):
         ([5], r"schedule[0] must be a pair"),
         ("ab", "schedule must be a list of pairs"),
         ([(0, "abc")], "weights must be 3 numbers"),
+        ([(0, {1, 2, 3})], "weights must be 3 numbers"),
+        ([(0, ("1", "1", "1"))], "weights must be 3 numbers"),
+        ([(0, (True, 1, 1))], "weights must be 3 numbers"),
+        ([(0, (10**400, 1, 1))], "weights must be 3 numbers"),
+        ([{0, (1, 1, 1)}], r"schedule[0] must be a pair"),
     ],
 )
 def test_schedules_that_are_wrong(reader, schedule, said):
@@ -294,9 +312,49 @@ def test_definitions_on_the_wire(reader):
         reader._caller.call(methods.GET_BATCH_AT, encode_batch_request(request))
 
 
-def test_a_server_bounds_what_it_keeps(reader, monkeypatch):
-    monkeypatch.setattr(schedules, "_WEIGHTS_OF_ONE", 12)
+def test_schedules_have_a_limit_that_the_client_knows(monkeypatch):
+    monkeypatch.setattr("mixserve_client.wire.schedule._MOST_WEIGHTS", 12)
     with local_client({"train": NODES["categorical"]}) as client:
-        client.get_batch_at(0, 4, 0, schedule=[(i + 1, (1, 1, 1)) for i in range(3)])
+        three = [(i + 1, (1, 1, 1)) for i in range(3)]
+        iterator = client.batches(8, 0, schedule=three)
+        next(iterator)
+        state = iterator.get_state()
+        with pytest.raises(InvalidRequest, match="may have up to 3 entries of 3 weights, got 4"):
+            iterator.schedule_weights((1, 1, 1))
+        assert iterator.get_state() == state
+        next(iterator)
+        told = [(i + 1, (1, 1, 1)) for i in range(4)]
+        request = definition(client.mixture().fingerprint, told, mixture="train")
         with pytest.raises(InvalidRequest, match="may have up to 4 entries of 3 weights"):
-            client.get_batch_at(0, 4, 0, schedule=[(i + 1, (1, 1, 1)) for i in range(4)])
+            client._caller.call(methods.DEFINE_SCHEDULE, request)
+
+
+def test_a_server_that_is_older_than_schedules(reader):
+    described = replace(reader.mixture("categorical"), schedule=(), leaves=(), stop="")
+    reader._mixtures["categorical"] = described
+    for options in ({"schedule": [(0, (1, 0, 0))]}, {"provenance": True}):
+        with pytest.raises(InvalidRequest, match="this server is older than schedules and provenance"):
+            reader.get_batch_at(0, 4, 0, mixture="categorical", **options)
+    assert len(reader.get_batch_at(0, 4, 0, mixture="categorical")["id"]) == 4
+    assert len(next(reader.batches(4, 0, mixture="categorical"))["id"]) == 4
+
+
+def test_readers_of_positions_far_apart_do_not_wait_for_all_plans():
+    """In epoch mode each of these rows takes a block of its own; a reply has few of them."""
+    rows = 300
+    words = np.array([0, 3], np.uint32)
+    request = StreamRequest(BatchRequest("epoch", 0, 1, words, content=Content.PROVENANCE), 64 * 1000, rows, rows)
+    servicer = MixServicer(NODES)
+    whole = [
+        decode_batch(reply)[1] for reply in servicer.stream(methods.STREAM_BATCHES, encode_stream_request(request))
+    ]
+    node = NODES["epoch"]
+    plan = node.mixture.planner.plan_each(words, np.arange(rows, dtype=np.uint64) * np.uint64(64 * 1000))
+    assert np.concatenate([reply["record_id"] for reply in whole]).tolist() == plan.record_ids.tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replies, "_PLANNED_POSITIONS", 64 * 30)
+        cut = [
+            decode_batch(reply)[1] for reply in servicer.stream(methods.STREAM_BATCHES, encode_stream_request(request))
+        ]
+    assert max(len(reply["record_id"]) for reply in cut) <= 30
+    assert_batches_equal(joined(cut), joined(whole))

@@ -104,6 +104,16 @@ def test_a_schedule_that_is_extended_keeps_what_was_before():
         assert Counts(first).at(n).tolist() == Counts(longer).at(n).tolist()
 
 
+@settings(max_examples=50, deadline=None)
+@given(schedule=schedules(most=12), n=st.integers(0, 30_000))
+def test_counts_that_take_over_what_they_share_are_the_same(schedule, n):
+    known: Counts | None = None
+    for entries in range(1, len(schedule.entries) + 1):
+        known = Counts(Schedule(schedule.entries[:entries]), known)
+    assert known is not None
+    assert known.at(n).tolist() == Counts(schedule).at(n).tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(schedule=schedules(most=4, sources=8), lengths=st.lists(st.integers(1, 400), min_size=8, max_size=8))
 def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):

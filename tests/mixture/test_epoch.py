@@ -20,6 +20,7 @@ from mixserve.mixture.sampling import Sampling
 from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve_client import InvalidRequest, OutOfRange
 from mixserve_client.wire.key import key_words
+from tests.mixture.test_64_bits import Computed
 from tests.mixture.test_counts import schedules, weights_of
 from tests.mixture.test_permutation import most
 
@@ -247,6 +248,18 @@ def test_the_end(stop):
         assert np.concatenate([batch["id"] for batch in batches]).tolist() == whole["id"].tolist()
 
 
+def test_an_end_that_only_a_schedule_has():
+    sources = [Computed(2**62), Computed(2**62)]
+    config = MixDataSourcesConfig(num_sources=2, weights=(1, 1), sampling="epoch", stop="first_exhausted")
+    with local_client({"train": MixDataSourcesNode(config, sources)}) as client:
+        assert client.mixture().end is None
+        schedule = [(0, (1, 0))]
+        assert client.end(schedule=schedule) == 2**62
+        rest = list(client.batches(100, 3, schedule=schedule, start=2**62 - 150))
+        assert [len(batch["id"]) for batch in rest] == [100, 50]
+        assert len(client.get_batch_at(2**62 - 1, 7, 3, schedule=schedule, allow_short=True)["id"]) == 1
+
+
 def test_inside_a_program_it_is_a_clear_error():
     for options in ({"sampling": "epoch"}, {"schedule": [(10, (1, 1, 1))]}):
         node = node_of(**options)
@@ -293,8 +306,11 @@ def test_nested_mixtures():
         ({"sampling": "epoch", "stop": "sometimes"}, "stop must be one of never"),
         ({"sampling": "epoch", "block_size": 0}, "block_size must be an integer in 1..65536, got 0"),
         ({"schedule": [(0, (1, 1, 1))]}, "must begin at a position in 1..2\\^63 - 2, got 0"),
-        ({"schedule": [(5, (1, 1, 1)), (5, (1, 2, 1))]}, "must begin behind the entry before it, at 5, got 5"),
+        ({"schedule": [(5, (1, 1, 1)), (5, (1, 2, 1))]}, "must begin behind the entry before it, at 5, and before 2\\^63 - 1, got 5"),
         ({"sampling": "epoch", "schedule": [(5, (1, 1, 1)), (9, (1, 2, 1))]}, "behind the entry before it, at 2048"),
+        ({"sampling": "epoch", "schedule": [(2**63 - 2, (1, 1, 1))]}, "before 2\\^63 - 1, got 9223372036854775808"),
+        ({"sampling": "epoch", "block_size": True}, "block_size must be"),
+        ({"sampling": "epoch", "block_size": 2.5}, "block_size must be an integer, got 2.5"),
         ({"schedule": [(5, (1, 1))]}, r"schedule\[0\] must be num_sources = 3 numbers, got 2"),
         ({"schedule": [(5, (0, 0, 0))]}, "positive, finite sum"),
         ({"schedule": {5: (1, 1, 1)}}, "must be a list of pairs"),

@@ -89,6 +89,17 @@ class MixtureDescription:
 PROVENANCE = (Field("source_id", np.dtype(np.int32), ()), Field("record_id", np.dtype(np.int64), ()))
 
 
+def provenance_obstacle(fields: tuple[Field, ...]) -> str | None:
+    """Why `source_id` and `record_id` cannot stand beside these fields; None where they can."""
+    names = {field.name.partition("/")[0] for field in fields}
+    taken = sorted(field.name for field in PROVENANCE if field.name in names)
+    if taken:
+        return f"records have fields {taken} of their own; rename them, or leave provenance out"
+    if any(name == "" or name.startswith(("~t", "~l")) for name in names):
+        return "provenance is added to records that are dicts, and these are none: ask for it alone, with get_plan_at"
+    return None
+
+
 def encode_mixture(mixture: MixtureDescription) -> bytes:
     """The Mixture message."""
     return mix_pb2.Mixture(

@@ -12,6 +12,8 @@ from mixserve_client.errors import CorruptReply
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.request import not_a
 
+_MOST_WEIGHTS = 1 << 20
+
 
 class ScheduleEntry(NamedTuple):
     """Weights, one for each source, that hold from position `start` on."""
@@ -36,6 +38,11 @@ class DefinedSchedule:
 
     id: str
     end: int | None
+
+
+def most_entries(sources: int) -> int:
+    """How many entries the schedule of a mixture may have, those of its configuration included."""
+    return _MOST_WEIGHTS // sources
 
 
 def next_id(parent: str, entry: ScheduleEntry) -> str:
