@@ -21,7 +21,7 @@ from mixserve_client import MixClient
 COUNTS, REQUEST_COUNTS = (2, 32, 1000), (4, 32, 1000)
 MODES = ("categorical", "epoch")
 SIZE, ROW = 256, 2048  # 256 records of 8 KiB
-ROUNDS, BATCHES = 15, 200
+ROUNDS, BATCHES = 15, 100
 
 
 def make_node(count: int, mode: str, records: int = 20_000) -> MixDataSourcesNode:

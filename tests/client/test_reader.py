@@ -96,8 +96,9 @@ def test_provenance_needs_room_for_its_names():
     with pytest.raises(InvalidRequest, match=r"have fields \['source_id'\] of their own"):
         client_of({"source_id": {"a": np.int32(1)}}).get_batch_at(0, 1, 0, provenance=True)
     raw = BatchRequest("x", 0, 1, np.array([0, 1], np.uint32), content=Content.RECORDS_AND_PROVENANCE)
+    client = client_of({"record_id": np.int32(1)})
     with pytest.raises(InvalidRequest, match="of their own"):  # the server looks as well
-        client_of({"record_id": np.int32(1)})._caller.call(methods.GET_BATCH_AT, encode_batch_request(raw))
+        client._caller.call(methods.GET_BATCH_AT, encode_batch_request(raw))
     nested = client_of({"a": {"b": np.int32(1)}}).get_batch_at(0, 2, 0, provenance=True)
     assert nested["a"]["b"].tolist() == [1, 1]
     assert len(nested["record_id"]) == 2
