@@ -21,7 +21,7 @@ from mixserve_client import MixClient
 COUNTS, REQUEST_COUNTS = (2, 32, 1000), (4, 32, 1000)
 MODES = ("categorical", "epoch")
 SIZE, ROW = 256, 2048  # 256 records of 8 KiB
-ROUNDS, BATCHES = 15, 100
+ROUNDS, BATCHES, SUCCESSIVE = 15, 100, 256
 
 
 def make_node(count: int, mode: str, records: int = 20_000) -> MixDataSourcesNode:
@@ -37,7 +37,7 @@ def make_large_node(count: int, mode: str) -> MixDataSourcesNode:
 
 def _node(sources: list[ArraySource], mode: str) -> MixDataSourcesNode:
     weights = tuple(np.random.default_rng(1).random(len(sources)).tolist())
-    return MixDataSourcesNode(MixDataSourcesConfig(len(sources), weights, sampling=mode), sources)
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=len(sources), weights=weights, sampling=mode), sources)
 
 
 def key(number: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def planning() -> list[dict[str, object]]:
 
             def on(number: int, planner: AnyPlanner = planner) -> None:
                 plans = PlanBlocks(planner)
-                for batch in range(64):
+                for batch in range(SUCCESSIVE):
                     plans.plan(key(number), [(batch * SIZE, SIZE)])
 
             def at_random(number: int, planner: AnyPlanner = planner) -> None:
@@ -71,7 +71,7 @@ def planning() -> list[dict[str, object]]:
         {
             "sources": count,
             "mode": mode,
-            "successive batches of 256, M/s": _millions(taken[f"on {mode} {count}"], 64 * SIZE),
+            "successive batches of 256, M/s": _millions(taken[f"on {mode} {count}"], SUCCESSIVE * SIZE),
             "batches of 256 at random, M/s": _millions(taken[f"random {mode} {count}"], 16 * SIZE),
             "65,536 at once, M/s": _millions(taken[f"once {mode} {count}"], 1 << 16),
         }

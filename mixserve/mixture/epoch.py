@@ -101,41 +101,48 @@ class EpochPlanner:
         plan = _unfilled(len(positions), keyed=self._keyed)
         blocks, which = np.unique(positions // np.uint64(self.grain), return_inverse=True)
         slots = (positions % np.uint64(self.grain)).astype(np.int64)
-        at_once = max(1, _POSITIONS_AT_ONCE // self.grain)
-        for first in range(0, len(blocks), at_once):
-            numbers = blocks[first : first + at_once].tolist()
+        first, at_once = 0, max(1, _POSITIONS_AT_ONCE // self.grain)
+        while first < len(blocks):
+            numbers: list[int] = blocks[first : first + at_once].tolist()
+            if len(numbers) > 1 and self._size(numbers[-1]) < self.grain:
+                numbers.pop()  # the short one alone
             here = np.flatnonzero((which >= first) & (which < first + len(numbers)))
-            _fill(plan, here, self._planned(key, numbers).at((which[here] - first) * self.grain + slots[here]))
+            _fill(plan, here, self._planned(key, numbers, (which[here] - first) * self.grain + slots[here]))
+            first += len(numbers)
         return self._leaves.resolved(plan)
 
-    def _planned(self, key: UInt32[np.ndarray, "2"], numbers: list[int]) -> Plan:
-        """The plan of whole blocks, by sources. Only the last block that exists may be short."""
-        limit = POSITION_LIMIT if self.end is None else self.end
-        if len(numbers) > 1 and (numbers[-1] + 1) * self.grain > limit:
-            return Plan.joined([self._planned(key, numbers[:-1]), self._planned(key, numbers[-1:])])
-        starts = [number * self.grain for number in numbers]
-        size = min(self.grain, limit - starts[-1])
+    def _size(self, number: int) -> int:
+        """The positions of a block: fewer than others where the mixture ends in it."""
+        return min(self.grain, (POSITION_LIMIT if self.end is None else self.end) - number * self.grain)
+
+    def _planned(self, key: UInt32[np.ndarray, "2"], numbers: list[int], wanted: Int[np.ndarray, " wanted"]) -> Plan:
+        """The plan, by sources, of the `wanted` places in blocks of one size, which are counted through."""
+        starts, size = [number * self.grain for number in numbers], self._size(numbers[-1])
         before = np.stack([self.counts.at(start) for start in starts])
         counts = (np.stack([self.counts.at(start + size) for start in starts]) - before).reshape(-1)
         # From here on in the order of the lists: block by block, source by source, by ascending position.
         listed = np.arange(len(numbers) * size)
         group = np.repeat(np.arange(len(counts)), counts)
-        sources = group % self.source_count
-        ranks = (listed + np.repeat(before.reshape(-1) - (np.cumsum(counts) - counts), counts)).astype(np.uint64)
+        ranks = listed + np.repeat(before.reshape(-1) - (np.cumsum(counts) - counts), counts)
         slots = self._shuffled(key, numbers, size)
         slots = np.sort(group << _SLOT_BITS | slots.reshape(-1)) & ((1 << _SLOT_BITS) - 1)
         places = listed // size * size + slots
-        records, keys = self._records(key, group, sources, ranks)
+        if len(wanted) < len(places):
+            is_wanted = np.zeros(len(places), bool)
+            is_wanted[wanted] = True
+            kept = is_wanted[places]
+            group, ranks, places = group[kept], ranks[kept], places[kept]
+        sources = group % self.source_count
+        records, keys = self._records(key, group, sources, ranks.astype(np.uint64))
 
-        plan = _unfilled(len(places), keyed=self._keyed)
+        plan = _unfilled(len(listed), keyed=self._keyed)
         plan.source_ids[places], plan.record_ids[places] = sources, records
         if plan.fetch_keys is not None:
-            positions = np.repeat(np.array(starts, np.uint64), size) + (listed % size).astype(np.uint64)
-            at_position = _folded((key[:1], key[1:]), positions)
-            plan.fetch_keys[:] = np.stack(threefry(at_position, _counter(np.array([_FETCH], np.uint64))), axis=1)
-            own = self._keeps_order[sources]
-            plan.fetch_keys[places[own]] = keys[own]
-        return plan
+            positions = np.array(starts, np.uint64)[places // size] + (places % size).astype(np.uint64)
+            at_positions = _folded((key[:1], key[1:]), positions)
+            fetch = np.stack(threefry(at_positions, _counter(np.array([_FETCH], np.uint64))), axis=1)
+            plan.fetch_keys[places] = np.where(self._keeps_order[sources][:, None], keys, fetch)
+        return plan.at(wanted)
 
     def _shuffled(self, key: UInt32[np.ndarray, "2"], numbers: list[int], size: int) -> Int[np.ndarray, "blocks size"]:
         """The slots of every block in the order in which what is listed goes into them."""

@@ -306,7 +306,10 @@ def test_nested_mixtures():
         ({"sampling": "epoch", "stop": "sometimes"}, "stop must be one of never"),
         ({"sampling": "epoch", "block_size": 0}, "block_size must be an integer in 1..65536, got 0"),
         ({"schedule": [(0, (1, 1, 1))]}, "must begin at a position in 1..2\\^63 - 2, got 0"),
-        ({"schedule": [(5, (1, 1, 1)), (5, (1, 2, 1))]}, "must begin behind the entry before it, at 5, and before 2\\^63 - 1, got 5"),
+        (
+            {"schedule": [(5, (1, 1, 1)), (5, (1, 2, 1))]},
+            "must begin behind the entry before it, at 5, and before 2\\^63 - 1, got 5",
+        ),
         ({"sampling": "epoch", "schedule": [(5, (1, 1, 1)), (9, (1, 2, 1))]}, "behind the entry before it, at 2048"),
         ({"sampling": "epoch", "schedule": [(2**63 - 2, (1, 1, 1))]}, "before 2\\^63 - 1, got 9223372036854775808"),
         ({"sampling": "epoch", "block_size": True}, "block_size must be"),
