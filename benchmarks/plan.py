@@ -4,6 +4,8 @@
 """
 
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from rich.progress import track
 
-from measure import in_turn, machine, report, resident_bytes
+from measure import in_turn, machine, peak_above_bytes, report
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve.mixture import blocks
 from mixserve.mixture.blocks import PlanBlocks
@@ -74,10 +76,24 @@ def planning() -> list[dict[str, object]]:
             "successive batches of 256, M/s": _millions(taken[f"on {mode} {count}"], SUCCESSIVE * SIZE),
             "batches of 256 at random, M/s": _millions(taken[f"random {mode} {count}"], 16 * SIZE),
             "65,536 at once, M/s": _millions(taken[f"once {mode} {count}"], 1 << 16),
+            "peak memory of that, MiB": _peak_mib(mode, count),
         }
         for count in COUNTS
         for mode in MODES
     ]
+
+
+def _peak_mib(mode: str, count: int) -> str:
+    """How far memory rises while 65,536 positions are planned, in a process that has planned 16."""
+    child = [sys.executable, __file__, "--peak", mode, str(count)]
+    return f"{int(subprocess.check_output(child)) / 2**20:.1f}"
+
+
+def peak_bytes(mode: str, count: int) -> int:
+    planner = make_node(count, mode).mixture.planner
+    planner.warm_up()
+    planner.plan(key(0), 0, 16)
+    return peak_above_bytes(lambda: planner.plan(key(1), 0, 1 << 16))
 
 
 def requests() -> list[dict[str, object]]:
@@ -85,21 +101,23 @@ def requests() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for count in track(REQUEST_COUNTS, "requests over TCP"):
         for mode in MODES:
-            with serve({"train": make_large_node(count, mode)}) as server, planning_timed() as planned:
-                with MixClient.connect(server.address, shared_memory=False) as client:
-                    shares = {"iterator": [], "successive calls": [], "random calls": []}
-                    for number in range(ROUNDS):
-                        for way, ask in ways(client, number).items():
-                            next(ask)
-                            planned.clear()
-                            began = time.perf_counter()
-                            for _ in zip(range(BATCHES), ask, strict=False):
-                                pass
-                            shares[way].append(sum(planned) / (time.perf_counter() - began))
-                            ask.close()
-                resident = resident_bytes() >> 20
+            with (
+                serve({"train": make_large_node(count, mode)}) as server,
+                planning_timed() as planned,
+                MixClient.connect(server.address, shared_memory=False) as client,
+            ):
+                shares = {"iterator": [], "successive calls": [], "random calls": []}
+                for number in range(ROUNDS):
+                    for way, ask in ways(client, number).items():
+                        next(ask)
+                        planned.clear()
+                        began = time.perf_counter()
+                        for _ in zip(range(BATCHES), ask, strict=False):
+                            pass
+                        shares[way].append(sum(planned) / (time.perf_counter() - began))
+                        ask.close()
             cells = {f"planning / {way}": _percent(values) for way, values in shares.items()}
-            rows.append({"sources": count, "mode": mode, **cells, "RSS MiB, data and client included": resident})
+            rows.append({"sources": count, "mode": mode, **cells})
     return rows
 
 
@@ -147,6 +165,9 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--peak"]:
+        print(peak_bytes(sys.argv[2], int(sys.argv[3])))
+        return
     notes = [
         f"{ROUNDS} rounds in turn; medians and quartiles; {machine()}.",
         "Successive batches are planned in blocks, as for readers that go on; at random each is planned alone.",

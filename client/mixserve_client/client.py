@@ -123,11 +123,10 @@ class MixClient:
         Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
         DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.
         """
-        start, size = check_positions(start, size)
-        words, deadline = key_words(key), deadline_in(timeout_s)
-        described = self._described(mixture, timeout_s)
         content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
-        view = View(described, words, Schedule.of(described, schedule), content)
+        start, size = check_positions(start, size)
+        deadline = deadline_in(timeout_s)
+        view = self._view(key, mixture, schedule, content, timeout_s)
         size = self._size(view, start, size, deadline, allow_short)
         return view.record(self._rows(view, start, size, deadline))
 
@@ -147,9 +146,8 @@ class MixClient:
         No data is read, so it costs the same for any mixture. Arguments and errors are those of `get_batch_at`.
         """
         start, size = check_positions(start, size)
-        words, deadline = key_words(key), deadline_in(timeout_s)
-        described = self._described(mixture, timeout_s)
-        view = View(described, words, Schedule.of(described, schedule), Content.PROVENANCE)
+        deadline = deadline_in(timeout_s)
+        view = self._view(key, mixture, schedule, Content.PROVENANCE, timeout_s)
         return self._rows(view, start, self._size(view, start, size, deadline, allow_short), deadline)
 
     def batches(
@@ -208,6 +206,13 @@ class MixClient:
     def _described(self, mixture: str | None, timeout_s: float | None) -> MixtureDescription:
         known = self._mixtures.get(mixture or "")
         return known or self.mixture(mixture, timeout_s=timeout_s)
+
+    def _view(
+        self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, timeout_s: float | None
+    ) -> View:
+        words = key_words(key)
+        described = self._described(mixture, timeout_s)
+        return View(described, words, Schedule.of(described, schedule), content)
 
     def _end(self, schedule: Schedule, deadline: float | None) -> int | None:
         """The mixture's end under a schedule."""
