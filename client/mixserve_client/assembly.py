@@ -44,9 +44,7 @@ def batches_of(
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
-    """The rows of all parts, of which there is at least one, in their order."""
-    if len(parts) == 1:
-        return parts[0]
+    """The rows of all parts, in their order."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -28,7 +28,7 @@ _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
 _OPTIONAL_KEYS = ("schedule", "skip")
 
 
-@dataclass
+@dataclass(slots=True)
 class _InFlight:
     """Batches that were asked for at once: `left` of them have not been taken, the last of them ends at `end`.
 
@@ -38,11 +38,7 @@ class _InFlight:
     end: int
     left: int
     readings: tuple[Reading, ...]
-
-    @property
-    def weight(self) -> int:
-        """What one of them counts of what may be in flight: parts are asked for one by one."""
-        return max(1, len(self.readings))
+    weight: int  # what one of them counts of what may be in flight: parts are asked for one by one
 
     def cancel(self) -> None:
         for reading in self.readings:
@@ -105,8 +101,10 @@ class BatchIterator:
                 if not self._in_flight:
                     raise StopIteration
             view, first = self._viewed(), self._in_flight[0]
-            if first.readings:
-                deadline = None if self._timeout_s is None else deadline_in(self._timeout_s)
+            deadline = None if self._timeout_s is None else deadline_in(self._timeout_s)
+            if len(first.readings) == 1:
+                batch = first.readings[0].take(deadline)
+            elif first.readings:
                 batch = joined([reading.take(deadline) for reading in first.readings])
             else:
                 batch = no_rows(view.fields)
@@ -249,7 +247,7 @@ class BatchIterator:
                 ranges, end = self._skips.taken(start, size, stop)
                 pieces = part(ranges, *shard_rows(sum(taken for _, taken in ranges), self._shard))
                 spans, count = [Span(first, taken, taken, 1) for first, taken in pieces], 1
-            asked = _InFlight(end, count, self._started(view, spans))
+            asked = _InFlight(end, count, self._started(view, spans), max(1, len(spans)))
             self._in_flight.append(asked)
             self._ahead += count * asked.weight
             self._asked = end

@@ -31,7 +31,9 @@ class Schedule:
     def of(cls, mixture: MixtureDescription, given: Any) -> "Schedule":
         """The schedule in `given`: pairs of a position and weights from there on, or None. Raises InvalidRequest."""
         schedule = cls(mixture)
-        pairs: Any = () if given is None else given
+        if given is None:
+            return schedule
+        pairs: Any = given
         if isinstance(pairs, str | bytes | Mapping) or not hasattr(pairs, "__iter__"):
             raise InvalidRequest(f"schedule must be a list of pairs (from position, weights), got {given!r:.200}")
         entries, ids = list[ScheduleEntry](), list[str]()

@@ -37,6 +37,8 @@ class Skips:
 
     def first_from(self, position: int) -> int:
         """The first position at or behind `position` that stays."""
+        if not self.ranges:
+            return position
         place = bisect_right(self.ranges, position, key=lambda one: one[0]) - 1
         return max(position, self.ranges[place][1]) if place >= 0 else position
 
