@@ -61,10 +61,10 @@ class PlanBlocks:
             return self.planner.plan_each(key, places.astype(np.uint64) + np.uint64(first))
         return self._plan_range(key, first, span, goes_on=True).at(places)
 
-    def positions_for(self, batch: Range, stride: int) -> int:
-        """How many positions are planned, at most, for each of many batches that are `stride` apart."""
+    def positions_for(self, size: int, stride: int) -> int:
+        """How many positions are planned, at most, for each of many batches of `size` that are `stride` apart."""
         grain = self.planner.grain
-        return min(stride, batch[1] if grain == 1 else (batch[1] // grain + 2) * grain)
+        return min(stride, size if grain == 1 else (size // grain + 2) * grain)
 
     def _planned(self, first: int, places: Int64[np.ndarray, " size"]) -> int:
         """How many positions are planned where only those places are."""

@@ -34,10 +34,11 @@ class Counts:
         self._entries = schedule.entries
         self._starts = [entry.start for entry in schedule.entries]
         self._peels: list[_Peel] = []
-        for entry, known in () if like is None else zip(schedule.entries, like._entries, strict=False):
-            if like is None or entry is not known:
+        shared = () if like is None else zip(schedule.entries, like._entries, like._peels, strict=False)
+        for entry, known, peel in shared:
+            if entry is not known:
                 break
-            self._peels.append(like._peels[len(self._peels)])
+            self._peels.append(peel)
         for start, shares in schedule.entries[len(self._peels) :]:
             before, owed = np.zeros(len(shares), np.int64), [0] * len(shares)
             if self._peels:

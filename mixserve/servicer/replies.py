@@ -72,7 +72,7 @@ class Replies:
         slots = iter(wanted.slots)
         size = wanted.first.size
         # One reply must not keep others waiting for the plans of millions of positions.
-        batches = max(1, _PLANNED_POSITIONS // view.blocks.positions_for((wanted.first.start, size), wanted.stride))
+        batches = max(1, _PLANNED_POSITIONS // view.blocks.positions_for(size, wanted.stride))
         reply_rows = min(wanted.reply_rows, batches * size)
         for at in range(0, wanted.rows, reply_rows):
             rows = min(reply_rows, wanted.rows - at)
