@@ -49,24 +49,25 @@ class Schedules:
                 ids.append(next_id(ids[-1], entry))
             except ValueError:
                 raise InvalidRequest(f"parent must be the id of a schedule, got {parent!r:.100}") from None
+        found = self._find(fingerprint, ids[-1])
+        if found is not None:  # its id says all that it grew from, so its parent need not be known any more
+            return DefinedSchedule(ids[-1], found.blocks.end)
         known = self._get(mixture, parent) if parent else None
         if known is not None and entries[0].start <= known.last_start:
             raise InvalidRequest(f"entries must begin behind those of their parent, got {entries[0].start}")
-        found = self._find(fingerprint, ids[-1])
-        if found is None:
-            schedule = own.sampling.schedule if known is None else known.schedule
-            most = most_entries(len(own.lengths))
-            if len(schedule.entries) + len(entries) > most:
-                raise InvalidRequest(
-                    f"a schedule may have up to {most} entries of {len(own.lengths)} weights; change weights less often"
-                )
-            try:
-                schedule = schedule.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
-                blocks = own.planned_by(schedule, own.blocks if known is None else known.blocks)
-                found = _Known(schedule, entries[-1].start, blocks, len(schedule.entries) * len(own.lengths))
-            except ValueError as error:
-                raise InvalidRequest(str(error)) from error
-            self._keep(fingerprint, ids[-1], found)
+        schedule = own.sampling.schedule if known is None else known.schedule
+        most = most_entries(len(own.lengths))
+        if len(schedule.entries) + len(entries) > most:
+            raise InvalidRequest(
+                f"a schedule may have up to {most} entries of {len(own.lengths)} weights; change weights less often"
+            )
+        try:
+            schedule = schedule.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
+            blocks = own.planned_by(schedule, own.blocks if known is None else known.blocks)
+            found = _Known(schedule, entries[-1].start, blocks, len(schedule.entries) * len(own.lengths))
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        self._keep(fingerprint, ids[-1], found)
         return DefinedSchedule(ids[-1], found.blocks.end)
 
     def _get(self, mixture: HostedMixture, schedule: str) -> _Known:

@@ -216,6 +216,22 @@ def test_weights_cannot_change_what_was_yielded_by_moving_the_end():
         assert_batches_equal({name: array[:64] for name, array in whole.items()}, joined(found[:4]))
 
 
+@pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted"])
+def test_an_ending_mixture_takes_a_schedule_that_its_server_never_heard_of(stop):
+    node = make_node(sampling="epoch", block_size=4, stop=stop)
+    schedule = [(4, (1, 1, 1)), (8, (1, 2, 1)), (12, (2, 1, 1))]
+    with local_client({"train": node}) as client:
+        whole = joined(list(client.batches(3, 3, schedule=schedule)))
+        state = client.batches(3, 3, schedule=schedule).get_state()
+    with local_client({"train": node}) as client:
+        again = client.batches(3, 0)
+        again.set_state(state)
+        assert_batches_equal(joined(list(again)), whole)
+    with local_client({"train": node}) as client:
+        short = client.get_batch_at(0, 1000, 3, schedule=schedule, allow_short=True)
+        assert_batches_equal(short, whole)
+
+
 def test_a_server_that_forgets_is_told_again(monkeypatch):
     monkeypatch.setattr(schedules, "_WEIGHTS", 1)  # it keeps the last schedule only
     with serve({"train": NODES["categorical"]}) as server, MixClient.connect(server.address, patience_s=20) as client:
