@@ -33,11 +33,10 @@ class Schedule:
         schedule = cls(mixture)
         if given is None:
             return schedule
-        pairs: Any = given
-        if isinstance(pairs, str | bytes | Mapping) or not hasattr(pairs, "__iter__"):
+        if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__iter__"):
             raise InvalidRequest(f"schedule must be a list of pairs (from position, weights), got {given!r:.200}")
         entries, ids = list[ScheduleEntry](), list[str]()
-        for place, pair in enumerate(pairs):
+        for place, pair in enumerate(given):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
             if not isinstance(pair, tuple | list) or len(pair) != 2:  # pyright: ignore[reportUnknownArgumentType]
                 raise InvalidRequest(f"schedule[{place}] must be a pair (from position, weights), got {pair!r:.200}")
             start, weights = cast(Sequence[Any], pair)

@@ -8,7 +8,13 @@ from typing import Any
 from mixserve_client.assembly import Batch
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schedule import Schedule
-from mixserve_client.wire.description import PROVENANCE, Field, MixtureDescription, provenance_obstacle
+from mixserve_client.wire.description import (
+    PROVENANCE,
+    Field,
+    MixtureDescription,
+    content_fields,
+    provenance_obstacle,
+)
 from mixserve_client.wire.key import KeyWords
 from mixserve_client.wire.request import BatchRequest, Content
 from mixserve_client.wire.tree import unflatten
@@ -41,8 +47,7 @@ class View:
     @cached_property
     def fields(self) -> tuple[Field, ...]:
         """The fields of a row."""
-        records = () if self.content == Content.PROVENANCE else self.mixture.fields
-        return records if self.content == Content.RECORDS else (*records, *PROVENANCE)
+        return content_fields(self.mixture.fields, self.content)
 
     @cached_property
     def row_bytes(self) -> int:

@@ -55,11 +55,8 @@ class Mixture:
         return min(sum(self.lengths), sys.maxsize)
 
     def __reduce__(self) -> Any:
-        return Mixture, (
-            self.children,
-            self.sampling,
-            self.names,
-        )  # the rest are programs and addresses of this process
+        # The rest are programs and addresses of this process.
+        return Mixture, (self.children, self.sampling, self.names)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -160,8 +157,8 @@ class Mixture:
         return {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}
 
     def _planner(self, schedule: Schedule, like: AnyPlanner | None = None) -> AnyPlanner:
-        sampling = replace(self.sampling, schedule=schedule)
         if self.sampling.mode == EPOCH:
+            sampling = replace(self.sampling, schedule=schedule)
             keyed, counts = any(map(is_keyed, self.leaves)), like.counts if isinstance(like, EpochPlanner) else None
             return EpochPlanner(sampling, self.lengths, self._nested(), keyed=keyed, like=counts)
         if len(schedule.entries) == 1:

@@ -9,7 +9,14 @@ from mixserve.mixture.gather import Buffers
 from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode
 from mixserve.sources import is_array_backed
-from mixserve_client.wire.description import PROVENANCE, Field, Limits, MixtureDescription, SourceDescription
+from mixserve_client.wire.description import (
+    PROVENANCE,
+    Field,
+    Limits,
+    MixtureDescription,
+    SourceDescription,
+    content_fields,
+)
 from mixserve_client.wire.key import KeyWords
 from mixserve_client.wire.request import Content
 from mixserve_client.wire.schedule import ScheduleEntry
@@ -71,8 +78,7 @@ class View:
     @cached_property
     def fields(self) -> tuple[Field, ...]:
         """The fields of a row."""
-        records = () if self.content == Content.PROVENANCE else self.mixture.description.fields
-        return records if self.content == Content.RECORDS else (*records, *PROVENANCE)
+        return content_fields(self.mixture.description.fields, self.content)
 
     @cached_property
     def row_bytes(self) -> int:

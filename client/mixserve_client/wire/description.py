@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from mixserve_client.errors import CorruptReply
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.dtypes import DType, dtype_name, dtype_named
+from mixserve_client.wire.request import Content
 from mixserve_client.wire.schedule import ScheduleEntry, entry_message, entry_of
 
 
@@ -87,6 +88,12 @@ class MixtureDescription:
 
 # What a row's provenance consists of.
 PROVENANCE = (Field("source_id", np.dtype(np.int32), ()), Field("record_id", np.dtype(np.int64), ()))
+
+
+def content_fields(fields: tuple[Field, ...], content: Content) -> tuple[Field, ...]:
+    """The fields of a row with that content, of a mixture with these fields."""
+    records = () if content == Content.PROVENANCE else fields
+    return records if content == Content.RECORDS else (*records, *PROVENANCE)
 
 
 def provenance_obstacle(fields: tuple[Field, ...]) -> str | None:
