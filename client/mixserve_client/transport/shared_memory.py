@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
+from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault, Unavailable
 from mixserve_client.transport import Replies, Reply, Transport
 from mixserve_client.transport.slots import Slot, SlotPool
 from mixserve_client.wire import methods
@@ -76,6 +76,9 @@ class SharedMemoryTransport:
                 self._pool = self._opened(self._path(patience_s))
                 self._asked = True
             return self._pool
+        except Unavailable:
+            self._ask_again_at = 0.0  # no answer yet: the first one that it gives is this one
+            raise
         except DeadlineExceeded:
             return None
         finally:
