@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
-PROTO := mixserve/v1/mix.proto
+PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
 PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb)
 PIP := -m pip --disable-pip-version-check install --quiet
 

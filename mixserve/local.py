@@ -1,13 +1,27 @@
-"""The in-process mode: the client of the network, handed the servicer."""
+"""A client whose server is this process."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mixserve.node import MixDataSourcesNode
-from mixserve.servicer import MixServicer
+from mixserve.servicer import Services
+from mixserve.sessions import TTL_S
 from mixserve_client import MixClient
 from mixserve_client.transport.in_process import InProcessTransport
 
 
-def local_client(nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None) -> MixClient:
-    """A client of `nodes` in this process: the same calls, the same bytes and the same errors, without a socket."""
-    return MixClient([InProcessTransport(MixServicer(nodes, placement=placement))])
+def local_client(
+    nodes: Mapping[str, MixDataSourcesNode],
+    *,
+    placement: str | None = None,
+    state_dir: Path | str | None = None,
+    session_ttl_s: float = TTL_S,
+) -> MixClient:
+    """A client of `nodes` in this process: the same calls, the same bytes and the same errors, without a socket.
+
+    Sessions and checkpoints are kept in the folder `state_dir`; without one sessions end with the client.
+
+    Raises OSError where the folder cannot be had.
+    """
+    services = Services(nodes, placement=placement, state_dir=state_dir, session_ttl_s=session_ttl_s)
+    return MixClient([InProcessTransport(services, on_close=services.close)])

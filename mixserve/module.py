@@ -257,7 +257,7 @@ class DataSourceModule(nnx.Module):
         """Whether this is a program's picture of another module."""
         return isinstance(self._applied_count.get_value(), Tracer)
 
-    def _count(self, call: Callable[[], Any]) -> Any:
+    def counted(self, call: Callable[[], Any]) -> Any:
         """What `call` gives, counted as applied; where it raises, as skipped."""
         try:
             result = call()

@@ -12,9 +12,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
 from mixserve.cli.health import probe
-from mixserve.servicer import MixServicer
+from mixserve.servicer import Services
 from mixserve_client import DeadlineExceeded, InvalidRequest, MixClient, Unavailable, UnknownMixture
 from mixserve_client.wire import methods
+from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 from tests.conftest import assert_batches_equal, make_node
 from tests.processes import server_process, write_mixture
 
@@ -92,7 +93,7 @@ def test_a_drain_ends_with_its_grace():
 
 
 def test_not_serving_until_warmed_up():
-    class Held(MixServicer):
+    class Held(Services):
         warm = threading.Event()
 
         def warm_up(self):
@@ -148,7 +149,7 @@ def test_other_methods_and_oversized_requests_are_refused_and_the_server_goes_on
     with grpc.insecure_channel(server.address) as channel:
         for method, request, code in (
             (f"/{methods.SERVICE_NAME}/Nothing", b"", grpc.StatusCode.UNIMPLEMENTED),
-            (methods.GET_BATCH_AT, bytes(2 << 20), grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (methods.GET_BATCH_AT, bytes(REQUEST_BYTES_LIMIT + 1), grpc.StatusCode.RESOURCE_EXHAUSTED),
         ):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(method)(request)
@@ -181,7 +182,7 @@ def test_a_record_that_no_reply_can_hold_is_refused():
 
     node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,)), [Vast()])
     with pytest.raises(ValueError, match=r"at most 2\^30 bytes"):
-        MixServicer({"x": node})
+        Services({"x": node})
 
 
 def test_sigterm_drains_a_server_process_and_exits_with_0(tmp_path):

@@ -7,6 +7,7 @@
 
 from mixserve_client.client import MixClient
 from mixserve_client.errors import (
+    CorruptCheckpoint,
     CorruptReply,
     DeadlineExceeded,
     FingerprintMismatch,
@@ -16,16 +17,24 @@ from mixserve_client.errors import (
     Overloaded,
     PermissionDenied,
     ServerFault,
+    SessionTaken,
+    StorageFailed,
     Unauthenticated,
     Unavailable,
+    UnknownCheckpoint,
     UnknownMixture,
     UnknownSchedule,
+    UnknownSession,
 )
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.session import Checkpoint, Session, SessionView
 from mixserve_client.wire.description import Field, Limits, MixtureDescription, SourceDescription
+from mixserve_client.wire.session import SessionDescription
 
 __all__ = [
     "BatchIterator",
+    "Checkpoint",
+    "CorruptCheckpoint",
     "CorruptReply",
     "DeadlineExceeded",
     "Field",
@@ -39,10 +48,17 @@ __all__ = [
     "Overloaded",
     "PermissionDenied",
     "ServerFault",
+    "Session",
+    "SessionDescription",
+    "SessionTaken",
+    "SessionView",
     "SourceDescription",
+    "StorageFailed",
     "Unauthenticated",
     "Unavailable",
+    "UnknownCheckpoint",
     "UnknownMixture",
     "UnknownSchedule",
+    "UnknownSession",
 ]
 __version__ = "0.1.0"

@@ -1,18 +1,24 @@
 """The client: batches of a mixture that lives on a server."""
 
+import os
+import secrets
+import socket
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from mixserve_client.assembly import Batch
 from mixserve_client.batch_stream import BatchStream, check_fingerprint, decoded
-from mixserve_client.errors import CorruptReply
+from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.leases import Leases
 from mixserve_client.memory import MemoryPool
 from mixserve_client.reading import Reading
 from mixserve_client.retry import PatientCaller, deadline_in
 from mixserve_client.schedule import Pairs, Schedule
+from mixserve_client.session import Session, SessionView
 from mixserve_client.spans import Span
 from mixserve_client.transport import Transport
 from mixserve_client.transport.grpc import GrpcTransport
@@ -24,6 +30,16 @@ from mixserve_client.wire.description import MixtureDescription, decode_mixture,
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import Content, check_positions, encode_batch_request, encode_mixture_request
 from mixserve_client.wire.schedule import decode_schedule
+from mixserve_client.wire.session import (
+    HeldSession,
+    OpenRequest,
+    SessionDescription,
+    check_name,
+    decode_opened,
+    decode_sessions,
+    encode_list_request,
+    encode_open_request,
+)
 from mixserve_client.workers import Workers
 
 # A larger batch comes as a stream, in pieces that suit its way.
@@ -42,7 +58,8 @@ class MixClient:
 
     def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
         self._caller = PatientCaller(tuple(transports), patience_s)
-        self._workers = Workers(_FETCH_THREADS, on_exit=self._caller.close)
+        self._leases = Leases(self._caller)
+        self._workers = Workers(_FETCH_THREADS, on_exit=partial(_end, self._leases, self._caller))
         self._memory = MemoryPool()
         self._mixtures: dict[str, MixtureDescription] = {}
         self._lock = threading.Lock()
@@ -188,8 +205,55 @@ class MixClient:
             timeout_s=timeout_s,
         )
 
+    def session(
+        self,
+        name: str,
+        *,
+        mixture: str | None = None,
+        fresh: bool = False,
+        take_over: bool = False,
+        strict: bool = True,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Open the session of that name: a private copy of the mixture's node on the server, with its checkpoints.
+
+        A session that is known goes on where it stood; `fresh` begins it anew. It is this client's until it is closed:
+        the client renews its lease by itself, and others are refused with SessionTaken until it has been silent for the
+        server's `session_ttl_s`, unless they say `take_over`. Where the mixture is no longer the one that the session
+        was begun with, it is refused, unless `strict` is False: then it goes on from the same index. `timeout_s` holds
+        for each call.
+
+        A name has 1 to 128 letters of ASCII, digits, ".", "_" and "-". Raises SessionTaken, FingerprintMismatch,
+        CorruptCheckpoint where its journal is damaged, StorageFailed, InvalidRequest where this client has several
+        servers, and what every call may raise.
+        """
+        self._check_one_server()
+        described = self._described(mixture, timeout_s)
+        held = HeldSession(described.name, check_name("session", name), secrets.token_hex(16))
+        request = OpenRequest(
+            *held,
+            holder=f"process {os.getpid()} on {socket.gethostname()}",
+            fresh=fresh,
+            take_over=take_over,
+            strict=strict,
+            expected_fingerprint=described.fingerprint,
+        )
+        reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline_in(timeout_s))
+        return Session(self._caller, self._leases, held, decode_opened(reply), timeout_s)
+
+    def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
+        """What may be asked of a session that others hold: its state, and its checkpoints."""
+        self._check_one_server()
+        return SessionView(self._caller, self._described(mixture, timeout_s).name, name, timeout_s)
+
+    def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
+        """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
+        self._check_one_server()
+        request = encode_list_request(mixture or "")
+        return decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
+
     def close(self) -> None:
-        """End the calls under way and the connections; closing twice is closing once."""
+        """Let go of sessions, end the calls under way and the connections; closing twice is closing once."""
         self._workers.close()
 
     def __enter__(self) -> Self:
@@ -202,6 +266,13 @@ class MixClient:
 
     def __repr__(self) -> str:
         return f"MixClient({self.transport!r})"
+
+    def _check_one_server(self) -> None:
+        if self._caller.replicas > 1:
+            raise InvalidRequest(
+                f"a session lives on one server, and this client has {self._caller.replicas}; connect another client "
+                "to the one that shall hold it"
+            )
 
     def _described(self, mixture: str | None, timeout_s: float | None) -> MixtureDescription:
         known = self._mixtures.get(mixture or "")
@@ -245,3 +316,9 @@ class MixClient:
         if rows != size:
             raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
         return batch
+
+
+def _end(leases: Leases, caller: PatientCaller) -> None:
+    leases.close()
+    caller.close()
+    leases.join()

@@ -5,6 +5,9 @@ MixserveError
 ├── OutOfRange           (ValueError)    OUT_OF_RANGE         the positions asked for do not exist
 ├── UnknownMixture       (LookupError)   NOT_FOUND            the server holds no mixture of that name
 ├── UnknownSchedule      (LookupError)   NOT_FOUND            the server was not told this schedule; clients tell it
+├── UnknownSession       (LookupError)   NOT_FOUND            the server knows no session of that name
+├── UnknownCheckpoint    (LookupError)   NOT_FOUND            the session has no checkpoint of that name
+├── SessionTaken                         ABORTED              somebody else holds the session
 ├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the one that was expected
 ├── Unauthenticated                      UNAUTHENTICATED      the server wants credentials
 ├── PermissionDenied                     PERMISSION_DENIED    these credentials do not allow the call
@@ -12,6 +15,8 @@ MixserveError
 ├── Unavailable          (ConnectionError) UNAVAILABLE        no server answers, or it is starting or draining
 ├── DeadlineExceeded     (TimeoutError)  DEADLINE_EXCEEDED    `timeout_s` ran out
 ├── CorruptReply                         DATA_LOSS            the reply is not what the protocol allows
+├── CorruptCheckpoint                    DATA_LOSS            a file of a session on the server is damaged
+├── StorageFailed                        RESOURCE_EXHAUSTED   the server cannot write what it must keep
 └── ServerFault                          INTERNAL             a bug in the server; its log holds the id in the message
 
 A class is recognised across the wire by its name, and where the name is missing by its gRPC code.
@@ -48,6 +53,24 @@ class UnknownSchedule(MixserveError, LookupError):
     """The server does not know the schedule that the request names; it can be told at any time."""
 
     code = "NOT_FOUND"
+
+
+class UnknownSession(MixserveError, LookupError):
+    """The server knows no session of that name."""
+
+    code = "NOT_FOUND"
+
+
+class UnknownCheckpoint(MixserveError, LookupError):
+    """The session has no checkpoint of that name."""
+
+    code = "NOT_FOUND"
+
+
+class SessionTaken(MixserveError):
+    """Somebody else holds the session; whoever gets this no longer moves it."""
+
+    code = "ABORTED"
 
 
 class FingerprintMismatch(MixserveError):
@@ -96,6 +119,18 @@ class CorruptReply(MixserveError):
     code = "DATA_LOSS"
 
 
+class CorruptCheckpoint(MixserveError):
+    """A file that the server kept of a session is not what was written; the message names it."""
+
+    code = "DATA_LOSS"
+
+
+class StorageFailed(MixserveError):
+    """The server cannot keep what it must keep: its disk is full, say. What was kept before is still there."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
 class ServerFault(MixserveError):
     """A bug in the server; its log holds the id that the message names."""
 
@@ -107,6 +142,9 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     OutOfRange,
     UnknownMixture,
     UnknownSchedule,
+    UnknownSession,
+    UnknownCheckpoint,
+    SessionTaken,
     FingerprintMismatch,
     Unauthenticated,
     PermissionDenied,
@@ -114,6 +152,8 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     Unavailable,
     DeadlineExceeded,
     CorruptReply,
+    CorruptCheckpoint,
+    StorageFailed,
     ServerFault,
 )
 _BY_NAME = {cls.__name__: cls for cls in _CLASSES}

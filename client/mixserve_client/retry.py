@@ -1,4 +1,4 @@
-"""Calls that are repeated until a server answers: right for pure calls only."""
+"""Calls that are repeated until a server answers: right for pure calls, and those that a server knows again."""
 
 import logging
 import math
@@ -41,6 +41,11 @@ class PatientCaller:
     def transport(self) -> Transport:
         """The transport that is in use; another one takes its place when its server falls silent."""
         return self._replicas.transport
+
+    @property
+    def replicas(self) -> int:
+        """How many servers there are to choose from."""
+        return len(self._replicas.transports)
 
     def call(
         self, method: str, request: bytes, deadline: float | None = None, definitions: Definitions | None = None

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import grain
@@ -135,7 +136,7 @@ class MixDataSourcesNode(DataSourceModule):
 
     def process(self, input: int | Array, *args: Any, **kwargs: Any) -> dict[str, Array]:  # noqa: A002
         """`get_batch_at(input, size, key)`, counted: as applied where it gives a batch, as skipped where it raises."""
-        return self._count(lambda: self.get_batch_at(input, *args, **kwargs))
+        return self.counted(lambda: self.get_batch_at(input, *args, **kwargs))
 
     def __iter__(self) -> Iterator[Any]:
         """Start an epoch: `epoch` + 1, `index` 0. The iterator goes on where the node stands, and never starts over."""
@@ -152,6 +153,22 @@ class MixDataSourcesNode(DataSourceModule):
         self.index.set_value(index + 1)
         return record
 
+    def next_batch(self, size: int) -> Any:
+        """The records from `index` on as arrays of shape (size, *field shape), fewer at the epoch's end; moves `index`.
+
+        Raises StopIteration where there is none left, and what `__next__` raises; then nothing has moved.
+        """
+        _, size = check_positions(0, size)
+        before, records = self._index(), list[Any]()
+        try:
+            records.extend(islice(_NodeIterator(self), size))
+        except BaseException:
+            self.index.set_value(before)
+            raise
+        if not records:
+            raise StopIteration
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
+
     def to_grain_iter_dataset(self) -> grain.IterDataset:
         """The records of all sources with a share, interleaved in proportion to the weights by `IterDataset.mix`."""
         return mixed_records(self.sources, self.mixture.shares)
@@ -164,11 +181,20 @@ class MixDataSourcesNode(DataSourceModule):
             if callable(getattr(source, "reset", None)):
                 source.reset()
 
+    def get_place(self) -> State:
+        """Where iteration stands: the part of the state that reading records moves."""
+        index = self._index()
+        iterator = self._own().records.state(self.to_grain_iter_dataset, index)
+        return {"index": index, "epoch": int(self.epoch.get_value()), "iterator": iterator}
+
+    def set_place(self, place: State) -> None:
+        """Go on where `get_place` was called. Raises ValueError for a place that this node does not have."""
+        self._placed_at(place, "")()
+
     def get_state(self) -> State:
         """As documented at the base, with the place of Grain's iterator as JSON, what order of records that is a place
         in, and the states of children that are modules of mixserve."""
-        iterator = self._own().records.state(self.to_grain_iter_dataset, self._index())
-        state = super().get_state() | {"iterator": iterator, "order": self.mixture.order}
+        state = super().get_state() | self.get_place() | {"order": self.mixture.order}
         modules = {name: module.get_state() for name, module in self._modules().items()}
         return state | {"sources": modules} if modules else state
 
@@ -258,16 +284,27 @@ class MixDataSourcesNode(DataSourceModule):
         changes = super()._changes(given, path)
         for name, module in modules.items():
             changes += module._changes(states[name], below(below(path, "sources"), name))
-        index = int(given["index"])
+        changes.append(self._placed_at(given | {"iterator": iterator}, path))
+        return changes
+
+    def _placed_at(self, place: State, path: str) -> Callable[[], None]:
+        """What moves this node to a place, all of which is checked already. Raises ValueError."""
+        index, epoch = int(place["index"]), int(place["epoch"])
         for name, last in (("index", len(self)), ("epoch", sys.maxsize)):
-            if not 0 <= int(given[name]) <= last:
-                raise ValueError(f"{below(path, name)} must be in 0..{last}, got {given[name]}")
+            if not 0 <= int(place[name]) <= last:
+                raise ValueError(f"{below(path, name)} must be in 0..{last}, got {place[name]}")
         try:
-            records = RecordStream.restored(self.to_grain_iter_dataset, index, iterator)
+            records = RecordStream.restored(self.to_grain_iter_dataset, index, place["iterator"])
         except ValueError as error:
             raise ValueError(f"{below(path, 'iterator')}: {error}") from error
         own = _Private(self._own().sources, records)
-        return [*changes, lambda: setattr(self._private, "value", own)]
+
+        def move() -> None:
+            self._private.value = own
+            self.index.set_value(index)
+            self.epoch.set_value(epoch)
+
+        return move
 
 
 class _NodeIterator:

@@ -1,5 +1,5 @@
 """Requests' bytes in, replies' bytes out; knows no gRPC."""
 
-from mixserve.servicer.servicer import MixServicer
+from mixserve.servicer.services import Services
 
-__all__ = ["MixServicer"]
+__all__ = ["Services"]

@@ -1,18 +1,17 @@
 """A method's path and a request's bytes -> the reply's bytes, computed from the hosted nodes."""
 
-import logging
 import os
-import secrets
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
+from mixserve.faults import faults
 from mixserve.mixture.sampling import check_end
-from mixserve.node import MixDataSourcesNode
-from mixserve.servicer.hosted import HostedMixture, View
+from mixserve.servicer.hosted import View
+from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
-from mixserve_client.errors import FingerprintMismatch, InvalidRequest, MixserveError, ServerFault, UnknownMixture
+from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import encode_mixture, encode_names, provenance_obstacle
 from mixserve_client.wire.request import (
@@ -27,22 +26,13 @@ from mixserve_client.wire.request import (
 from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
 from mixserve_client.wire.server import ServerDescription, encode_server
 
-_logger = logging.getLogger("mixserve")
-
 
 class MixServicer:
-    """Answers the pure calls for named nodes; safe to use from many threads."""
+    """Answers the pure calls; safe to use from many threads."""
 
-    def __init__(
-        self, nodes: Mapping[str, MixDataSourcesNode], *, placement: str | None = None, slots: Slots | None = None
-    ):
-        """`placement` overrides that of every node; `slots` is the memory that clients hand in.
-
-        Raises ValueError where there are no nodes, or a name is empty.
-        """
-        if not nodes or not all(isinstance(name, str) and name and name.isprintable() for name in nodes):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"a server needs at least one mixture, each with a printable name; got {list(nodes)}")
-        self._mixtures = {name: HostedMixture(name, nodes[name].placed(placement)) for name in sorted(nodes)}
+    def __init__(self, mixtures: Mixtures, *, slots: Slots | None = None):
+        """`slots` is the memory that clients hand in."""
+        self._mixtures = mixtures
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
             methods.GET_MIXTURE: self._get_mixture,
@@ -60,7 +50,7 @@ class MixServicer:
 
     def warm_up(self) -> None:
         """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
-        for mixture in self._mixtures.values():
+        for mixture in self._mixtures:
             mixture.warm_up()
 
     def handle(self, method: str, request: bytes) -> bytes:
@@ -68,20 +58,20 @@ class MixServicer:
 
         Raises MixserveError: the request's own error, or ServerFault with an id under which the log has the cause.
         """
-        with _faults(method):
+        with faults(method):
             return self._handlers[method](request)
 
     def stream(self, method: str, request: bytes) -> Iterator[bytes]:
         """The replies to `request`, made one by one as they are taken; the iteration raises as `handle` does."""
-        with _faults(method):
+        with faults(method):
             yield from self._streams[method](request)
 
     def _list_mixtures(self, request: bytes) -> bytes:
         decode_empty_request("ListMixturesRequest", request)
-        return encode_names(tuple(self._mixtures))
+        return encode_names(self._mixtures.names)
 
     def _get_mixture(self, request: bytes) -> bytes:
-        return encode_mixture(self._mixture(decode_mixture_request(request)).description)
+        return encode_mixture(self._mixtures.named(decode_mixture_request(request)).description)
 
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
@@ -116,12 +106,12 @@ class MixServicer:
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)
-        mixture = self._expected(wanted.mixture, wanted.expected_fingerprint)
+        mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
         return encode_schedule(self._schedules.define(mixture, wanted.parent, wanted.entries))
 
     def _view(self, wanted: BatchRequest) -> View:
         """What the request's positions stand for."""
-        mixture = self._expected(wanted.mixture, wanted.expected_fingerprint)
+        mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
         if wanted.content == Content.RECORDS_AND_PROVENANCE:
             obstacle = provenance_obstacle(mixture.description.fields)
             if obstacle is not None:
@@ -129,42 +119,6 @@ class MixServicer:
         blocks = self._schedules.get(mixture, wanted.schedule) if wanted.schedule else mixture.node.mixture.blocks
         return View(mixture, blocks, wanted.schedule, wanted.content)
 
-    def _expected(self, name: str, fingerprint: str) -> HostedMixture:
-        """The mixture of that name, known to be the one that the request expects."""
-        mixture = self._mixture(name)
-        described = mixture.description
-        if fingerprint not in ("", described.fingerprint):
-            raise FingerprintMismatch(
-                f"the mixture {described.name!r} has the fingerprint {described.fingerprint}, expected "
-                f"{fingerprint:.100}: its batches would be others; ask GetMixture what it holds now"
-            )
-        return mixture
-
-    def _mixture(self, name: str) -> HostedMixture:
-        known = f"{', '.join(map(repr, self._mixtures)):.1000}"
-        if not name:
-            if len(self._mixtures) > 1:
-                raise InvalidRequest(f"mixture is required where a server holds several; it must be one of {known}")
-            return next(iter(self._mixtures.values()))
-        try:
-            return self._mixtures[name]
-        except KeyError:
-            shown = f"{name!r:.100}"
-            raise UnknownMixture(f"mixture must be one of {known}, got {shown}") from None
-
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _faults(method: str) -> Generator[None]:
-    """Turns what is no error of ours into one that tells the client nothing but where to look."""
-    try:
-        yield
-    except MixserveError:
-        raise
-    except Exception as error:
-        fault = secrets.token_hex(4)
-        _logger.exception("fault %s in %s", fault, method)
-        raise ServerFault(f"the server failed on this request; its log has the cause under the id {fault}") from error

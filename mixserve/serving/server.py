@@ -6,30 +6,34 @@ import socket
 import threading
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import grpc
 
 from mixserve.node import MixDataSourcesNode
-from mixserve.servicer import MixServicer
+from mixserve.servicer import Services
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.reflection import add_reflection
+from mixserve.serving.sessions import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
 from mixserve.serving.streams import StreamThreads
+from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.transport.grpc import ERROR_METADATUM
 from mixserve_client.wire import methods
+from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 
 _logger = logging.getLogger("mixserve")
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server beside the first
-    ("grpc.max_receive_message_length", 1 << 20),  # requests are small; a large one is an attack or an accident
+    # Requests are small, but for states and statistics; a larger one is an attack or an accident.
+    ("grpc.max_receive_message_length", REQUEST_BYTES_LIMIT),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients look after their connections
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
@@ -40,25 +44,26 @@ _SEND_S = 2.0
 class MixServer:
     """A running server; `address` is where it listens. Made by `serve`; a context manager that stops it."""
 
-    def __init__(self, servicer: MixServicer, address: str, memory: SharedMemory | None = None):
-        """`memory` is what the servicer's slots are; it is closed with the server."""
+    def __init__(self, services: Services, address: str, memory: SharedMemory | None = None):
+        """`memory` is what the services' slots are; both are closed with the server."""
         keep_freed_memory()
-        self._servicer = servicer
+        self._services = services
         self._memory = memory
         self._calls = CallCounter()
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()
         self._server = grpc.server(ThreadPoolExecutor(_THREADS, "mixserve-call"), options=_OPTIONS)
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._sessions = SessionThreads(services.state.end_silent)
+        self._server.add_generic_rpc_handlers((self._mix_handlers(), self._state_handlers()))
         self._health = Health(self._server)
-        add_reflection(self._server, (methods.SERVICE_NAME, HEALTH_SERVICE_NAME))
+        add_reflection(self._server, (methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self.address = _bind(self._server, address)
         self._stopped = threading.Event()
 
     def start(self) -> None:
         """Listen, warm up, and then serve; calls that come before get Unavailable, and clients try again."""
         self._server.start()
-        self._servicer.warm_up()
+        self._services.warm_up()
         self._not_ready = None
         self._health.serving()
         _logger.info("serving on %s", self.address)
@@ -73,6 +78,8 @@ class MixServer:
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         self._health.close()
         self._streams.close()
+        self._sessions.close()
+        self._services.close()
         if self._memory is not None:
             self._memory.close()
         self._stopped.set()
@@ -88,7 +95,7 @@ class MixServer:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def _handlers(self) -> grpc.GenericRpcHandler:
+    def _mix_handlers(self) -> grpc.GenericRpcHandler:
         calls = (
             methods.LIST_MIXTURES,
             methods.GET_MIXTURE,
@@ -101,15 +108,20 @@ class MixServer:
         handlers[_name(methods.STREAM_BATCHES)] = self._streams.handler(answer)
         return grpc.method_handlers_generic_handler(methods.SERVICE_NAME, handlers)
 
+    def _state_handlers(self) -> grpc.GenericRpcHandler:
+        calls = self._services.state.methods
+        handlers = {_name(path): self._sessions.handler(partial(self._answer, path)) for path in calls}
+        return grpc.method_handlers_generic_handler(methods.STATE_SERVICE_NAME, handlers)
+
     def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
         with self._calls, _statuses(context):
             self._check_ready()
-            return self._servicer.handle(method, request)
+            return self._services.handle(method, request)
 
     def _stream(self, method: str, request: bytes, context: grpc.ServicerContext) -> Generator[bytes]:
         with self._calls, _statuses(context):
             self._check_ready()
-            for reply in self._servicer.stream(method, request):
+            for reply in self._services.stream(method, request):
                 yield reply
                 if self._not_ready is not None:
                     return  # clients ask for the rest elsewhere
@@ -139,20 +151,35 @@ def serve(
     *,
     placement: str | None = None,
     shared_memory: bool | str = True,
+    state_dir: Path | str | None = None,
+    session_ttl_s: float = TTL_S,
+    journal_days: float = JOURNAL_DAYS,
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
 
     Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides that of the nodes.
     Clients of the same user on this host get batches through shared memory: they find the server in the folder
-    `shared_memory`, /dev/shm where it is True. Raises OSError where the address cannot be had.
+    `shared_memory`, /dev/shm where it is True.
+
+    Sessions and checkpoints are kept in the folder `state_dir`; without one sessions end with the server. A session
+    whose holder is silent for `session_ttl_s` seconds may be opened by others, and its journal is thrown away after
+    `journal_days` more. Raises OSError where the address or the folder cannot be had.
     """
-    memory = open_shared_memory(shared_memory)
-    try:
-        server = MixServer(MixServicer(nodes, placement=placement, slots=memory), address, memory)
-    except BaseException:
+    with ExitStack() as opened:
+        memory = open_shared_memory(shared_memory)
         if memory is not None:
-            memory.close()
-        raise
+            opened.callback(memory.close)
+        services = Services(
+            nodes,
+            placement=placement,
+            slots=memory,
+            state_dir=state_dir,
+            session_ttl_s=session_ttl_s,
+            journal_days=journal_days,
+        )
+        opened.callback(services.close)
+        server = MixServer(services, address, memory)
+        opened.pop_all()
     try:
         server.start()
     except BaseException:

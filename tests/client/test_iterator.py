@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixserve import local_client
-from mixserve.servicer import MixServicer
+from mixserve.servicer import Services
 from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, Unavailable
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire.batch import decode_batch
@@ -132,7 +132,7 @@ def test_an_empty_range_ends_at_once_and_closed_iterators_say_so(client):
 class Flaky:
     """A servicer between transport and server that is told when to fail."""
 
-    def __init__(self, servicer: MixServicer):
+    def __init__(self, servicer: Services):
         self._servicer = servicer
         self.failing = threading.Event()
         self.rows = 0
@@ -151,7 +151,7 @@ class Flaky:
 
 
 def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
-    flaky = Flaky(MixServicer({"train": node}))
+    flaky = Flaky(Services({"train": node}))
     with MixClient([InProcessTransport(flaky)], patience_s=0.05) as client:
         batches = client.batches(batch_size=8, key=1, prefetch=3)
         next(batches)
@@ -168,7 +168,7 @@ def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
 
 
 def test_batches_are_asked_for_ahead_of_their_use(node):
-    flaky = Flaky(MixServicer({"train": node}))
+    flaky = Flaky(Services({"train": node}))
     with MixClient([InProcessTransport(flaky)], patience_s=0.05) as client:
         batches = client.batches(batch_size=8, key=1, prefetch=3, stop=80)
         next(batches)
@@ -181,7 +181,7 @@ def test_batches_are_asked_for_ahead_of_their_use(node):
 
 
 def test_nothing_is_asked_for_ahead_without_prefetch(node):
-    flaky = Flaky(MixServicer({"train": node}))
+    flaky = Flaky(Services({"train": node}))
     with MixClient([InProcessTransport(flaky)]) as client:
         batches = client.batches(batch_size=8, key=1, prefetch=0)
         for count in range(1, 5):

@@ -18,7 +18,7 @@ from mixserve import (
     local_client,
     serve,
 )
-from mixserve.servicer import MixServicer, replies, schedules
+from mixserve.servicer import Services, replies, schedules
 from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, UnknownSchedule
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
@@ -361,7 +361,7 @@ def test_readers_of_positions_far_apart_do_not_wait_for_all_plans():
     rows = 300
     words = np.array([0, 3], np.uint32)
     request = StreamRequest(BatchRequest("epoch", 0, 1, words, content=Content.PROVENANCE), 64 * 1000, rows, rows)
-    servicer = MixServicer(NODES)
+    servicer = Services(NODES)
     whole = [
         decode_batch(reply)[1] for reply in servicer.stream(methods.STREAM_BATCHES, encode_stream_request(request))
     ]

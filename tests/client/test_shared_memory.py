@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesNode, MixServer, local_client, serve
-from mixserve.servicer import MixServicer
+from mixserve.servicer import Services
 from mixserve.serving.shared_memory import SharedMemory
 from mixserve_client import MixClient, Unavailable
 from mixserve_client import spans as spans_module
@@ -316,7 +316,7 @@ def listening(path: Path, mode: int = 0o700) -> Iterator[socket.socket]:
 @contextmanager
 def claiming(node: MixDataSourcesNode, path: Path) -> Iterator[MixServer]:
     """A server that claims to take memory at `path`."""
-    server = MixServer(MixServicer({"train": node}, slots=Elsewhere(path)), "127.0.0.1:0")
+    server = MixServer(Services({"train": node}, slots=Elsewhere(path)), "127.0.0.1:0")
     server.start()
     with server:
         yield server

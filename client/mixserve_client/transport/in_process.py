@@ -1,6 +1,6 @@
 """Requests move by a function call to a servicer in this process: everything but the socket."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from mixserve_client.errors import Unavailable
@@ -23,8 +23,9 @@ class InProcessTransport:
 
     name = "in-process"
 
-    def __init__(self, servicer: Servicer):
+    def __init__(self, servicer: Servicer, on_close: Callable[[], None] = lambda: None):
         self._servicer: Servicer | None = servicer
+        self._on_close = on_close
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:  # noqa: ARG002
         return self._opened().handle(method, request)
@@ -41,6 +42,7 @@ class InProcessTransport:
 
     def close(self) -> None:
         self._servicer = None
+        self._on_close()
 
     def _opened(self) -> Servicer:
         if self._servicer is None:

@@ -1,18 +1,28 @@
-"""The paths of the RPC methods, read from the descriptor: both ends register and call methods by path."""
+"""The paths of the RPC methods, read from the descriptors: both ends register and call methods by path."""
 
-from mixserve_client.wire._generated import mix_pb2
+from typing import Any
 
-SERVICE_NAME: str = mix_pb2.DESCRIPTOR.services_by_name["MixService"].full_name
+from mixserve_client.wire._generated import mix_pb2, state_pb2
+
+_MIX: Any = mix_pb2.DESCRIPTOR.services_by_name["MixService"]
+_STATE: Any = state_pb2.DESCRIPTOR.services_by_name["StateService"]
+SERVICE_NAME: str = _MIX.full_name
+STATE_SERVICE_NAME: str = _STATE.full_name
 
 
-def _path(method: str) -> str:
-    descriptor = mix_pb2.DESCRIPTOR.services_by_name["MixService"].methods_by_name[method]
-    return f"/{SERVICE_NAME}/{descriptor.name}"
+def _path(service: Any, method: str) -> str:
+    return f"/{service.full_name}/{service.methods_by_name[method].name}"
 
 
-LIST_MIXTURES = _path("ListMixtures")
-GET_MIXTURE = _path("GetMixture")
-GET_BATCH_AT = _path("GetBatchAt")
-STREAM_BATCHES = _path("StreamBatches")
-DEFINE_SCHEDULE = _path("DefineSchedule")
-GET_SERVER = _path("GetServer")
+LIST_MIXTURES = _path(_MIX, "ListMixtures")
+GET_MIXTURE = _path(_MIX, "GetMixture")
+GET_BATCH_AT = _path(_MIX, "GetBatchAt")
+STREAM_BATCHES = _path(_MIX, "StreamBatches")
+DEFINE_SCHEDULE = _path(_MIX, "DefineSchedule")
+GET_SERVER = _path(_MIX, "GetServer")
+
+OPEN_SESSION = _path(_STATE, "OpenSession")
+RENEW_SESSIONS = _path(_STATE, "RenewSessions")
+RELEASE_SESSIONS = _path(_STATE, "ReleaseSessions")
+LIST_SESSIONS = _path(_STATE, "ListSessions")
+CALL_SESSION = _path(_STATE, "CallSession")

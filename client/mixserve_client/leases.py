@@ -1,0 +1,74 @@
+"""The sessions that a client holds: renewed from one thread for as long as the client lives, let go at its end."""
+
+import logging
+import threading
+import time
+
+from mixserve_client.errors import MixserveError
+from mixserve_client.retry import PatientCaller
+from mixserve_client.wire import methods
+from mixserve_client.wire.session import HeldSession, encode_held
+
+_logger = logging.getLogger("mixserve_client")
+_RELEASE_S = 2.0
+_JOIN_S = 5.0
+
+
+class Leases:
+    """Safe to use from many threads. It holds none of the objects that use it."""
+
+    def __init__(self, caller: PatientCaller):
+        self._caller = caller
+        self._held: dict[HeldSession, float] = {}
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def add(self, held: HeldSession, ttl_s: float) -> None:
+        """Renew this one, which ends after `ttl_s` seconds of silence."""
+        with self._lock:
+            self._held[held] = ttl_s
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._renew, name="mixserve-leases", daemon=True)
+                self._thread.start()
+        self._changed.set()
+
+    def remove(self, held: HeldSession) -> None:
+        """Renew it no more."""
+        with self._lock:
+            self._held.pop(held, None)
+
+    def release(self, *held: HeldSession) -> None:
+        """Let others have these sessions. A server that does not answer soon will find out by itself."""
+        for session in held:
+            self.remove(session)
+        try:
+            self._caller.call(methods.RELEASE_SESSIONS, encode_held(held), time.monotonic() + _RELEASE_S)
+        except MixserveError as error:
+            _logger.info("sessions were not let go, and end when their leases do: %s", error)
+
+    def close(self) -> None:
+        """Let go of all, and end the thread."""
+        with self._lock:
+            held, self._closed = list(self._held), True
+        self._changed.set()
+        if held:
+            self.release(*held)
+
+    def join(self) -> None:
+        """Wait a while for the thread to end."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN_S)
+
+    def _renew(self) -> None:
+        while not self._closed:
+            with self._lock:
+                held, wait_s = list(self._held), min(self._held.values(), default=3600.0) / 3
+            if self._changed.wait(wait_s):
+                self._changed.clear()
+                continue
+            try:
+                self._caller.call(methods.RENEW_SESSIONS, encode_held(held), time.monotonic() + wait_s)
+            except MixserveError as error:
+                _logger.info("leases were not renewed, and will be tried again: %s", error)

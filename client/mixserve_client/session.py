@@ -1,0 +1,277 @@
+"""A session: the stateful surface of a node that lives on a server, under a name."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import TracebackType
+from typing import Any, Self, cast
+
+from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest, MixserveError, Unavailable
+from mixserve_client.leases import Leases
+from mixserve_client.retry import PatientCaller, deadline_in
+from mixserve_client.wire import methods
+from mixserve_client.wire.key import key_words
+from mixserve_client.wire.session import (
+    CallReply,
+    CallRequest,
+    HeldSession,
+    OpenedSession,
+    check_name,
+    decode_call_reply,
+    encode_call_request,
+)
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on the server: when it was saved, in seconds since 1970, of what, by which version of mixserve.
+
+    `damaged` says why it cannot be restored.
+    """
+
+    name: str
+    saved_at: float = 0.0
+    index: int = 0
+    epoch: int = 0
+    fingerprint: str = ""
+    bytes: int = 0
+    version: str = ""
+    damaged: str = ""
+
+
+class SessionView:
+    """What anybody may ask of a session, whoever holds it; made by `MixClient.view_session`."""
+
+    def __init__(self, caller: PatientCaller, mixture: str, name: str, timeout_s: float | None, lease: str = ""):
+        self._caller = caller
+        self._mixture = mixture
+        self._name = check_name("session", name)
+        self._timeout_s = timeout_s
+        self._lease = lease
+
+    @property
+    def name(self) -> str:
+        """The session's name."""
+        return self._name
+
+    @property
+    def mixture(self) -> str:
+        """The name of its mixture."""
+        return self._mixture
+
+    def get_state(self) -> State:
+        """The node's state: dicts of arrays, numbers and strings, for `set_state` of a session of the same mixture."""
+        return self._ask("get_state").value
+
+    def get_statistics(self) -> dict[str, Any] | None:
+        """The precomputed statistics where configured, else those computed or set last, else None."""
+        return self._ask("get_statistics").value
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """How many calls of `process` gave a result (`applied_count`), and how many were refused (`skipped_count`)."""
+        return self._ask("get_operation_stats").value
+
+    def save_checkpoint(self, name: str, *, keep_last: int | None = None) -> Checkpoint:
+        """Keep the session's state on the server under `name`, in the place of what was kept there.
+
+        It is whole and on the disk when this returns. Of the session's checkpoints the newest `keep_last` stay, all
+        where it is None. Raises StorageFailed where the server cannot keep it; then nothing has changed.
+        """
+        return _checkpoint(
+            self._move("save_checkpoint", name=check_name("checkpoint", name), keep_last=keep_last).value
+        )
+
+    def list_checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The session's checkpoints, in the order in which they were saved."""
+        return tuple(map(_checkpoint, self._ask("list_checkpoints").value))
+
+    def delete_checkpoint(self, name: str) -> Checkpoint:
+        """Delete a checkpoint, and say what it was. Raises UnknownCheckpoint and StorageFailed."""
+        return _checkpoint(self._move("delete_checkpoint", name=check_name("checkpoint", name)).value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r}, mixture={self._mixture!r})"
+
+    def _ask(self, operation: str, **arguments: Any) -> CallReply:
+        """Do what moves nothing, and may be done twice."""
+        request = CallRequest(self._mixture, self._name, operation, arguments, self._lease)
+        return self._sent(encode_call_request(request))
+
+    def _move(self, operation: str, **arguments: Any) -> CallReply:
+        return self._ask(operation, **arguments)
+
+    def _sent(self, request: bytes) -> CallReply:
+        return decode_call_reply(self._caller.call(methods.CALL_SESSION, request, deadline_in(self._timeout_s)))
+
+
+class Session(SessionView):
+    """A private copy of a mixture's node, which this object alone moves; made by `MixClient.session`.
+
+    Every call is done once, however often it must be sent: one whose answer was lost gets the same answer again, from a
+    restarted server too. After a DeadlineExceeded or Unavailable make the same call again to get its answer. Calls from
+    several threads take turns. A context manager that lets go of the session.
+
+    Every call raises SessionTaken where another client has taken it over, UnknownSession where the server has forgotten
+    it, StorageFailed where its journal cannot be written, and what every call of a client may raise.
+    """
+
+    def __init__(
+        self,
+        caller: PatientCaller,
+        leases: Leases,
+        held: HeldSession,
+        opened: OpenedSession,
+        timeout_s: float | None,
+    ):
+        super().__init__(caller, held.mixture, held.name, timeout_s, held.lease)
+        self._leases = leases
+        self._held = held
+        self._index, self._epoch = opened.index, opened.epoch
+        self._resumed = opened.resumed
+        self._sequence = opened.sequence
+        self._unanswered: bytes | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        leases.add(held, opened.ttl_s)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the session was known when it was opened, so that it goes on where it stood."""
+        return self._resumed
+
+    @property
+    def index(self) -> int:
+        """How many records of the epoch have been read."""
+        return self._index
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have been started."""
+        return self._epoch
+
+    def __iter__(self) -> Self:
+        """Start an epoch, as the node does: `epoch` + 1, `index` 0. `next` and `next_batch` go on within one."""
+        self._move("start_epoch")
+        return self
+
+    def __next__(self) -> Any:
+        """The record at `index`, by a request of its own: `next_batch` is quicker. Raises StopIteration at the end."""
+        return self._read("next_record")
+
+    def next_batch(self, size: int) -> Any:
+        """The records from `index` on as arrays of shape (size, *field.shape), fewer at the epoch's end.
+
+        Raises StopIteration where there is none left.
+        """
+        return self._read("next_batch", size=size)
+
+    def reset(self) -> None:
+        """Set `index` and `epoch` to 0, and reset the sources that can be."""
+        self._move("reset")
+
+    def set_state(self, state: State) -> None:
+        """Take over a state that `get_state` gave, of this session or another.
+
+        Raises InvalidRequest, naming the path, for what is no state of this mixture's node; then nothing has changed.
+        """
+        self._move("set_state", state=state)
+
+    def compute_statistics(self, start: int, size: int, key: Any) -> dict[str, Any] | None:
+        """What the mixture's `batch_stats_fn` says of the batch at these positions; None where none is configured."""
+        return self._move("compute_statistics", start=start, size=size, key=key_words(key)).value
+
+    def set_statistics(self, stats: dict[str, Any]) -> None:
+        """Keep `stats`, a dict of arrays, numbers and strings, in the place of computed ones."""
+        self._move("set_statistics", statistics=stats)
+
+    def reset_statistics(self) -> None:
+        """Forget computed statistics, and leave precomputed ones unmentioned."""
+        self._move("reset_statistics")
+
+    def reset_operation_stats(self) -> None:
+        """Set both counts to zero."""
+        self._move("reset_operation_stats")
+
+    def reset_cache(self) -> None:
+        """Forget the batches that the node keeps. All sessions of a mixture share them."""
+        self._move("reset_cache")
+
+    def process(self, start: int, size: int, key: Any = None) -> Any:
+        """The batch at these positions, as `MixClient.get_batch_at` gives it, counted in `get_operation_stats`.
+
+        What the server refuses is counted as skipped.
+        """
+        words = None if key is None else key_words(key)
+        return self._move("process", start=start, size=size, key=words).value
+
+    def restore_checkpoint(self, name: str, *, session: str | None = None, strict: bool = True) -> None:
+        """Go on where a checkpoint was saved, of this session or of another one of the same mixture.
+
+        A checkpoint of a mixture with another fingerprint is refused, unless `strict` is False: then the session goes
+        on from the same index, in the order of this mixture. Raises UnknownCheckpoint, CorruptCheckpoint,
+        FingerprintMismatch and InvalidRequest; then nothing has changed.
+        """
+        source = self._name if session is None else check_name("session", session)
+        self._move("restore_checkpoint", name=check_name("checkpoint", name), session=source, strict=strict)
+
+    def close(self) -> None:
+        """Let others open the session; its journal and its checkpoints stay. Closing twice is closing once."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._leases.release(self._held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, operation: str, **arguments: Any) -> Any:
+        reply = self._move(operation, **arguments)
+        if reply.ended:
+            raise StopIteration
+        return reply.value
+
+    def _move(self, operation: str, **arguments: Any) -> CallReply:
+        """Do one numbered thing. What has not been answered yet keeps its number when it is asked for again."""
+        with self._lock:
+            self._check_open()
+            request = CallRequest(self._mixture, self._name, operation, arguments, self._lease, self._sequence)
+            data = encode_call_request(request)
+            if data != self._unanswered:
+                self._sequence += 1
+                data = encode_call_request(replace(request, sequence=self._sequence))
+            self._unanswered = data
+            try:
+                reply = self._sent(data)
+            except (DeadlineExceeded, Unavailable, CorruptReply):
+                raise
+            except MixserveError:
+                self._unanswered = None
+                raise
+            self._unanswered = None
+            self._index, self._epoch = reply.index, reply.epoch
+            return reply
+
+    def _ask(self, operation: str, **arguments: Any) -> CallReply:
+        with self._lock:
+            self._check_open()
+            return super()._ask(operation, **arguments)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("this session is closed; open it again with client.session(...)")
+
+
+def _checkpoint(described: Any) -> Checkpoint:
+    """Raises CorruptReply for what describes no checkpoint."""
+    known = {field.name for field in fields(Checkpoint)}
+    if not isinstance(described, Mapping) or "name" not in described:
+        raise CorruptReply(f"the server's description of a checkpoint cannot be read: {described!r:.200}")
+    entries = cast(Mapping[str, Any], described)
+    return Checkpoint(**{name: value for name, value in entries.items() if name in known})

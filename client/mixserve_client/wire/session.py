@@ -1,0 +1,284 @@
+"""Requests and replies of sessions <-> bytes, and the one place that says how sessions and checkpoints may be named."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, cast
+
+from google.protobuf.message import DecodeError, Message
+
+from mixserve_client.errors import CorruptReply, InvalidRequest
+from mixserve_client.wire._generated import state_pb2
+from mixserve_client.wire.request import not_a
+from mixserve_client.wire.value import value_message, value_of
+
+REQUEST_BYTES_LIMIT = 16 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_LEASE = re.compile(r"[0-9a-f]{32}")
+_HOLDER_LIMIT = 200
+
+M = TypeVar("M", bound=Message)
+
+
+class HeldSession(NamedTuple):
+    """A session and the lease under which somebody holds it."""
+
+    mixture: str
+    name: str
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """Hold the session of that name: go on with it, or begin it."""
+
+    mixture: str
+    name: str
+    lease: str
+    holder: str = ""
+    fresh: bool = False
+    take_over: bool = False
+    strict: bool = True
+    expected_fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """Where a session stood when it was opened, and for how long it is held."""
+
+    ttl_s: float
+    sequence: int
+    index: int
+    epoch: int
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDescription:
+    """A session that a server knows: who holds it (empty for nobody), where it stands, its checkpoints, and what is
+    wrong with its journal."""
+
+    mixture: str
+    name: str
+    holder: str
+    idle_s: float
+    index: int
+    epoch: int
+    checkpoints: tuple[str, ...]
+    damaged: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRequest:
+    """One operation on a session; without a number it does not move it, without a lease anybody may ask for it."""
+
+    mixture: str
+    name: str
+    operation: str
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+    lease: str = ""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallReply:
+    """What an operation gave, and where the session stands now."""
+
+    value: Any
+    ended: bool
+    index: int
+    epoch: int
+
+
+def check_name(kind: str, name: Any) -> str:
+    """`name` itself, where sessions and checkpoints may be called so: it becomes the name of a file on the server.
+
+    Raises InvalidRequest.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        shown = f"{name!r:.60}…" if isinstance(name, str) and len(name) > 60 else f"{name!r:.100}"
+        raise InvalidRequest(
+            f"the name of a {kind} must be 1 to 128 letters of ASCII, digits, '.', '_' and '-', of which the first is "
+            f"a letter or a digit; got {shown}"
+        )
+    return name
+
+
+def encode_open_request(request: OpenRequest) -> bytes:
+    """The OpenSessionRequest message."""
+    return state_pb2.OpenSessionRequest(
+        mixture=request.mixture,
+        expected_fingerprint=request.expected_fingerprint,
+        session=request.name,
+        lease=request.lease,
+        holder=request.holder[:_HOLDER_LIMIT],
+        fresh=request.fresh,
+        take_over=request.take_over,
+        ignore_fingerprint=not request.strict,
+    ).SerializeToString()
+
+
+def decode_open_request(data: bytes) -> OpenRequest:
+    """The request in `data`. Raises InvalidRequest."""
+    message = _request(state_pb2.OpenSessionRequest, data)
+    if not _LEASE.fullmatch(message.lease):
+        raise InvalidRequest(f"lease must be 32 hexadecimal digits, got {message.lease!r:.100}")
+    if len(message.holder) > _HOLDER_LIMIT or not message.holder.isprintable():
+        raise InvalidRequest(
+            f"holder must be at most {_HOLDER_LIMIT} printable characters, got {message.holder!r:.300}"
+        )
+    return OpenRequest(
+        message.mixture,
+        check_name("session", message.session),
+        message.lease,
+        message.holder,
+        message.fresh,
+        message.take_over,
+        not message.ignore_fingerprint,
+        message.expected_fingerprint,
+    )
+
+
+def encode_opened(session: OpenedSession) -> bytes:
+    """The Session message."""
+    return state_pb2.Session(
+        ttl_s=session.ttl_s,
+        sequence=session.sequence,
+        index=session.index,
+        epoch=session.epoch,
+        resumed=session.resumed,
+    ).SerializeToString()
+
+
+def decode_opened(data: bytes) -> OpenedSession:
+    """The session in `data`. Raises CorruptReply."""
+    message = _reply(state_pb2.Session, data)
+    if not message.ttl_s > 0:
+        raise CorruptReply(f"the server's session must live for some time, got ttl_s {message.ttl_s}")
+    return OpenedSession(message.ttl_s, message.sequence, message.index, message.epoch, message.resumed)
+
+
+def encode_held(sessions: Iterable[HeldSession]) -> bytes:
+    """The HeldSessions message."""
+    held = (state_pb2.HeldSession(mixture=mixture, session=name, lease=lease) for mixture, name, lease in sessions)
+    return state_pb2.HeldSessions(sessions=held).SerializeToString()
+
+
+def decode_held(data: bytes) -> tuple[HeldSession, ...]:
+    """The sessions in `data`. Raises InvalidRequest."""
+    message = _request(state_pb2.HeldSessions, data)
+    return tuple(
+        HeldSession(held.mixture, check_name("session", held.session), held.lease) for held in message.sessions
+    )
+
+
+def decode_list_request(data: bytes) -> str:
+    """The mixture whose sessions are asked for, empty for all. Raises InvalidRequest."""
+    return _request(state_pb2.ListSessionsRequest, data).mixture
+
+
+def encode_list_request(mixture: str) -> bytes:
+    """The ListSessionsRequest message."""
+    return state_pb2.ListSessionsRequest(mixture=mixture).SerializeToString()
+
+
+def encode_sessions(sessions: Iterable[SessionDescription]) -> bytes:
+    """The Sessions message."""
+    described = (
+        state_pb2.SessionDescription(
+            mixture=session.mixture,
+            session=session.name,
+            holder=session.holder,
+            idle_s=session.idle_s,
+            index=session.index,
+            epoch=session.epoch,
+            checkpoints=session.checkpoints,
+            damaged=session.damaged,
+        )
+        for session in sessions
+    )
+    return state_pb2.Sessions(sessions=described).SerializeToString()
+
+
+def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
+    """The sessions in `data`. Raises CorruptReply."""
+    return tuple(
+        SessionDescription(
+            session.mixture,
+            session.session,
+            session.holder,
+            session.idle_s,
+            session.index,
+            session.epoch,
+            tuple(session.checkpoints),
+            session.damaged,
+        )
+        for session in _reply(state_pb2.Sessions, data).sessions
+    )
+
+
+def encode_call_request(request: CallRequest) -> bytes:
+    """The CallSessionRequest message. Raises InvalidRequest for arguments that no message can hold."""
+    try:
+        arguments = value_message(request.arguments)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{request.operation}: {error}") from error
+    data = state_pb2.CallSessionRequest(
+        mixture=request.mixture,
+        session=request.name,
+        lease=request.lease,
+        sequence=request.sequence,
+        operation=request.operation,
+        arguments=arguments,
+    ).SerializeToString()
+    if len(data) > REQUEST_BYTES_LIMIT:
+        raise InvalidRequest(
+            f"{request.operation}: what is sent must be at most {REQUEST_BYTES_LIMIT} bytes, got {len(data)}"
+        )
+    return data
+
+
+def decode_call_request(data: bytes) -> CallRequest:
+    """The request in `data`. Raises InvalidRequest."""
+    message = _request(state_pb2.CallSessionRequest, data)
+    try:
+        arguments: Any = value_of(message.arguments) if message.HasField("arguments") else {}
+    except ValueError as error:
+        raise InvalidRequest(f"arguments cannot be read: {error}") from error
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"arguments must be a dict, got {type(arguments).__name__}")
+    if message.sequence < 0 or (message.sequence and not message.lease):
+        raise InvalidRequest(f"sequence must be 0 without a lease, and at least 0 with one; got {message.sequence}")
+    name = check_name("session", message.session)
+    given = cast(dict[str, Any], arguments)
+    return CallRequest(message.mixture, name, message.operation, given, message.lease, message.sequence)
+
+
+def encode_call_reply(reply: CallReply) -> bytes:
+    """The CallSessionReply message. Raises TypeError and ValueError for a value that no message can hold."""
+    return state_pb2.CallSessionReply(
+        value=value_message(reply.value), ended=reply.ended, index=reply.index, epoch=reply.epoch
+    ).SerializeToString()
+
+
+def decode_call_reply(data: bytes) -> CallReply:
+    """The reply in `data`. Raises CorruptReply."""
+    message = _reply(state_pb2.CallSessionReply, data)
+    try:
+        return CallReply(value_of(message.value), message.ended, message.index, message.epoch)
+    except ValueError as error:
+        raise CorruptReply(f"the server's answer cannot be read: {error}") from error
+
+
+def _request(kind: type[M], data: bytes) -> M:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise not_a(kind.DESCRIPTOR.name, data) from error
+
+
+def _reply(kind: type[M], data: bytes) -> M:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise CorruptReply(f"the server's {kind.DESCRIPTOR.name} cannot be read: {error}") from error

@@ -1,0 +1,142 @@
+"""Trees of arrays and scalars <-> bytes: what states, statistics and single records are made of. Nothing is pickled."""
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from mixserve_client.wire._generated import state_pb2
+from mixserve_client.wire.dtypes import dtype_name, dtype_named
+
+DEPTH_LIMIT = 24
+_INTEGER_LIMIT = 1 << 63
+
+
+def encode_value(value: Any) -> bytes:
+    """The Value message of None, bools, ints of 64 bits, floats, strings, arrays, and dicts, lists and tuples of them.
+
+    Whatever NumPy takes for an array is one, those of JAX and NumPy's scalars too. Keys are strings or integers.
+
+    Raises TypeError for anything else and ValueError for what is too deep or too large, naming the place.
+    """
+    return value_message(value).SerializeToString()
+
+
+def decode_value(data: bytes) -> Any:
+    """The tree in a Value message; arrays are read-only. Raises ValueError."""
+    try:
+        message = state_pb2.Value.FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"{len(data)} bytes are no mixserve.v1.Value message") from error
+    return value_of(message)
+
+
+def value_message(value: Any) -> state_pb2.Value:
+    """As `encode_value`."""
+    message = state_pb2.Value()
+    _fill(message, value, "", 0)
+    return message
+
+
+def value_of(message: state_pb2.Value) -> Any:
+    """As `decode_value`."""
+    kind = message.WhichOneof("kind")
+    match kind:
+        case "none":
+            return None
+        case "flag" | "integer" | "number" | "text":
+            return getattr(message, kind)
+        case "array":
+            return _array(message.array)
+        case "list":
+            return [value_of(child) for child in message.list.values]
+        case "tuple":
+            return tuple(value_of(child) for child in message.tuple.values)
+        case "dict":
+            return _dict(message.dict)
+        case _:
+            raise ValueError("a value has none of the kinds that a Value may have; is its sender newer?")
+
+
+def _fill(message: state_pb2.Value, value: Any, path: str, depth: int) -> None:
+    if depth > DEPTH_LIMIT:
+        raise ValueError(f"a value must be at most {DEPTH_LIMIT} levels deep, got {path:.100}…")
+    if value is None:
+        message.none = True
+    elif isinstance(value, bool):
+        message.flag = value
+    elif isinstance(value, int):
+        if not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
+            raise ValueError(f"{path or 'the value'} must be an integer of 64 bits, got {value:.3e}")
+        message.integer = value
+    elif isinstance(value, float) and not isinstance(value, np.generic):
+        message.number = value
+    elif isinstance(value, str) and not isinstance(value, np.generic):
+        try:
+            message.text = value
+        except ValueError as error:  # lone surrogates
+            raise ValueError(f"{path or 'the value'} is no text that UTF-8 can hold: {value!r:.100}") from error
+    elif isinstance(value, Mapping):
+        message.dict.SetInParent()
+        for key, child in cast(Mapping[Any, Any], value).items():
+            _add_entry(message.dict, key, child, path, depth)
+    elif isinstance(value, list):
+        message.list.SetInParent()
+        _add_values(message.list, cast(list[Any], value), path, depth)
+    elif isinstance(value, tuple):
+        message.tuple.SetInParent()
+        _add_values(message.tuple, cast(tuple[Any, ...], value), path, depth)
+    else:
+        _fill_array(message.array, value, path)
+
+
+def _add_entry(entries: state_pb2.Entries, key: Any, child: Any, path: str, depth: int) -> None:
+    entry = entries.entries.add()
+    if isinstance(key, str):
+        entry.name = key
+    elif isinstance(key, int) and not isinstance(key, bool) and -_INTEGER_LIMIT <= key < _INTEGER_LIMIT:
+        entry.number = key
+    else:
+        raise TypeError(f"keys must be strings or integers of 64 bits, got {key!r:.100} in {path or 'the value'}")
+    _fill(entry.value, child, f"{path}/{key}", depth + 1)
+
+
+def _add_values(values: state_pb2.Values, children: Iterable[Any], path: str, depth: int) -> None:
+    for place, child in enumerate(children):
+        _fill(values.values.add(), child, f"{path}/{place}", depth + 1)
+
+
+def _fill_array(message: state_pb2.ArrayValue, value: Any, path: str) -> None:
+    array = np.asarray(value)
+    try:
+        message.dtype = dtype_name(array.dtype)
+    except TypeError as error:
+        raise TypeError(f"{path or 'the value'} is {type(value).__name__}, which is no array: {error}") from error
+    message.shape.extend(array.shape)
+    message.data = array.tobytes()
+
+
+def _array(message: state_pb2.ArrayValue) -> Any:
+    shape = tuple(message.shape)
+    try:
+        dtype = dtype_named(message.dtype)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
+    if any(dim < 0 for dim in shape) or prod(shape) * dtype.itemsize != len(message.data):
+        raise ValueError(f"an array of shape {shape} and dtype {message.dtype} cannot have {len(message.data)} bytes")
+    return np.frombuffer(message.data, np.uint8).view(dtype).reshape(shape)
+
+
+def _dict(message: state_pb2.Entries) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for entry in message.entries:
+        kind = entry.WhichOneof("key")
+        if kind is None:
+            raise ValueError("an entry of a dict has no key")
+        key = getattr(entry, kind)
+        if key in found:
+            raise ValueError(f"the key {key!r:.100} comes twice")
+        found[key] = value_of(entry.value)
+    return found

@@ -1,0 +1,58 @@
+"""All services of a server behind one pair of functions."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mixserve.node import MixDataSourcesNode
+from mixserve.servicer.mixtures import Mixtures
+from mixserve.servicer.replies import Slots
+from mixserve.servicer.servicer import MixServicer
+from mixserve.servicer.state import StateServicer
+from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
+
+
+class Services:
+    """The pure service and the stateful one, over the same mixtures; safe to use from many threads."""
+
+    def __init__(
+        self,
+        nodes: Mapping[str, MixDataSourcesNode],
+        *,
+        placement: str | None = None,
+        slots: Slots | None = None,
+        state_dir: Path | str | None = None,
+        session_ttl_s: float = TTL_S,
+        journal_days: float = JOURNAL_DAYS,
+    ):
+        """`placement` overrides that of every node; `slots` is the memory that clients hand in; `state_dir` is where
+        sessions and checkpoints are kept, None for nowhere.
+
+        Raises ValueError for what are no nodes, OSError where the state folder cannot be had.
+        """
+        mixtures = Mixtures(nodes, placement)
+        folder = None if state_dir is None else StateFolder(Path(state_dir))
+        hosted = {mixture.name: mixture.node for mixture in mixtures}
+        self.mix = MixServicer(mixtures, slots=slots)
+        try:
+            sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)
+        except BaseException:
+            if folder is not None:
+                folder.close()
+            raise
+        self.state = StateServicer(mixtures, sessions)
+
+    def warm_up(self) -> None:
+        """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
+        self.mix.warm_up()
+
+    def handle(self, method: str, request: bytes) -> bytes:
+        """The reply to `request`. Raises as `MixServicer.handle` does."""
+        return (self.state if method in self.state.methods else self.mix).handle(method, request)
+
+    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+        """The replies to `request`, as `MixServicer.stream` makes them."""
+        return self.mix.stream(method, request)
+
+    def close(self) -> None:
+        """Let another server have the state folder."""
+        self.state.close()

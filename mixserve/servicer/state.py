@@ -1,0 +1,77 @@
+"""The path of a stateful method and a request's bytes -> the reply's bytes, from the server's sessions."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mixserve.faults import faults
+from mixserve.servicer.mixtures import Mixtures
+from mixserve.sessions import Sessions
+from mixserve_client.wire import methods
+from mixserve_client.wire.session import (
+    HeldSession,
+    decode_call_request,
+    decode_held,
+    decode_list_request,
+    decode_open_request,
+    encode_call_reply,
+    encode_opened,
+    encode_sessions,
+)
+
+
+class StateServicer:
+    """Answers the calls of StateService; safe to use from many threads."""
+
+    def __init__(self, mixtures: Mixtures, sessions: Sessions):
+        self._mixtures = mixtures
+        self._sessions = sessions
+        self._handlers: dict[str, Callable[[bytes], bytes]] = {
+            methods.OPEN_SESSION: self._open,
+            methods.RENEW_SESSIONS: self._renew,
+            methods.RELEASE_SESSIONS: self._release,
+            methods.LIST_SESSIONS: self._list,
+            methods.CALL_SESSION: self._call,
+        }
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The paths of the methods that it answers."""
+        return tuple(self._handlers)
+
+    def handle(self, method: str, request: bytes) -> bytes:
+        """The reply to `request`. Raises as `MixServicer.handle` does."""
+        with faults(method):
+            return self._handlers[method](request)
+
+    def end_silent(self) -> None:
+        """Let sessions leave memory whose holders are silent."""
+        self._sessions.end_silent()
+
+    def close(self) -> None:
+        """Let another server have the state folder."""
+        self._sessions.close()
+
+    def _open(self, request: bytes) -> bytes:
+        wanted = decode_open_request(request)
+        mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
+        return encode_opened(self._sessions.open(replace(wanted, mixture=mixture.name)))
+
+    def _renew(self, request: bytes) -> bytes:
+        self._sessions.renew(self._held(request))
+        return b""
+
+    def _release(self, request: bytes) -> bytes:
+        self._sessions.release(self._held(request))
+        return b""
+
+    def _held(self, request: bytes) -> list[HeldSession]:
+        return [held._replace(mixture=self._mixtures.named(held.mixture).name) for held in decode_held(request)]
+
+    def _list(self, request: bytes) -> bytes:
+        name = decode_list_request(request)
+        return encode_sessions(self._sessions.described(self._mixtures.named(name).name if name else ""))
+
+    def _call(self, request: bytes) -> bytes:
+        wanted = decode_call_request(request)
+        mixture = self._mixtures.named(wanted.mixture)
+        return encode_call_reply(self._sessions.call(replace(wanted, mixture=mixture.name)))

@@ -1,0 +1,229 @@
+"""What can be done with a session, by name: each takes the session's node and arguments that came over the wire."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mixserve.node import MixDataSourcesNode
+from mixserve.sessions.checkpoints import Checkpoints
+from mixserve.state import State
+from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
+from mixserve_client.wire.key import key_words
+from mixserve_client.wire.request import check_positions
+from mixserve_client.wire.session import check_name
+from mixserve_client.wire.tree import unflatten
+
+Arguments = dict[str, Any]
+
+_ROWS_LIMIT, _BYTES_LIMIT = 1 << 16, 256 << 20
+
+
+class Subject(NamedTuple):
+    """What an operation is done with."""
+
+    session: str
+    node: MixDataSourcesNode
+    checkpoints: Checkpoints | None
+
+
+class Ended(NamedTuple):
+    """The epoch is over."""
+
+
+Run = Callable[[Subject, Arguments], Any]
+
+
+class Operation(NamedTuple):
+    """What can be done; `run` gives a value that the wire can hold.
+
+    One that `moves` the session needs its holder. An answer is kept until the next call, unless it can be made `again`
+    from the place where the session stood. One that `counts` moves the session when it is refused, too.
+    """
+
+    run: Run
+    moves: bool = True
+    again: Run | None = None
+    counts: bool = False
+
+
+def rows_limit(node: MixDataSourcesNode) -> int:
+    """How many rows one answer may hold."""
+    row_bytes = sum(field.nbytes for field in node.mixture.fields)
+    return max(1, min(_ROWS_LIMIT, _BYTES_LIMIT // max(1, row_bytes)))
+
+
+def take_over_state(node: MixDataSourcesNode, state: State, *, strict: bool) -> None:
+    """Set the node's state; where not `strict`, a place in another order of records becomes the same index in this one.
+
+    Raises InvalidRequest for what is no state of this node.
+    """
+    try:
+        if not strict and isinstance(state, dict) and state.get("order") != node.mixture.order:
+            index, stood = min(int(state["index"]), len(node)), node.get_place()
+            node.index.set_value(index)
+            try:
+                state = state | node.get_place() | {"epoch": state["epoch"], "order": node.mixture.order}
+            finally:
+                node.set_place(stood)
+        node.set_state(state)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidRequest(f"this is no state of this mixture's node: {error}") from error
+
+
+def _start_epoch(on: Subject, _: Arguments) -> None:
+    iter(on.node)
+
+
+def _next_record(on: Subject, _: Arguments) -> Any:
+    try:
+        return next(on.node)
+    except StopIteration:
+        return Ended()
+
+
+def _next_batch(on: Subject, given: Arguments) -> Any:
+    _, size = check_positions(0, _argument(given, "size"), rows_limit(on.node))
+    try:
+        return on.node.next_batch(size)
+    except StopIteration:
+        return Ended()
+
+
+def _reset(on: Subject, _: Arguments) -> None:
+    on.node.reset()
+
+
+def _get_state(on: Subject, _: Arguments) -> Any:
+    return on.node.get_state()
+
+
+def _set_state(on: Subject, given: Arguments) -> None:
+    take_over_state(on.node, _argument(given, "state"), strict=True)
+
+
+def _compute_statistics(on: Subject, given: Arguments) -> Any:
+    start, size = check_positions(_argument(given, "start"), _argument(given, "size"), rows_limit(on.node))
+    words = key_words(given.get("key"))
+    if on.node.config.batch_stats_fn is None:
+        return None
+    return on.node.compute_statistics(on.node.get_batch_at(start, size, jnp.asarray(words)))
+
+
+def _get_statistics(on: Subject, _: Arguments) -> Any:
+    return on.node.get_statistics()
+
+
+def _set_statistics(on: Subject, given: Arguments) -> None:
+    statistics = _argument(given, "statistics")
+    if not isinstance(statistics, dict):
+        raise InvalidRequest(f"statistics must be a dict, got {type(statistics).__name__}")
+    on.node.set_statistics(statistics)
+
+
+def _reset_statistics(on: Subject, _: Arguments) -> None:
+    on.node.reset_statistics()
+
+
+def _get_operation_stats(on: Subject, _: Arguments) -> Any:
+    return on.node.get_operation_stats()
+
+
+def _reset_operation_stats(on: Subject, _: Arguments) -> None:
+    on.node.reset_operation_stats()
+
+
+def _reset_cache(on: Subject, _: Arguments) -> None:
+    on.node.reset_cache()
+
+
+def _process(on: Subject, given: Arguments) -> Any:
+    return on.node.counted(lambda: _rows(on, given))
+
+
+def _rows(on: Subject, given: Arguments) -> Any:
+    start, size = check_positions(given.get("start"), given.get("size"), rows_limit(on.node))
+    words = key_words(given.get("key"))
+    buffers = {field.name: np.empty((size, *field.shape), field.dtype) for field in on.node.mixture.fields}
+    on.node.read_into(start, words, buffers)
+    return unflatten(buffers)
+
+
+def _save_checkpoint(on: Subject, given: Arguments) -> Any:
+    keep_last = given.get("keep_last")
+    if keep_last is not None and (isinstance(keep_last, bool) or not isinstance(keep_last, int) or keep_last < 1):
+        raise InvalidRequest(f"keep_last must be an integer of at least 1, or None to keep all; got {keep_last!r}")
+    name = check_name("checkpoint", _argument(given, "name"))
+    state, fingerprint = on.node.get_state(), on.node.mixture.fingerprint
+    return _checkpoints(on).save(on.session, name, state, fingerprint, keep_last)
+
+
+def _restore_checkpoint(on: Subject, given: Arguments) -> None:
+    name = check_name("checkpoint", _argument(given, "name"))
+    session = check_name("session", given.get("session") or on.session)
+    strict = bool(given.get("strict", True))
+    state, fingerprint = _checkpoints(on).load(session, name)
+    if strict and fingerprint != on.node.mixture.fingerprint:
+        raise FingerprintMismatch(
+            f"the checkpoint {name!r} of the session {session!r} was saved of a mixture with the fingerprint "
+            f"{fingerprint}, this one has {on.node.mixture.fingerprint}: its records are others. With strict=False the "
+            "session goes on in this mixture from the same index"
+        )
+    take_over_state(on.node, state, strict=strict)
+
+
+def _list_checkpoints(on: Subject, _: Arguments) -> Any:
+    return _checkpoints(on).described(on.session)
+
+
+def _delete_checkpoint(on: Subject, given: Arguments) -> Any:
+    name = check_name("checkpoint", _argument(given, "name"))
+    return _checkpoints(on).delete(on.session, name)
+
+
+def _checkpoints(on: Subject) -> Checkpoints:
+    if on.checkpoints is None:
+        raise StorageFailed(
+            "this server has no folder for checkpoints: start it with --state-dir FOLDER (state_dir of its "
+            "configuration, or of local_client), or keep session.get_state() yourself"
+        )
+    return on.checkpoints
+
+
+def _argument(given: Arguments, name: str) -> Any:
+    if name not in given:
+        raise InvalidRequest(f"the argument {name} is required, got {', '.join(map(str, given)) or 'none'}")
+    return given[name]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "start_epoch": Operation(_start_epoch),
+    "next_record": Operation(_next_record, again=_next_record),
+    "next_batch": Operation(_next_batch, again=_next_batch),
+    "reset": Operation(_reset),
+    "get_state": Operation(_get_state, moves=False),
+    "set_state": Operation(_set_state),
+    "compute_statistics": Operation(_compute_statistics),
+    "get_statistics": Operation(_get_statistics, moves=False),
+    "set_statistics": Operation(_set_statistics),
+    "reset_statistics": Operation(_reset_statistics),
+    "get_operation_stats": Operation(_get_operation_stats, moves=False),
+    "reset_operation_stats": Operation(_reset_operation_stats),
+    "reset_cache": Operation(_reset_cache),
+    "process": Operation(_process, again=_rows, counts=True),
+    "save_checkpoint": Operation(_save_checkpoint, moves=False),
+    "restore_checkpoint": Operation(_restore_checkpoint),
+    "list_checkpoints": Operation(_list_checkpoints, moves=False),
+    "delete_checkpoint": Operation(_delete_checkpoint, moves=False),
+}
+# These need no session of that name, only what was kept of one.
+ABOUT_CHECKPOINTS = ("list_checkpoints", "delete_checkpoint")
+
+
+def operation_named(name: str) -> Operation:
+    """Raises InvalidRequest with the names that there are."""
+    try:
+        return OPERATIONS[name]
+    except KeyError:
+        raise InvalidRequest(f"operation must be one of {', '.join(OPERATIONS)}; got {name!r:.100}") from None

@@ -1,0 +1,109 @@
+"""The folder where one server keeps sessions and checkpoints: its lock, its layout, and writes that are whole or not
+there.
+
+    lock                                              held by the server for as long as it runs
+    sessions/MIXTURE/SESSION                          the session's journal
+    checkpoints/MIXTURE/SESSION/NAME.NUMBER/          one checkpoint
+    unfinished/                                       what is being written or deleted; swept at the start
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from mixserve_client.errors import StorageFailed
+
+_NAME_BYTES_LIMIT = 200
+
+
+class StateFolder:
+    """Made for one server; a second one on the same folder is refused."""
+
+    def __init__(self, path: Path):
+        """Raises OSError where the folder cannot be written or another server has it."""
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._unfinished = path / "unfinished"
+        # Kept open: the lock lives as long as the descriptor does.
+        self._lock = (path / "lock").open("a+")
+        try:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(
+                    errno.EBUSY, f"the state folder {path} is used by another server{self._owner()}; give each its own"
+                ) from None
+            self._lock.truncate(0)
+            self._lock.write(str(os.getpid()))
+            self._lock.flush()
+            shutil.rmtree(self._unfinished, ignore_errors=True)
+            self._unfinished.mkdir(exist_ok=True)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def journals(self, mixture: str) -> Path:
+        """The folder of the journals of a mixture's sessions."""
+        return self.path / "sessions" / _folder_name(mixture)
+
+    def checkpoints(self, mixture: str) -> Path:
+        """The folder of the checkpoints of a mixture's sessions."""
+        return self.path / "checkpoints" / _folder_name(mixture)
+
+    def unfinished(self) -> Path:
+        """A path that nothing else uses, on the same file system."""
+        return self._unfinished / uuid.uuid4().hex
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or folder, at once for all who look. Raises OSError."""
+        away = self.unfinished()
+        path.rename(away)
+        sync_folder(path.parent)
+        if away.is_dir():
+            shutil.rmtree(away, ignore_errors=True)
+        else:
+            away.unlink()
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        self._lock.close()
+
+    def _owner(self) -> str:
+        self._lock.seek(0)
+        pid = self._lock.read(20)
+        return f" (process {pid})" if pid.isdecimal() else ""
+
+
+@contextmanager
+def storing(what: str) -> Generator[None]:
+    """Turns what the operating system says while `what` is written into StorageFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(
+            f"{what} cannot be kept on the server: {error.strerror or error}; what was kept before is still there. "
+            "Make room for it, or let the server write to its state folder, and ask again"
+        ) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make what was created, renamed or removed in a folder last. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _folder_name(mixture: str) -> str:
+    """A mixture's name as that of a folder. Raises OSError where it is too long to be one."""
+    name = quote(mixture, safe=" ").replace(".", "%2E")
+    if len(name) > _NAME_BYTES_LIMIT:
+        raise OSError(errno.ENAMETOOLONG, f"the mixture's name {mixture!r:.60} is too long for a state folder")
+    return name
