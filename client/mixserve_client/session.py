@@ -1,6 +1,7 @@
 """A session: the stateful surface of a node that lives on a server, under a name."""
 
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
@@ -135,6 +136,7 @@ class Session(SessionView):
         self._lock = threading.Lock()
         self._closed = False
         leases.add(held, opened.ttl_s)
+        weakref.finalize(self, leases.remove, held).atexit = False  # one that nobody has any more ends with its lease
 
     @property
     def resumed(self) -> bool:

@@ -13,7 +13,7 @@ from mixserve.sessions.storage import StateFolder, sync_folder
 from mixserve_client.errors import CorruptCheckpoint
 
 _MAGIC = b"mixserve journal 1\n"
-_HEAD = struct.Struct("<II")  # length, CRC-32 of the length and the entry
+_HEAD = struct.Struct("<III")  # length of the entry, CRC-32 of the length, CRC-32 of the entry
 _COMPACTED_BYTES = 256 << 10
 
 
@@ -38,11 +38,15 @@ class Journal:
             raise self._damaged("it does not begin as a journal does")
         entries, at = list[bytes](), len(_MAGIC)
         while at + _HEAD.size <= len(data):
-            length, checksum = _HEAD.unpack_from(data, at)
+            length, length_checksum, checksum = _HEAD.unpack_from(data, at)
             begin, end = at + _HEAD.size, at + _HEAD.size + length
+            if not length and not any(data[at:]):
+                break  # zeros, which a machine that lost power may leave where an entry was to be
+            if length_checksum != _length_checksum(length):
+                raise self._damaged(f"the length at byte {at} does not fit its checksum")
             if end > len(data):
                 break
-            if _checksum(data[begin:end]) != checksum:
+            if zlib.crc32(data[begin:end]) != checksum:
                 raise self._damaged(f"the entry at byte {at} does not fit its checksum")
             entries.append(data[begin:end])
             at = end
@@ -54,7 +58,7 @@ class Journal:
 
     def append(self, entry: bytes) -> None:
         """Add an entry. Raises OSError; then the file holds what it held before."""
-        framed = _HEAD.pack(len(entry), _checksum(entry)) + entry
+        framed = _framed(entry)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.ftruncate(descriptor, self._whole_bytes)
@@ -70,7 +74,7 @@ class Journal:
 
     def begin(self, entry: bytes) -> None:
         """Replace the whole file, at once, by one with this entry. Raises OSError; then the old one is still there."""
-        framed = _MAGIC + _HEAD.pack(len(entry), _checksum(entry)) + entry
+        framed = _MAGIC + _framed(entry)
         made = self._folder.unfinished()
         try:
             with made.open("xb") as file:
@@ -95,8 +99,12 @@ class Journal:
         )
 
 
-def _checksum(entry: bytes) -> int:
-    return zlib.crc32(entry, zlib.crc32(len(entry).to_bytes(4, "little")))
+def _framed(entry: bytes) -> bytes:
+    return _HEAD.pack(len(entry), _length_checksum(len(entry)), zlib.crc32(entry)) + entry
+
+
+def _length_checksum(length: int) -> int:
+    return zlib.crc32(length.to_bytes(4, "little"))
 
 
 def _write(descriptor: int, data: bytes, at: int) -> None:

@@ -50,6 +50,7 @@ class Session:
         self.name = name
         self.dropped = False
         self.is_new = True  # until somebody holds it
+        self.is_converted = False  # from another mixture's order, and not yet written down
         self.renewed = renewed
         self._journal = journal
         self._checkpoints = checkpoints
@@ -95,7 +96,7 @@ class Session:
                 "to go on in this mixture from the same index"
             )
         take_over_state(node, state, strict=strict)
-        session.is_new = False
+        session.is_new, session.is_converted = False, record["fingerprint"] != current
         session._written = _hashes(_parts(record, state))
         session._record = record | {"fingerprint": current}
         return session
@@ -138,7 +139,7 @@ class Session:
         """Give the session to whoever made `request`. Raises StorageFailed."""
         self.renew()
         self._write({"lease": request.lease, "holder": request.holder, "resumed": not self.is_new})
-        self.is_new = False
+        self.is_new = self.is_converted = False
 
     def release(self) -> None:
         """Nobody holds it from here on. Raises StorageFailed."""

@@ -17,6 +17,7 @@ from mixserve.sessions.storage import StateFolder
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,
+    MixserveError,
     Overloaded,
     SessionTaken,
     UnknownSession,
@@ -62,6 +63,7 @@ class Sessions:
         self._journal_days = journal_days
         self._lock = threading.Lock()
         self._sessions: dict[_Key, Session] = {}
+        self._heard: dict[_Key, float] = {}  # when, of holders whose session is to be read from its journal again
         self._started = time.monotonic()
         self._swept = self._touched = -_HOUR_S
 
@@ -77,6 +79,7 @@ class Sessions:
                 session.renew()
                 return self._opened(session)
             if session.lease and self._is_live(session) and not request.take_over:
+                session.dropped = session.is_converted
                 raise SessionTaken(
                     f"the session {key.name!r} of the mixture {key.mixture!r} is held by "
                     f"{session.holder or 'another client'}, heard of {_silent_s(session):.0f} s ago; open it with "
@@ -110,7 +113,7 @@ class Sessions:
             if session is not None and session.lease == lease and not touches:
                 session.renew()  # though it may be busy
                 continue
-            with suppress(UnknownSession, CorruptCheckpoint, FingerprintMismatch), self._entered(key) as session:
+            with suppress(MixserveError), self._entered(key) as session:
                 if session.lease == lease:
                     session.renew()
                     session.touch()
@@ -118,10 +121,7 @@ class Sessions:
     def release(self, held: Iterable[HeldSession]) -> None:
         """Let go of these sessions; those that are not held under the given leases are passed over."""
         for mixture, name, lease in held:
-            with (
-                suppress(UnknownSession, CorruptCheckpoint, FingerprintMismatch),
-                self._entered(_Key(mixture, name)) as session,
-            ):
+            with suppress(MixserveError), self._entered(_Key(mixture, name)) as session:
                 if session.lease == lease:
                     session.release()
                     session.dropped = self._folder is not None
@@ -129,7 +129,8 @@ class Sessions:
     def described(self, mixture: str = "") -> list[SessionDescription]:
         """What is known of the sessions of a mixture, or of all."""
         with self._lock:
-            known = {key: self._described(key, session) for key, session in self._sessions.items()}
+            in_memory = list(self._sessions.items())
+        known = {key: self._described(key, session) for key, session in in_memory}
         if self._folder is not None:
             for name in self._nodes:
                 kept = {path.name for path in _files(self._folder.journals(name))}
@@ -198,7 +199,8 @@ class Sessions:
                 strict = opening is None or opening.strict
                 checkpoints = self._checkpoints[key.mixture]
                 node = self._nodes[key.mixture].clone()
-                return Session.resumed(key.name, node, journal, checkpoints, self._started, strict=strict)
+                renewed = self._heard.pop(key, self._started)
+                return Session.resumed(key.name, node, journal, checkpoints, renewed, strict=strict)
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -224,6 +226,8 @@ class Sessions:
         with self._lock:
             if self._sessions.get(key) is session:
                 del self._sessions[key]
+                if session.lease and self._is_live(session):
+                    self._heard[key] = session.renewed
 
     def _is_live(self, session: Session) -> bool:
         return _silent_s(session) < self._ttl_s
