@@ -1,6 +1,7 @@
 """The sessions that a client holds: renewed from one thread for as long as the client lives, let go at its end."""
 
 import logging
+import math
 import threading
 import time
 
@@ -11,6 +12,7 @@ from mixserve_client.wire.session import HeldSession, encode_held
 
 _logger = logging.getLogger("mixserve_client")
 _RELEASE_S = 2.0
+_IDLE_S = 3600.0
 _JOIN_S = 5.0
 
 
@@ -62,13 +64,17 @@ class Leases:
             self._thread.join(_JOIN_S)
 
     def _renew(self) -> None:
+        due = math.inf
         while not self._closed:
             with self._lock:
-                held, wait_s = list(self._held), min(self._held.values(), default=3600.0) / 3
-            if self._changed.wait(wait_s):
+                held, every_s = list(self._held), min(self._held.values(), default=_IDLE_S) / 3
+            now = time.monotonic()
+            due = min(due, now + every_s)  # sessions that are opened meanwhile put nothing off
+            if self._changed.wait(max(0.0, due - now)):
                 self._changed.clear()
                 continue
+            due = time.monotonic() + every_s
             try:
-                self._caller.call(methods.RENEW_SESSIONS, encode_held(held), time.monotonic() + wait_s)
+                self._caller.call(methods.RENEW_SESSIONS, encode_held(held), due)
             except MixserveError as error:
                 _logger.info("leases were not renewed, and will be tried again: %s", error)
