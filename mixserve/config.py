@@ -31,6 +31,16 @@ def _checked_weight(weight: float) -> float:
 Weight = Annotated[float, AfterValidator(_checked_weight)]
 
 
+def checked_seconds(seconds: float) -> float:
+    """`seconds`, if it is a time that something may take. Raises ValueError."""
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"must be a positive, finite number of seconds, got {seconds}")
+    return seconds
+
+
+Seconds = Annotated[float, AfterValidator(checked_seconds)]
+
+
 class _SourceConfig(_Section):
     weight: Weight | None = None
 
@@ -126,11 +136,15 @@ class MixtureConfig(_Section):
 
 
 class ServerConfig(_Section):
-    """Where the server listens, and the folder where processes of the same host meet for shared memory."""
+    """Where the server listens, the folder where processes of the same host meet for shared memory, where sessions and
+    checkpoints are kept (None: nowhere), and after how much silence of its holder a session is free.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
     shared_memory: bool | str = True
+    state_dir: str | None = Field(default=None, min_length=1)
+    session_ttl_s: Seconds = 900.0
 
 
 class Config(_Section):

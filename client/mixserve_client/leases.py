@@ -70,8 +70,10 @@ class Leases:
                 held, every_s = list(self._held), min(self._held.values(), default=_IDLE_S) / 3
             now = time.monotonic()
             due = min(due, now + every_s)  # sessions that are opened meanwhile put nothing off
-            if self._changed.wait(max(0.0, due - now)):
+            if self._changed.wait(min(max(0.0, due - now), _IDLE_S)):
                 self._changed.clear()
+                continue
+            if time.monotonic() < due:
                 continue
             due = time.monotonic() + every_s
             try:

@@ -29,7 +29,7 @@ State = dict[str, Any]
 class Checkpoint:
     """A checkpoint on the server: when it was saved, in seconds since 1970, of what, by which version of mixserve.
 
-    `damaged` says why it cannot be restored.
+    `damaged` says what is wrong with its description; its data are looked at when it is restored.
     """
 
     name: str

@@ -15,6 +15,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+state = typer.Typer(
+    help="The sessions that a running server knows, and their checkpoints.", no_args_is_help=True, add_completion=False
+)
+app.add_typer(state, name="state")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="MIXTURE.YAML", help="The configuration file.")]
 Address = Annotated[str, typer.Argument(metavar="ADDR", help="host:port or unix:///path of a running server.")]
@@ -24,6 +28,9 @@ SharedMemory = Annotated[
     str | None, typer.Option(help="Folder where processes of this host meet for shared memory; off for none.")
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
+SessionName = Annotated[str, typer.Argument(metavar="SESSION", help="The session's name.")]
+CheckpointName = Annotated[str, typer.Argument(metavar="NAME", help="The checkpoint's name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for scripts.")]
 
 
 @app.command()
@@ -33,14 +40,29 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one.", min=0, max=65535)] = None,
     placement: Placement = None,
     shared_memory: SharedMemory = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where sessions and checkpoints are kept; nowhere by default.")
+    ] = None,
+    session_ttl_s: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long a session's holder may be silent; 900 by default."),
+    ] = None,
     grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
     with _plain_errors():
         from mixserve.cli.serve import run
 
-        memory = _folder(shared_memory)
-        run(config, host=host, port=port, placement=placement, shared_memory=memory, grace_s=grace_s)
+        run(
+            config,
+            host=host,
+            port=port,
+            placement=placement,
+            shared_memory=_folder(shared_memory),
+            state_dir=state_dir,
+            session_ttl_s=session_ttl_s,
+            grace_s=grace_s,
+        )
 
 
 @app.command()
@@ -177,6 +199,103 @@ def demo(
         from mixserve.demo.run import run
 
         run(steps=steps, folder=folder, report=report)
+
+
+@state.command("list")
+def state_list(
+    address: Address,
+    mixture: Annotated[str | None, typer.Option(help="Only the sessions of this mixture.")] = None,
+    as_json: AsJson = False,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Show the sessions: who holds them, where they stand, and their checkpoints."""
+    with _plain_errors():
+        from mixserve.cli.state import show_sessions
+
+        show_sessions(address, mixture=mixture, as_json=as_json, timeout_s=timeout_s)
+
+
+@state.command("show")
+def state_show(
+    address: Address,
+    session: SessionName,
+    mixture: MixtureName = None,
+    as_json: AsJson = False,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Show one session: where it stands, its statistics, and what its checkpoints are."""
+    with _plain_errors():
+        from mixserve.cli.state import show_session
+
+        show_session(address, session, mixture=mixture, as_json=as_json, timeout_s=timeout_s)
+
+
+@state.command("save")
+def state_save(
+    address: Address,
+    session: SessionName,
+    name: CheckpointName,
+    keep_last: Annotated[
+        int | None, typer.Option(help="Delete all but so many of the session's newest checkpoints.", min=1)
+    ] = None,
+    mixture: MixtureName = None,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Keep a session's state as a checkpoint, whoever holds the session."""
+    with _plain_errors():
+        from mixserve.cli.state import save
+
+        save(address, session, name, keep_last=keep_last, mixture=mixture, timeout_s=timeout_s)
+
+
+@state.command("restore")
+def state_restore(
+    address: Address,
+    session: SessionName,
+    name: CheckpointName,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="OTHER_SESSION", help="The session whose checkpoint it is.")
+    ] = None,
+    take_over: Annotated[bool, typer.Option("--take-over", help="Take the session from whoever holds it.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin the session anew first, as a damaged journal needs it.")
+    ] = False,
+    ignore_fingerprint: Annotated[
+        bool, typer.Option("--ignore-fingerprint", help="Also where the mixture is another one: at the same index.")
+    ] = False,
+    mixture: MixtureName = None,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Let a session, known or new, go on where a checkpoint was saved; nobody may hold it meanwhile."""
+    with _plain_errors():
+        from mixserve.cli.state import restore
+
+        restore(
+            address,
+            session,
+            name,
+            source=source,
+            take_over=take_over,
+            fresh=fresh,
+            strict=not ignore_fingerprint,
+            mixture=mixture,
+            timeout_s=timeout_s,
+        )
+
+
+@state.command("delete")
+def state_delete(
+    address: Address,
+    session: SessionName,
+    name: CheckpointName,
+    mixture: MixtureName = None,
+    timeout_s: Timeout = 10.0,
+) -> None:
+    """Delete a checkpoint, without a question."""
+    with _plain_errors():
+        from mixserve.cli.state import delete
+
+        delete(address, session, name, mixture=mixture, timeout_s=timeout_s)
 
 
 def _folder(shared_memory: str | None) -> bool | str | None:

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-from mixserve.config import load_config
+from mixserve.config import ConfigError, checked_seconds, load_config
 
 _logger = logging.getLogger("mixserve")
 
@@ -21,6 +21,8 @@ def run(
     port: int | None,
     placement: str | None,
     shared_memory: bool | str | None,
+    state_dir: Path | None,
+    session_ttl_s: float | None,
     grace_s: float,
 ) -> None:
     """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
@@ -43,6 +45,10 @@ def run(
     from mixserve.serving import serve
 
     config = load_config(config_file)
+    ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
+    if state_dir is None and config.server.state_dir is not None:
+        state_dir = config_file.parent / config.server.state_dir
+    state_dir = None if state_dir is None else state_dir.absolute()
     nodes = build_nodes(config, config_file, placement=placement)
     host = config.server.host if host is None else host
     port = config.server.port if port is None else port
@@ -51,7 +57,11 @@ def run(
     if shared_memory is None and isinstance(memory, str):
         memory = str(config_file.parent / memory)
     _allow_many_files()
-    server = serve(nodes, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", shared_memory=memory)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
+    _logger.info(
+        "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
+    )
     serving.set()
     told_to_stop.wait()
     _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)
@@ -60,6 +70,14 @@ def run(
     if not finished:
         _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
         os._exit(0)  # the interpreter would wait for their threads
+
+
+def _ttl_s(flag: float) -> float:
+    """Raises ConfigError."""
+    try:
+        return checked_seconds(flag)
+    except ValueError as error:
+        raise ConfigError(f"--session-ttl-s {error}") from error
 
 
 def _allow_many_files() -> None:

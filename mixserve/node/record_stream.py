@@ -14,6 +14,14 @@ _KEPT_EVERY, _KEPT = 1024, 16
 MakeDataset = Callable[[], grain.IterDataset]
 
 
+class BehindTheEnd(ValueError):
+    """An index that the epoch does not reach; `end` is the last that it does."""
+
+    def __init__(self, index: int, end: int):
+        super().__init__(f"index must be at most {end}, where the epoch ends, got {index}")
+        self.end = end
+
+
 class _Place(NamedTuple):
     """Grain's state before a record; None is the beginning."""
 
@@ -50,7 +58,7 @@ class RecordStream:
         try:
             return json.dumps(self._at(make_dataset, index).get_state())
         except StopIteration:
-            raise ValueError(f"index must be at most {self._index}, where the epoch ends, got {index}") from None
+            raise BehindTheEnd(index, self._index) from None
 
     @staticmethod
     def restored(make_dataset: MakeDataset, index: int, state: str) -> "RecordStream":

@@ -5,7 +5,6 @@ import logging
 import socket
 import threading
 from collections.abc import Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from mixserve.serving.reflection import add_reflection
 from mixserve.serving.sessions import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
 from mixserve.serving.streams import StreamThreads
+from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import MixserveError, Unavailable
@@ -52,7 +52,7 @@ class MixServer:
         self._calls = CallCounter()
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()
-        self._server = grpc.server(ThreadPoolExecutor(_THREADS, "mixserve-call"), options=_OPTIONS)
+        self._server = grpc.server(CallThreads(_THREADS, "mixserve-call"), options=_OPTIONS)
         self._sessions = SessionThreads(services.state.end_silent)
         self._server.add_generic_rpc_handlers((self._mix_handlers(), self._state_handlers()))
         self._health = Health(self._server)

@@ -4,9 +4,10 @@ after their leases."""
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+
+from mixserve.serving.threads import CallThreads
 
 _logger = logging.getLogger("mixserve")
 
@@ -19,7 +20,7 @@ class SessionThreads:
     """Answers calls in threads of their own, and calls `end_silent` every now and then."""
 
     def __init__(self, end_silent: Callable[[], None]):
-        self._threads = ThreadPoolExecutor(_THREADS, "mixserve-session")
+        self._threads = CallThreads(_THREADS, "mixserve-session")
         self._end_silent = end_silent
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)

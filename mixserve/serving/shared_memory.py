@@ -218,6 +218,7 @@ def _sweep(folder: Path) -> None:
                 path.unlink()
     for path in folder.glob("*.sock"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            probe.setblocking(False)  # a server that takes no more connections would be waited for without end
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:

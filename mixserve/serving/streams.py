@@ -4,10 +4,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import grpc
+
+from mixserve.serving.threads import CallThreads
 
 _logger = logging.getLogger("mixserve")
 
@@ -70,7 +72,7 @@ class StreamThreads:
                         _logger.exception("a stalled stream cannot be ended")
 
 
-class _CountingThreads(ThreadPoolExecutor):
+class _CountingThreads(CallThreads):
     """Knows how many tasks wait for a thread."""
 
     def __init__(self, count: int, name: str):

@@ -115,7 +115,8 @@ class Checkpoints:
 
     def sessions(self) -> list[str]:
         """The sessions that have checkpoints."""
-        return sorted(path.name for path in self._path.iterdir() if path.is_dir()) if self._path.is_dir() else []
+        folders = self._path.iterdir() if self._path.is_dir() else ()
+        return sorted(path.name for path in folders if self._found(path.name))
 
     def delete(self, session: str, name: str) -> dict[str, Any]:
         """Delete what is kept under that name, and say what it was. Raises UnknownCheckpoint and StorageFailed."""

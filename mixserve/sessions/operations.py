@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixserve.node import MixDataSourcesNode
+from mixserve.node.record_stream import BehindTheEnd
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.state import State
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
@@ -61,15 +62,28 @@ def take_over_state(node: MixDataSourcesNode, state: State, *, strict: bool) -> 
     """
     try:
         if not strict and isinstance(state, dict) and state.get("order") != node.mixture.order:
-            index, stood = min(int(state["index"]), len(node)), node.get_place()
-            node.index.set_value(index)
+            stood = node.get_place()
             try:
-                state = state | node.get_place() | {"epoch": state["epoch"], "order": node.mixture.order}
+                state = (
+                    state
+                    | _place_at(node, int(state["index"]))
+                    | {"epoch": state["epoch"], "order": node.mixture.order}
+                )
             finally:
                 node.set_place(stood)
         node.set_state(state)
     except (ValueError, TypeError, KeyError) as error:
         raise InvalidRequest(f"this is no state of this mixture's node: {error}") from error
+
+
+def _place_at(node: MixDataSourcesNode, index: int) -> State:
+    """The place at `index`, or at the end of an epoch that does not reach it; the node is moved there."""
+    node.index.set_value(min(index, len(node)))
+    try:
+        return node.get_place()
+    except BehindTheEnd as behind:
+        node.index.set_value(behind.end)
+        return node.get_place()
 
 
 def _start_epoch(on: Subject, _: Arguments) -> None:

@@ -1,6 +1,7 @@
 """The sessions of a server by mixture and name: who holds which, which are in memory, which on disk."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -56,6 +57,8 @@ class Sessions:
         ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
     ):
+        if not 0 < ttl_s < math.inf:
+            raise ValueError(f"session_ttl_s must be a positive, finite number of seconds, got {ttl_s}")
         self._nodes = dict(nodes)
         self._folder = folder
         self._checkpoints = {name: Checkpoints(folder, name) for name in nodes} if folder is not None else {}
@@ -200,7 +203,10 @@ class Sessions:
                 checkpoints = self._checkpoints[key.mixture]
                 node = self._nodes[key.mixture].clone()
                 renewed = self._heard.pop(key, self._started)
-                return Session.resumed(key.name, node, journal, checkpoints, renewed, strict=strict)
+                session = Session.resumed(key.name, node, journal, checkpoints, renewed, strict=strict)
+                if not session.lease:
+                    session.renewed = time.monotonic() - _age_s(journal.path)
+                return session
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -245,9 +251,9 @@ class Sessions:
         assert journal is not None
         try:
             record, state = read_record(journal)
-            idle_s = max(0.0, time.time() - journal.path.stat().st_mtime)
+            idle_s = _age_s(journal.path)
         except FileNotFoundError:  # by now checkpoints are all that there is of it
-            return SessionDescription(*key, "", 0.0, 0, 0, checkpoints)
+            return SessionDescription(*key, "", 0.0, 0, 0, checkpoints, saved_only=True)
         except (CorruptCheckpoint, OSError) as error:
             return SessionDescription(*key, "", 0.0, 0, 0, checkpoints, str(error))
         lives = time.monotonic() - self._started < self._ttl_s
@@ -271,6 +277,10 @@ class Sessions:
 
 def _silent_s(session: Session) -> float:
     return time.monotonic() - session.renewed
+
+
+def _age_s(path: Path) -> float:
+    return max(0.0, time.time() - path.stat().st_mtime)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -27,26 +27,23 @@ class StateFolder:
 
     def __init__(self, path: Path):
         """Raises OSError where the folder cannot be written or another server has it."""
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._unfinished = path / "unfinished"
-        # Kept open: the lock lives as long as the descriptor does.
-        self._lock = (path / "lock").open("a+")
+        self.path = path.absolute()
+        self._unfinished = self.path / "unfinished"
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Kept open: the lock lives as long as the descriptor does.
+            self._lock = (self.path / "lock").open("a+")
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError(
-                    errno.EBUSY, f"the state folder {path} is used by another server{self._owner()}; give each its own"
-                ) from None
-            self._lock.truncate(0)
-            self._lock.write(str(os.getpid()))
-            self._lock.flush()
-            shutil.rmtree(self._unfinished, ignore_errors=True)
-            self._unfinished.mkdir(exist_ok=True)
-        except BaseException:
-            self._lock.close()
-            raise
+                self._take()
+            except BaseException:
+                self._lock.close()
+                raise
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the state folder {path} cannot be used: {error.strerror}; give every server its own, that "
+                "it can write",
+            ) from error
 
     def journals(self, mixture: str) -> Path:
         """The folder of the journals of a mixture's sessions."""
@@ -73,6 +70,17 @@ class StateFolder:
     def close(self) -> None:
         """Let another server have the folder."""
         self._lock.close()
+
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(error.errno, f"another server{self._owner()} has it") from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        shutil.rmtree(self._unfinished, ignore_errors=True)
+        self._unfinished.mkdir(exist_ok=True)
 
     def _owner(self) -> str:
         self._lock.seek(0)

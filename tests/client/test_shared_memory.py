@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -940,3 +940,18 @@ def test_what_a_forked_process_holds_stays_while_its_parent_reads_on(near, folde
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         for end in go:
             os.close(end)
+
+
+def test_a_server_starts_beside_one_that_takes_no_more_connections(tmp_path):
+    kind = socket.AF_UNIX, socket.SOCK_SEQPACKET
+    with ExitStack() as opened, closing(SharedMemory(str(tmp_path))), socket.socket(*kind) as stuck:
+        (folder,) = tmp_path.iterdir()
+        stuck.bind(str(folder / "stuck.sock"))
+        stuck.listen(1)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = opened.enter_context(socket.socket(*kind))
+                waiting.setblocking(False)
+                waiting.connect(str(folder / "stuck.sock"))
+        SharedMemory(str(tmp_path)).close()
+        assert (folder / "stuck.sock").exists()

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 import mixserve_client
-from mixserve_client.wire import batch, description, frame, request, schedule
+from mixserve_client.wire import batch, description, frame, request, schedule, session, value
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.dtypes import DTYPES
 
@@ -24,7 +24,28 @@ def main(major: str) -> None:
     _check_descriptions()
     _check_schedules()
     _check_batches()
+    _check_sessions()
     print(f"protobuf {version}: ok")
+
+
+def _check_sessions() -> None:
+    tree = {"a": [1, (None, True)], 2: {"b": 1.5, "c": "text"}}
+    assert value.decode_value(value.encode_value(tree)) == tree
+    array = value.decode_value(value.encode_value(np.arange(6, dtype=np.uint16).reshape(2, 3)))
+    assert array.dtype == np.uint16
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    wanted = session.OpenRequest("train", "run-17", "0" * 32, "holder", fresh=True, take_over=True, strict=False)
+    assert session.decode_open_request(session.encode_open_request(wanted)) == wanted
+    call = session.CallRequest("train", "run-17", "set_state", {"state": tree}, "0" * 32, 7)
+    assert session.decode_call_request(session.encode_call_request(call)) == call
+    reply = session.CallReply(tree, False, 2**53 + 1, 3)
+    assert session.decode_call_reply(session.encode_call_reply(reply)) == reply
+    for known in (b"\xff", b"\x0a\xff"):
+        try:
+            session.decode_call_request(known)
+        except mixserve_client.InvalidRequest:
+            continue
+        raise AssertionError(f"{known!r} is no request")
 
 
 def _check_lightness() -> None:

@@ -90,7 +90,7 @@ def test_a_journal_that_has_grown_long_says_so_until_it_is_begun_anew(folder):
 
 
 def test_a_folder_is_one_servers(folder):
-    with pytest.raises(OSError, match=r"is used by another server \(process \d+\)"):
+    with pytest.raises(OSError, match=r"cannot be used: another server \(process \d+\) has it"):
         StateFolder(folder.path)
 
 

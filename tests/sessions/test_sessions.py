@@ -610,3 +610,78 @@ def test_threads_that_share_a_session_take_turns(connect):
 def test_syncing_a_folder_needs_one(tmp_path):
     with pytest.raises(StorageFailed, match="No such file"), storage.storing("a thing"):
         storage.sync_folder(tmp_path / "none")
+
+
+@pytest.mark.parametrize("ttl_s", [0, -1, float("nan"), float("inf")])
+def test_a_lease_lasts_a_positive_number_of_seconds(ttl_s):
+    with pytest.raises(ValueError, match=f"session_ttl_s must be a positive, finite number of seconds, got {ttl_s}"):
+        local_client({"train": make_node()}, session_ttl_s=ttl_s)
+
+
+def test_a_lease_may_last_longer_than_a_thread_can_wait(connect):
+    client = connect(session_ttl_s=1e12)
+    session = client.session("run")
+    client._leases._changed.set()
+    iter(session)
+    thread = client._leases._thread
+    assert thread is not None
+    assert thread.is_alive()
+    client.close()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with local_client({"train": make_node()}, state_dir="state") as client:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        client.session("run").save_checkpoint("a")
+    assert (tmp_path / "state" / "checkpoints" / "train" / "run").is_dir()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_what_is_left_of_a_session_is_said(tmp_path):
+    with local_client({"train": make_node()}, state_dir=tmp_path) as client:
+        with client.session("run") as session:
+            session.save_checkpoint("a")
+        (tmp_path / "sessions" / "train" / "run").unlink()
+        (known,) = client.sessions()
+        assert known.saved_only
+        client.view_session("run").delete_checkpoint("a")
+        assert client.sessions() == ()
+
+
+def test_an_index_behind_the_new_mixtures_end_goes_on_at_its_end(tmp_path):
+    with local_client({"train": make_node()}, state_dir=tmp_path) as client:
+        session = client.session("run")
+        iter(session)
+        assert len(session.next_batch(150)["id"]) == 150
+        session.save_checkpoint("a")
+    shorter = make_node((0.98, 0.01, 0.01))
+    ours = twin(shorter)
+    end = len(ours.next_batch(300)["id"])
+    assert end < 150
+    with local_client({"train": shorter}, state_dir=tmp_path) as client:
+        other = client.session("other")
+        other.restore_checkpoint("a", session="run", strict=False)
+        for session in (other, client.session("run", strict=False, take_over=True)):
+            assert (session.index, session.epoch) == (end, 1)
+            with pytest.raises(StopIteration):
+                session.next_batch(1)
+            iter(session)
+            assert_batches_equal(session.next_batch(5), twin(shorter).next_batch(5))
+
+
+def test_a_process_that_stops_nothing_ends_all_the_same():
+    program = (
+        "from mixserve import serve\nfrom mixserve_client import MixClient\n"
+        "from tests.sessions.test_sessions import make_node\n"
+        "server = serve({'train': make_node()}); client = MixClient.connect(server.address)\n"
+        "session = client.session('run'); iter(session); print(len(session.next_batch(4)['id']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    )
+    assert done.stdout == "4\n"
+    assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """Requests and replies of sessions <-> bytes, and the one place that says how sessions and checkpoints may be named."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class OpenedSession:
 @dataclass(frozen=True, slots=True)
 class SessionDescription:
     """A session that a server knows: who holds it (empty for nobody), where it stands, its checkpoints, and what is
-    wrong with its journal."""
+    wrong with its journal, and whether nothing but its checkpoints is left."""
 
     mixture: str
     name: str
@@ -66,6 +67,7 @@ class SessionDescription:
     epoch: int
     checkpoints: tuple[str, ...]
     damaged: str = ""
+    saved_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,8 @@ def encode_opened(session: OpenedSession) -> bytes:
 def decode_opened(data: bytes) -> OpenedSession:
     """The session in `data`. Raises CorruptReply."""
     message = _reply(state_pb2.Session, data)
-    if not message.ttl_s > 0:
-        raise CorruptReply(f"the server's session must live for some time, got ttl_s {message.ttl_s}")
+    if not 0 < message.ttl_s < math.inf:
+        raise CorruptReply(f"ttl_s of the server's session must be a positive number of seconds, got {message.ttl_s}")
     return OpenedSession(message.ttl_s, message.sequence, message.index, message.epoch, message.resumed)
 
 
@@ -194,6 +196,7 @@ def encode_sessions(sessions: Iterable[SessionDescription]) -> bytes:
             epoch=session.epoch,
             checkpoints=session.checkpoints,
             damaged=session.damaged,
+            saved_only=session.saved_only,
         )
         for session in sessions
     )
@@ -212,6 +215,7 @@ def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
             session.epoch,
             tuple(session.checkpoints),
             session.damaged,
+            session.saved_only,
         )
         for session in _reply(state_pb2.Sessions, data).sessions
     )

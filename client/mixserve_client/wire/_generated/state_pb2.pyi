@@ -72,7 +72,7 @@ class Sessions(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[SessionDescription, _Mapping]]] = ...) -> None: ...
 
 class SessionDescription(_message.Message):
-    __slots__ = ("mixture", "session", "holder", "idle_s", "index", "epoch", "checkpoints", "damaged")
+    __slots__ = ("mixture", "session", "holder", "idle_s", "index", "epoch", "checkpoints", "damaged", "saved_only")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class SessionDescription(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    SAVED_ONLY_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     session: str
     holder: str
@@ -89,7 +90,8 @@ class SessionDescription(_message.Message):
     epoch: int
     checkpoints: _containers.RepeatedScalarFieldContainer[str]
     damaged: str
-    def __init__(self, mixture: _Optional[str] = ..., session: _Optional[str] = ..., holder: _Optional[str] = ..., idle_s: _Optional[float] = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., damaged: _Optional[str] = ...) -> None: ...
+    saved_only: bool
+    def __init__(self, mixture: _Optional[str] = ..., session: _Optional[str] = ..., holder: _Optional[str] = ..., idle_s: _Optional[float] = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., damaged: _Optional[str] = ..., saved_only: bool = ...) -> None: ...
 
 class CallSessionRequest(_message.Message):
     __slots__ = ("mixture", "session", "lease", "sequence", "operation", "arguments")

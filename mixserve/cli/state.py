@@ -1,0 +1,287 @@
+"""A running server's sessions and checkpoints -> the terminal; and what is done with them by hand."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from mixserve_client import MixClient
+from mixserve_client.errors import (
+    CorruptCheckpoint,
+    FingerprintMismatch,
+    MixserveError,
+    SessionTaken,
+    UnknownCheckpoint,
+    UnknownSession,
+)
+from mixserve_client.session import Checkpoint, SessionView
+from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.wire.session import SessionDescription, check_name
+
+_MOST_CHECKPOINTS = 4
+# What Python calls by an argument's name in the server's messages.
+_FLAGS: dict[type[MixserveError], str] = {
+    SessionTaken: "--take-over",
+    FingerprintMismatch: "--fresh, or --ignore-fingerprint",
+    CorruptCheckpoint: "--fresh",
+}
+
+
+def show_sessions(address: str, *, mixture: str | None, as_json: bool, timeout_s: float) -> None:
+    """Show the sessions of one mixture, or of all. Raises MixserveError."""
+    with MixClient.connect(address, patience_s=timeout_s) as client:
+        sessions = client.sessions(mixture=mixture, timeout_s=timeout_s)
+    if as_json:
+        _print_json([asdict(session) for session in sessions])
+        return
+    console = Console(highlight=False)
+    if not sessions:
+        of = "" if mixture is None else f" of the mixture {mixture!r}"
+        console.print(f"{address} knows no session{of}", markup=False, soft_wrap=True)
+        return
+    table = Table(title=f"sessions of {escape(address)}", title_justify="left", title_style="bold")
+    for name in ("mixture", "session", "holder"):
+        table.add_column(name, overflow="fold")
+    for name in ("silent for", "epoch", "index"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("checkpoints", overflow="fold")
+    for session in sessions:
+        stands = [_duration(session.idle_s), f"{session.epoch:,}", f"{session.index:,}"]
+        table.add_row(
+            escape(session.mixture),
+            session.name,
+            escape(_holder(session)),
+            *(stands if _has_place(session) else ["", "", ""]),
+            _in_short(session.checkpoints),
+        )
+    console.print(table)
+    for session in sessions:
+        if session.damaged:
+            console.print(f"  {session.name}: {session.damaged}", markup=False, soft_wrap=True)
+
+
+def show_session(address: str, name: str, *, mixture: str | None, as_json: bool, timeout_s: float) -> None:
+    """Show one session and its checkpoints. Raises MixserveError."""
+    with MixClient.connect(address, patience_s=timeout_s) as client:
+        view = client.view_session(name, mixture=mixture, timeout_s=timeout_s)
+        session = _known(client, view, timeout_s)
+        counts, statistics, problem = None, None, ""
+        try:
+            counts, statistics = view.get_operation_stats(), view.get_statistics()
+        except UnknownSession:
+            problem = "nothing but its checkpoints is left of this session: who opens it begins a new one"
+        except (CorruptCheckpoint, FingerprintMismatch) as error:
+            problem = str(error)
+        # Asked only where there are some: a server without a state folder refuses.
+        checkpoints = view.list_checkpoints() if session.checkpoints else ()
+    if as_json:
+        described = asdict(session) | {"checkpoints": [asdict(checkpoint) for checkpoint in checkpoints]}
+        del described["damaged"]
+        _print_json(described | {"operation_stats": counts, "statistics": statistics, "problem": problem})
+        return
+    console = Console(highlight=False)
+    console.print(f"session {session.name} of the mixture {session.mixture}", style="bold", markup=False)
+    if problem:
+        console.print(f"  {problem}", markup=False, soft_wrap=True)
+    if _has_place(session):
+        console.print(f"  {_holder(session)}, silent for {_duration(session.idle_s)}", markup=False)
+        console.print(f"  epoch {session.epoch:,}, index {session.index:,}")
+    if counts is not None:
+        console.print(f"  {', '.join(f'{count} {number:,}' for count, number in counts.items())}", markup=False)
+        lines = list(_lines("", statistics)) if statistics else []
+        console.print("  statistics:" if lines else "  no statistics")
+        for line in lines:
+            console.print(f"    {line}", markup=False, soft_wrap=True)
+    _show_checkpoints(console, checkpoints)
+
+
+def save(
+    address: str, session: str, name: str, *, keep_last: int | None, mixture: str | None, timeout_s: float
+) -> None:
+    """Save a checkpoint, and say what it is. Raises MixserveError."""
+    with MixClient.connect(address, patience_s=timeout_s) as client:
+        view = client.view_session(session, mixture=mixture, timeout_s=timeout_s)
+        saved = view.save_checkpoint(name, keep_last=keep_last)
+    print(f"saved {_said(saved, view)}")
+
+
+def restore(
+    address: str,
+    name: str,
+    checkpoint: str,
+    *,
+    source: str | None,
+    take_over: bool,
+    fresh: bool,
+    strict: bool,
+    mixture: str | None,
+    timeout_s: float,
+) -> None:
+    """Let the session go on where a checkpoint was saved, and say where that is. Raises MixserveError.
+
+    A checkpoint that cannot be restored is refused before the session is opened, which would begin an unknown one.
+    """
+    check_name("session", name)
+    with MixClient.connect(address, patience_s=timeout_s) as client:
+        view = client.view_session(source or name, mixture=mixture, timeout_s=timeout_s)
+        found = _checkpoint(client, view, checkpoint, strict, timeout_s)
+        options = {"take_over": take_over, "fresh": fresh, "strict": strict, "timeout_s": timeout_s}
+        try:
+            session = client.session(name, mixture=view.mixture, **options)
+        except tuple(_FLAGS) as error:
+            raise type(error)(f"{error}. On the command line: {_FLAGS[type(error)]}") from error
+        with session:
+            try:
+                session.restore_checkpoint(checkpoint, session=view.name, strict=strict)
+            except MixserveError:
+                if not session.resumed:
+                    print(f"mixserve: the session {name!r} was begun, and stays at its beginning", file=sys.stderr)
+                raise
+            epoch, index, resumed = session.epoch, session.index, session.resumed
+    print(f"restored {_said(found, view)}")
+    begun = "" if resumed else ", which was begun anew," if fresh else ", which is new,"
+    print(f"the session {name!r} of the mixture {view.mixture!r}{begun} stands at epoch {epoch}, index {index}")
+
+
+def delete(address: str, session: str, name: str, *, mixture: str | None, timeout_s: float) -> None:
+    """Delete a checkpoint, and say what it was. Raises MixserveError."""
+    with MixClient.connect(address, patience_s=timeout_s) as client:
+        view = client.view_session(session, mixture=mixture, timeout_s=timeout_s)
+        check_name("checkpoint", name)
+        _known(client, view, timeout_s)
+        deleted = view.delete_checkpoint(name)
+    print(f"deleted {_said(deleted, view)}")
+
+
+def _known(client: MixClient, view: SessionView, timeout_s: float) -> SessionDescription:
+    """What the server says of that session. Raises UnknownSession, and names those that there are."""
+    sessions = client.sessions(mixture=view.mixture, timeout_s=timeout_s)
+    for session in sessions:
+        if session.name == view.name:
+            return session
+    known = ", ".join(repr(session.name) for session in sessions) or "none at all"
+    raise UnknownSession(f"the mixture {view.mixture!r} has no session {view.name!r}, but {known:.1000}")
+
+
+def _checkpoint(client: MixClient, view: SessionView, name: str, strict: bool, timeout_s: float) -> Checkpoint:
+    """The checkpoint of that name. Raises what restoring it would, but for files whose bytes have changed."""
+    check_name("checkpoint", name)
+    _known(client, view, timeout_s)
+    by_name = {checkpoint.name: checkpoint for checkpoint in view.list_checkpoints()}
+    if name not in by_name:
+        known = ", ".join(map(repr, by_name)) or "none at all"
+        raise UnknownCheckpoint(f"the session {view.name!r} has no checkpoint {name!r}, but {known:.1000}")
+    found = by_name[name]
+    if found.damaged:
+        raise CorruptCheckpoint(found.damaged)
+    current = client.mixture(view.mixture, timeout_s=timeout_s).fingerprint
+    if strict and found.fingerprint != current:
+        raise FingerprintMismatch(
+            f"the checkpoint {name!r} was saved of a mixture with the fingerprint {found.fingerprint}, this one has "
+            f"{current}: its records are others. With --ignore-fingerprint the session goes on in this mixture from "
+            "the same index"
+        )
+    return found
+
+
+def _show_checkpoints(console: Console, checkpoints: tuple[Checkpoint, ...]) -> None:
+    if not checkpoints:
+        console.print("  no checkpoints")
+        return
+    table = Table(title="  checkpoints", title_justify="left")
+    table.add_column("name", overflow="fold")
+    table.add_column("saved (UTC)", no_wrap=True)
+    for name in ("epoch", "index", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("version", overflow="fold")
+    for saved in checkpoints:
+        if saved.damaged:
+            table.add_row(saved.name, "damaged")
+        else:
+            cells = _time(saved.saved_at), f"{saved.epoch:,}", f"{saved.index:,}", decimal(saved.bytes), saved.version
+            table.add_row(saved.name, *cells)
+    console.print(table)
+    for saved in checkpoints:
+        if saved.damaged:
+            console.print(f"  {saved.name}: {saved.damaged}", markup=False, soft_wrap=True)
+
+
+def _has_place(session: SessionDescription) -> bool:
+    """Whether the server knows where the session stands: not by a damaged journal, nor by checkpoints alone."""
+    return not session.damaged and not session.saved_only
+
+
+def _holder(session: SessionDescription) -> str:
+    if session.damaged:
+        return "damaged"
+    if not _has_place(session):
+        return "saved only"
+    return session.holder or "free"
+
+
+def _said(checkpoint: Checkpoint, view: SessionView) -> str:
+    whose = f"the checkpoint {checkpoint.name!r} of the session {view.name!r} of the mixture {view.mixture!r}"
+    if checkpoint.damaged:
+        return f"{whose}, which was damaged: {checkpoint.damaged}"
+    place = f"epoch {checkpoint.epoch}, index {checkpoint.index}"
+    return f"{whose}: {place}, {decimal(checkpoint.bytes)}, saved {_time(checkpoint.saved_at)} UTC"
+
+
+def _in_short(checkpoints: tuple[str, ...]) -> str:
+    """The newest of them, the oldest first."""
+    older = len(checkpoints) - _MOST_CHECKPOINTS
+    return ", ".join(([f"{older:,} older"] if older > 0 else []) + [*checkpoints[-_MOST_CHECKPOINTS:]])
+
+
+def _lines(path: str, value: Any) -> Iterator[str]:
+    """A line for each leaf of statistics; arrays abbreviated."""
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _lines(f"{path}.{key}" if path else str(key), child)
+    elif isinstance(value, np.ndarray):
+        shown = np.array2string(value, threshold=16, edgeitems=3, prefix=" " * 4)
+        yield f"{path}: {dtype_name(value.dtype)}{list(value.shape)} {shown}"
+    else:
+        yield f"{path}: {value!r:.200}"
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """`value` for JSON: arrays as lists, and numbers that are not finite as strings."""
+    match value:
+        case Mapping():
+            return {str(key): _plain(child) for key, child in value.items()}
+        case list() | tuple():
+            return [_plain(child) for child in value]
+        case np.ndarray():
+            # What is not NumPy's own is a float of few bits.
+            return _plain((value if value.dtype.isbuiltin == 1 else value.astype(np.float64)).tolist())
+        case complex():
+            return str(value)
+        case float() if not math.isfinite(value):
+            return str(value)
+        case _:
+            return value
+
+
+def _time(saved_at: float) -> str:
+    return f"{datetime.fromtimestamp(saved_at, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
