@@ -109,6 +109,11 @@ class Checkpoints:
             names = {checkpoint.name: checkpoint for checkpoint in self._found(session)}
             return [_described_at(checkpoint) for checkpoint in sorted(names.values())]
 
+    def described_one(self, session: str, name: str) -> dict[str, Any]:
+        """What is kept under that name. Raises UnknownCheckpoint."""
+        with self._lock:
+            return _described_at(self._newest(session, name))
+
     def names(self, session: str) -> tuple[str, ...]:
         """The names of what is kept of a session, in the order in which it was saved."""
         return tuple(dict.fromkeys(checkpoint.name for checkpoint in reversed(self._found(session))))[::-1]

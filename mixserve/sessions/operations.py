@@ -40,13 +40,15 @@ class Operation(NamedTuple):
     """What can be done; `run` gives a value that the wire can hold.
 
     One that `moves` the session needs its holder. An answer is kept until the next call, unless it can be made `again`
-    from the place where the session stood. One that `counts` moves the session when it is refused, too.
+    from the place where the session stood. One that `counts` moves the session when it is refused, too. One whose
+    answer cannot be found out again has it `foretold`: that is written down before it is done.
     """
 
     run: Run
     moves: bool = True
     again: Run | None = None
     counts: bool = False
+    foretold: Run | None = None
 
 
 def rows_limit(node: MixDataSourcesNode) -> int:
@@ -196,6 +198,10 @@ def _delete_checkpoint(on: Subject, given: Arguments) -> Any:
     return _checkpoints(on).delete(on.session, name)
 
 
+def _described_checkpoint(on: Subject, given: Arguments) -> Any:
+    return _checkpoints(on).described_one(on.session, check_name("checkpoint", _argument(given, "name")))
+
+
 def _checkpoints(on: Subject) -> Checkpoints:
     if on.checkpoints is None:
         raise StorageFailed(
@@ -229,7 +235,7 @@ OPERATIONS: dict[str, Operation] = {
     "save_checkpoint": Operation(_save_checkpoint, moves=False),
     "restore_checkpoint": Operation(_restore_checkpoint),
     "list_checkpoints": Operation(_list_checkpoints, moves=False),
-    "delete_checkpoint": Operation(_delete_checkpoint, moves=False),
+    "delete_checkpoint": Operation(_delete_checkpoint, moves=False, foretold=_described_checkpoint),
 }
 # These need no session of that name, only what was kept of one.
 ABOUT_CHECKPOINTS = ("list_checkpoints", "delete_checkpoint")

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from mixserve.faults import faults
@@ -18,6 +19,7 @@ from mixserve_client.errors import (
     InvalidRequest,
     MixserveError,
     SessionTaken,
+    UnknownCheckpoint,
     from_wire,
 )
 from mixserve_client.wire.session import CallReply, CallRequest, OpenRequest
@@ -184,7 +186,7 @@ class Session:
         refusal: MixserveError | None = None
         value: Any = None
         try:
-            value = self._run(operation.run, request)
+            value = self._run(operation.foretold or operation.run, request)
         except MixserveError as error:
             if not operation.counts:
                 raise
@@ -195,6 +197,8 @@ class Session:
         self._write({"sequence": request.sequence, "last": last})
         if refusal is not None:
             raise refusal
+        if operation.foretold is not None:
+            self._run(operation.run, request)
         return reply
 
     def _answered_again(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
@@ -207,6 +211,10 @@ class Session:
         if "refusal" in last:
             name, message = last["refusal"]
             raise from_wire(name, "", message)
+        if operation.foretold is not None:
+            with suppress(UnknownCheckpoint):
+                if self._run(operation.foretold, request) == last["value"]:  # written down, and then not done
+                    self._run(operation.run, request)
         if operation.again is None:
             return self._reply(last["value"])
         stands = self._node.get_place()

@@ -1,0 +1,48 @@
+"""A server of a small mixture that keeps its sessions in a folder, made to be killed.
+
+    python -m tests.crash.server FOLDER ADDRESS
+
+It says `ready` when it could start, starts at the first line of its standard input, says `serving`, and ends with its
+standard input. So the next one stands by while this one is killed, and no test waits for imports.
+"""
+
+import sys
+
+import numpy as np
+
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
+from mixserve.mixture import plan
+
+MIXTURE = "train"
+RUNGS = (4096,)  # one program to compile, so that servers start soon
+
+
+def make_node() -> MixDataSourcesNode:
+    """The node that is served: an epoch of two sources has some ten batches."""
+    rng = np.random.default_rng(0)
+    sources = [
+        ArraySource(
+            {
+                "tokens": rng.integers(0, 1 << 30, (length, 8), np.int32),
+                "image": rng.normal(size=(length, 3, 2)).astype(np.float32),
+            },
+            name=name,
+        )
+        for name, length in (("web", 40), ("code", 24))
+    ]
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3)), sources)
+
+
+def main(folder: str, address: str) -> None:
+    plan.RUNGS = RUNGS
+    node = make_node()
+    print("ready", flush=True)
+    if sys.stdin.readline():
+        server = serve({MIXTURE: node}, address, state_dir=folder, shared_memory=False)
+        print("serving", flush=True)
+        sys.stdin.read()
+        server.stop(grace_s=0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
