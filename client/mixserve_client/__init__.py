@@ -5,6 +5,7 @@
 ...     batch = client.get_batch_at(0, 256, key=7)
 """
 
+from mixserve_client.aio import AsyncBatchIterator, AsyncMixClient, AsyncSession, AsyncSessionView
 from mixserve_client.client import MixClient
 from mixserve_client.errors import (
     CorruptCheckpoint,
@@ -32,6 +33,10 @@ from mixserve_client.wire.description import Field, Limits, MixtureDescription, 
 from mixserve_client.wire.session import SessionDescription
 
 __all__ = [
+    "AsyncBatchIterator",
+    "AsyncMixClient",
+    "AsyncSession",
+    "AsyncSessionView",
     "BatchIterator",
     "Checkpoint",
     "CorruptCheckpoint",
