@@ -209,7 +209,7 @@ SCRIPT = [
     do("set_state", Kept("midway", (("more", 1),))),
     *WHERE,
     do("get_state"),
-    *(do("next_batch", size) for size in (0, -1, "3", None, 2.5)),
+    *(do("next_batch", size) for size in (0, -1, "3", None, 2.5, 2**70)),
     *WHERE,
     do("next_batch", 2),
     # Statistics
@@ -234,6 +234,7 @@ SCRIPT = [
     do("set_statistics", 7),
     do("set_statistics", None),
     *(do("compute_statistics", *at) for at in ((0, 0, 7), (-1, 4, 7), (0, 4, None), (0, 4, "7"), (2**63 - 2, 4, 7))),
+    do("compute_statistics", 2**70, 4, 7),
     do("get_statistics"),
     do("set_state", Kept("computed")),
     do("get_statistics"),
@@ -246,7 +247,7 @@ SCRIPT = [
     do("process", 0, 8, jax.random.key(7)),
     do("get_operation_stats"),
     *(do("process", *at) for at in ((0, 0, 7), (-1, 4, 7), (0, 4, None), (0, 4), ("0", 4, 7), (0, 2.5, 7))),
-    do("process", 2**63 - 2, 4, 7),
+    *(do("process", *at) for at in ((2**63 - 2, 4, 7), (2**70, 4, 7), (0, 4, "7"), (0, 4, np.zeros(3, np.uint32)))),
     do("get_operation_stats"),
     do("get_state", name="counted"),
     do("reset_operation_stats"),
@@ -439,7 +440,7 @@ def test_every_stateful_member_is_in_the_script():
 
 def test_a_fault_of_a_source_moves_no_route_and_all_go_on(hosted, open_routes):
     source, routes = hosted.nodes["troubled"].sources[0], open_routes("troubled")
-    read = [do("process", 0, 4, 7), do("compute_statistics", 0, 4, 7), do("next"), do("next_batch", 3)]
+    read = [do("next"), do("process", 0, 4, 7), do("compute_statistics", 0, 4, 7), do("next_batch", 3)]
     looks = [*WHERE, do("get_state"), do("get_statistics"), do("get_operation_stats")]
     run_through([do("reset_cache"), do("iter"), do("next_batch", 5), *looks], routes)
     source.failing = True

@@ -3,15 +3,24 @@
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Self, cast
 
-from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest, MixserveError, Unavailable
+from mixserve_client.errors import (
+    CorruptReply,
+    DeadlineExceeded,
+    InvalidRequest,
+    MixserveError,
+    OutOfRange,
+    Unavailable,
+)
 from mixserve_client.leases import Leases
 from mixserve_client.retry import PatientCaller, deadline_in
 from mixserve_client.wire import methods
 from mixserve_client.wire.key import key_words
+from mixserve_client.wire.request import check_positions
 from mixserve_client.wire.session import (
     CallReply,
     CallRequest,
@@ -165,8 +174,9 @@ class Session(SessionView):
     def next_batch(self, size: int) -> Any:
         """The records from `index` on as arrays of shape (size, *field.shape), fewer at the epoch's end.
 
-        Raises StopIteration where there is none left.
+        One call gives up to 65,536 records and 256 MiB. Raises StopIteration where there is none left.
         """
+        _, size = check_positions(0, size)
         return self._read("next_batch", size=size)
 
     def reset(self) -> None:
@@ -182,6 +192,7 @@ class Session(SessionView):
 
     def compute_statistics(self, start: int, size: int, key: Any) -> dict[str, Any] | None:
         """What the mixture's `batch_stats_fn` says of the batch at these positions; None where none is configured."""
+        start, size = check_positions(start, size)
         return self._move("compute_statistics", start=start, size=size, key=key_words(key)).value
 
     def set_statistics(self, stats: dict[str, Any]) -> None:
@@ -201,11 +212,15 @@ class Session(SessionView):
         self._move("reset_cache")
 
     def process(self, start: int, size: int, key: Any = None) -> Any:
-        """The batch at these positions, as `MixClient.get_batch_at` gives it, counted in `get_operation_stats`.
-
-        What the server refuses is counted as skipped.
-        """
-        words = None if key is None else key_words(key)
+        """The batch at these positions, as `MixClient.get_batch_at` gives it, counted in `get_operation_stats`; what is
+        refused is counted as skipped. One call gives up to 65,536 rows and 256 MiB."""
+        try:
+            start, size = check_positions(start, size)
+            words = key_words(key)
+        except (InvalidRequest, OutOfRange):
+            with suppress(InvalidRequest):
+                self._move("process", start=0, size=0, key=None)  # which is refused, and counted
+            raise
         return self._move("process", start=start, size=size, key=words).value
 
     def restore_checkpoint(self, name: str, *, session: str | None = None, strict: bool = True) -> None:

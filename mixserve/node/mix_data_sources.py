@@ -162,12 +162,12 @@ class MixDataSourcesNode(DataSourceModule):
         before, records = self._index(), list[Any]()
         try:
             records.extend(islice(_NodeIterator(self), size))
+            if not records:
+                raise StopIteration
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
         except BaseException:
             self.index.set_value(before)
             raise
-        if not records:
-            raise StopIteration
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
 
     def to_grain_iter_dataset(self) -> grain.IterDataset:
         """The records of all sources with a share, interleaved in proportion to the weights by `IterDataset.mix`."""

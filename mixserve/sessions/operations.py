@@ -15,6 +15,7 @@ from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import check_positions
 from mixserve_client.wire.session import check_name
 from mixserve_client.wire.tree import unflatten
+from mixserve_client.wire.value import value_message
 
 Arguments = dict[str, Any]
 
@@ -39,14 +40,15 @@ Run = Callable[[Subject, Arguments], Any]
 class Operation(NamedTuple):
     """What can be done; `run` gives a value that the wire can hold.
 
-    One that `moves` the session needs its holder. An answer is kept until the next call, unless it can be made `again`
-    from the place where the session stood. One that `counts` moves the session when it is refused, too. One whose
-    answer cannot be found out again has it `foretold`: that is written down before it is done.
+    One that `moves` the session needs its holder. An answer is kept until the next call, unless it can be made `again`,
+    for what `reads` records from the place where the session stood. One that `counts` moves the session when it is
+    refused, too. One whose answer cannot be found out again has it `foretold`: that is written down before it is done.
     """
 
     run: Run
     moves: bool = True
     again: Run | None = None
+    reads: bool = False
     counts: bool = False
     foretold: Run | None = None
 
@@ -55,6 +57,15 @@ def rows_limit(node: MixDataSourcesNode) -> int:
     """How many rows one answer may hold."""
     row_bytes = sum(field.nbytes for field in node.mixture.fields)
     return max(1, min(_ROWS_LIMIT, _BYTES_LIMIT // max(1, row_bytes)))
+
+
+def sendable(value: Any) -> Any:
+    """`value` itself. Raises InvalidRequest where no message can hold it."""
+    try:
+        value_message(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the mixture's statistics cannot be sent: {error}") from error
+    return value
 
 
 def take_over_state(node: MixDataSourcesNode, state: State, *, strict: bool) -> None:
@@ -124,11 +135,19 @@ def _compute_statistics(on: Subject, given: Arguments) -> Any:
     words = key_words(given.get("key"))
     if on.node.config.batch_stats_fn is None:
         return None
-    return on.node.compute_statistics(on.node.get_batch_at(start, size, jnp.asarray(words)))
+    try:
+        batch = on.node.get_batch_at(start, size, jnp.asarray(words))
+    except ValueError as error:
+        raise InvalidRequest(f"there are no statistics of this batch: {error}") from error
+    # What no message can hold is not to be kept.
+    statistics = sendable(on.node.clone().compute_statistics(batch))
+    if statistics is not None:
+        on.node.set_statistics(statistics)
+    return statistics
 
 
 def _get_statistics(on: Subject, _: Arguments) -> Any:
-    return on.node.get_statistics()
+    return sendable(on.node.get_statistics())
 
 
 def _set_statistics(on: Subject, given: Arguments) -> None:
@@ -219,8 +238,8 @@ def _argument(given: Arguments, name: str) -> Any:
 
 OPERATIONS: dict[str, Operation] = {
     "start_epoch": Operation(_start_epoch),
-    "next_record": Operation(_next_record, again=_next_record),
-    "next_batch": Operation(_next_batch, again=_next_batch),
+    "next_record": Operation(_next_record, again=_next_record, reads=True),
+    "next_batch": Operation(_next_batch, again=_next_batch, reads=True),
     "reset": Operation(_reset),
     "get_state": Operation(_get_state, moves=False),
     "set_state": Operation(_set_state),

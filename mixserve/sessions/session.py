@@ -181,7 +181,7 @@ class Session:
 
     def _answered(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
         last: Record = {"asked": asked}
-        if operation.again is not None:
+        if operation.reads:
             last["place"] = self._node.get_place()
         refusal: MixserveError | None = None
         value: Any = None
@@ -217,6 +217,8 @@ class Session:
                     self._run(operation.run, request)
         if operation.again is None:
             return self._reply(last["value"])
+        if not operation.reads:
+            return self._reply(self._run(operation.again, request))
         stands = self._node.get_place()
         self._node.set_place(last["place"])
         try:

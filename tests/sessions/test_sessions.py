@@ -54,9 +54,9 @@ BAD_NAMES = (
 )
 
 
-def make_node(weights=(0.5, 0.2, 0.3), seed=0):
+def make_node(weights=(0.5, 0.2, 0.3), seed=0, **options):
     sources = [ArraySource(arrays(100, seed + i), name=f"source-{i}") for i in range(3)]
-    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=3, weights=weights), sources)
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=3, weights=weights, **options), sources)
 
 
 @pytest.fixture(params=["in-process", "grpc"])
@@ -498,6 +498,28 @@ def test_values_that_no_message_can_hold_are_refused(connect):
     assert session.get_statistics() is None
     session.set_statistics({"value": np.zeros(15 << 20, np.uint8)})
     assert session.get_statistics()["value"].nbytes == 15 << 20
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_statistics_that_no_message_can_hold_are_refused_and_not_kept(tmp_path, folder):
+    state_dir = tmp_path if folder else None
+    sources = [ArraySource({"tokens": np.arange(40, dtype=np.int32).reshape(10, 4)})]
+
+    def client_of(**options):
+        node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), **options), sources)
+        return local_client({"train": node}, state_dir=state_dir)
+
+    found = {"mean": 1.0}
+    with client_of(batch_stats_fn=lambda batch: dict(found)) as client, client.session("run") as session:
+        assert session.compute_statistics(0, 4, 7) == {"mean": 1.0}
+        found["mean"] = object()
+        with pytest.raises(InvalidRequest, match="/mean is object"):
+            session.compute_statistics(0, 4, 7)
+        assert session.get_statistics() == {"mean": 1.0}
+        assert session.get_state()["statistics"]["values"] == {"mean": 1.0}
+    with client_of(precomputed_stats={"mean": object()}) as client, client.session("run") as session:
+        with pytest.raises(InvalidRequest, match="/mean is object"):
+            session.get_statistics()
 
 
 def test_a_client_of_several_servers_has_no_sessions():
