@@ -16,7 +16,7 @@ from mixserve_client import MixClient, UnknownSession
 from tests.conftest import assert_batches_equal
 from tests.processes import DEADLINE_S, ServerProcess, server_process, write_mixture
 
-TRAINERS_S = float(os.environ.get("MIXSERVE_TRAINERS_S", "8"))
+TRAINERS_S = float(os.environ.get("MIXSERVE_TRAINERS_S", "5"))
 TRAINERS = 8
 SESSIONS = 1000
 SESSION_BYTES = 64 << 10
@@ -84,7 +84,7 @@ def status(server: ServerProcess, entry: str) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_thousand_sessions_take_little_memory_and_no_threads_and_end_with_their_leases(config, tmp_path):
     with (
-        server_process(config, "--state-dir", str(tmp_path / "state"), "--session-ttl-s", "8") as server,
+        server_process(config, "--state-dir", str(tmp_path / "state"), "--session-ttl-s", "5") as server,
         MixClient.connect(server.address(), patience_s=DEADLINE_S) as client,
     ):
         for number in range(50):  # what the first sessions cost alone: code, pools, threads of the server

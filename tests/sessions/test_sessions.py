@@ -517,9 +517,12 @@ def test_statistics_that_no_message_can_hold_are_refused_and_not_kept(tmp_path, 
             session.compute_statistics(0, 4, 7)
         assert session.get_statistics() == {"mean": 1.0}
         assert session.get_state()["statistics"]["values"] == {"mean": 1.0}
-    with client_of(precomputed_stats={"mean": object()}) as client, client.session("run") as session:
-        with pytest.raises(InvalidRequest, match="/mean is object"):
-            session.get_statistics()
+    with (
+        client_of(precomputed_stats={"mean": object()}) as client,
+        client.session("run") as session,
+        pytest.raises(InvalidRequest, match="/mean is object"),
+    ):
+        session.get_statistics()
 
 
 def test_a_client_of_several_servers_has_no_sessions():
