@@ -18,7 +18,7 @@ from mixserve_client.memory import MemoryPool
 from mixserve_client.reading import Reading
 from mixserve_client.retry import PatientCaller, deadline_in
 from mixserve_client.schedule import Pairs, Schedule
-from mixserve_client.session import Session, SessionView
+from mixserve_client.session import Session, SessionView, is_definite
 from mixserve_client.spans import Span
 from mixserve_client.transport import Transport
 from mixserve_client.transport.grpc import GrpcTransport
@@ -238,8 +238,14 @@ class MixClient:
             strict=strict,
             expected_fingerprint=described.fingerprint,
         )
-        reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline_in(timeout_s))
-        return Session(self._caller, self._leases, held, decode_opened(reply), timeout_s)
+        data, deadline = encode_open_request(request), deadline_in(timeout_s)
+        try:
+            reply = self._caller.call(methods.OPEN_SESSION, data, deadline)
+            return Session(self._caller, self._leases, held, decode_opened(reply), timeout_s)
+        except BaseException as error:
+            if not is_definite(error):
+                self._leases.release(held)  # which the server may have given
+            raise
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """What may be asked of a session that others hold: its state, and its checkpoints."""

@@ -22,7 +22,7 @@ class Leases:
     def __init__(self, caller: PatientCaller):
         self._caller = caller
         self._held: dict[HeldSession, float] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a session may be collected, and removed, wherever this thread is
         self._changed = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None

@@ -1,5 +1,6 @@
 """A session: the stateful surface of a node that lives on a server, under a name."""
 
+import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from mixserve_client.errors import (
     InvalidRequest,
     MixserveError,
     OutOfRange,
+    ServerFault,
     Unavailable,
 )
 from mixserve_client.leases import Leases
@@ -144,6 +146,7 @@ class Session(SessionView):
         self._unanswered: bytes | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._pid = os.getpid()
         leases.add(held, opened.ttl_s)
         weakref.finalize(self, leases.remove, held).atexit = False  # one that nobody has any more ends with its lease
 
@@ -266,10 +269,11 @@ class Session(SessionView):
             self._unanswered = data
             try:
                 reply = self._sent(data)
-            except (DeadlineExceeded, Unavailable, CorruptReply):
-                raise
-            except MixserveError:
-                self._unanswered = None
+            except (InvalidRequest, OutOfRange, ServerFault):
+                # Where these are counted they are answers. All else may hide that the call was done when it was sent
+                # before, so the same call is made under the same number; one that was refused has used up none.
+                if operation == "process":
+                    self._unanswered = None
                 raise
             self._unanswered = None
             self._index, self._epoch = reply.index, reply.epoch
@@ -280,9 +284,24 @@ class Session(SessionView):
             self._check_open()
             return super()._ask(operation, **arguments)
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a session cannot be pickled: it is one process's. Let the other process open it, with take_over=True, or "
+            "one of its own that restores a checkpoint"
+        )
+
     def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise InvalidRequest(
+                "this session belongs to the process that opened it, and this one was forked off: open another one here"
+            )
         if self._closed:
             raise InvalidRequest("this session is closed; open it again with client.session(...)")
+
+
+def is_definite(error: BaseException) -> bool:
+    """Whether the server has refused, rather than not been heard."""
+    return isinstance(error, MixserveError) and not isinstance(error, DeadlineExceeded | Unavailable | CorruptReply)
 
 
 def _checkpoint(described: Any) -> Checkpoint:

@@ -1,7 +1,6 @@
 """The node: a Flax NNX module whose batches are pure functions of (start, size, key)."""
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -35,6 +34,8 @@ from mixserve_client.wire.request import check_positions
 from mixserve_client.wire.tree import unflatten
 
 logger = logging.getLogger(__name__)
+
+_LAST_EPOCH = 2**62
 
 
 class _Private(NamedTuple):
@@ -290,7 +291,7 @@ class MixDataSourcesNode(DataSourceModule):
     def _placed_at(self, place: State, path: str) -> Callable[[], None]:
         """What moves this node to a place, all of which is checked already. Raises ValueError."""
         index, epoch = int(place["index"]), int(place["epoch"])
-        for name, last in (("index", len(self)), ("epoch", sys.maxsize)):
+        for name, last in (("index", len(self)), ("epoch", _LAST_EPOCH)):
             if not 0 <= int(place[name]) <= last:
                 raise ValueError(f"{below(path, name)} must be in 0..{last}, got {place[name]}")
         try:

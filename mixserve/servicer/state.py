@@ -1,11 +1,13 @@
 """The path of a stateful method and a request's bytes -> the reply's bytes, from the server's sessions."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from mixserve.faults import faults
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.sessions import Sessions
+from mixserve_client.errors import InvalidRequest, UnknownMixture
 from mixserve_client.wire import methods
 from mixserve_client.wire.session import (
     HeldSession,
@@ -65,7 +67,11 @@ class StateServicer:
         return b""
 
     def _held(self, request: bytes) -> list[HeldSession]:
-        return [held._replace(mixture=self._mixtures.named(held.mixture).name) for held in decode_held(request)]
+        known: list[HeldSession] = []
+        for held in decode_held(request):
+            with suppress(UnknownMixture, InvalidRequest):  # of a mixture that this server has no more
+                known.append(held._replace(mixture=self._mixtures.named(held.mixture).name))
+        return known
 
     def _list(self, request: bytes) -> bytes:
         name = decode_list_request(request)

@@ -57,12 +57,18 @@ class MixServer:
         self._server.add_generic_rpc_handlers((self._mix_handlers(), self._state_handlers()))
         self._health = Health(self._server)
         add_reflection(self._server, (methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
-        self.address = _bind(self._server, address)
+        try:
+            self.address = _bind(self._server, address)
+        except BaseException:
+            self._streams.close()
+            self._sessions.close()
+            raise
         self._stopped = threading.Event()
 
     def start(self) -> None:
         """Listen, warm up, and then serve; calls that come before get Unavailable, and clients try again."""
         self._server.start()
+        self._sessions.start()
         self._services.warm_up()
         self._not_ready = None
         self._health.serving()
@@ -110,7 +116,10 @@ class MixServer:
 
     def _state_handlers(self) -> grpc.GenericRpcHandler:
         calls = self._services.state.methods
-        handlers = {_name(path): self._sessions.handler(partial(self._answer, path)) for path in calls}
+        handlers = {
+            _name(path): self._sessions.handler(partial(self._answer, path), waits=path == methods.CALL_SESSION)
+            for path in calls
+        }
         return grpc.method_handlers_generic_handler(methods.STATE_SERVICE_NAME, handlers)
 
     def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:

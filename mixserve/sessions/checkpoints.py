@@ -7,6 +7,7 @@ arrays replaced by their places) and `arrays`; `manifest.json` says what it is a
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,10 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixserve.sessions.storage import StateFolder, storing, sync_folder
+from mixserve.sessions.storage import StateFolder, make_folder, storing, sync_folder
 from mixserve.state import State
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
 from mixserve_client.wire.dtypes import dtype_named
+from mixserve_client.wire.session import is_name
+
+_logger = logging.getLogger("mixserve")
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -78,13 +82,18 @@ class Checkpoints:
                 _write_synced(made / _MANIFEST, json.dumps(manifest, indent=1).encode())
                 sync_folder(made)
                 place = self._path / session
-                place.mkdir(parents=True, exist_ok=True)
-                made.rename(place / f"{name}.{number:010d}")
-                sync_folder(place)
+                with self._folder.writing():
+                    make_folder(place)
+                    made.rename(place / f"{name}.{number:010d}")
+                    sync_folder(place)
             except BaseException:
                 shutil.rmtree(made, ignore_errors=True)
                 raise
-            self._thin_out(session, keep_last)
+        try:
+            with self._lock:
+                self._thin_out(session, keep_last)
+        except OSError as error:
+            _logger.warning("checkpoints of the session %r that are not wanted any more stay: %s", session, error)
         return _described(manifest)
 
     def load(self, session: str, name: str) -> tuple[State, str]:
@@ -121,7 +130,7 @@ class Checkpoints:
     def sessions(self) -> list[str]:
         """The sessions that have checkpoints."""
         folders = self._path.iterdir() if self._path.is_dir() else ()
-        return sorted(path.name for path in folders if self._found(path.name))
+        return sorted(path.name for path in folders if is_name(path.name) and self._found(path.name))
 
     def delete(self, session: str, name: str) -> dict[str, Any]:
         """Delete what is kept under that name, and say what it was. Raises UnknownCheckpoint and StorageFailed."""
@@ -264,6 +273,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
         if manifest["sha256"] != _manifest_hash(manifest):
             raise ValueError("its bytes are not those that were written")
+        missing = [entry for entry in (*_DESCRIBED, "format", "files") if entry not in manifest]
+        if missing:
+            raise ValueError(f"it does not say {', '.join(missing)}")
     except OSError as error:
         raise _damaged(path, f"it cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from mixserve.sessions.storage import StateFolder, sync_folder
+from mixserve.sessions.storage import StateFolder, make_folder, sync_folder
 from mixserve_client.errors import CorruptCheckpoint
 
 _MAGIC = b"mixserve journal 1\n"
@@ -59,21 +59,25 @@ class Journal:
     def append(self, entry: bytes) -> None:
         """Add an entry. Raises OSError; then the file holds what it held before."""
         framed = _framed(entry)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, self._whole_bytes)
+        with self._folder.writing():
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                _write(descriptor, framed, self._whole_bytes)
-                os.fdatasync(descriptor)
-            except OSError:
                 os.ftruncate(descriptor, self._whole_bytes)
-                raise
-        finally:
-            os.close(descriptor)
+                try:
+                    _write(descriptor, framed, self._whole_bytes)
+                    os.fdatasync(descriptor)
+                except OSError:
+                    os.ftruncate(descriptor, self._whole_bytes)
+                    raise
+            finally:
+                os.close(descriptor)
         self._whole_bytes += len(framed)
 
     def begin(self, entry: bytes) -> None:
-        """Replace the whole file, at once, by one with this entry. Raises OSError; then the old one is still there."""
+        """Replace the whole file, at once, by one with this entry.
+
+        Raises OSError; then it is to be read again: either of the two may be there.
+        """
         framed = _MAGIC + _framed(entry)
         made = self._folder.unfinished()
         try:
@@ -81,9 +85,10 @@ class Journal:
                 file.write(framed)
                 file.flush()
                 os.fsync(file.fileno())
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            made.replace(self.path)
-            sync_folder(self.path.parent)
+            with self._folder.writing():
+                make_folder(self.path.parent)
+                made.replace(self.path)
+                sync_folder(self.path.parent)
         except OSError:
             made.unlink(missing_ok=True)
             raise
@@ -91,7 +96,8 @@ class Journal:
 
     def touch(self) -> None:
         """Say that the session is in use. Raises OSError."""
-        os.utime(self.path)
+        with self._folder.writing():
+            os.utime(self.path)
 
     def _damaged(self, why: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(

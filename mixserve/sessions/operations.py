@@ -196,8 +196,10 @@ def _save_checkpoint(on: Subject, given: Arguments) -> Any:
 
 def _restore_checkpoint(on: Subject, given: Arguments) -> None:
     name = check_name("checkpoint", _argument(given, "name"))
-    session = check_name("session", given.get("session") or on.session)
-    strict = bool(given.get("strict", True))
+    session = check_name("session", given.get("session", on.session))
+    strict = given.get("strict", True)
+    if not isinstance(strict, bool):
+        raise InvalidRequest(f"strict must be True or False, got {strict!r:.100}")
     state, fingerprint = _checkpoints(on).load(session, name)
     if strict and fingerprint != on.node.mixture.fingerprint:
         raise FingerprintMismatch(

@@ -1,7 +1,6 @@
 """A session: a private copy of a mixture's node, moved by numbered calls, each written down before it is answered."""
 
 import hashlib
-import threading
 import time
 from contextlib import suppress
 from typing import Any
@@ -27,13 +26,15 @@ from mixserve_client.wire.value import decode_value, encode_value
 
 _FORMAT = 1
 _NOBODY = ""
+_TOUCHED_EVERY_S = 3600.0
+_LEVELS = 4  # what a record has around values that came over the wire
 _STATE = "state/"
 
 Record = dict[str, Any]
 
 
 class Session:
-    """Used by whoever holds `lock`; `dropped` says that another object has taken its place, or none.
+    """Used by one thread at a time; `dropped` says that it is not to be used any more, but loaded again.
 
     Its record is all that another process needs to go on: who holds it, the node's state, and how the last numbered
     call is answered again. A read is answered again from the place where it began.
@@ -47,8 +48,7 @@ class Session:
         checkpoints: Checkpoints | None,
         renewed: float,
     ):
-        """`node` is the session's own."""
-        self.lock = threading.Lock()
+        """`node` is the mixture's: the session takes a copy of it."""
         self.name = name
         self.dropped = False
         self.is_new = True  # until somebody holds it
@@ -56,7 +56,8 @@ class Session:
         self.renewed = renewed
         self._journal = journal
         self._checkpoints = checkpoints
-        self._node = node
+        self._node = node.clone()
+        self._touched = -_TOUCHED_EVERY_S
         self._written: dict[str, bytes] = {}
         self._record: Record = {
             "format": _FORMAT,
@@ -85,7 +86,6 @@ class Session:
         the mixture is another by now; that only if `strict`.
         """
         record, state = read_record(journal)
-        session = Session(name, node, journal, checkpoints, renewed)
         current = node.mixture.fingerprint
         if record["session"] != name:
             raise InvalidRequest(
@@ -97,7 +97,8 @@ class Session:
                 f"has {current}: its records are others. Open it with fresh=True to begin anew, or strict=False "
                 "to go on in this mixture from the same index"
             )
-        take_over_state(node, state, strict=strict)
+        session = Session(name, node, journal, checkpoints, renewed)
+        take_over_state(session._node, state, strict=strict)
         session.is_new, session.is_converted = False, record["fingerprint"] != current
         session._written = _hashes(_parts(record, state))
         session._record = record | {"fingerprint": current}
@@ -149,7 +150,8 @@ class Session:
 
     def touch(self) -> None:
         """Keep the journal from being thrown away as old. Raises StorageFailed."""
-        if self._journal is not None:
+        if self._journal is not None and time.monotonic() - self._touched >= _TOUCHED_EVERY_S:
+            self._touched = time.monotonic()
             with storing(f"the journal of the session {self.name!r}"):
                 self._journal.touch()
 
@@ -169,10 +171,10 @@ class Session:
                     f"{request.operation} moves the session: it needs the holder's lease and a sequence"
                 )
             return self._reply(self._run(operation.run, request))
-        asked = hashlib.sha256(encode_value([request.operation, request.arguments])).hexdigest()
-        if request.sequence <= self.sequence:
-            return self._answered_again(operation, request, asked)
+        asked = hashlib.sha256(encode_value([request.operation, request.arguments], more_levels=_LEVELS)).hexdigest()
         try:
+            if request.sequence <= self.sequence:
+                return self._answered_again(operation, request, asked)
             return self._answered(operation, request, asked)
         except BaseException:
             # What has moved by halves is forgotten: the journal has the session as it was.
@@ -244,10 +246,10 @@ class Session:
             with storing(f"the journal of the session {self.name!r}"):
                 try:
                     if not self._written or self._journal.is_long:
-                        self._journal.begin(encode_value(parts))
+                        self._journal.begin(encode_value(parts, more_levels=_LEVELS))
                     else:
                         new = {path: part for path, part in parts.items() if self._written.get(path) != hashes[path]}
-                        self._journal.append(encode_value(new))
+                        self._journal.append(encode_value(new, more_levels=_LEVELS))
                 except BaseException:
                     self.dropped = True
                     raise
@@ -285,4 +287,7 @@ def _parts(record: Record, state: State) -> Record:
 
 
 def _hashes(parts: Record) -> dict[str, bytes]:
-    return {path: hashlib.blake2b(encode_value(part), digest_size=16).digest() for path, part in parts.items()}
+    return {
+        path: hashlib.blake2b(encode_value(part, more_levels=_LEVELS), digest_size=16).digest()
+        for path, part in parts.items()
+    }

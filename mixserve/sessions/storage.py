@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from urllib.parse import quote
 from mixserve_client.errors import StorageFailed
 
 _NAME_BYTES_LIMIT = 200
+_QUIET_S = 10.0
 
 
 class StateFolder:
@@ -28,9 +30,12 @@ class StateFolder:
     def __init__(self, path: Path):
         """Raises OSError where the folder cannot be written or another server has it."""
         self.path = path.absolute()
+        self._writes = threading.Condition()
+        self._writing = 0
+        self._closed = False
         self._unfinished = self.path / "unfinished"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             # Kept open: the lock lives as long as the descriptor does.
             self._lock = (self.path / "lock").open("a+")
             try:
@@ -57,19 +62,39 @@ class StateFolder:
         """A path that nothing else uses, on the same file system."""
         return self._unfinished / uuid.uuid4().hex
 
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Around every change of what is kept: none is made once another server may have the folder. Raises OSError."""
+        with self._writes:
+            if self._closed:
+                raise OSError(errno.ESHUTDOWN, "this server has ended, and another one may have its state folder")
+            self._writing += 1
+        try:
+            yield
+        finally:
+            with self._writes:
+                self._writing -= 1
+                self._writes.notify_all()
+
     def remove(self, path: Path) -> None:
         """Delete a file or folder, at once for all who look. Raises OSError."""
         away = self.unfinished()
-        path.rename(away)
-        sync_folder(path.parent)
+        with self.writing():
+            path.rename(away)
+            sync_folder(path.parent)
         if away.is_dir():
             shutil.rmtree(away, ignore_errors=True)
         else:
             away.unlink()
 
     def close(self) -> None:
-        """Let another server have the folder."""
-        self._lock.close()
+        """Let another server have the folder, after the writes that are under way."""
+        with self._writes:
+            self._closed = True
+            is_quiet = self._writes.wait_for(lambda: not self._writing, _QUIET_S)
+        if is_quiet and not self._lock.closed:  # else it is this process's as long as it lives
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # which a process that was forked off would hold on to
+            self._lock.close()
 
     def _take(self) -> None:
         try:
@@ -98,6 +123,18 @@ def storing(what: str) -> Generator[None]:
             f"{what} cannot be kept on the server: {error.strerror or error}; what was kept before is still there. "
             "Make room for it, or let the server write to its state folder, and ask again"
         ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that lasts, and those above it that are missing. Raises OSError."""
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -92,12 +92,17 @@ class CallReply:
     epoch: int
 
 
+def is_name(name: Any) -> bool:
+    """Whether sessions and checkpoints may be called so."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def check_name(kind: str, name: Any) -> str:
     """`name` itself, where sessions and checkpoints may be called so: it becomes the name of a file on the server.
 
     Raises InvalidRequest.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not is_name(name):
         shown = f"{name!r:.60}…" if isinstance(name, str) and len(name) > 60 else f"{name!r:.100}"
         raise InvalidRequest(
             f"the name of a {kind} must be 1 to 128 letters of ASCII, digits, '.', '_' and '-', of which the first is "

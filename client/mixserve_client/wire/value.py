@@ -11,17 +11,21 @@ from mixserve_client.wire._generated import state_pb2
 from mixserve_client.wire.dtypes import dtype_name, dtype_named
 
 DEPTH_LIMIT = 24
+_DIMENSIONS_LIMIT = 32
 _INTEGER_LIMIT = 1 << 63
 
 
-def encode_value(value: Any) -> bytes:
+def encode_value(value: Any, *, more_levels: int = 0) -> bytes:
     """The Value message of None, bools, ints of 64 bits, floats, strings, arrays, and dicts, lists and tuples of them.
 
     Whatever NumPy takes for an array is one, those of JAX and NumPy's scalars too. Keys are strings or integers.
+    `more_levels` may lie around a value that has all the levels that a message may have.
 
     Raises TypeError for anything else and ValueError for what is too deep or too large, naming the place.
     """
-    return value_message(value).SerializeToString()
+    message = state_pb2.Value()
+    _fill(message, value, "", -more_levels)
+    return message.SerializeToString()
 
 
 def decode_value(data: bytes) -> Any:
@@ -110,6 +114,8 @@ def _add_values(values: state_pb2.Values, children: Iterable[Any], path: str, de
 
 def _fill_array(message: state_pb2.ArrayValue, value: Any, path: str) -> None:
     array = np.asarray(value)
+    if array.ndim > _DIMENSIONS_LIMIT:
+        raise ValueError(f"{path or 'the value'} must have at most {_DIMENSIONS_LIMIT} dimensions, got {array.ndim}")
     try:
         message.dtype = dtype_name(array.dtype)
     except TypeError as error:
@@ -119,6 +125,8 @@ def _fill_array(message: state_pb2.ArrayValue, value: Any, path: str) -> None:
 
 
 def _array(message: state_pb2.ArrayValue) -> Any:
+    if len(message.shape) > _DIMENSIONS_LIMIT:
+        raise ValueError(f"an array has at most {_DIMENSIONS_LIMIT} dimensions, got {len(message.shape)}")
     shape = tuple(message.shape)
     try:
         dtype = dtype_named(message.dtype)
