@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import threading
 import time
 
@@ -26,6 +27,7 @@ class Leases:
         self._changed = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
 
     def add(self, held: HeldSession, ttl_s: float) -> None:
         """Renew this one, which ends after `ttl_s` seconds of silence."""
@@ -42,7 +44,12 @@ class Leases:
             self._held.pop(held, None)
 
     def release(self, *held: HeldSession) -> None:
-        """Let others have these sessions. A server that does not answer soon will find out by itself."""
+        """Let others have these sessions. A server that does not answer soon will find out by itself.
+
+        What a process holds is not let go by one that was forked off.
+        """
+        if os.getpid() != self._pid:
+            return
         for session in held:
             self.remove(session)
         try:
@@ -52,6 +59,8 @@ class Leases:
 
     def close(self) -> None:
         """Let go of all, and end the thread."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             held, self._closed = list(self._held), True
         self._changed.set()
@@ -60,7 +69,7 @@ class Leases:
 
     def join(self) -> None:
         """Wait a while for the thread to end."""
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if os.getpid() == self._pid and self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
 
     def _renew(self) -> None:

@@ -238,6 +238,8 @@ class Session(SessionView):
 
     def close(self) -> None:
         """Let others open the session; its journal and its checkpoints stay. Closing twice is closing once."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -259,6 +261,7 @@ class Session(SessionView):
 
     def _move(self, operation: str, **arguments: Any) -> CallReply:
         """Do one numbered thing. What has not been answered yet keeps its number when it is asked for again."""
+        self._check_process()
         with self._lock:
             self._check_open()
             request = CallRequest(self._mixture, self._name, operation, arguments, self._lease, self._sequence)
@@ -280,6 +283,7 @@ class Session(SessionView):
             return reply
 
     def _ask(self, operation: str, **arguments: Any) -> CallReply:
+        self._check_process()
         with self._lock:
             self._check_open()
             return super()._ask(operation, **arguments)
@@ -290,11 +294,13 @@ class Session(SessionView):
             "one of its own that restores a checkpoint"
         )
 
-    def _check_open(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise InvalidRequest(
                 "this session belongs to the process that opened it, and this one was forked off: open another one here"
             )
+
+    def _check_open(self) -> None:
         if self._closed:
             raise InvalidRequest("this session is closed; open it again with client.session(...)")
 

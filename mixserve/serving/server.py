@@ -116,10 +116,7 @@ class MixServer:
 
     def _state_handlers(self) -> grpc.GenericRpcHandler:
         calls = self._services.state.methods
-        handlers = {
-            _name(path): self._sessions.handler(partial(self._answer, path), waits=path == methods.CALL_SESSION)
-            for path in calls
-        }
+        handlers = {_name(path): self._sessions.handler(path, partial(self._answer, path)) for path in calls}
         return grpc.method_handlers_generic_handler(methods.STATE_SERVICE_NAME, handlers)
 
     def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:

@@ -8,21 +8,24 @@ from collections.abc import Callable
 import grpc
 
 from mixserve.serving.threads import CallThreads
+from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve")
 
-# Apart from those of pure calls, which must not wait for disks and slow sources.
-_THREADS = 16
-_LEASE_THREADS = 2
+# Apart from those of pure calls, which must not wait for disks and slow sources: nor must leases that are renewed.
+_CALLS, _OPENINGS, _OTHERS = 16, 4, 2
 _LOOK_EVERY_S = 10.0
 
 
 class SessionThreads:
-    """Answers calls in threads of their own, those about leases in others; calls `end_silent` every now and then."""
+    """Answers calls, openings and all else each in threads of their own; calls `end_silent` every now and then."""
 
     def __init__(self, end_silent: Callable[[], None]):
-        self._threads = CallThreads(_THREADS, "mixserve-session")
-        self._lease_threads = CallThreads(_LEASE_THREADS, "mixserve-lease")
+        self._threads = {
+            methods.CALL_SESSION: CallThreads(_CALLS, "mixserve-session"),
+            methods.OPEN_SESSION: CallThreads(_OPENINGS, "mixserve-opening"),
+        }
+        self._other_threads = CallThreads(_OTHERS, "mixserve-lease")
         self._end_silent = end_silent
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)
@@ -31,21 +34,22 @@ class SessionThreads:
         """Look after leases."""
         self._watching.start()
 
-    def handler(self, answer: Callable[[bytes, grpc.ServicerContext], bytes], *, waits: bool) -> grpc.RpcMethodHandler:
-        """The handler of a method that `answer` answers, and in which it may wait for a session and its sources."""
+    def handler(self, method: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
+        """The handler of the method, which `answer` answers."""
 
         def call(request: bytes, context: grpc.ServicerContext) -> bytes:
             return answer(request, context)
 
         # How grpc lets a method have its own threads.
-        call.experimental_thread_pool = self._threads if waits else self._lease_threads  # pyright: ignore[reportFunctionMemberAccess]
+        threads = self._threads.get(method, self._other_threads)
+        call.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.unary_unary_rpc_method_handler(call)
 
     def close(self) -> None:
         """Let the threads end after what they do now."""
         self._closed.set()
-        self._threads.shutdown(wait=False)
-        self._lease_threads.shutdown(wait=False)
+        for threads in (*self._threads.values(), self._other_threads):
+            threads.shutdown(wait=False)
         if self._watching.is_alive():
             self._watching.join()
 

@@ -46,6 +46,7 @@ class StreamThreads:
         """Let the threads end after what they do now."""
         self._closed.set()
         self._threads.shutdown(wait=False)
+        self._watching.join()
 
     def _in_turns(self, replies: Replies, context: grpc.ServicerContext) -> Iterator[bytes]:
         """`replies` until somebody waits for a thread: the client asks again for what is left."""

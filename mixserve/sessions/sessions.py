@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -37,6 +38,7 @@ _logger = logging.getLogger("mixserve")
 TTL_S = 900.0
 JOURNAL_DAYS = 7.0
 _DAY_S, _HOUR_S = 86400.0, 3600.0
+_GIVEN_UP = 1000
 
 
 class Sessions:
@@ -60,6 +62,7 @@ class Sessions:
         self._ttl_s = ttl_s
         self._journal_days = journal_days
         self._loaded = LoadedSessions()
+        self._given_up: OrderedDict[str, None] = OrderedDict()  # leases, of which some may only be about to be held
         self._started = time.monotonic()
         self._swept = self._started + ttl_s - _HOUR_S  # not before holders had the time to renew their leases
 
@@ -80,6 +83,9 @@ class Sessions:
                 if request.fresh and not session.is_new:
                     session = entry.session = self._begun(key)
                 session.hold(request)
+                if request.lease in self._given_up:  # while it was being opened
+                    session.release()
+                    raise SessionTaken(f"the session {key.name!r} was let go before it was open; open it again")
             return OpenedSession(self._ttl_s, session.sequence, session.index, session.epoch, session.was_resumed)
 
     def call(self, request: CallRequest) -> CallReply:
@@ -106,6 +112,9 @@ class Sessions:
     def release(self, held: Iterable[HeldSession]) -> None:
         """Let go of these sessions; those that are not held under the given leases are passed over."""
         for mixture, name, lease in held:
+            self._given_up[lease] = None
+            while len(self._given_up) > _GIVEN_UP:
+                self._given_up.popitem(last=False)
             with suppress(MixserveError), self._entered(Key(mixture, name)) as session:
                 if session.lease == lease:
                     session.release()

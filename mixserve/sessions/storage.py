@@ -33,6 +33,7 @@ class StateFolder:
         self._writes = threading.Condition()
         self._writing = 0
         self._closed = False
+        self._pid = os.getpid()
         self._unfinished = self.path / "unfinished"
         try:
             make_folder(self.path)
@@ -65,6 +66,8 @@ class StateFolder:
     @contextmanager
     def writing(self) -> Generator[None]:
         """Around every change of what is kept: none is made once another server may have the folder. Raises OSError."""
+        if os.getpid() != self._pid:
+            raise OSError(errno.EPERM, "the state folder is that of the process that this one was forked off from")
         with self._writes:
             if self._closed:
                 raise OSError(errno.ESHUTDOWN, "this server has ended, and another one may have its state folder")
@@ -89,6 +92,8 @@ class StateFolder:
 
     def close(self) -> None:
         """Let another server have the folder, after the writes that are under way."""
+        if os.getpid() != self._pid:
+            return
         with self._writes:
             self._closed = True
             is_quiet = self._writes.wait_for(lambda: not self._writing, _QUIET_S)
