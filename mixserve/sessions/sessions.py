@@ -62,7 +62,7 @@ class Sessions:
         self._ttl_s = ttl_s
         self._journal_days = journal_days
         self._loaded = LoadedSessions()
-        self._given_up: OrderedDict[str, None] = OrderedDict()  # leases, of which some may only be about to be held
+        self._given_up: OrderedDict[str, None] = OrderedDict()  # leases, also of sessions that were busy then
         self._started = time.monotonic()
         self._swept = self._started + ttl_s - _HOUR_S  # not before holders had the time to renew their leases
 
@@ -184,7 +184,7 @@ class Sessions:
 
     def _check_free(self, key: Key, session: Session, request: OpenRequest) -> None:
         """Raises SessionTaken where somebody else holds the session who lives."""
-        if session.lease and self._is_live(session) and not request.take_over:
+        if self._is_held(session) and not request.take_over:
             session.dropped = session.is_converted
             raise SessionTaken(
                 f"the session {key.name!r} of the mixture {key.mixture!r} is held by "
@@ -197,12 +197,16 @@ class Sessions:
             return None
         return Journal(self._folder.journals(key.mixture) / key.name, self._folder)
 
+    def _is_held(self, session: Session) -> bool:
+        """Whether somebody holds it who lives; it may have been let go while it was busy."""
+        return bool(session.lease) and session.lease not in self._given_up and self._is_live(session)
+
     def _is_live(self, session: Session) -> bool:
         return _silent_s(session) < self._ttl_s
 
     def _described(self, key: Key, session: Session) -> SessionDescription:
         checkpoints = self._checkpoints[key.mixture].names(key.name) if self._checkpoints else ()
-        holder = session.holder if self._is_live(session) else ""
+        holder = session.holder if self._is_held(session) else ""
         return SessionDescription(*key, holder, _silent_s(session), session.index, session.epoch, checkpoints)
 
     def _described_on_disk(self, key: Key) -> SessionDescription:

@@ -139,7 +139,11 @@ def make_folder(path: Path) -> None:
     except FileNotFoundError:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError:
+        path.rmdir()  # or the next one would take it for one that lasts
+        raise
 
 
 def sync_folder(path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -11,7 +12,7 @@ from mixserve import local_client, serve
 from mixserve.servicer import Services
 from mixserve_client import FingerprintMismatch, MixClient, SessionTaken, StorageFailed
 from mixserve_client import leases as client_leases
-from mixserve_client.errors import DeadlineExceeded
+from mixserve_client.errors import DeadlineExceeded, MixserveError
 from mixserve_client.wire import methods
 from mixserve_client.wire.session import (
     CallRequest,
@@ -293,3 +294,19 @@ def test_every_session_that_is_renewed_keeps_its_journal(tmp_path):
         services.state.end_silent()
     services.close()
     assert [name for name, journal in journals.items() if journal.exists()] == ["one", "two"]
+
+
+def test_a_client_that_closes_during_a_call_lets_go_of_its_session(gate, background):
+    with serve({"train": make_node(gate)}, shared_memory=False) as server, connected(server) as another:
+        client = connected(server)
+        session = client.session("run")
+        gate.shut()
+        reading = background.submit(session.next_batch, 4)
+        assert gate.reached.wait(DEADLINE_S)
+        client.close()
+        (known,) = another.sessions()
+        assert known.holder == ""
+        gate.open()
+        assert another.session("run").resumed
+        with suppress(MixserveError):
+            reading.result(DEADLINE_S)
