@@ -1,7 +1,7 @@
 """The client for asyncio: every call of the client, its iterators and sessions, awaited while a thread makes it."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from mixserve_client.assembly import Batch
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest, Unavailable
-from mixserve_client.iterator import BatchIterator
+from mixserve_client.iterator import BatchIterator, read_state
 from mixserve_client.schedule import Pairs, Weights
 from mixserve_client.session import Checkpoint, Session, SessionView, State
 from mixserve_client.wire.description import MixtureDescription
@@ -312,6 +312,39 @@ class AsyncBatchIterator:
     async def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken: `BatchIterator.set_state`."""
         await self._call(partial(self._iterator.set_state, state))
+
+    async def state_dict(self) -> dict[str, Any]:
+        """`get_state` by another name: `BatchIterator.state_dict`."""
+        return await self.get_state()
+
+    async def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`set_state` by another name: `BatchIterator.load_state_dict`."""
+        await self.set_state(state)
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to save this iterator beside a model: `BatchIterator.save`."""
+        return await self._call(lambda: asyncio.run(self._iterator.save(directory)))
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to go on where `save` was called: `BatchIterator.load`."""
+
+        async def take() -> None:
+            await self.set_state(state)
+
+        state = await self._call(lambda: read_state(directory))
+        return take()
+
+    async def reset(self) -> None:
+        """Go back to where this iterator began: `BatchIterator.reset`."""
+        await self._call(self._iterator.reset)
+
+    async def start_prefetch(self) -> None:
+        """Ask for the first batches now: `BatchIterator.start_prefetch`."""
+        await self._call(self._iterator.start_prefetch)
+
+    async def element_spec(self) -> Any:
+        """The structure of a batch, a Field in the place of each array: `BatchIterator.element_spec`."""
+        return await self._call(self._iterator.element_spec)
 
     async def close(self) -> None:
         """Drop what is in flight, and end a wait for it; the client stays open. Closing twice is closing once."""

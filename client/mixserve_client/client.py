@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from mixserve_client.assembly import Batch
 from mixserve_client.batch_stream import BatchStream, check_fingerprint, decoded
+from mixserve_client.connection import Connection, MakeTransports
 from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.leases import Leases
@@ -44,7 +45,6 @@ from mixserve_client.workers import Workers
 
 # A larger batch comes as a stream, in pieces that suit its way.
 _CALL_BYTES = 128 << 10
-_FETCH_THREADS = 4
 
 
 class MixClient:
@@ -57,12 +57,8 @@ class MixClient:
     """
 
     def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
-        self._caller = PatientCaller(tuple(transports), patience_s)
-        self._leases = Leases(self._caller)
-        self._workers = Workers(_FETCH_THREADS, on_exit=partial(_end, self._leases, self._caller))
-        self._memory = MemoryPool()
-        self._mixtures: dict[str, MixtureDescription] = {}
-        self._lock = threading.Lock()
+        made = tuple(transports)
+        self._begin(lambda: made, patience_s)
 
     @classmethod
     def connect(
@@ -74,12 +70,18 @@ class MixClient:
         on this host, of the same user, hands batches over in shared memory; `shared_memory` is the folder that its
         socket is in, where that is not /dev/shm; False forces gRPC.
         """
-        addresses = [address] if isinstance(address, str) else address
-        transports: list[Transport] = [GrpcTransport(target) for target in addresses]
-        if shared_memory is not False:
-            folder = DEFAULT_FOLDER if shared_memory is True else shared_memory
-            transports = [SharedMemoryTransport(transport, folder) for transport in transports]
-        return cls(transports, patience_s=patience_s)
+        addresses = (address,) if isinstance(address, str) else tuple(address)
+        client = cls.__new__(cls)
+        client._begin(partial(_transports, addresses, shared_memory), patience_s)
+        client._pickled = addresses, patience_s, shared_memory
+        return client
+
+    def _begin(self, make_transports: MakeTransports, patience_s: float) -> None:
+        self._connect = partial(Connection, make_transports, patience_s)
+        self._connection = self._connect()
+        self._pickled: tuple[tuple[str, ...], float, bool | str] | None = None
+        self._mixtures: dict[str, MixtureDescription] = {}
+        self._lock = threading.Lock()
 
     @property
     def transport(self) -> str:
@@ -273,6 +275,36 @@ class MixClient:
     def __repr__(self) -> str:
         return f"MixClient({self.transport!r})"
 
+    def __reduce__(self) -> Any:
+        """A client of the same servers, which expects the mixtures that this one knows."""
+        if self._pickled is None:
+            raise TypeError("this client cannot be pickled: its server is this process; use MixClient.connect(...)")
+        return _unpickled, (type(self), *self._pickled, dict(self._mixtures))
+
+    @property
+    def _here(self) -> Connection:
+        """That of this process."""
+        if self._connection.pid != os.getpid():
+            _parents.append(self._connection)  # ending it would end what the parent uses
+            self._connection, self._lock = self._connect(), threading.Lock()
+        return self._connection
+
+    @property
+    def _caller(self) -> PatientCaller:
+        return self._here.caller
+
+    @property
+    def _leases(self) -> Leases:
+        return self._here.leases
+
+    @property
+    def _workers(self) -> Workers:
+        return self._here.workers
+
+    @property
+    def _memory(self) -> MemoryPool:
+        return self._here.memory
+
     def _check_one_server(self) -> None:
         if self._caller.replicas > 1:
             raise InvalidRequest(
@@ -324,7 +356,24 @@ class MixClient:
         return batch
 
 
-def _end(leases: Leases, caller: PatientCaller) -> None:
-    leases.close()
-    caller.close()
-    leases.join()
+_parents: list[Connection] = []
+
+
+def _transports(addresses: tuple[str, ...], shared_memory: bool | str) -> list[Transport]:
+    transports: list[Transport] = [GrpcTransport(target) for target in addresses]
+    if shared_memory is False:
+        return transports
+    folder = DEFAULT_FOLDER if shared_memory is True else shared_memory
+    return [SharedMemoryTransport(transport, folder) for transport in transports]
+
+
+def _unpickled(
+    cls: type[MixClient],
+    addresses: tuple[str, ...],
+    patience_s: float,
+    shared_memory: bool | str,
+    mixtures: dict[str, MixtureDescription],
+) -> MixClient:
+    client = cls.connect(addresses, patience_s=patience_s, shared_memory=shared_memory)
+    client._mixtures.update(mixtures)  # pyright: ignore[reportPrivateUsage]
+    return client

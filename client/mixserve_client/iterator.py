@@ -1,9 +1,11 @@
 """The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes
 and its schedule."""
 
+import json
 import operator
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _STATE_VERSION = 1
 _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
 _OPTIONAL_KEYS = ("schedule", "skip")
+_STATE_FILE = "mixserve_state.json"
 
 
 @dataclass(slots=True)
@@ -87,13 +90,14 @@ class BatchIterator:
         self._end: int | None = None
         self._asked: int = self._position
         self._closed = False
+        self._pid = os.getpid()
+        self._beginning = self._position, self._words, schedule, self._own_skips
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        if self._closed:
-            raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
+        self._check_open()
         before = self._position
         try:
             if not self._in_flight:
@@ -189,6 +193,52 @@ class BatchIterator:
         self._position, self._words, self._view, self._skips, self._end = position, words, view, skips, None
         self._forget()
 
+    def state_dict(self) -> dict[str, Any]:
+        """`get_state`, by the name that torchdata, Hugging Face and Lightning call it by."""
+        return self.get_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`set_state`, by the name that torchdata, Hugging Face and Lightning call it by."""
+        self.set_state(state)
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to save this iterator beside a model: the state is taken at once, and written when the
+        folder is there. `directory` is Orbax's promise of a folder, or a path."""
+        state = json.dumps(self.get_state())
+
+        async def write() -> None:
+            folder = await directory.await_creation() if hasattr(directory, "await_creation") else directory
+            (folder / _STATE_FILE).write_text(state)
+
+        return write()
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
+        state = read_state(directory)
+
+        async def take() -> None:
+            self.set_state(state)
+
+        return take()
+
+    def reset(self) -> None:
+        """Go back to where this iterator began, with the key, schedule and skips that it was given."""
+        self._position, self._words, self._given_schedule, self._own_skips = self._beginning
+        self._skips, self._view, self._end = self._own_skips, None, None
+        self._forget()
+
+    def start_prefetch(self) -> None:
+        """Ask for the first batches now, before `next` does. Does nothing where there are none to ask for ahead."""
+        self._check_open()
+        self._ask()
+
+    def element_spec(self) -> Any:
+        """The structure of a batch, a Field with name, dtype and shape in the place of each array; the last batch may
+        have fewer rows. Asks the server for the mixture if nothing has been asked yet."""
+        view, (_, rows) = self._viewed(), shard_rows(self._batch_size, self._shard)
+        fields = {field.name: replace(field, shape=(rows, *field.shape)) for field in view.fields}
+        return view.record(fields)
+
     def close(self) -> None:
         """Drop what is in flight; the client stays open. Closing twice is closing once."""
         self._closed = True
@@ -208,6 +258,35 @@ class BatchIterator:
             f"BatchIterator(mixture={self._mixture_name!r}, batch_size={self._batch_size}, "
             f"key={self._words.tolist()}, position={self._position}, shard=({index}, {count}))"
         )
+
+    def __reduce__(self) -> Any:
+        """An iterator at the same place, over a client of the same servers."""
+        options = {
+            "batch_size": self._batch_size,
+            "key": self._words,
+            "mixture": self._mixture_name,
+            "start": self._position,
+            "stop": self._stop,
+            "shard": self._shard,
+            "schedule": self._given_schedule if self._view is None else self._view.schedule.plain() or None,
+            "provenance": self._content == Content.RECORDS_AND_PROVENANCE,
+            "skip": self._skips.plain(),
+            "prefetch": self._prefetch,
+            "timeout_s": self._timeout_s,
+        }
+        return _unpickled, (self._client, options, self._own_skips.plain(), self._beginning, self._closed)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
+        self._leave_to_parent()
+
+    def _leave_to_parent(self) -> None:
+        """In a process that was forked off: what is in flight is its parent's."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._in_flight.clear()
+            self._ahead, self._asked = 0, self._position
 
     def _mixture(self) -> MixtureDescription:
         mixture = self._client._described(self._mixture_name, self._timeout_s)  # pyright: ignore[reportPrivateUsage]
@@ -262,6 +341,7 @@ class BatchIterator:
 
     def _ask_again(self, start: int) -> None:
         """Drop what is in flight and reaches behind `start`."""
+        self._leave_to_parent()
         while self._in_flight and self._in_flight[-1].end > start:
             dropped = self._in_flight.pop()
             dropped.cancel()
@@ -270,6 +350,25 @@ class BatchIterator:
 
     def _forget(self) -> None:
         self._ask_again(-1)
+
+
+def read_state(directory: Any) -> dict[str, Any]:
+    """The state in a folder that `BatchIterator.save` wrote. Raises InvalidRequest for what is none."""
+    text = (directory / _STATE_FILE).read_text()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{directory / _STATE_FILE} is no JSON: {error}") from error
+
+
+def _unpickled(
+    client: "MixClient", options: dict[str, Any], own_skips: Any, beginning: tuple[Any, ...], closed: bool
+) -> BatchIterator:
+    iterator = BatchIterator(client, **options)
+    iterator._own_skips = Skips.of(own_skips)  # pyright: ignore[reportPrivateUsage]
+    iterator._beginning = beginning  # pyright: ignore[reportPrivateUsage]
+    iterator._closed = closed  # pyright: ignore[reportPrivateUsage]
+    return iterator
 
 
 def _at_least(name: str, value: Any, least: int) -> int:

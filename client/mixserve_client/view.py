@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mixserve_client.assembly import Batch
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schedule import Schedule
 from mixserve_client.wire.description import (
@@ -59,7 +58,7 @@ class View:
         mixture = self.mixture
         return BatchRequest(mixture.name, start, size, self.words, mixture.fingerprint, self.schedule.id, self.content)
 
-    def record(self, batch: Batch) -> Any:
+    def record(self, batch: dict[str, Any]) -> Any:
         """The batch as records are nested on the server, with the provenance beside their outermost fields."""
         if self.content == Content.RECORDS:
             return unflatten(batch)

@@ -1,6 +1,7 @@
 """A few threads that fetch in the background, and end when their owner, or the interpreter, does."""
 
 import atexit
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -28,8 +29,9 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self.pid = os.getpid()
         # Also where the owner is dropped without being closed.
-        self._finish = weakref.finalize(self, _end, self._tasks, self._threads, self._closed, on_exit)
+        self._finish = weakref.finalize(self, _end, self.pid, self._tasks, self._threads, self._closed, on_exit)
         self._finish.atexit = False
         _open.add(self)
 
@@ -65,6 +67,8 @@ _open: "weakref.WeakSet[Workers]" = weakref.WeakSet()
 def _end_all() -> None:
     # A daemon thread that is inside a library when the interpreter goes away can take the process down with it.
     for workers in list(_open):
+        if workers.pid != os.getpid():
+            continue
         workers.close()
         workers.join(timeout_s=5.0)
 
@@ -81,7 +85,15 @@ def _work(tasks: _Tasks) -> None:
         del run  # a batch must not stay alive until the next task
 
 
-def _end(tasks: _Tasks, threads: list[threading.Thread], closed: threading.Event, on_exit: Callable[[], None]) -> None:
+def _end(
+    pid: int,
+    tasks: _Tasks,
+    threads: list[threading.Thread],
+    closed: threading.Event,
+    on_exit: Callable[[], None],
+) -> None:
+    if os.getpid() != pid:
+        return  # what a process that was forked off ends is its parent's
     closed.set()
     on_exit()
     for _ in threads:

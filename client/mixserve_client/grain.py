@@ -1,0 +1,129 @@
+"""Remote batches as Grain's data sets: for pipelines, prefetch and checkpoints of Grain's own. Needs `grain`."""
+# pyright: standard
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+
+from mixserve_client.client import MixClient
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.iterator import BatchIterator
+from mixserve_client.wire.key import key_words
+from mixserve_client.wire.tree import flatten, unflatten
+
+
+class RemoteMapDataset(grain.MapDataset[Any]):
+    """Batches by their number: element i has the rows at the positions [i * batch_size, (i + 1) * batch_size).
+
+    `len` is `num_batches`, or `sys.maxsize` where there is no end; as in Grain, numbers beyond it begin again. It is
+    pickled with its client, for Grain's worker processes. A batch is one request: with `to_iter_dataset(ReadOptions)`
+    Grain reads ahead by threads; `RemoteIterDataset` does by streams.
+    """
+
+    def __init__(
+        self,
+        client: MixClient,
+        *,
+        batch_size: int,
+        key: Any,
+        mixture: str | None = None,
+        num_batches: int | None = None,
+    ):
+        """Raises InvalidRequest for a batch size or a number of batches below 1, and for what is no key."""
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("num_batches", num_batches)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidRequest(f"{name} must be an integer of at least 1, got {value!r}")
+        self._client = client
+        self._batch_size = batch_size
+        self._words = key_words(key)
+        self._mixture = mixture
+        self._length = sys.maxsize if num_batches is None else num_batches
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        """The batch of that number; for a slice the data set of these batches. Raises what `get_batch_at` raises."""
+        if isinstance(index, slice):
+            return self.slice(index)
+        return self._rows(index % self._length, 1)
+
+    def _getitems(self, indices: Sequence[int]) -> Sequence[Any]:
+        # Batches that follow each other come by one request.
+        batches, numbers = list[Any](), [index % self._length for index in indices]
+        begin = 0
+        for place in range(1, len(numbers) + 1):
+            if place < len(numbers) and numbers[place] == numbers[place - 1] + 1:
+                continue
+            leaves = flatten(self._rows(numbers[begin], place - begin))
+            for at in range(0, (place - begin) * self._batch_size, self._batch_size):
+                batches.append(unflatten({name: leaf[at : at + self._batch_size] for name, leaf in leaves.items()}))
+            begin = place
+        return batches
+
+    def __str__(self) -> str:
+        return f"RemoteMapDataset({self._client!r}, batch_size={self._batch_size}, mixture={self._mixture!r})"
+
+    @property
+    def _element_spec(self) -> Any:
+        return self._client.batches(self._batch_size, self._words, mixture=self._mixture).element_spec()
+
+    def _rows(self, number: int, count: int) -> Any:
+        size = self._batch_size
+        return self._client.get_batch_at(number * size, count * size, self._words, mixture=self._mixture)
+
+
+class RemoteIterDataset(grain.IterDataset[Any]):
+    """The batches of `client.batches(batch_size, key, **options)`, read ahead by streams."""
+
+    def __init__(self, client: MixClient, *, batch_size: int, key: Any, **options: Any):
+        super().__init__()
+        self._client = client
+        self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
+
+    def __iter__(self) -> "RemoteDatasetIterator":
+        return RemoteDatasetIterator(self._client.batches(**self._options))
+
+    def __str__(self) -> str:
+        return f"RemoteIterDataset({self._client!r}, batch_size={self._options['batch_size']})"
+
+    @property
+    def _element_spec(self) -> Any:
+        return self._client.batches(**self._options).element_spec()
+
+
+class RemoteDatasetIterator(grain.DatasetIterator[Any]):
+    """A `BatchIterator` as Grain's iterator, whose states Grain's and Orbax's checkpoints keep."""
+
+    def __init__(self, batches: BatchIterator):
+        super().__init__()
+        self._batches = batches
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """That of the `BatchIterator`, in plain JSON types."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. Raises what `BatchIterator.set_state` raises."""
+        self._batches.set_state(state)
+
+    def start_prefetch(self) -> None:
+        """Ask for the first batches now."""
+        self._batches.start_prefetch()
+
+    def close(self) -> None:
+        """Drop what is in flight; the client stays open."""
+        self._batches.close()
+
+    def __str__(self) -> str:
+        return f"RemoteDatasetIterator({self._batches!r})"
+
+    @property
+    def _element_spec(self) -> Any:
+        return self._batches.element_spec()
