@@ -1,0 +1,157 @@
+"""Remote batches on JAX's devices, put there ahead of time: whole, or each process's part of global arrays."""
+# pyright: standard
+
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from mixserve_client.client import MixClient
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.iterator import BatchIterator
+
+
+class DeviceBatches:
+    """Batches on devices; made by `device_batches` and `global_batches`.
+
+    The state is that behind the last batch that was yielded, whatever is on devices already.
+    """
+
+    def __init__(self, batches: BatchIterator, put: Callable[[Any], Any | None], buffer: int):
+        """`put` gives a batch's arrays, None for one that is left out."""
+        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
+            raise InvalidRequest(f"buffer must be an integer of at least 0, got {buffer!r}")
+        self._batches = batches
+        self._put = put
+        self._buffer = buffer
+        self._ahead: deque[tuple[Any, dict[str, Any]]] = deque()
+        self._state: dict[str, Any] | None = None  # of what was yielded last
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch; `buffer` more are on their way. Raises what the iterator's `next` raises."""
+        self._state = self.get_state()
+        while len(self._ahead) <= self._buffer and self._ask():
+            pass
+        if not self._ahead:
+            raise StopIteration
+        batch, self._state = self._ahead.popleft()
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where this is, as `BatchIterator.get_state` says it."""
+        return self._batches.get_state() if self._state is None else self._state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; what is on devices already is dropped. Raises as `BatchIterator` does."""
+        self._batches.set_state(state)
+        self._ahead.clear()
+        self._state = None
+
+    def close(self) -> None:
+        """Drop what is in flight; the client stays open."""
+        self._ahead.clear()
+        self._batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self) -> bool:
+        """Put one more batch on devices; False at the end."""
+        before = self._batches.get_state()
+        try:
+            batch = next(self._batches, None)
+            arrays = None if batch is None else self._put(batch)
+        except BaseException:
+            self._batches.set_state(before)
+            raise
+        if arrays is None:
+            return False
+        self._ahead.append((arrays, self._batches.get_state()))
+        return True
+
+
+def device_batches(batches: BatchIterator, sharding: Any = None, *, buffer: int = 2) -> DeviceBatches:
+    """The batches of `batches` as `jax.Array`s, `buffer` of them ahead; each array is put as `sharding` says: a device,
+    a sharding, or None for the default device. `batches` belongs to what this gives.
+
+    Without x64, values of 64 bits become those of 32; raises InvalidRequest at a batch that has some which do not fit.
+    """
+    return DeviceBatches(batches, lambda batch: jax.device_put(_fitting(batch), sharding), buffer)
+
+
+def global_batches(
+    client: MixClient, batch_size: int, key: Any, sharding: jax.sharding.Sharding, *, buffer: int = 2, **options: Any
+) -> DeviceBatches:
+    """Global arrays of shape (batch_size, *field.shape) under `sharding`; each process asks for its own rows alone.
+
+    `options` are those of `client.batches`; a last batch of fewer rows is left out. Every process makes the same
+    calls; `batch_size` is that of all together, and the rows of a process must be one n-th of a batch, in a row. Raises
+    InvalidRequest where the sharding gives others, and for what `device_batches` and `client.batches` refuse.
+    """
+    begin, rows = _own_rows(sharding, batch_size)
+    shard = (begin // rows, batch_size // rows)
+    batches = client.batches(batch_size, key, shard=shard, **options)
+
+    def put(batch: Any) -> Any | None:
+        leaves = jax.tree.leaves(batch)
+        if len(leaves[0]) < rows:
+            return None
+        return jax.tree.map(lambda array: _global(array, batch_size, begin, sharding), _fitting(batch))
+
+    return DeviceBatches(batches, put, buffer)
+
+
+def _own_rows(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int, int]:
+    """The first row of a batch on this process's devices, and how many there are."""
+    try:
+        indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    except ValueError as error:
+        raise InvalidRequest(f"batch_size {batch_size} cannot be sharded so: {error}") from error
+    ranges = [index[0].indices(batch_size)[:2] for index in indices if index is not None]
+    begin, end = min(start for start, _ in ranges), max(stop for _, stop in ranges)
+    rows = end - begin
+    held = {row for start, stop in ranges for row in range(start, stop)}
+    if len(held) != rows or batch_size % rows or begin % rows:
+        raise InvalidRequest(
+            "the rows of a process must be one n-th of a batch, in a row; the sharding gives this one "
+            f"{sorted(held)[:8]}… of {batch_size}: order the devices of the mesh by process"
+        )
+    return begin, rows
+
+
+def _global(array: Any, batch_size: int, begin: int, sharding: jax.sharding.Sharding) -> jax.Array:
+    def part(index: tuple[slice, ...] | None) -> Any:
+        assert index is not None
+        start, stop, _ = index[0].indices(batch_size)
+        return array[(slice(start - begin, stop - begin), *index[1:])]
+
+    return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
+
+
+def _fitting(batch: Any) -> Any:
+    """The batch in the dtypes that JAX has as x64 is set. Raises InvalidRequest where a value does not fit."""
+
+    def fit(path: Any, array: np.ndarray) -> np.ndarray:
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        if dtype == array.dtype:
+            return array
+        narrowed = array.astype(dtype)
+        if not np.array_equal(narrowed.astype(array.dtype), array, equal_nan=array.dtype.kind in "fc"):
+            raise InvalidRequest(
+                f"the field {jax.tree_util.keystr(path)} has values of {array.dtype} that {dtype} cannot hold; set "
+                "jax_enable_x64, or leave the field on the host"
+            )
+        return narrowed
+
+    return jax.tree_util.tree_map_with_path(fit, batch)

@@ -1,0 +1,139 @@
+"""Remote batches on devices, and as global arrays of several processes."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
+from mixserve_client import InvalidRequest
+from mixserve_client.jax import device_batches, global_batches
+
+SIZE, DEADLINE_S = 8, 120
+
+
+def small_node():
+    rng = np.random.default_rng(0)
+    sources = [
+        ArraySource({"tokens": rng.integers(0, 99, (n, 4)).astype(np.int32), "pair": (np.arange(n), np.arange(n) / 2)})
+        for n in (30, 20)
+    ]
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3)), sources)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with local_client({"train": small_node()}) as made:
+        yield made
+
+
+def tokens(batches, count):
+    return [np.asarray(next(batches)["tokens"]).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("buffer", [0, 2, 5])
+def test_batches_are_on_devices_and_states_behind_the_last_that_was_yielded(client, buffer):
+    expected = tokens(client.batches(SIZE, 7), 12)
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    with device_batches(client.batches(SIZE, 7), sharding, buffer=buffer) as batches:
+        assert batches.get_state()["position"] == 0
+        first = next(batches)
+        assert isinstance(first["tokens"], jax.Array)
+        assert first["tokens"].sharding == sharding
+        assert first["pair"][0].dtype == np.int32
+        assert batches.get_state()["position"] == SIZE
+        assert tokens(batches, 4) == expected[1:5]
+        state = batches.get_state()
+        assert tokens(batches, 3) == expected[5:8]
+        batches.set_state(state)
+        assert batches.get_state() == state
+        assert tokens(batches, 5) == expected[5:10]
+        with client.batches(SIZE, 1) as host:
+            host.set_state(state)
+            assert tokens(host, 2) == expected[5:7]
+
+
+def test_all_batches_come_and_then_the_end(client):
+    batches = device_batches(client.batches(SIZE, 7, stop=20), buffer=3)
+    assert [len(batch["tokens"]) for batch in batches] == [8, 8, 4]
+    assert batches.get_state()["position"] == 20
+    assert next(batches, None) is None
+    with pytest.raises(InvalidRequest, match="buffer must be an integer of at least 0"):
+        device_batches(client.batches(SIZE, 7), buffer=-1)
+
+
+def test_values_that_do_not_fit_are_refused():
+    source = ArraySource({"id": np.arange(4) + 2**40})
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,)), [source])
+    with local_client({"train": node}) as client, device_batches(client.batches(SIZE, 7)) as batches:
+        for _ in range(2):
+            with pytest.raises(InvalidRequest, match=r"\['id'\] has values of int64 that int32 cannot hold"):
+                next(batches)
+            assert batches.get_state()["position"] == 0
+        with jax.enable_x64(True):
+            assert next(batches)["id"].dtype == np.int64
+        assert batches.get_state()["position"] == SIZE
+
+
+def test_one_process_gets_global_arrays(client):
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    batches = global_batches(client, SIZE, 7, sharding, stop=30)
+    expected = tokens(client.batches(SIZE, 7), 3)
+    assert [np.asarray(batch["tokens"]).tolist() for batch in batches] == expected
+
+
+PROCESS = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from mixserve_client import MixClient
+from mixserve_client.jax import global_batches
+address, coordinator, count, number = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+jax.distributed.initialize(coordinator, count, number)
+mesh = Mesh(np.array(jax.devices()).reshape(count, 2), ("data", "model"))
+with MixClient.connect(address, patience_s=60) as client:
+    for spec in (PartitionSpec("data"), PartitionSpec(("data", "model")), PartitionSpec()):
+        batches = global_batches(client, 8, 7, NamedSharding(mesh, spec))
+        next(batches)
+        array = next(batches)["tokens"]
+        assert array.shape == (8, 4)
+        whole = client.get_batch_at(8, 8, 7)["tokens"]
+        for shard in array.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index])
+        print(batches._batches, flush=True)
+"""
+
+
+def test_processes_ask_for_their_own_rows_of_global_arrays():
+    with serve({"train": small_node()}, shared_memory=False) as server:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+        command = [sys.executable, "-c", PROCESS, server.address, coordinator, "2"]
+        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+        processes = [
+            subprocess.Popen(
+                [*command, str(number)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | flags,
+            )
+            for number in range(2)
+        ]
+        try:
+            for number, process in enumerate(processes):
+                out, err = process.communicate(timeout=DEADLINE_S)
+                assert process.returncode == 0, err
+                shards = [line.partition("shard=")[2].rstrip(")") + ")" for line in out.splitlines()]
+                assert shards == [f"({number}, 2)", f"({number}, 2)", "(0, 1)"]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait(DEADLINE_S)
