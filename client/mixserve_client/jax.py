@@ -14,6 +14,15 @@ from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
 
 
+def __getattr__(name: str) -> Any:
+    """`RemoteMixDataSourcesNode`, which needs Flax: loaded when it is asked for."""
+    if name == "RemoteMixDataSourcesNode":
+        from mixserve_client.nnx import RemoteMixDataSourcesNode
+
+        return RemoteMixDataSourcesNode
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class DeviceBatches:
     """Batches on devices; made by `device_batches` and `global_batches`.
 
@@ -87,7 +96,7 @@ def device_batches(batches: BatchIterator, sharding: Any = None, *, buffer: int 
 
     Without x64, values of 64 bits become those of 32; raises InvalidRequest at a batch that has some which do not fit.
     """
-    return DeviceBatches(batches, lambda batch: jax.device_put(_fitting(batch), sharding), buffer)
+    return DeviceBatches(batches, lambda batch: jax.device_put(fitting(batch), sharding), buffer)
 
 
 def global_batches(
@@ -107,7 +116,7 @@ def global_batches(
         leaves = jax.tree.leaves(batch)
         if len(leaves[0]) < rows:
             return None
-        return jax.tree.map(lambda array: _global(array, batch_size, begin, sharding), _fitting(batch))
+        return jax.tree.map(lambda array: _global(array, batch_size, begin, sharding), fitting(batch))
 
     return DeviceBatches(batches, put, buffer)
 
@@ -139,7 +148,7 @@ def _global(array: Any, batch_size: int, begin: int, sharding: jax.sharding.Shar
     return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
 
 
-def _fitting(batch: Any) -> Any:
+def fitting(batch: Any) -> Any:
     """The batch in the dtypes that JAX has as x64 is set. Raises InvalidRequest where a value does not fit."""
 
     def fit(path: Any, array: np.ndarray) -> np.ndarray:
