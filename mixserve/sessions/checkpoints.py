@@ -218,9 +218,10 @@ def _without_arrays(value: Any, arrays: dict[str, Any]) -> Any:
     if isinstance(value, np.ndarray):
         if not value.size:
             return {"~empty": [value.dtype.name, list(value.shape)]}
-        name = str(len(arrays))
-        arrays[name] = value
-        return {_ARRAY: name}
+        name, dtype = str(len(arrays)), value.dtype
+        # Orbax's store has not all dtypes that NumPy has not itself: their bytes are kept.
+        arrays[name] = value if dtype.isbuiltin == 1 else np.ascontiguousarray(value).view(np.uint8)
+        return {_ARRAY: [name, dtype.name, list(value.shape)]}
     return value
 
 
@@ -233,7 +234,8 @@ def _with_arrays(value: Any, arrays: dict[str, Any]) -> Any:
     if kind == "~dict":
         return {key: _with_arrays(child, arrays) for key, child in content}
     if kind == _ARRAY:
-        return np.asarray(arrays[content])
+        name, dtype, shape = content
+        return np.asarray(arrays[name]).view(dtype_named(dtype)).reshape(shape)
     return np.empty(content[1], dtype_named(content[0]))
 
 

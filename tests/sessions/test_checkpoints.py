@@ -69,6 +69,17 @@ trees = st.recursive(
 )
 
 
+def test_arrays_of_every_dtype_come_back_bit_for_bit(checkpoints):
+    rng = np.random.default_rng(0)
+    kept = {}
+    for name, dtype in DTYPES.items():
+        for shape in ((3,), (2, 1), ()):
+            raw = rng.integers(0, 2 if name == "bool" else 256, (*shape, dtype.itemsize)).astype(np.uint8)
+            kept[f"{name}{shape}"] = raw.view(dtype).reshape(shape)
+    save(checkpoints, "a", state(kept=kept))
+    assert encode_value(checkpoints.load("run", "a")[0]) == encode_value(state(kept=kept))
+
+
 @given(trees)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_state_comes_back_bit_for_bit(checkpoints, tree):
