@@ -77,7 +77,7 @@ class DeviceBatches:
 
     def _ask(self) -> bool:
         """Put one more batch on devices; False at the end."""
-        before = self._batches.get_state()
+        before = self._ahead[-1][1] if self._ahead else self.get_state()
         try:
             batch = next(self._batches, None)
             arrays = None if batch is None else self._put(batch)

@@ -48,6 +48,11 @@ class MixServicer:
         self._replies = Replies(self._slots)
         self._schedules = Schedules()
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The paths of the methods that `handle` answers."""
+        return tuple(self._handlers)
+
     def warm_up(self) -> None:
         """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
         for mixture in self._mixtures:

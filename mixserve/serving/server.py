@@ -102,13 +102,7 @@ class MixServer:
         self.stop()
 
     def _mix_handlers(self) -> grpc.GenericRpcHandler:
-        calls = (
-            methods.LIST_MIXTURES,
-            methods.GET_MIXTURE,
-            methods.GET_BATCH_AT,
-            methods.DEFINE_SCHEDULE,
-            methods.GET_SERVER,
-        )
+        calls = self._services.mix.methods
         handlers = {_name(path): grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in calls}
         answer = partial(self._stream, methods.STREAM_BATCHES)
         handlers[_name(methods.STREAM_BATCHES)] = self._streams.handler(answer)
