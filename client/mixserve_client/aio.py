@@ -157,6 +157,30 @@ class AsyncMixClient:
             )
         )
 
+    async def get_batch_by_positions(
+        self,
+        positions: Any,
+        key: Any,
+        *,
+        mixture: str | None = None,
+        schedule: Pairs | None = None,
+        provenance: bool = False,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The rows at any positions, arrays of shape (len(positions), *field.shape): as
+        `MixClient.get_batch_by_positions` gives them."""
+        return await self._call(
+            partial(
+                self._client.get_batch_by_positions,
+                positions,
+                key,
+                mixture=mixture,
+                schedule=schedule,
+                provenance=provenance,
+                timeout_s=timeout_s,
+            )
+        )
+
     async def get_plan_at(
         self,
         start: int,
@@ -191,9 +215,11 @@ class AsyncMixClient:
         start: int = 0,
         stop: int | None = None,
         shard: tuple[int, int] = (0, 1),
+        worker: tuple[int, int] = (0, 1),
         schedule: Pairs | None = None,
         provenance: bool = False,
         skip: Sequence[tuple[int, int]] = (),
+        strict: bool = True,
         prefetch: int = 2,
         timeout_s: float | None = None,
     ) -> "AsyncBatchIterator":
@@ -205,9 +231,11 @@ class AsyncMixClient:
             start=start,
             stop=stop,
             shard=shard,
+            worker=worker,
             schedule=schedule,
             provenance=provenance,
             skip=skip,
+            strict=strict,
             prefetch=prefetch,
             timeout_s=timeout_s,
         )

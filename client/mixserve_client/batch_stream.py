@@ -6,13 +6,18 @@ from mixserve_client.assembly import Batch, batches_of
 from mixserve_client.errors import CorruptReply, FingerprintMismatch
 from mixserve_client.memory import MemoryPool
 from mixserve_client.retry import PatientCaller, Request
-from mixserve_client.spans import Span, reply_batches
+from mixserve_client.spans import Scattered, Span, reply_batches
 from mixserve_client.transport import Reply
 from mixserve_client.view import View
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
 from mixserve_client.wire.description import MixtureDescription
-from mixserve_client.wire.request import StreamRequest, encode_stream_request
+from mixserve_client.wire.request import (
+    POSITIONS_PER_REQUEST,
+    StreamRequest,
+    encode_positions_request,
+    encode_stream_request,
+)
 
 
 class BatchStream:
@@ -25,7 +30,7 @@ class BatchStream:
         self,
         caller: PatientCaller,
         view: View,
-        span: Span,
+        span: Span | Scattered,
         memory: MemoryPool,
         deadline: float | None = None,
     ):
@@ -34,7 +39,8 @@ class BatchStream:
         self._memory = memory
         self._came = 0
         self._reply_rows = _reply_rows(span, view)
-        self._replies = caller.stream(methods.STREAM_BATCHES, self._next_request, deadline, view.schedule.definitions)
+        method = methods.STREAM_BATCHES if isinstance(span, Span) else methods.STREAM_POSITIONS
+        self._replies = caller.stream(method, self._next_request, deadline, view.schedule.definitions)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return batches_of(self._rows(), self._span.size, self._view.fields, self._memory)
@@ -54,9 +60,14 @@ class BatchStream:
         if left is None:
             return None
         view = self._view
-        rows = _reply_rows(left, view)
-        first = view.request(left.start, left.size)
-        request = encode_stream_request(StreamRequest(first, left.stride, left.count, rows))
+        if isinstance(left, Span):
+            rows = _reply_rows(left, view)
+            first = view.request(left.start, left.size)
+            request = encode_stream_request(StreamRequest(first, left.stride, left.count, rows))
+        else:
+            left = Scattered(left.positions[:POSITIONS_PER_REQUEST])
+            rows = _reply_rows(left, view)
+            request = encode_positions_request(view.positions_request(left.positions, rows))
         replies = -(-left.size * left.count // rows)
         return Request(request, replies, batch_bytes(view.fingerprint, view.fields, rows))
 
@@ -70,7 +81,7 @@ class BatchStream:
             yield batch
 
 
-def _reply_rows(span: Span, view: View) -> int:
+def _reply_rows(span: Span | Scattered, view: View) -> int:
     return span.size * min(span.count, reply_batches(span.size * view.row_bytes))
 
 

@@ -20,7 +20,7 @@ from mixserve_client.reading import Reading
 from mixserve_client.retry import PatientCaller, deadline_in
 from mixserve_client.schedule import Pairs, Schedule
 from mixserve_client.session import Session, SessionView, is_definite
-from mixserve_client.spans import Span
+from mixserve_client.spans import Scattered, Span
 from mixserve_client.transport import Transport
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.transport.handshake import DEFAULT_FOLDER
@@ -29,7 +29,13 @@ from mixserve_client.view import View
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
 from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import Content, check_positions, encode_batch_request, encode_mixture_request
+from mixserve_client.wire.request import (
+    Content,
+    check_any_positions,
+    check_positions,
+    encode_batch_request,
+    encode_mixture_request,
+)
 from mixserve_client.wire.schedule import decode_schedule
 from mixserve_client.wire.session import (
     HeldSession,
@@ -149,6 +155,29 @@ class MixClient:
         size = self._size(view, start, size, deadline, allow_short)
         return view.record(self._rows(view, start, size, deadline))
 
+    def get_batch_by_positions(
+        self,
+        positions: Any,
+        key: Any,
+        *,
+        mixture: str | None = None,
+        schedule: Pairs | None = None,
+        provenance: bool = False,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The rows at any positions, in the order in which they are given: arrays of shape (len(positions),
+        *field.shape). Row i is that of `get_batch_at(positions[i], 1, key)`.
+
+        `positions` is a list or array of integers, each as often as wanted. In epoch mode every block that has one of
+        them is planned whole, so that those of few blocks come faster. Other arguments and errors are those of
+        `get_batch_at`.
+        """
+        content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
+        wanted = Scattered(check_any_positions(positions))
+        deadline = deadline_in(timeout_s)
+        view = self._view(key, mixture, schedule, content, timeout_s)
+        return view.record(self._streamed(view, wanted, deadline))
+
     def get_plan_at(
         self,
         start: int,
@@ -178,9 +207,11 @@ class MixClient:
         start: int = 0,
         stop: int | None = None,
         shard: tuple[int, int] = (0, 1),
+        worker: tuple[int, int] = (0, 1),
         schedule: Pairs | None = None,
         provenance: bool = False,
         skip: Sequence[tuple[int, int]] = (),
+        strict: bool = True,
         prefetch: int = 2,
         timeout_s: float | None = None,
     ) -> BatchIterator:
@@ -190,7 +221,10 @@ class MixClient:
         `batch_size` is global: shard (i, n) yields the rows [i*size//n, (i+1)*size//n) of every batch. `stop` is the
         position to stop before, None for the mixture's end; the last batch may be short. `schedule` and `provenance`
         are those of `get_batch_at`; `skip` has ranges of positions, pairs (from, to), that are left out: batches are
-        made of the others. `timeout_s` holds for each batch.
+        made of the others. `timeout_s` holds for each batch. `strict=False` takes states of a mixture that has changed
+        since, and goes on at their position.
+
+        For loaders that take batches from several workers in turn: worker (w, m) yields the w-th of every m batches.
         """
         return BatchIterator(
             self,
@@ -200,9 +234,11 @@ class MixClient:
             start=start,
             stop=stop,
             shard=shard,
+            worker=worker,
             schedule=schedule,
             provenance=provenance,
             skip=skip,
+            strict=strict,
             prefetch=prefetch,
             timeout_s=timeout_s,
         )
@@ -343,7 +379,11 @@ class MixClient:
     def _rows(self, view: View, start: int, size: int, deadline: float | None) -> Batch:
         if size <= view.mixture.limits.size and size * view.row_bytes <= _CALL_BYTES:
             return self._fetch(view, start, size, deadline)
-        stream = BatchStream(self._caller, view, Span(start, size, size, 1), self._memory, deadline)
+        return self._streamed(view, Span(start, size, size, 1), deadline)
+
+    def _streamed(self, view: View, span: Span | Scattered, deadline: float | None) -> Batch:
+        """The one batch of `span`."""
+        stream = BatchStream(self._caller, view, span, self._memory, deadline)
         (batch,) = (batch for batches in stream for batch in batches)
         return batch
 

@@ -16,7 +16,7 @@ from mixserve_client.reading import Reading
 from mixserve_client.retry import deadline_in, seconds
 from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead
 from mixserve_client.skips import Skips, part
-from mixserve_client.spans import Span, batches_ahead, reply_batches, shard_rows, whole_replies
+from mixserve_client.spans import Share, Span, batches_ahead, reply_batches, whole_replies
 from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _STATE_VERSION = 1
 _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
-_OPTIONAL_KEYS = ("schedule", "skip")
+_OPTIONAL_KEYS = ("schedule", "skip", "worker")
 _STATE_FILE = "mixserve_state.json"
 
 
@@ -65,23 +65,26 @@ class BatchIterator:
         start: int,
         stop: int | None,
         shard: tuple[int, int],
+        worker: tuple[int, int],
         schedule: Pairs | None,
         provenance: bool,
         skip: Sequence[tuple[int, int]],
+        strict: bool,
         prefetch: int,
         timeout_s: float | None,
     ):
         self._client = client
         self._position: int
-        self._position, self._batch_size = check_positions(start, batch_size)
+        self._position, size = check_positions(start, batch_size)
+        self._share = Share(size, _checked_shard(shard, size), _checked_worker(worker))
         self._stop: int = POSITION_LIMIT if stop is None else _checked_stop(stop)
         self._words = key_words(key)
         self._mixture_name = mixture
-        self._shard = _checked_shard(shard, self._batch_size)
         self._given_schedule: Pairs | None = schedule
         self._content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         self._own_skips = self._skips = Skips.of(skip)
         self._view: View | None = None
+        self._strict = strict
         self._prefetch = _at_least("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
         self._in_flight: deque[_InFlight] = deque()
@@ -115,7 +118,7 @@ class BatchIterator:
             first.left -= 1
             self._ahead -= first.weight
             if first.left:
-                self._position = self._skips.first_from(before) + self._batch_size
+                self._position = self._skips.first_from(before) + self._share.group
             else:
                 self._position = first.end
                 self._in_flight.popleft()
@@ -173,21 +176,26 @@ class BatchIterator:
             state["schedule"] = view.schedule.plain()
         if self._skips.ranges:
             state["skip"] = self._skips.plain()
+        if self._share.worker[1] > 1:
+            state["worker"] = list(self._share.worker)
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, under its schedule; batch size and shard may be others than then. What is
-        skipped are the state's ranges and those that this iterator was given itself.
+        skipped are the state's ranges and those that this iterator was given itself. A worker takes its own states, and
+        those of an iterator that is the only worker.
 
-        Raises InvalidRequest for what is no such state, FingerprintMismatch where it was taken from another mixture;
-        then nothing has changed.
+        Raises InvalidRequest for what is no such state, FingerprintMismatch where it was taken from another mixture and
+        this iterator is `strict`; then nothing has changed.
         """
         position, words = _checked_state(state)
         mixture, skips = self._mixture(), self._own_skips | Skips.of(state.get("skip", ()))
-        if state["fingerprint"] != mixture.fingerprint:
+        self._check_worker(state)
+        if self._strict and state["fingerprint"] != mixture.fingerprint:
             raise FingerprintMismatch(
                 f"the state was taken from the mixture {state['mixture']!r} with the fingerprint "
-                f"{state['fingerprint']}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others"
+                f"{state['fingerprint']}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others; "
+                "to go on at the same position of this one, make the iterator with strict=False"
             )
         view = View(mixture, words, Schedule.of(mixture, state.get("schedule")), self._content)
         self._position, self._words, self._view, self._skips, self._end = position, words, view, skips, None
@@ -235,7 +243,7 @@ class BatchIterator:
     def element_spec(self) -> Any:
         """The structure of a batch, a Field with name, dtype and shape in the place of each array; the last batch may
         have fewer rows. Asks the server for the mixture if nothing has been asked yet."""
-        view, (_, rows) = self._viewed(), shard_rows(self._batch_size, self._shard)
+        view, rows = self._viewed(), self._share.rows
         fields = {field.name: replace(field, shape=(rows, *field.shape)) for field in view.fields}
         return view.record(fields)
 
@@ -253,24 +261,27 @@ class BatchIterator:
         self.close()
 
     def __repr__(self) -> str:
-        index, count = self._shard
+        share = self._share
+        worker = f", worker={share.worker}" if share.worker[1] > 1 else ""
         return (
-            f"BatchIterator(mixture={self._mixture_name!r}, batch_size={self._batch_size}, "
-            f"key={self._words.tolist()}, position={self._position}, shard=({index}, {count}))"
+            f"BatchIterator(mixture={self._mixture_name!r}, batch_size={share.batch_size}, "
+            f"key={self._words.tolist()}, position={self._position}, shard={share.shard}{worker})"
         )
 
     def __reduce__(self) -> Any:
         """An iterator at the same place, over a client of the same servers."""
         options = {
-            "batch_size": self._batch_size,
+            "batch_size": self._share.batch_size,
             "key": self._words,
             "mixture": self._mixture_name,
             "start": self._position,
             "stop": self._stop,
-            "shard": self._shard,
+            "shard": self._share.shard,
+            "worker": self._share.worker,
             "schedule": self._given_schedule if self._view is None else self._view.schedule.plain() or None,
             "provenance": self._content == Content.RECORDS_AND_PROVENANCE,
             "skip": self._skips.plain(),
+            "strict": self._strict,
             "prefetch": self._prefetch,
             "timeout_s": self._timeout_s,
         }
@@ -287,6 +298,14 @@ class BatchIterator:
             self._pid = os.getpid()
             self._in_flight.clear()
             self._ahead, self._asked = 0, self._position
+
+    def _check_worker(self, state: dict[str, Any]) -> None:
+        worker, own = state.get("worker"), list(self._share.worker)
+        if worker is not None and worker != own:
+            raise InvalidRequest(
+                f"the state is that of worker {worker!r}, and this is worker {own}: give every worker its own state, "
+                "and keep their number"
+            )
 
     def _mixture(self) -> MixtureDescription:
         mixture = self._client._described(self._mixture_name, self._timeout_s)  # pyright: ignore[reportPrivateUsage]
@@ -311,8 +330,8 @@ class BatchIterator:
 
     def _ask(self, at_least: int = 0) -> None:
         """Ask for the batches that there is room for, half of them at a time: one stream is open while another ends."""
-        view, stop, size = self._viewed(), self._last(), self._batch_size
-        offset, rows = shard_rows(size, self._shard)
+        view, stop, share = self._viewed(), self._last(), self._share
+        size, (offset, rows) = share.group, share.of(share.group)
         batch_bytes = rows * view.row_bytes
         most = max(at_least, batches_ahead(batch_bytes, self._prefetch))
         half = max(1, most // 2)
@@ -324,7 +343,10 @@ class BatchIterator:
                 spans, end = [Span(start + offset, rows, size, count)] if rows else [], start + count * size
             else:
                 ranges, end = self._skips.taken(start, size, stop)
-                pieces = part(ranges, *shard_rows(sum(taken for _, taken in ranges), self._shard))
+                there = sum(taken for _, taken in ranges)
+                if not share.has_batch(there):
+                    return
+                pieces = part(ranges, *share.of(there))
                 spans, count = [Span(first, taken, taken, 1) for first, taken in pieces], 1
             asked = _InFlight(end, count, self._started(view, spans), max(1, len(spans)))
             self._in_flight.append(asked)
@@ -404,11 +426,21 @@ def _checked_shard(shard: Any, batch_size: int) -> tuple[int, int]:
     return index, count
 
 
+def _checked_worker(worker: Any) -> tuple[int, int]:
+    try:
+        index, count = map(operator.index, worker)
+    except (TypeError, ValueError):
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise InvalidRequest(f"worker must be (index, count) with 0 <= index < count, got {worker!r}")
+    return index, count
+
+
 def _checked_state(state: Any) -> tuple[int, Any]:
     if not isinstance(state, dict) or set(state) - set(_OPTIONAL_KEYS) != set(_STATE_KEYS):  # pyright: ignore[reportUnknownArgumentType]
         raise InvalidRequest(
-            f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}, and of {' and '.join(_OPTIONAL_KEYS)} where "
-            f"there is any; got {state!r}"
+            f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}, and of {', '.join(_OPTIONAL_KEYS)} where "
+            f"there are any; got {state!r}"
         )
     if state["version"] != _STATE_VERSION:
         raise InvalidRequest(f"the state's version must be {_STATE_VERSION}, got {state['version']!r}")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from mixserve_client.wire.request import Positions
+
 # Measured: smaller replies cost more for themselves than for what they carry, larger ones save little.
 _REPLY_BYTES = 1 << 20
 # What is read ahead. Streams are half of it: opening one costs as much as a reply or two.
@@ -32,6 +34,27 @@ class Span:
         return replace(self, start=start, count=self.count - batch)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Scattered:
+    """The one batch that has the rows at `positions`, in any order."""
+
+    positions: Positions
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.positions)
+
+    @property
+    def count(self) -> int:
+        """One batch."""
+        return 1
+
+    def after(self, rows: int) -> "Scattered | None":
+        """What is left when the first `rows` rows have come."""
+        return Scattered(self.positions[rows:]) if rows < self.size else None
+
+
 def reply_batches(batch_bytes: int) -> int:
     """How many batches of that size are asked for in one reply."""
     return max(1, _REPLY_BYTES // max(1, batch_bytes))
@@ -54,8 +77,34 @@ def whole_replies(first: int, most: int, per_reply: int) -> int:
     return most - most % per_reply if most > per_reply else most
 
 
-def shard_rows(size: int, shard: tuple[int, int]) -> tuple[int, int]:
-    """(offset, rows) of shard (i, n) in a batch of `size` rows: the rows [i*size//n, (i+1)*size//n)."""
-    index, count = shard
-    first, last = index * size // count, (index + 1) * size // count
-    return first, last - first
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one reader takes: shard (i, n) of every batch, of which worker (w, m) takes the w-th of every m.
+
+    m batches in a row are a group.
+    """
+
+    batch_size: int
+    shard: tuple[int, int]
+    worker: tuple[int, int]
+
+    @property
+    def group(self) -> int:
+        """The positions of a group."""
+        return self.batch_size * self.worker[1]
+
+    @property
+    def rows(self) -> int:
+        """The rows of a whole batch."""
+        return self.of(self.group)[1]
+
+    def has_batch(self, size: int) -> bool:
+        """Whether there is a batch in a group that has only `size` positions, since they end there."""
+        return size > self.worker[0] * self.batch_size
+
+    def of(self, size: int) -> tuple[int, int]:
+        """(offset, rows) in a group of `size` positions: of a batch of s rows they are [i*s//n, (i+1)*s//n)."""
+        before = min(size, self.worker[0] * self.batch_size)
+        rows, (index, count) = min(self.batch_size, size - before), self.shard
+        first, last = index * rows // count, (index + 1) * rows // count
+        return before + first, last - first

@@ -15,7 +15,7 @@ from mixserve_client.wire.description import (
     provenance_obstacle,
 )
 from mixserve_client.wire.key import KeyWords
-from mixserve_client.wire.request import BatchRequest, Content
+from mixserve_client.wire.request import BatchRequest, Content, Positions, PositionsRequest
 from mixserve_client.wire.tree import unflatten
 
 
@@ -57,6 +57,13 @@ class View:
         """The request for the rows [start, start + size)."""
         mixture = self.mixture
         return BatchRequest(mixture.name, start, size, self.words, mixture.fingerprint, self.schedule.id, self.content)
+
+    def positions_request(self, positions: Positions, reply_rows: int) -> PositionsRequest:
+        """The request for the rows at any positions."""
+        mixture, schedule = self.mixture, self.schedule.id
+        return PositionsRequest(
+            mixture.name, positions, self.words, reply_rows, mixture.fingerprint, schedule, self.content
+        )
 
     def record(self, batch: dict[str, Any]) -> Any:
         """The batch as records are nested on the server, with the provenance beside their outermost fields."""

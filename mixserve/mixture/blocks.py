@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Int64, UInt32
 
 from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.sampling import check_end, rounded_up
-from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.wire.request import POSITION_LIMIT, Range, ranges_of
 
 _BLOCK, _BLOCK_OF_MANY_SOURCES, _MANY_SOURCES = 4096, 1024, 32
 _BLOCK_OF_GRAINS = 8192
@@ -21,7 +22,6 @@ _SPARSE = 4
 
 K = TypeVar("K")
 V = TypeVar("V")
-Range = tuple[int, int]  # start and size
 
 
 class PlanBlocks:
@@ -51,7 +51,10 @@ class PlanBlocks:
         return self.planner.end
 
     def plan(self, key: UInt32[np.ndarray, "2"], ranges: Sequence[Range]) -> Plan:
-        """The plan of all positions of `ranges`, which ascend, one range after another. Raises OutOfRange."""
+        """The plan of all positions of `ranges`, one range after another. Raises OutOfRange."""
+        if any(start + size > following for (start, size), (following, _) in pairwise(ranges)):
+            positions, places = np.unique(_places(ranges) + ranges[0][0], return_inverse=True)
+            return self.plan(key, ranges_of(positions)).at(places)
         check_end(self.end, *ranges[-1])
         if len(ranges) == 1:
             return self._plan_range(key, *ranges[0])
@@ -65,6 +68,11 @@ class PlanBlocks:
         """How many positions are planned, at most, for each of many batches of `size` that are `stride` apart."""
         grain = self.planner.grain
         return min(stride, size if grain == 1 else (size // grain + 2) * grain)
+
+    def positions_of(self, positions: Int64[np.ndarray, " size"]) -> int:
+        """How many positions are planned, at most, for each of these."""
+        grain = self.planner.grain
+        return 1 if grain == 1 else -(-len(np.unique(positions // grain)) * grain // len(positions))
 
     def _planned(self, first: int, places: Int64[np.ndarray, " size"]) -> int:
         """How many positions are planned where only those places are."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mixserve.mixture.blocks import PlanBlocks, Range
+from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode
@@ -18,7 +18,7 @@ from mixserve_client.wire.description import (
     content_fields,
 )
 from mixserve_client.wire.key import KeyWords
-from mixserve_client.wire.request import Content
+from mixserve_client.wire.request import Content, Range
 from mixserve_client.wire.schedule import ScheduleEntry
 
 _REPLY_BYTES = 16 << 20

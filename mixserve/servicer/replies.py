@@ -7,14 +7,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mixserve.mixture.blocks import Range
 from mixserve.mixture.gather import Buffers
 from mixserve.servicer.hosted import View
 from mixserve.servicer.kept_replies import KeptReplies, KeptReply
 from mixserve.servicer.reused_bytes import ReusedBytes
 from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
 from mixserve_client.wire.key import KeyWords
-from mixserve_client.wire.request import StreamRequest
+from mixserve_client.wire.request import PositionsRequest, Range, StreamRequest
 
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20
@@ -66,14 +65,11 @@ class Replies:
         self._kept = KeptReplies()
         self._bytes = ReusedBytes()
 
-    def cut(self, view: View, wanted: StreamRequest) -> Iterator[tuple[int, int, Place | None]]:
+    def cut(self, view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int, Place | None]]:
         """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
         most = max(1, min(_MESSAGE_BYTES // max(1, view.row_bytes), view.mixture.description.limits.size))
         slots = iter(wanted.slots)
-        size = wanted.first.size
-        # One reply must not keep others waiting for the plans of millions of positions.
-        batches = max(1, _PLANNED_POSITIONS // view.blocks.positions_for(size, wanted.stride))
-        reply_rows = min(wanted.reply_rows, batches * size)
+        reply_rows = min(wanted.reply_rows, _rows_planned_at_once(view, wanted))
         for at in range(0, wanted.rows, reply_rows):
             rows = min(reply_rows, wanted.rows - at)
             place = self.place(view, rows, next(slots, 0))
@@ -113,6 +109,14 @@ class Replies:
         reply, memory = self._bytes.take(size)
         write(frame_batch(memory, view.fingerprint, view.fields, rows))
         return reply
+
+
+def _rows_planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> int:
+    """How many: one reply must not keep others waiting for the plans of millions of positions."""
+    if isinstance(wanted, PositionsRequest):
+        return max(1, _PLANNED_POSITIONS // view.blocks.positions_of(wanted.positions))
+    size = wanted.first.size
+    return max(1, _PLANNED_POSITIONS // view.blocks.positions_for(size, wanted.stride)) * size
 
 
 def _write(view: View, write: Write, place: Place, rows: int, size: int) -> bytes:

@@ -14,13 +14,17 @@ from mixserve.servicer.schedules import Schedules
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import encode_mixture, encode_names, provenance_obstacle
+from mixserve_client.wire.key import KeyWords
 from mixserve_client.wire.request import (
     BatchRequest,
     Content,
+    PositionsRequest,
+    StreamRequest,
     check_positions,
     decode_batch_request,
     decode_empty_request,
     decode_mixture_request,
+    decode_positions_request,
     decode_stream_request,
 )
 from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
@@ -40,7 +44,10 @@ class MixServicer:
             methods.DEFINE_SCHEDULE: self._define_schedule,
             methods.GET_SERVER: self._get_server,
         }
-        self._streams = {methods.STREAM_BATCHES: self._stream_batches}
+        self._streams = {
+            methods.STREAM_BATCHES: self._stream_batches,
+            methods.STREAM_POSITIONS: self._stream_positions,
+        }
         # Streams copy rows in turns, and so leave the interpreter's lock to single calls: with 200 readers on two
         # cores, a call took 64 instead of 1,188 ms (p99). Devices and slow sources are waited for side by side.
         self._turns = threading.Semaphore(max(1, _cores() // 2))
@@ -52,6 +59,11 @@ class MixServicer:
     def methods(self) -> tuple[str, ...]:
         """The paths of the methods that `handle` answers."""
         return tuple(self._handlers)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The paths of the methods that `stream` answers."""
+        return tuple(self._streams)
 
     def warm_up(self) -> None:
         """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
@@ -94,12 +106,21 @@ class MixServicer:
         view = self._view(wanted.first)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
         check_end(view.blocks.end, first, last + 1 - first)
+        yield from self._in_replies(view, wanted.first.key, wanted)
+
+    def _stream_positions(self, request: bytes) -> Iterator[bytes]:
+        wanted = decode_positions_request(request)
+        view = self._view(wanted)
+        check_end(view.blocks.end, int(wanted.positions.max()), 1)
+        yield from self._in_replies(view, wanted.key, wanted)
+
+    def _in_replies(self, view: View, key: KeyWords, wanted: StreamRequest | PositionsRequest) -> Iterator[bytes]:
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
         begun: Callable[[], bytes] | None = None
         turns = self._turns if view.mixture.is_gathered_by_copying else nullcontext()
         for at, rows, place in self._replies.cut(view, wanted):
             with turns:
-                following = self._replies.begin(view, wanted.first.key, wanted.ranges(at, rows), place)
+                following = self._replies.begin(view, key, wanted.ranges(at, rows), place)
                 reply = None if begun is None else begun()
             if reply is not None:
                 yield reply
@@ -114,7 +135,7 @@ class MixServicer:
         mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
         return encode_schedule(self._schedules.define(mixture, wanted.parent, wanted.entries))
 
-    def _view(self, wanted: BatchRequest) -> View:
+    def _view(self, wanted: BatchRequest | PositionsRequest) -> View:
         """What the request's positions stand for."""
         mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
         if wanted.content == Content.RECORDS_AND_PROVENANCE:

@@ -104,8 +104,8 @@ class MixServer:
     def _mix_handlers(self) -> grpc.GenericRpcHandler:
         calls = self._services.mix.methods
         handlers = {_name(path): grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in calls}
-        answer = partial(self._stream, methods.STREAM_BATCHES)
-        handlers[_name(methods.STREAM_BATCHES)] = self._streams.handler(answer)
+        for path in self._services.mix.streams:
+            handlers[_name(path)] = self._streams.handler(partial(self._stream, path))
         return grpc.method_handlers_generic_handler(methods.SERVICE_NAME, handlers)
 
     def _state_handlers(self) -> grpc.GenericRpcHandler:

@@ -48,6 +48,66 @@ def test_shards_put_together_are_the_global_batches(client, batch_size, data):
         assert next(shard, None) is None
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch_size=st.integers(1, 12),
+    workers=st.integers(1, 5),
+    shards=st.integers(1, 3),
+    start=st.integers(0, 50),
+    rows=st.integers(0, 90),
+    skip=st.lists(st.tuples(st.integers(0, 120), st.integers(1, 9)).map(lambda r: (r[0], r[0] + r[1])), max_size=3),
+    prefetch=st.integers(0, 4),
+)
+def test_workers_in_turn_give_the_batches_of_one(client, batch_size, workers, shards, start, rows, skip, prefetch):
+    options = {"start": start, "stop": start + rows, "skip": skip, "prefetch": prefetch}
+    shard = (shards - 1, max(shards, 1)) if shards <= batch_size else (0, 1)
+    made = [client.batches(batch_size, 3, shard=shard, worker=(w, workers), **options) for w in range(workers)]
+    for number, batch in enumerate(client.batches(batch_size, 3, shard=shard, **options)):
+        worker = made[number % workers]
+        assert_batches_equal(next(worker), batch)
+        if number % 3 == 1:  # as if it had been stopped, and started again
+            resumed = client.batches(batch_size, 3, shard=shard, worker=(number % workers, workers), **options)
+            resumed.set_state(worker.get_state())
+            made[number % workers] = resumed
+    for worker in made:
+        assert next(worker, None) is None
+        assert next(worker, None) is None
+
+
+def test_a_worker_takes_its_own_states_and_those_of_one_that_is_alone(client):
+    own = client.batches(10, 3, worker=(1, 2))
+    next(own)
+    state = own.get_state()
+    assert (state["position"], state["worker"]) == (20, [1, 2])
+    assert "worker=(1, 2)" in repr(own)
+    for worker in ((0, 1), (0, 2), (1, 3)):
+        with pytest.raises(InvalidRequest, match=r"that of worker \[1, 2\], and this is worker \[., .\]"):
+            client.batches(10, 3, worker=worker).set_state(state)
+    alone = client.batches(10, 3)
+    next(alone)
+    own.set_state(alone.get_state())
+    assert_batches_equal(next(own), client.get_batch_at(20, 10, 3))
+
+
+def test_a_mixture_that_has_changed_is_taken_where_that_is_asked_for(client):
+    with local_client({"train": make_node(seed=9)}) as other:
+        before = other.batches(10, 3)
+        before.schedule_weights((0.0, 1.0, 0.0), 20)
+        next(before)
+        state = before.get_state()
+    batches = client.batches(10, 5, strict=False)
+    batches.set_state(state)
+    assert_batches_equal(next(batches), client.get_batch_at(10, 10, 3))
+    assert_batches_equal(next(batches), client.get_batch_at(20, 10, 3, schedule=[(20, (0.0, 1.0, 0.0))]))
+    assert batches.get_state()["fingerprint"] == client.mixture().fingerprint
+    with local_client({"train": make_node((0.5, 0.5))}) as smaller:
+        refusing = smaller.batches(10, 5, strict=False)
+        before = refusing.get_state()
+        with pytest.raises(InvalidRequest, match="weights must be 2 numbers"):
+            refusing.set_state(state)
+        assert refusing.get_state() == before
+
+
 def test_the_state_counts_what_was_yielded_and_resumes_anywhere(node, client):
     batches = client.batches(batch_size=16, key=5, start=100, prefetch=4)
     for _ in range(3):
@@ -109,6 +169,8 @@ def test_states_of_other_kinds_are_refused_and_change_nothing(client, change, er
         ({"shard": (2, 2)}, r"shard must be \(index, count\).*got \(2, 2\)"),
         ({"shard": (0, 9)}, "count <= batch_size"),
         ({"shard": 1}, "shard must be"),
+        ({"worker": (1, 1)}, r"worker must be \(index, count\) with 0 <= index < count, got \(1, 1\)"),
+        ({"worker": "ab"}, "worker must be"),
         ({"key": None}, "key must be"),
         ({"timeout_s": -1}, "timeout_s must be"),
     ],

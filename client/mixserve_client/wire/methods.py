@@ -18,6 +18,7 @@ LIST_MIXTURES = _path(_MIX, "ListMixtures")
 GET_MIXTURE = _path(_MIX, "GetMixture")
 GET_BATCH_AT = _path(_MIX, "GetBatchAt")
 STREAM_BATCHES = _path(_MIX, "StreamBatches")
+STREAM_POSITIONS = _path(_MIX, "StreamPositions")
 DEFINE_SCHEDULE = _path(_MIX, "DefineSchedule")
 GET_SERVER = _path(_MIX, "GetServer")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import InvalidRequest, OutOfRange
@@ -14,7 +16,11 @@ from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.key import IMPLEMENTATION, KeyWords, check_wire_key
 
 POSITION_LIMIT = 2**63 - 1
+POSITIONS_PER_REQUEST = 1 << 16
 _SLOTS = 15
+
+Positions = npt.NDArray[np.int64]
+Range = tuple[int, int]  # start and size
 
 
 class Content(IntEnum):
@@ -57,18 +63,68 @@ class StreamRequest:
         """The rows of all batches together."""
         return self.first.size * self.count
 
-    def ranges(self, at: int, rows: int) -> list[tuple[int, int]]:
+    def ranges(self, at: int, rows: int) -> list[Range]:
         """(start, size) of the positions of the rows [at, at + rows), as few ranges as they are."""
         size = self.first.size
         if self.stride == size:
             return [(self.first.start + at, rows)]
-        found = list[tuple[int, int]]()
+        found = list[Range]()
         while rows > 0:
             batch, offset = divmod(at, size)
             taken = min(rows, size - offset)
             found.append((self.first.start + batch * self.stride + offset, taken))
             at, rows = at + taken, rows - taken
         return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PositionsRequest:
+    """The rows at any `positions`, in their order, in replies of `reply_rows` rows."""
+
+    mixture: str
+    positions: Positions
+    key: KeyWords
+    reply_rows: int
+    expected_fingerprint: str = ""
+    schedule: str = ""
+    content: Content = Content.RECORDS
+    slots: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.positions)
+
+    def ranges(self, at: int, rows: int) -> list[Range]:
+        """(start, size) of the positions of the rows [at, at + rows)."""
+        return ranges_of(self.positions[at : at + rows])
+
+
+def ranges_of(positions: Positions) -> list[Range]:
+    """The (start, size) ranges that give the positions, at least one, in their order: as few as there are."""
+    first = np.flatnonzero(np.diff(positions, prepend=positions[0]) != 1)
+    sizes = np.diff(first, append=len(positions))
+    return list(zip(positions[first].tolist(), sizes.tolist(), strict=True))
+
+
+def check_any_positions(positions: Any) -> Positions:
+    """The positions as an array, known to exist.
+
+    Raises InvalidRequest for what is no list of at least one integer, and negative ones; OutOfRange beyond 2^63 - 2.
+    """
+    try:
+        given = np.asarray(positions)
+    except (TypeError, ValueError):
+        given = np.empty(0, np.object_)
+    # Integers beyond 64 bits are objects.
+    if given.ndim != 1 or not given.size or not (given.dtype.kind in "iu" or all(type(one) is int for one in given)):
+        raise InvalidRequest(f"positions must be a list of at least one integer, got {positions!r:.200}")
+    least, most = int(given.min()), int(given.max())
+    if least < 0:
+        raise InvalidRequest(f"positions must be at least 0, got {least}")
+    if most >= POSITION_LIMIT:
+        raise OutOfRange(f"positions must be at most 2^63 - 2, got {most}; positions are 64-bit")
+    return given.astype(np.int64)
 
 
 def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tuple[int, int]:
@@ -109,6 +165,19 @@ def encode_stream_request(request: StreamRequest) -> bytes:
     ).SerializeToString()
 
 
+def encode_positions_request(request: PositionsRequest) -> bytes:
+    """The StreamPositionsRequest message, without slots."""
+    return mix_pb2.StreamPositionsRequest(
+        mixture=request.mixture,
+        positions=request.positions.tolist(),
+        key=_key_message(request.key),
+        expected_fingerprint=request.expected_fingerprint,
+        schedule=request.schedule,
+        content=mix_pb2.Content.Name(request.content),
+        reply_rows=request.reply_rows,
+    ).SerializeToString()
+
+
 def with_slots(request: bytes, slots: Sequence[int]) -> bytes:
     """An encoded request for batches that names slots of shared memory: messages are joined by joining their bytes."""
     return request + frame.delimited(_SLOTS, b"".join(map(frame.varint, slots)))
@@ -146,12 +215,35 @@ def decode_stream_request(data: bytes) -> StreamRequest:
     return StreamRequest(first, stride, count, reply_rows, tuple(message.slots))
 
 
+def decode_positions_request(data: bytes) -> PositionsRequest:
+    """The request in `data`. Raises InvalidRequest and OutOfRange."""
+    try:
+        message = mix_pb2.StreamPositionsRequest.FromString(data)
+    except DecodeError as error:
+        raise not_a("StreamPositionsRequest", data) from error
+    if not 1 <= len(message.positions) <= POSITIONS_PER_REQUEST:
+        raise InvalidRequest(f"positions must be 1 to {POSITIONS_PER_REQUEST}, got {len(message.positions)} of them")
+    positions = check_any_positions(np.fromiter(message.positions, np.int64, len(message.positions)))
+    if message.reply_rows < 1:
+        raise InvalidRequest(f"reply_rows must be at least 1, got {message.reply_rows}")
+    return PositionsRequest(
+        message.mixture,
+        positions,
+        _key(message),
+        message.reply_rows,
+        message.expected_fingerprint,
+        message.schedule,
+        _content(message),
+        tuple(message.slots),
+    )
+
+
 def _batch_message(request: BatchRequest) -> mix_pb2.GetBatchAtRequest:
     return mix_pb2.GetBatchAtRequest(
         mixture=request.mixture,
         start=request.start,
         size=request.size,
-        key=mix_pb2.Key(implementation=IMPLEMENTATION, words=request.key.tolist()),
+        key=_key_message(request.key),
         expected_fingerprint=request.expected_fingerprint,
         schedule=request.schedule,
         content=mix_pb2.Content.Name(request.content),
@@ -160,18 +252,35 @@ def _batch_message(request: BatchRequest) -> mix_pb2.GetBatchAtRequest:
 
 def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
     start, size = check_positions(message.start, message.size)
+    return BatchRequest(
+        message.mixture,
+        start,
+        size,
+        _key(message),
+        message.expected_fingerprint,
+        message.schedule,
+        _content(message),
+        tuple(message.slots),
+    )
+
+
+def _key_message(words: KeyWords) -> mix_pb2.Key:
+    return mix_pb2.Key(implementation=IMPLEMENTATION, words=words.tolist())
+
+
+def _key(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> KeyWords:
     if not message.HasField("key"):
         raise InvalidRequest("key is required: without a key a batch is not defined; send two threefry2x32 words")
-    key = check_wire_key(message.key.implementation, list(message.key.words))
+    return check_wire_key(message.key.implementation, list(message.key.words))
+
+
+def _content(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Content:
     try:
-        content = Content(message.content)
+        return Content(message.content)
     except ValueError:
         raise InvalidRequest(
             f"content must be one of {', '.join(mix_pb2.Content.keys())}, got {message.content}"
         ) from None
-    return BatchRequest(
-        message.mixture, start, size, key, message.expected_fingerprint, message.schedule, content, tuple(message.slots)
-    )
 
 
 def encode_mixture_request(mixture: str) -> bytes:

@@ -159,6 +159,26 @@ class StreamBatchesRequest(_message.Message):
     slots: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, first: _Optional[_Union[GetBatchAtRequest, _Mapping]] = ..., stride: _Optional[int] = ..., count: _Optional[int] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class StreamPositionsRequest(_message.Message):
+    __slots__ = ("mixture", "positions", "key", "expected_fingerprint", "schedule", "content", "reply_rows", "slots")
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    REPLY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    key: Key
+    expected_fingerprint: str
+    schedule: str
+    content: Content
+    reply_rows: int
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, mixture: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Batch(_message.Message):
     __slots__ = ("fingerprint", "arrays", "slot", "slot_bytes")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
