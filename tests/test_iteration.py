@@ -160,6 +160,8 @@ def test_records_of_strings_and_objects_iterate_but_make_no_batches():
     found = [record["text"] for record in node]
     assert found == [text for i in range(5) for text in (f"text {i}", "other")]
     assert len(node) == 15
+    assert not node.supports_indexed_access()
+    assert mix(rows(5, 0)).supports_indexed_access()
     for call in (lambda: node.get_batch_at(0, 2, 1), node.element_spec):
         with pytest.raises(ValueError, match="'0' has no numeric element_spec, so its records can be iterated"):
             call()

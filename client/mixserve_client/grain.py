@@ -8,9 +8,9 @@ from typing import Any
 import grain
 
 from mixserve_client.client import MixClient
-from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.wire.key import key_words
+from mixserve_client.wire.request import check_integer
 from mixserve_client.wire.tree import flatten, unflatten
 
 
@@ -33,14 +33,11 @@ class RemoteMapDataset(grain.MapDataset[Any]):
     ):
         """Raises InvalidRequest for a batch size or a number of batches below 1, and for what is no key."""
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("num_batches", num_batches)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise InvalidRequest(f"{name} must be an integer of at least 1, got {value!r}")
         self._client = client
-        self._batch_size = batch_size
+        self._batch_size = check_integer("batch_size", batch_size, 1)
         self._words = key_words(key)
         self._mixture = mixture
-        self._length = sys.maxsize if num_batches is None else num_batches
+        self._length = sys.maxsize if num_batches is None else check_integer("num_batches", num_batches, 1)
 
     def __len__(self) -> int:
         return self._length

@@ -20,7 +20,7 @@ from mixserve_client.spans import Share, Span, batches_ahead, reply_batches, who
 from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import POSITION_LIMIT, Content, check_positions
+from mixserve_client.wire.request import POSITION_LIMIT, Content, check_integer, check_positions
 
 if TYPE_CHECKING:
     from mixserve_client.client import MixClient
@@ -85,7 +85,7 @@ class BatchIterator:
         self._own_skips = self._skips = Skips.of(skip)
         self._view: View | None = None
         self._strict = strict
-        self._prefetch = _at_least("prefetch", prefetch, 0)
+        self._prefetch = check_integer("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
         self._in_flight: deque[_InFlight] = deque()
         self._ahead = 0  # batches in flight
@@ -393,16 +393,6 @@ def _unpickled(
     return iterator
 
 
-def _at_least(name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise InvalidRequest(f"{name} must be an integer of at least {least}, got {value!r}")
-    return number
-
-
 def _checked_stop(stop: Any) -> int:
     try:
         position = operator.index(stop)
@@ -444,7 +434,7 @@ def _checked_state(state: Any) -> tuple[int, Any]:
         )
     if state["version"] != _STATE_VERSION:
         raise InvalidRequest(f"the state's version must be {_STATE_VERSION}, got {state['version']!r}")
-    position = _at_least("position", state["position"], 0)  # pyright: ignore[reportUnknownArgumentType]
+    position = check_integer("position", state["position"], 0)  # pyright: ignore[reportUnknownArgumentType]
     if position > POSITION_LIMIT:
         raise InvalidRequest(f"position must be at most 2^63 - 1, got {position}")
     return position, key_words(state["key"])

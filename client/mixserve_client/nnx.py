@@ -79,6 +79,10 @@ class RemoteMixDataSourcesNode(nnx.Module):
     def __len__(self) -> int:
         return sum(source.length for source in self._remote.described().sources)
 
+    def supports_indexed_access(self) -> bool:
+        """That batches may be asked for by position: what pipelines ask their source."""
+        return True
+
     def element_spec(self) -> Any:
         """A pytree of `jax.ShapeDtypeStruct` that describes one record, in JAX's dtypes as x64 is set."""
         return unflatten(

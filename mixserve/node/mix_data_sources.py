@@ -99,6 +99,11 @@ class MixDataSourcesNode(DataSourceModule):
     def __len__(self) -> int:
         return len(self.mixture)
 
+    def supports_indexed_access(self) -> bool:
+        """Whether batches may be asked for by position, which pipelines ask their source: not where records are no
+        numbers."""
+        return self.mixture.is_numeric
+
     def element_spec(self) -> ElementSpec:
         """Shape and dtype of every field of one element of `get_batch_at`: JAX's dtypes, as x64 is set.
 

@@ -58,6 +58,7 @@ def test_batches_and_spec_are_the_nodes(node, remote):
     assert_same(batch, node.get_batch_at(5, SIZE, KEY))
     assert remote.element_spec() == node.element_spec()
     assert len(remote) == len(node)
+    assert remote.supports_indexed_access()
 
 
 def test_a_scan_of_a_hundred_steps_equals_the_local_nodes(node, remote):

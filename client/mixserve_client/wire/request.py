@@ -133,7 +133,7 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tup
     Raises InvalidRequest for a size outside 1..size_limit, a negative start and what is no integer, OutOfRange where
     start + size would pass 2^63 - 1.
     """
-    start, size = _integer("start", start), _integer("size", size)
+    start, size = check_integer("start", start), check_integer("size", size)
     if size < 1 or (size_limit is not None and size > size_limit):
         allowed = "at least 1" if size_limit is None else f"in 1..{size_limit}"
         raise InvalidRequest(f"size must be {allowed}, got {size}")
@@ -144,13 +144,16 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tup
     return start, size
 
 
-def _integer(name: str, value: Any) -> int:
+def check_integer(name: str, value: Any, least: int | None = None) -> int:
+    """`value` as an int, of at least `least`; no bool. Raises InvalidRequest, with the name."""
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        raise InvalidRequest(f"{name} must be an integer, got {value!r}") from None
+        number = None
+    if number is None or (least is not None and number < least):
+        allowed = "" if least is None else f" of at least {least}"
+        raise InvalidRequest(f"{name} must be an integer{allowed}, got {value!r:.100}")
+    return number
 
 
 def encode_batch_request(request: BatchRequest) -> bytes:
