@@ -5,11 +5,11 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
-PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb)
+PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers/tensorflow/.jax
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax clean
+.PHONY: help setup demo test crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,7 @@ bench: $(READY) ## Race against peers, and serve a crowd; the results go to benc
 	-$(MAKE) --keep-going peers
 	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.crowd
+	$(BIN)/python -m benchmarks.trainer
 
 bench-plan: $(READY) ## Positions planned per second in both modes, and the share of planning in requests
 	$(BIN)/python benchmarks/plan.py
@@ -52,6 +53,11 @@ peers: $(PEERS) ## Set up the environments of those that the benchmarks race aga
 
 .venv-peers/%/.ready: benchmarks/race/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	touch $@
+
+# What the training loop's step needs, beside what feeds it.
+.venv-peers/%/.jax: benchmarks/trainer/%.txt .venv-peers/%/.ready
 	$(@D)/bin/python $(PIP) -r $<
 	touch $@
 
@@ -86,7 +92,16 @@ test-node: $(READY) ## Read a batch with a Node.js client made from the .proto a
 
 test-datarax: .venv-datarax/.ready ## Compare batches with the reference's own implementation, bit for bit; takes minutes
 	.venv-datarax/bin/python -m pytest -s -o filterwarnings= --timeout=1800 --confcutdir=tests/datarax \
-	  tests/datarax/check_mixtures.py
+	  tests/datarax/check_mixtures.py tests/datarax/check_pipeline.py
+
+# PyTorch stays out of .venv: a gigabyte that little of the project needs.
+.venv-frameworks/.ready: pyproject.toml client/pyproject.toml constraints.txt tests/frameworks/requirements.txt
+	$(PYTHON) -m venv .venv-frameworks
+	.venv-frameworks/bin/python $(PIP) -c constraints.txt -e ./client -e . -r tests/frameworks/requirements.txt
+	touch $@
+
+test-torch: .venv-frameworks/.ready ## Run the tests that need PyTorch, in an environment of its own; about 2 GB
+	.venv-frameworks/bin/python -m pytest tests/frameworks
 
 clean: ## Remove the environments and everything that was built
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules

@@ -1,0 +1,29 @@
+"""grain's `MapDataset.mix` with 16 threads, as by default, which read no more than some batches ahead.
+
+By default they read 500 ahead, and are at that for longer than a round lasts; with few, a round shows what comes after.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grain
+import numpy as np
+
+from benchmarks.common.work import WEIGHTS, load
+from benchmarks.race.contestant import Contestant
+
+
+def contestant(ahead: str) -> Contestant:
+    """`ahead`: how many batches may be ready."""
+    sources, read = load(), grain.ReadOptions(prefetch_buffer_size=int(ahead))
+
+    @contextmanager
+    def open_batches(size: int, key: int) -> Iterator[Iterator[np.ndarray]]:
+        children = [grain.MapDataset.source(records).seed(key).repeat() for records in sources]
+        iterator = iter(grain.MapDataset.mix(children, weights=WEIGHTS).batch(size).to_iter_dataset(read))
+        try:
+            yield iterator
+        finally:
+            iterator.close()
+
+    return Contestant(open_batches, ("grain", "numpy"))

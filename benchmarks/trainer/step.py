@@ -1,0 +1,67 @@
+"""A training step of a known length on one core: the batch is read once, and matrices are multiplied in JAX.
+
+How often is calibrated with a batch that lies in memory. The batch is read by NumPy and not handed to JAX, which copies
+arrays or takes them as they are by where they happen to lie.
+"""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_SIDE = 128  # so that matrices stay in the core's cache, and one product takes a small part of a millisecond
+_FIRST_GUESS = 200
+_GUESSES = 4
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a step takes, and how much CPU time of the process: medians of a few."""
+
+    seconds: float
+    cpu_s: float
+
+
+class Step:
+    """Compiled once, for any number of products. JAX runs on the CPU alone, as every contestant's step does."""
+
+    def __init__(self) -> None:
+        jax.config.update("jax_platforms", "cpu")
+        self._matrix = jnp.full((_SIDE, _SIDE), 1 / _SIDE)
+        # One thread: the other cores are for the data.
+        self._products = jax.jit(_products, compiler_options={"xla_cpu_multi_thread_eigen": False})
+        self._products(self._matrix, 1).block_until_ready()
+
+    def __call__(self, batch: np.ndarray, products: int) -> None:
+        """Read the batch, and compute."""
+        batch.max()
+        self._products(self._matrix, products).block_until_ready()
+
+    def timed(self, batch: np.ndarray, products: int) -> Timing:
+        seconds, cpu = [], []
+        for _ in range(_REPEATS):
+            began, used = time.perf_counter(), time.process_time()
+            self(batch, products)
+            seconds.append(time.perf_counter() - began)
+            cpu.append(time.process_time() - used)
+        return Timing(float(np.median(seconds)), float(np.median(cpu)))
+
+    def calibrated(self, batch: np.ndarray, seconds: float) -> int:
+        """How many products make the step as long as that, where the batch is there. Raises ValueError if none do.
+
+        By CPU time, which others on the machine do not lengthen.
+        """
+        reading, products = self.timed(batch, 0).cpu_s, _FIRST_GUESS
+        for _ in range(_GUESSES):
+            computing = self.timed(batch, products).cpu_s - reading
+            products = round(products * (seconds - reading) / computing)
+            if products < 1:
+                raise ValueError(f"reading the batch alone takes {reading:.3f} s, of a step of {seconds} s")
+        return products
+
+
+def _products(matrix: jax.Array, products: int) -> jax.Array:
+    return jax.lax.fori_loop(0, products, lambda _, one: jnp.tanh(one @ matrix), matrix)
