@@ -11,9 +11,10 @@ from typing import Any, Self, TypeVar
 from mixserve_client.assembly import Batch
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest, Unavailable
-from mixserve_client.iterator import BatchIterator, read_state
+from mixserve_client.iterator import BatchIterator
 from mixserve_client.schedule import Pairs, Weights
 from mixserve_client.session import Checkpoint, Session, SessionView, State
+from mixserve_client.state_file import read_state
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.session import SessionDescription

@@ -1,7 +1,6 @@
 """The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes
 and its schedule."""
 
-import json
 import operator
 import os
 from collections import deque
@@ -17,6 +16,7 @@ from mixserve_client.retry import deadline_in, seconds
 from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead
 from mixserve_client.skips import Skips, part
 from mixserve_client.spans import Share, Span, batches_ahead, reply_batches, whole_replies
+from mixserve_client.state_file import read_state, write_state
 from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _STATE_VERSION = 1
 _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
 _OPTIONAL_KEYS = ("schedule", "skip", "worker")
-_STATE_FILE = "mixserve_state.json"
 
 
 @dataclass(slots=True)
@@ -212,13 +211,7 @@ class BatchIterator:
     async def save(self, directory: Any) -> Awaitable[None]:
         """What Orbax calls to save this iterator beside a model: the state is taken at once, and written when the
         folder is there. `directory` is Orbax's promise of a folder, or a path."""
-        state = json.dumps(self.get_state())
-
-        async def write() -> None:
-            folder = await directory.await_creation() if hasattr(directory, "await_creation") else directory
-            (folder / _STATE_FILE).write_text(state)
-
-        return write()
+        return write_state(directory, self.get_state())
 
     async def load(self, directory: Any) -> Awaitable[None]:
         """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
@@ -372,15 +365,6 @@ class BatchIterator:
 
     def _forget(self) -> None:
         self._ask_again(-1)
-
-
-def read_state(directory: Any) -> dict[str, Any]:
-    """The state in a folder that `BatchIterator.save` wrote. Raises InvalidRequest for what is none."""
-    text = (directory / _STATE_FILE).read_text()
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{directory / _STATE_FILE} is no JSON: {error}") from error
 
 
 def _unpickled(

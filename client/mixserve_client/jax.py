@@ -2,7 +2,7 @@
 # pyright: standard
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +12,8 @@ import numpy as np
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.state_file import read_state, write_state
+from mixserve_client.wire.request import check_integer
 
 
 def __getattr__(name: str) -> Any:
@@ -31,11 +33,9 @@ class DeviceBatches:
 
     def __init__(self, batches: BatchIterator, put: Callable[[Any], Any | None], buffer: int):
         """`put` gives a batch's arrays, None for one that is left out."""
-        if isinstance(buffer, bool) or not isinstance(buffer, int) or buffer < 0:
-            raise InvalidRequest(f"buffer must be an integer of at least 0, got {buffer!r}")
         self._batches = batches
         self._put = put
-        self._buffer = buffer
+        self._buffer = check_integer("buffer", buffer, 0)
         self._ahead: deque[tuple[Any, dict[str, Any]]] = deque()
         self._state: dict[str, Any] | None = None  # of what was yielded last
 
@@ -61,6 +61,19 @@ class DeviceBatches:
         self._batches.set_state(state)
         self._ahead.clear()
         self._state = None
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to save these beside a model, as `BatchIterator.save` does; each process writes the same."""
+        return write_state(directory, self.get_state())
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
+        state = read_state(directory)
+
+        async def take() -> None:
+            self.set_state(state)
+
+        return take()
 
     def close(self) -> None:
         """Drop what is in flight; the client stays open."""

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -65,6 +67,27 @@ def test_all_batches_come_and_then_the_end(client):
     assert next(batches, None) is None
     with pytest.raises(InvalidRequest, match="buffer must be an integer of at least 0"):
         device_batches(client.batches(SIZE, 7), buffer=-1)
+
+
+def test_orbax_saves_them_beside_a_model_at_the_last_that_was_yielded(client, tmp_path):
+    expected = tokens(client.batches(SIZE, 7), 6)
+    model = {"w": jnp.arange(4.0)}
+    batches, other = (device_batches(client.batches(SIZE, key), buffer=3) for key in (7, 1))
+    tokens(batches, 2)
+    tokens(other, 1)  # the next three are on devices, and are none of the state's
+    ocp.save_checkpointables(tmp_path / "checkpoint", {"model": model, "data": batches})
+    assert tokens(batches, 2) == expected[2:4]
+    restored = ocp.load_checkpointables(tmp_path / "checkpoint", {"model": model, "data": other})
+    np.testing.assert_array_equal(restored["model"]["w"], model["w"])
+    assert other.get_state()["position"] == 2 * SIZE
+    assert tokens(other, 4) == expected[2:]
+    with client.batches(SIZE, 1) as host:
+        ocp.load_checkpointables(tmp_path / "checkpoint", {"data": host})
+        assert tokens(host, 1) == expected[2:3]
+    (state,) = (tmp_path / "checkpoint").rglob("mixserve_state.json")
+    state.write_text("{")
+    with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is no JSON"):
+        ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
 
 
 def test_values_that_do_not_fit_are_refused():

@@ -1,0 +1,29 @@
+"""An iterator's state <-> the file that holds it in a checkpoint of Orbax."""
+
+import json
+from collections.abc import Awaitable
+from typing import Any
+
+from mixserve_client.errors import InvalidRequest
+
+_NAME = "mixserve_state.json"
+
+
+def write_state(directory: Any, state: dict[str, Any]) -> Awaitable[None]:
+    """Take the state now, and write it when the folder is there: `directory` is Orbax's promise of one, or a path."""
+    text = json.dumps(state)
+
+    async def write() -> None:
+        folder = await directory.await_creation() if hasattr(directory, "await_creation") else directory
+        (folder / _NAME).write_text(text)
+
+    return write()
+
+
+def read_state(directory: Any) -> dict[str, Any]:
+    """The state in a folder that `write_state` wrote to. Raises InvalidRequest for what is none."""
+    text = (directory / _NAME).read_text()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{directory / _NAME} is no JSON: {error}") from error

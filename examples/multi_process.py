@@ -1,0 +1,263 @@
+"""Data-parallel training in several processes, killed on the way, and gone on with by another number of them.
+
+    python examples/multi_process.py [--processes 4 2] [--steps 60]
+
+What a trainer needs is in `train`. All the rest writes two texts, serves them, starts the first number of processes,
+kills them all with SIGKILL, starts the next number, which goes on from the checkpoint, and so on; at the end it
+compares all global batches and losses with those of one process that reads the same mixture without a server.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint.experimental.v1 as ocp
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mixserve.demo.corpus import mixture_file, write_corpora
+from mixserve_client import MixClient
+from mixserve_client.jax import global_batches
+
+BATCH_SIZE, KEY = 24, 7
+INTERVAL = 10  # steps from one checkpoint to the next
+CONTEXT, WIDTH, HIDDEN = 8, 16, 64
+MOST_PROCESSES = 4
+START_S = 60  # how long a server may take to start
+TOLERANCE = 1e-4  # of losses: another number of devices adds up in another order, and each step builds on the last
+
+
+def train(client: MixClient, folder: Path, steps: int, report: Callable[[int, Any, Any], None]) -> None:
+    """Train on the devices of all processes, from the newest checkpoint in `folder` on if there is one.
+
+    Every process calls this, and asks only for its own rows.
+    """
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    by_rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    learn_together = jax.jit(learn, out_shardings=everywhere)
+    with (
+        global_batches(client, BATCH_SIZE, KEY, by_rows, stop=steps * BATCH_SIZE) as batches,
+        ocp.training.Checkpointer(folder) as checkpoints,
+    ):
+        learner, done = jax.jit(new_learner, out_shardings=everywhere)(), 0
+        if checkpoints.latest is not None:
+            done = checkpoints.latest.step
+            saved = checkpoints.load_checkpointables(done, {"learner": learner, "data": batches})
+            learner = saved["learner"]  # on these devices, whatever it was saved on; `batches` is where it was saved
+        for step, batch in enumerate(batches, done + 1):
+            learner, loss = learn_together(learner, batch["tokens"])
+            if step % INTERVAL == 0:
+                checkpoints.save_checkpointables(step, {"learner": learner, "data": batches})
+            report(step, loss, batch["tokens"])
+
+
+def new_learner() -> dict[str, Any]:
+    """An untrained model of the next byte, given the eight before it, and its optimizer's state."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"embed": (256, WIDTH), "widen": (CONTEXT * WIDTH, HIDDEN), "head": (HIDDEN, 256)}
+    model = {
+        name: jax.random.normal(key, shape) * shape[0] ** -0.5
+        for (name, shape), key in zip(shapes.items(), keys, strict=True)
+    }
+    return {"model": model, "optimizer": OPTIMIZER.init(model)}
+
+
+def learn(learner: dict[str, Any], tokens: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+    """The learner after it has learnt from rows of bytes, and the mean loss before that, in nats per byte."""
+    loss, gradients = jax.value_and_grad(mean_loss)(learner["model"], tokens)
+    updates, optimizer = OPTIMIZER.update(gradients, learner["optimizer"])
+    return {"model": optax.apply_updates(learner["model"], updates), "optimizer": optimizer}, loss
+
+
+def mean_loss(model: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
+    """Of all bytes of all rows, whichever device they are on."""
+    known = tokens.shape[1] - CONTEXT
+    embedded = model["embed"][tokens.astype(jnp.int32)]
+    context = jnp.concatenate([embedded[:, place : place + known] for place in range(CONTEXT)], axis=-1)
+    logits = jax.nn.relu(context @ model["widen"]) @ model["head"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, CONTEXT:].astype(jnp.int32)).mean()
+
+
+OPTIMIZER = optax.adam(1e-2)
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """The address of a `mixserve serve` in a process of its own; killed at the end of the block."""
+    command = [sys.executable, "-m", "mixserve", "serve", str(mixture_file(folder)), "--port", "0"]
+    log = folder / "server.log"
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            deadline = time.monotonic() + START_S
+            while (serving := re.search(r"serving on (\S+)", log.read_text())) is None:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    sys.exit(f"the server does not serve: {log.read_text()}")
+                time.sleep(0.05)
+            yield serving.group(1)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def trainers(count: int, address: str, folder: Path, steps: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that run `train` together; the first of them tells each step. Killed at the end of the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, __file__, "--steps", str(steps), "--train", address, str(folder), coordinator]
+    processes = [
+        subprocess.Popen(
+            [*command, str(count), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for number in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
+
+
+class Run:
+    """What a run told: the loss of each step and the digest of its global batch."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+        self.digests: dict[int, str] = {}
+        self.repeated = 0
+
+    def note(self, step: int, loss: float, digest: str) -> None:
+        """Take what was told. A step that was made before must have had the same batch."""
+        self.repeated += step in self.digests
+        if self.digests.setdefault(step, digest) != digest:
+            sys.exit(f"step {step} has another batch than before the processes were killed")
+        self.losses[step] = loss
+        if step % INTERVAL == 0:
+            print(f"  step {step:>4}   loss {loss:.4f}")
+
+    def digest(self) -> str:
+        """That of all batches, one after another."""
+        return hashlib.sha256("".join(self.digests[step] for step in sorted(self.digests)).encode()).hexdigest()
+
+
+def go_on(run: Run, count: int, address: str, folder: Path, steps: int, kill_at: int | None) -> None:
+    """Start processes, and kill them all after the step `kill_at`: the first one waits for a word after each step."""
+    print(f"{count} {'processes' if count > 1 else 'process'}:")
+    with trainers(count, address, folder, steps) as processes:
+        first = processes[0]
+        for line in first.stdout:
+            if not line.startswith("{"):
+                continue  # Gloo tells here which peers it has
+            told = json.loads(line)
+            run.note(**told)
+            if told["step"] == kill_at:
+                print(f"  step {kill_at:>4}   all killed (SIGKILL)")
+                return
+            os.write(first.stdin.fileno(), b"\n")
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
+            sys.exit(f"the processes failed with exit statuses {statuses}")
+
+
+def reporting(note: Callable[..., None]) -> Callable[[int, Any, Any], None]:
+    """A `report` that gives `note` step, loss and the digest of the global batch, in the first process."""
+
+    def report(step: int, loss: Any, tokens: Any) -> None:
+        rows = process_allgather(tokens, tiled=True)  # all rows of all processes
+        if jax.process_index() == 0:
+            note(step=step, loss=float(loss), digest=hashlib.sha256(rows.tobytes()).hexdigest())
+
+    return report
+
+
+def tell(**what: Any) -> None:
+    """Tell the process that started this one, and wait until it says a word."""
+    print(json.dumps(what), flush=True)
+    sys.stdin.readline()
+
+
+def one_of_several(address: str, folder: str, coordinator: str, count: str, number: str, steps: int) -> None:
+    """Be the process of that number."""
+    jax.distributed.initialize(coordinator, int(count), int(number))
+    with MixClient.connect(address) as client:
+        train(client, Path(folder), steps, reporting(tell))
+
+
+def alone(folder: Path, steps: int) -> Run:
+    """The run of this process, on one device and without a server."""
+    from mixserve import local_client  # trainers of a server need none of this
+    from mixserve.build import build_nodes
+    from mixserve.config import load_config
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    run, file = Run(), mixture_file(folder)
+    print("one process, without a server:")
+    with local_client(build_nodes(load_config(file), file)) as client:
+        train(client, folder / "alone", steps, reporting(run.note))
+    return run
+
+
+def main() -> None:
+    """Run everything, or, with --train, one of several processes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    counts = range(1, MOST_PROCESSES + 1)
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[4, 2], choices=counts, help="before and after each kill"
+    )
+    parser.add_argument("--steps", type=int, default=60, help=f"a multiple of {INTERVAL}")
+    parser.add_argument("--train", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    steps, starts = arguments.steps, len(arguments.processes)
+    if steps % INTERVAL or steps < starts * INTERVAL:
+        parser.error(f"--steps must be a multiple of {INTERVAL} and at least {starts * INTERVAL}, got {steps}")
+    if arguments.train:
+        one_of_several(*arguments.train, steps)
+        return
+    sys.stdout.reconfigure(line_buffering=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="multi-process-") as name:
+        folder = Path(name)
+        # A process that is started again need not compile again.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        write_corpora(folder)
+        together = Run()
+        with server(folder) as address:
+            for start, count in enumerate(arguments.processes, 1):
+                kill_at = steps * start // starts // INTERVAL * INTERVAL + INTERVAL // 2 if start < starts else None
+                go_on(together, count, address, folder / "checkpoints", steps, kill_at)
+        single = alone(folder, steps)
+    if together.digests != single.digests:
+        sys.exit("the batches differ")
+    furthest = max(abs(together.losses[step] / loss - 1) for step, loss in single.losses.items())
+    if furthest > TOLERANCE:
+        sys.exit(f"the losses differ by up to {furthest:.1e} of themselves")
+    said = f"{steps} global batches, {together.repeated} of them twice, are those of one process; "
+    said += f"losses differ by {furthest:.0e} of themselves at most"
+    print(f"{said}: digest {single.digest()[:16]}; {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
