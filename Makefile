@@ -9,7 +9,7 @@ PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch clean
+.PHONY: help setup demo test crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,19 @@ test-datarax: .venv-datarax/.ready ## Compare batches with the reference's own i
 
 test-torch: .venv-frameworks/.ready ## Run the tests that need PyTorch, in an environment of its own; about 2 GB
 	.venv-frameworks/bin/python -m pytest tests/frameworks
+
+# Its metadata asks for an older NumPy and for clients of clouds that nothing here needs. About 6 GB: torchvision's
+# wheels on PyPI need PyTorch with CUDA.
+.venv-streaming/.ready: tests/migrate/streaming.txt pyproject.toml client/pyproject.toml
+	$(PYTHON) -m venv --clear .venv-streaming
+	.venv-streaming/bin/python $(PIP) -r $< -e ./client -e .
+	.venv-streaming/bin/python $(PIP) --no-deps mosaicml-streaming==0.13.0
+	touch $@
+
+# An environment that cannot be built here is reported as skipped.
+test-migrate: $(READY) ## Run the blocks of docs/migrate.md beside TensorFlow and MosaicML Streaming; about 6 GB
+	-$(MAKE) --keep-going .venv-peers/tensorflow/.ready .venv-streaming/.ready
+	$(BIN)/python -m pytest -rs tests/migrate/check_peers.py
 
 clean: ## Remove the environments and everything that was built
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules

@@ -1,6 +1,6 @@
 """A language model in Flax NNX, trained on a mixture of two texts, with Orbax checkpoints of model, optimizer and data.
 
-    python examples/flax_language_model.py [--steps 120]
+    python examples/flax_language_model.py [--steps 100]
 
 What a trainer needs is in `train`. All the rest writes two texts that every Python brings along, serves them, trains
 once with a SIGKILL of the trainer on the way and once without, and compares all losses and the final parameters, bit
