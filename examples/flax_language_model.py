@@ -12,13 +12,11 @@ import hashlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,9 @@ import optax
 import orbax.checkpoint.experimental.v1 as ocp
 from flax import nnx
 
+from mixserve import serve
+from mixserve.build import build_nodes
+from mixserve.config import load_config
 from mixserve.demo.corpus import mixture_file, write_corpora
 from mixserve_client import MixClient
 from mixserve_client.jax import device_batches
@@ -37,7 +38,6 @@ BATCH_SIZE, KEY = 8, 7
 INTERVAL = 20  # steps from one checkpoint to the next
 WIDTH, HEADS, BLOCKS, LENGTH = 64, 4, 2, 128
 NEWEST = ocp.training.preservation_policies.LatestN(2)
-START_S = 60  # how long a server may take to start
 
 
 def train(address: str, folder: Path, steps: int, report: Callable[[int, Any, Any], None]) -> "LanguageModel":
@@ -119,23 +119,6 @@ def digest(model: LanguageModel) -> str:
         parameters.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         parameters.update(np.asarray(leaf).tobytes())
     return parameters.hexdigest()
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """The address of a `mixserve serve` in a process of its own; killed at the end of the block."""
-    command = [sys.executable, "-m", "mixserve", "serve", str(mixture_file(folder)), "--port", "0"]
-    log = folder / "server.log"
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            deadline = time.monotonic() + START_S
-            while (serving := re.search(r"serving on (\S+)", log.read_text())) is None:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    sys.exit(f"the server does not serve: {log.read_text()}")
-                time.sleep(0.05)
-            yield serving.group(1)
-        finally:
-            process.kill()
 
 
 class Run:
@@ -222,12 +205,19 @@ def main() -> None:
         for corpus in corpora:
             print(f"{corpus.name}: {corpus.size_bytes / 1e6:.1f} MB, {corpus.share:.0%} of the rows")
         killed, quiet = (Run([corpus.name for corpus in corpora]) for _ in range(2))
-        with server(folder) as address:
+        file = mixture_file(folder)
+        with serve(build_nodes(load_config(file), file)) as server:  # as `mixserve serve mixture.yaml` does
             print("with a kill, losses in bits per byte:")
-            go_on(killed, address, folder / "killed", steps, kill_at=steps // 2 // INTERVAL * INTERVAL + INTERVAL // 2)
-            go_on(killed, address, folder / "killed", steps)
+            go_on(
+                killed,
+                server.address,
+                folder / "killed",
+                steps,
+                kill_at=steps // 2 // INTERVAL * INTERVAL + INTERVAL // 2,
+            )
+            go_on(killed, server.address, folder / "killed", steps)
             print("quietly:")
-            go_on(quiet, address, folder / "quiet", steps)
+            go_on(quiet, server.address, folder / "quiet", steps)
     if killed.steps != quiet.steps or killed.digest != quiet.digest:
         sys.exit("the runs differ")
     said = (

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -30,6 +29,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mixserve import MixDataSourcesNode, local_client, serve
+from mixserve.build import build_nodes
+from mixserve.config import load_config
 from mixserve.demo.corpus import mixture_file, write_corpora
 from mixserve_client import MixClient
 from mixserve_client.jax import global_batches
@@ -38,7 +40,6 @@ BATCH_SIZE, KEY = 24, 7
 INTERVAL = 10  # steps from one checkpoint to the next
 CONTEXT, WIDTH, HIDDEN = 8, 16, 64
 MOST_PROCESSES = 4
-START_S = 60  # how long a server may take to start
 TOLERANCE = 1e-4  # of losses: another number of devices adds up in another order, and each step builds on the last
 
 
@@ -94,23 +95,6 @@ def mean_loss(model: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
 
 
 OPTIMIZER = optax.adam(1e-2)
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """The address of a `mixserve serve` in a process of its own; killed at the end of the block."""
-    command = [sys.executable, "-m", "mixserve", "serve", str(mixture_file(folder)), "--port", "0"]
-    log = folder / "server.log"
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            deadline = time.monotonic() + START_S
-            while (serving := re.search(r"serving on (\S+)", log.read_text())) is None:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    sys.exit(f"the server does not serve: {log.read_text()}")
-                time.sleep(0.05)
-            yield serving.group(1)
-        finally:
-            process.kill()
 
 
 @contextmanager
@@ -204,18 +188,12 @@ def one_of_several(address: str, folder: str, coordinator: str, count: str, numb
         train(client, Path(folder), steps, reporting(tell))
 
 
-def alone(folder: Path, steps: int) -> Run:
+def alone(nodes: dict[str, MixDataSourcesNode], folder: Path, steps: int) -> Run:
     """The run of this process, on one device and without a server."""
-    from mixserve import local_client  # trainers of a server need none of this
-    from mixserve.build import build_nodes
-    from mixserve.config import load_config
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    run, file = Run(), mixture_file(folder)
+    run = Run()
     print("one process, without a server:")
-    with local_client(build_nodes(load_config(file), file)) as client:
-        train(client, folder / "alone", steps, reporting(run.note))
+    with local_client(nodes) as client:
+        train(client, folder, steps, reporting(run.note))
     return run
 
 
@@ -242,13 +220,16 @@ def main() -> None:
         # A process that is started again need not compile again.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
         write_corpora(folder)
-        together = Run()
-        with server(folder) as address:
+        file, together = mixture_file(folder), Run()
+        nodes = build_nodes(load_config(file), file)
+        with serve(nodes) as server:  # as `mixserve serve mixture.yaml` does
             for start, count in enumerate(arguments.processes, 1):
                 kill_at = steps * start // starts // INTERVAL * INTERVAL + INTERVAL // 2 if start < starts else None
-                go_on(together, count, address, folder / "checkpoints", steps, kill_at)
-        single = alone(folder, steps)
+                go_on(together, count, server.address, folder / "checkpoints", steps, kill_at)
+        single = alone(nodes, folder / "alone", steps)
     if together.digests != single.digests:
         sys.exit("the batches differ")
     furthest = max(abs(together.losses[step] / loss - 1) for step, loss in single.losses.items())
