@@ -9,7 +9,7 @@ PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: $(READY) ## Train on two real texts while server and trainer are killed; w
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest
+
+test-examples: $(READY) ## Run the examples, and the code of the pages in docs; takes minutes
+	$(BIN)/python -m pytest tests/examples
 
 crash: $(READY) ## Kill servers 200 times while sessions are saved, restored and read; takes ten minutes
 	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} $(BIN)/python -m pytest -s tests/crash

@@ -76,7 +76,7 @@ class MixClient:
         on this host, of the same user, hands batches over in shared memory; `shared_memory` is the folder that its
         socket is in, where that is not /dev/shm; False forces gRPC.
         """
-        addresses = (address,) if isinstance(address, str) else tuple(address)
+        addresses = tuple(address) if not isinstance(address, str) and isinstance(address, Iterable) else (address,)  # pyright: ignore[reportUnnecessaryIsInstance]
         client = cls.__new__(cls)
         client._begin(partial(_transports, addresses, shared_memory), patience_s)
         client._pickled = addresses, patience_s, shared_memory
@@ -211,6 +211,7 @@ class MixClient:
         schedule: Pairs | None = None,
         provenance: bool = False,
         skip: Sequence[tuple[int, int]] = (),
+        drop_remainder: bool = False,
         strict: bool = True,
         prefetch: int = 2,
         timeout_s: float | None = None,
@@ -219,7 +220,8 @@ class MixClient:
         and of small batches as many as make up 32 MiB.
 
         `batch_size` is global: shard (i, n) yields the rows [i*size//n, (i+1)*size//n) of every batch. `stop` is the
-        position to stop before, None for the mixture's end; the last batch may be short. `schedule` and `provenance`
+        position to stop before, None for the mixture's end; the last batch may be short, and `drop_remainder` leaves a
+        short one out. `schedule` and `provenance`
         are those of `get_batch_at`; `skip` has ranges of positions, pairs (from, to), that are left out: batches are
         made of the others. `timeout_s` holds for each batch. `strict=False` takes states of a mixture that has changed
         since, and goes on at their position.
@@ -238,6 +240,7 @@ class MixClient:
             schedule=schedule,
             provenance=provenance,
             skip=skip,
+            drop_remainder=drop_remainder,
             strict=strict,
             prefetch=prefetch,
             timeout_s=timeout_s,

@@ -1,7 +1,6 @@
 """The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes
 and its schedule."""
 
-import operator
 import os
 from collections import deque
 from collections.abc import Awaitable, Sequence
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 _STATE_VERSION = 1
 _STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
-_OPTIONAL_KEYS = ("schedule", "skip", "worker")
+_OPTIONAL_KEYS = ("schedule", "skip", "worker", "read")
 
 
 @dataclass(slots=True)
@@ -68,21 +67,24 @@ class BatchIterator:
         schedule: Pairs | None,
         provenance: bool,
         skip: Sequence[tuple[int, int]],
+        drop_remainder: bool,
         strict: bool,
         prefetch: int,
         timeout_s: float | None,
     ):
         self._client = client
         self._position: int
-        self._position, size = check_positions(start, batch_size)
-        self._share = Share(size, _checked_shard(shard, size), _checked_worker(worker))
-        self._stop: int = POSITION_LIMIT if stop is None else _checked_stop(stop)
+        self._position, size = check_positions(start, batch_size, name="batch_size")
+        self._share = Share(size, _checked_pair("shard", shard, size), _checked_pair("worker", worker))
+        self._group: int | None = None  # the start of the group that the last batch is of
+        self._stop: int = POSITION_LIMIT if stop is None else check_integer("stop", stop, 0, POSITION_LIMIT)
         self._words = key_words(key)
         self._mixture_name = mixture
         self._given_schedule: Pairs | None = schedule
         self._content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         self._own_skips = self._skips = Skips.of(skip)
         self._view: View | None = None
+        self._drop_remainder = drop_remainder
         self._strict = strict
         self._prefetch = check_integer("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
@@ -107,6 +109,7 @@ class BatchIterator:
                 if not self._in_flight:
                     raise StopIteration
             view, first = self._viewed(), self._in_flight[0]
+            group = self._skips.first_from(before)
             deadline = None if self._timeout_s is None else deadline_in(self._timeout_s)
             if len(first.readings) == 1:
                 batch = first.readings[0].take(deadline)
@@ -117,7 +120,7 @@ class BatchIterator:
             first.left -= 1
             self._ahead -= first.weight
             if first.left:
-                self._position = self._skips.first_from(before) + self._share.group
+                self._position = group + self._share.group
             else:
                 self._position = first.end
                 self._in_flight.popleft()
@@ -127,6 +130,7 @@ class BatchIterator:
             self._position = before
             self._forget()
             raise
+        self._group = group
         return view.record(batch)
 
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
@@ -135,8 +139,11 @@ class BatchIterator:
 
         `weights` is a number for each source, or a dict by their names. Batches that are in flight behind that position
         are asked for again; the schedule is part of the state. Raises InvalidRequest where `from_position` lies in what
-        was yielded, for what are no weights of this mixture, and where the mixture ends before they would hold.
+        was yielded, for what are no weights of this mixture, and where the mixture ends before they would hold; for one
+        of several workers also where it is None, since their next batches begin at different positions.
         """
+        if from_position is None and self._share.worker[1] > 1:
+            raise InvalidRequest("from_position is required for one of several workers: give all of them the same")
         view = self._viewed()
         schedule = view.schedule.with_weights(self._position if from_position is None else from_position, weights)
         start = schedule.entries[-1].start
@@ -169,7 +176,7 @@ class BatchIterator:
             "mixture": view.mixture.name,
             "fingerprint": view.fingerprint,
             "key": self._words.tolist(),
-            "position": self._position,
+            "position": self._position if self._share.worker[1] == 1 or self._group is None else self._group,
         }
         if view.schedule.entries:
             state["schedule"] = view.schedule.plain()
@@ -177,6 +184,7 @@ class BatchIterator:
             state["skip"] = self._skips.plain()
         if self._share.worker[1] > 1:
             state["worker"] = list(self._share.worker)
+            state["read"] = self._group is not None  # the worker's batch of the group that begins at the position
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -198,6 +206,10 @@ class BatchIterator:
             )
         view = View(mixture, words, Schedule.of(mixture, state.get("schedule")), self._content)
         self._position, self._words, self._view, self._skips, self._end = position, words, view, skips, None
+        self._group = None
+        if state.get("read"):  # the group is cut anew, by all workers alike: stop and skips may be others than then
+            self._group = position
+            _, self._position = skips.taken(position, self._share.group, POSITION_LIMIT)
         self._forget()
 
     def state_dict(self) -> dict[str, Any]:
@@ -225,7 +237,7 @@ class BatchIterator:
     def reset(self) -> None:
         """Go back to where this iterator began, with the key, schedule and skips that it was given."""
         self._position, self._words, self._given_schedule, self._own_skips = self._beginning
-        self._skips, self._view, self._end = self._own_skips, None, None
+        self._skips, self._view, self._end, self._group = self._own_skips, None, None, None
         self._forget()
 
     def start_prefetch(self) -> None:
@@ -274,11 +286,12 @@ class BatchIterator:
             "schedule": self._given_schedule if self._view is None else self._view.schedule.plain() or None,
             "provenance": self._content == Content.RECORDS_AND_PROVENANCE,
             "skip": self._skips.plain(),
+            "drop_remainder": self._drop_remainder,
             "strict": self._strict,
             "prefetch": self._prefetch,
             "timeout_s": self._timeout_s,
         }
-        return _unpickled, (self._client, options, self._own_skips.plain(), self._beginning, self._closed)
+        return _unpickled, (self._client, options, self._own_skips.plain(), self._beginning, self._group, self._closed)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -337,7 +350,7 @@ class BatchIterator:
             else:
                 ranges, end = self._skips.taken(start, size, stop)
                 there = sum(taken for _, taken in ranges)
-                if not share.has_batch(there):
+                if not share.has_batch(there, whole=self._drop_remainder):
                     return
                 pieces = part(ranges, *share.of(there))
                 spans, count = [Span(first, taken, taken, 1) for first, taken in pieces], 1
@@ -368,57 +381,47 @@ class BatchIterator:
 
 
 def _unpickled(
-    client: "MixClient", options: dict[str, Any], own_skips: Any, beginning: tuple[Any, ...], closed: bool
+    client: "MixClient",
+    options: dict[str, Any],
+    own_skips: Any,
+    beginning: tuple[Any, ...],
+    group: int | None,
+    closed: bool,
 ) -> BatchIterator:
     iterator = BatchIterator(client, **options)
     iterator._own_skips = Skips.of(own_skips)  # pyright: ignore[reportPrivateUsage]
     iterator._beginning = beginning  # pyright: ignore[reportPrivateUsage]
+    iterator._group = group  # pyright: ignore[reportPrivateUsage]
     iterator._closed = closed  # pyright: ignore[reportPrivateUsage]
     return iterator
 
 
-def _checked_stop(stop: Any) -> int:
+def _checked_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, int]:
     try:
-        position = operator.index(stop)
-    except TypeError:
-        position = -1
-    if not 0 <= position <= POSITION_LIMIT:
-        raise InvalidRequest(f"stop must be an integer in 0..2^63 - 1, got {stop!r}")
-    return position
-
-
-def _checked_shard(shard: Any, batch_size: int) -> tuple[int, int]:
-    try:
-        index, count = map(operator.index, shard)
+        index, count = (check_integer(name, number) for number in pair)
     except (TypeError, ValueError):
         index, count = -1, 0
-    if not 0 <= index < count <= batch_size:
-        raise InvalidRequest(
-            f"shard must be (index, count) with 0 <= index < count <= batch_size, got {shard!r} "
-            f"for batch_size {batch_size}"
-        )
+    if not 0 <= index < count <= (count if most is None else most):
+        limit, size = ("", "") if most is None else (" <= batch_size", f" for batch_size {most}")
+        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {pair!r}{size}")
     return index, count
 
 
-def _checked_worker(worker: Any) -> tuple[int, int]:
-    try:
-        index, count = map(operator.index, worker)
-    except (TypeError, ValueError):
-        index, count = -1, 0
-    if not 0 <= index < count:
-        raise InvalidRequest(f"worker must be (index, count) with 0 <= index < count, got {worker!r}")
-    return index, count
+def _shown(state: Any) -> str:
+    """A state that is none, as far as it can be shown: it may be a whole checkpoint."""
+    if not isinstance(state, dict):
+        return f"{state!r:.100}"
+    keys = ", ".join(map(str, state))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return f"a dict of {keys:.200}: pass the part that get_state() gave"
 
 
 def _checked_state(state: Any) -> tuple[int, Any]:
     if not isinstance(state, dict) or set(state) - set(_OPTIONAL_KEYS) != set(_STATE_KEYS):  # pyright: ignore[reportUnknownArgumentType]
         raise InvalidRequest(
             f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}, and of {', '.join(_OPTIONAL_KEYS)} where "
-            f"there are any; got {state!r}"
+            f"there are any; got {_shown(state)}"
         )
     if state["version"] != _STATE_VERSION:
         raise InvalidRequest(f"the state's version must be {_STATE_VERSION}, got {state['version']!r}")
-    position = check_integer("position", state["position"], 0)  # pyright: ignore[reportUnknownArgumentType]
-    if position > POSITION_LIMIT:
-        raise InvalidRequest(f"position must be at most 2^63 - 1, got {position}")
+    position = check_integer("position", state["position"], 0, POSITION_LIMIT)  # pyright: ignore[reportUnknownArgumentType]
     return position, key_words(state["key"])

@@ -12,6 +12,7 @@ import numpy as np
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.schedule import Weights
 from mixserve_client.state_file import read_state, write_state
 from mixserve_client.wire.request import check_integer
 
@@ -31,24 +32,30 @@ class DeviceBatches:
     The state is that behind the last batch that was yielded, whatever is on devices already.
     """
 
-    def __init__(self, batches: BatchIterator, put: Callable[[Any], Any | None], buffer: int):
-        """`put` gives a batch's arrays, None for one that is left out."""
+    def __init__(self, batches: BatchIterator, put: Callable[[Any], Any], buffer: int):
+        """`put` puts a batch on devices."""
         self._batches = batches
         self._put = put
         self._buffer = check_integer("buffer", buffer, 0)
         self._ahead: deque[tuple[Any, dict[str, Any]]] = deque()
         self._state: dict[str, Any] | None = None  # of what was yielded last
+        self._failed: Exception | None = None  # how asking for more ended, while batches are ahead
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        """The next batch; `buffer` more are on their way. Raises what the iterator's `next` raises."""
+        """The next batch; `buffer` more are on their way. Raises what the iterator's `next` raises, when the batches
+        before are yielded."""
         self._state = self.get_state()
-        while len(self._ahead) <= self._buffer and self._ask():
-            pass
+        try:
+            while self._failed is None and len(self._ahead) <= self._buffer and self._ask():
+                pass
+        except Exception as error:
+            self._failed = error
         if not self._ahead:
-            raise StopIteration
+            error, self._failed = self._failed, None
+            raise StopIteration if error is None else error
         batch, self._state = self._ahead.popleft()
         return batch
 
@@ -60,7 +67,18 @@ class DeviceBatches:
         """Go on where `state` was taken; what is on devices already is dropped. Raises as `BatchIterator` does."""
         self._batches.set_state(state)
         self._ahead.clear()
-        self._state = None
+        self._state = self._failed = None
+
+    def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
+        """Change the weights from `from_position` on, where it is None from the next batch that has not been yielded:
+        `BatchIterator.schedule_weights`. What is on devices already is asked for again."""
+        self._go_back()
+        return self._batches.schedule_weights(weights, from_position)
+
+    def skip(self, start: int, stop: int) -> None:
+        """Leave out the positions [start, stop) as well: `BatchIterator.skip`."""
+        self._go_back()
+        self._batches.skip(start, stop)
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """What Orbax calls to save these beside a model, as `BatchIterator.save` does; each process writes the same."""
@@ -88,24 +106,30 @@ class DeviceBatches:
     ) -> None:
         self.close()
 
+    def _go_back(self) -> None:
+        """Drop what is on devices ahead of what was yielded: the iterator stands where this does."""
+        if self._ahead:
+            self.set_state(self.get_state())
+        self._state = self._failed = None
+
     def _ask(self) -> bool:
         """Put one more batch on devices; False at the end."""
         before = self._ahead[-1][1] if self._ahead else self.get_state()
         try:
             batch = next(self._batches, None)
-            arrays = None if batch is None else self._put(batch)
+            if batch is None:
+                return False
+            arrays = self._put(batch)
         except BaseException:
             self._batches.set_state(before)
             raise
-        if arrays is None:
-            return False
         self._ahead.append((arrays, self._batches.get_state()))
         return True
 
 
 def device_batches(batches: BatchIterator, sharding: Any = None, *, buffer: int = 2) -> DeviceBatches:
     """The batches of `batches` as `jax.Array`s, `buffer` of them ahead; each array is put as `sharding` says: a device,
-    a sharding, or None for the default device. `batches` belongs to what this gives.
+    a sharding, or None for the default device. `batches` belongs to what this gives, and is not to be called any more.
 
     Without x64, values of 64 bits become those of 32; raises InvalidRequest at a batch that has some which do not fit.
     """
@@ -121,14 +145,11 @@ def global_batches(
     calls; `batch_size` is that of all together, and the rows of a process must be one n-th of a batch, in a row. Raises
     InvalidRequest where the sharding gives others, and for what `device_batches` and `client.batches` refuse.
     """
-    begin, rows = _own_rows(sharding, batch_size)
+    begin, rows = _own_rows(sharding, check_integer("batch_size", batch_size, 1))
     shard = (begin // rows, batch_size // rows)
-    batches = client.batches(batch_size, key, shard=shard, **options)
+    batches = client.batches(batch_size, key, shard=shard, drop_remainder=True, **options)
 
-    def put(batch: Any) -> Any | None:
-        leaves = jax.tree.leaves(batch)
-        if len(leaves[0]) < rows:
-            return None
+    def put(batch: Any) -> Any:
         return jax.tree.map(lambda array: _global(array, batch_size, begin, sharding), fitting(batch))
 
     return DeviceBatches(batches, put, buffer)
@@ -138,7 +159,7 @@ def _own_rows(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int, in
     """The first row of a batch on this process's devices, and how many there are."""
     try:
         indices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise InvalidRequest(f"batch_size {batch_size} cannot be sharded so: {error}") from error
     ranges = [index[0].indices(batch_size)[:2] for index in indices if index is not None]
     begin, end = min(start for start, _ in ranges), max(stop for _, stop in ranges)

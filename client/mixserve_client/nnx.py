@@ -16,6 +16,7 @@ from mixserve_client.jax import fitting
 from mixserve_client.session import Session, State
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import IMPLEMENTATION, key_words
+from mixserve_client.wire.request import check_integer, check_positions
 from mixserve_client.wire.tree import unflatten
 
 
@@ -103,6 +104,11 @@ class RemoteMixDataSourcesNode(nnx.Module):
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
         if not isinstance(start, Tracer) and not isinstance(key, Tracer):
             return jax.tree.map(jnp.asarray, self._remote.rows(start, size, key))
+        if not isinstance(start, Tracer):
+            start, size = check_positions(start, size)
+        elif start.shape != () or not jnp.issubdtype(start.dtype, jnp.integer):
+            raise InvalidRequest(f"start must be an integer, got shape {start.shape} and dtype {start.dtype}")
+        size = check_integer("size", size, 1)
         words = key
         if not isinstance(key, Tracer):
             words = jnp.asarray(key_words(key))
@@ -112,13 +118,17 @@ class RemoteMixDataSourcesNode(nnx.Module):
                     f"key must be of the implementation {IMPLEMENTATION}, got {jax.random.key_impl(key)}"
                 )
             words = jax.random.key_data(key)
+        elif key.shape != (2,) or key.dtype != jnp.uint32:
+            raise InvalidRequest(f"key must be two uint32 words, got shape {key.shape} and dtype {key.dtype}")
         batch = jax.tree.map(lambda spec: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype), self.element_spec())
         remote = self._remote
 
-        def on_host(start: Any, words: Any) -> Any:
-            return remote.rows(int(start), size, np.asarray(words))
+        def on_host(words: Any, *traced_start: Any) -> Any:
+            return remote.rows(int(traced_start[0] if traced_start else start), size, np.asarray(words))
 
-        return jax.pure_callback(on_host, batch, start, words, vmap_method="sequential")
+        # A start that is known has 64 bits.
+        operands = (words, start) if isinstance(start, Tracer) else (words,)
+        return jax.pure_callback(on_host, batch, *operands, vmap_method="sequential")
 
     def __iter__(self) -> Iterator[Any]:
         """Start an epoch of the session: `epoch` + 1, `index` 0."""

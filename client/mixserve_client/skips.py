@@ -1,13 +1,12 @@
 """Ranges of positions that a reader leaves out: batches are made of the positions that stay."""
 
-import operator
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.wire.request import POSITION_LIMIT, check_integer
 
 Range = tuple[int, int]  # from, to
 
@@ -71,7 +70,7 @@ def part(ranges: Iterable[Range], offset: int, rows: int) -> list[Range]:
 
 def _checked(given: Any) -> list[Range]:
     try:
-        pairs = [(operator.index(start), operator.index(stop)) for start, stop in given]
+        pairs = [(check_integer("skip", start), check_integer("skip", stop)) for start, stop in given]
     except (TypeError, ValueError):
         raise InvalidRequest(f"skip must be a list of pairs of integers (from, to), got {given!r:.200}") from None
     for start, stop in pairs:

@@ -98,9 +98,9 @@ class Share:
         """The rows of a whole batch."""
         return self.of(self.group)[1]
 
-    def has_batch(self, size: int) -> bool:
-        """Whether there is a batch in a group that has only `size` positions, since they end there."""
-        return size > self.worker[0] * self.batch_size
+    def has_batch(self, size: int, *, whole: bool) -> bool:
+        """Whether there is a batch, a `whole` one, in a group that has only `size` positions, since they end there."""
+        return size - self.worker[0] * self.batch_size >= (self.batch_size if whole else 1)
 
     def of(self, size: int) -> tuple[int, int]:
         """(offset, rows) in a group of `size` positions: of a batch of s rows they are [i*s//n, (i+1)*s//n)."""

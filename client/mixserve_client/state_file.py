@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any
 
 from mixserve_client.errors import InvalidRequest
@@ -14,16 +15,22 @@ def write_state(directory: Any, state: dict[str, Any]) -> Awaitable[None]:
     text = json.dumps(state)
 
     async def write() -> None:
-        folder = await directory.await_creation() if hasattr(directory, "await_creation") else directory
+        folder = await directory.await_creation() if hasattr(directory, "await_creation") else _path(directory)
         (folder / _NAME).write_text(text)
 
     return write()
 
 
 def read_state(directory: Any) -> dict[str, Any]:
-    """The state in a folder that `write_state` wrote to. Raises InvalidRequest for what is none."""
-    text = (directory / _NAME).read_text()
+    """The state in a folder that `write_state` wrote to. Raises InvalidRequest for what is none, OSError where there is
+    no file."""
+    file = _path(directory) / _NAME
     try:
-        return json.loads(text)
+        return json.loads(file.read_text())
     except ValueError as error:
-        raise InvalidRequest(f"{directory / _NAME} is no JSON: {error}") from error
+        raise InvalidRequest(f"{file} is no JSON: {error}") from error
+
+
+def _path(directory: Any) -> Any:
+    # Orbax has paths of its own, which know stores that are no file systems.
+    return Path(directory) if isinstance(directory, str) else directory

@@ -23,8 +23,10 @@ class RemoteIterableDataset(IterableDataset[Any]):
     """The batches of `client.batches(batch_size, key, **options)` as tensors, for loaders with `batch_size=None`.
 
     An element is a whole batch, of this rank's rows: tensors of shape (rows, *field.shape) in the stored dtypes, nested
-    as the records are. The stream is the same at any number of workers. Every `iter` begins at `start`, but the first
-    one after `load_state_dict`. Tensors may be written to: their memory is their own.
+    as the records are. The stream is the same at any number of workers. Every `iter` begins at `start`, but in the
+    process where `load_state_dict` was called the first one after it; a loader's workers all begin at a state that was
+    loaded before they were started. Tensors may be written to; processes that are forked off share the memory of
+    those that exist then.
     """
 
     def __init__(
@@ -83,8 +85,8 @@ class RemoteIterableDataset(IterableDataset[Any]):
         return self._latest.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next `iter` go on where `state` was taken, by this, by a worker of that number or by any
-        `BatchIterator`; it raises what there is to raise."""
+        """Let the next `iter` in this process, and those of workers that are started from now on, go on where `state`
+        was taken, by this, by a worker of that number or by any `BatchIterator`; it raises what there is to raise."""
         self._loaded = state
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -69,10 +69,17 @@ class PlanBlocks:
         grain = self.planner.grain
         return min(stride, size if grain == 1 else (size // grain + 2) * grain)
 
-    def positions_of(self, positions: Int64[np.ndarray, " size"]) -> int:
-        """How many positions are planned, at most, for each of these."""
-        grain = self.planner.grain
-        return 1 if grain == 1 else -(-len(np.unique(positions // grain)) * grain // len(positions))
+    def planned_at_once(self, positions: Int64[np.ndarray, " size"], most: int) -> Iterator[int]:
+        """How many of the positions, one part after another, are in blocks of `most` positions together."""
+        grain, taken, blocks = self.planner.grain, 0, set[int]()
+        for block in (positions // grain).tolist():
+            if block not in blocks and (len(blocks) + 1) * grain > most and taken:
+                yield taken
+                taken = 0
+                blocks.clear()
+            blocks.add(block)
+            taken += 1
+        yield taken
 
     def _planned(self, first: int, places: Int64[np.ndarray, " size"]) -> int:
         """How many positions are planned where only those places are."""

@@ -1,6 +1,7 @@
 """Positions of a mixture -> encoded batches, in messages or in memory that the client shares."""
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ _PLANNED_POSITIONS = 1 << 17
 
 # Smaller ones cost less than to look whether somebody else has them.
 _LEAST_KEPT_BYTES = 128 << 10
+
+_FEW_RANGES = 64
 
 Memory = npt.NDArray[np.uint8]
 Begun = Callable[[], bytes]
@@ -69,9 +72,7 @@ class Replies:
         """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
         most = max(1, min(_MESSAGE_BYTES // max(1, view.row_bytes), view.mixture.description.limits.size))
         slots = iter(wanted.slots)
-        reply_rows = min(wanted.reply_rows, _rows_planned_at_once(view, wanted))
-        for at in range(0, wanted.rows, reply_rows):
-            rows = min(reply_rows, wanted.rows - at)
+        for at, rows in _planned_at_once(view, wanted):
             place = self.place(view, rows, next(slots, 0))
             if place is not None:
                 yield at, rows, place
@@ -102,7 +103,7 @@ class Replies:
         if size < _LEAST_KEPT_BYTES and view.is_array_backed:
             return begin()
 
-        kept = self._kept.get(view.identity(key), tuple(ranges), size, begin)
+        kept = self._kept.get(view.identity(key), _identity(ranges), size, begin)
         return kept.result if place is None else partial(_copied, kept, place)
 
     def _framed(self, view: View, rows: int, size: int, write: Write) -> bytes:
@@ -111,12 +112,30 @@ class Replies:
         return reply
 
 
-def _rows_planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> int:
-    """How many: one reply must not keep others waiting for the plans of millions of positions."""
-    if isinstance(wanted, PositionsRequest):
-        return max(1, _PLANNED_POSITIONS // view.blocks.positions_of(wanted.positions))
-    size = wanted.first.size
-    return max(1, _PLANNED_POSITIONS // view.blocks.positions_for(size, wanted.stride)) * size
+def _planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of what is wanted, in parts of `reply_rows` rows at most. None keeps others waiting for the
+    plans of millions of positions."""
+    if isinstance(wanted, StreamRequest):
+        size = wanted.first.size
+        batches = max(1, _PLANNED_POSITIONS // view.blocks.positions_for(size, wanted.stride))
+        yield from _parts(0, wanted.rows, min(wanted.reply_rows, batches * size))
+        return
+    begin = 0
+    for rows in view.blocks.planned_at_once(wanted.positions, _PLANNED_POSITIONS):
+        yield from _parts(begin, rows, wanted.reply_rows)
+        begin += rows
+
+
+def _parts(begin: int, rows: int, most: int) -> Iterator[tuple[int, int]]:
+    for at in range(begin, begin + rows, most):
+        yield at, min(most, begin + rows - at)
+
+
+def _identity(ranges: Sequence[Range]) -> Hashable:
+    """Equal ones are equal ranges; those of scattered positions would take as much memory as what is kept."""
+    if len(ranges) <= _FEW_RANGES:
+        return tuple(ranges)
+    return hashlib.sha256(np.array(ranges, np.int64).tobytes()).digest()
 
 
 def _write(view: View, write: Write, place: Place, rows: int, size: int) -> bytes:

@@ -191,6 +191,8 @@ def serve(
 def _bind(server: grpc.Server, address: str) -> str:
     if address.startswith("unix:"):
         _check_socket_is_free(address)
+    elif not address.rpartition(":")[2].isdecimal():  # gRPC would take a port of its own choice
+        raise _bind_error(address)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

@@ -74,11 +74,61 @@ def test_workers_in_turn_give_the_batches_of_one(client, batch_size, workers, sh
         assert next(worker, None) is None
 
 
+@pytest.mark.parametrize("read", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("change", [{"stop": 64}, {"skip": [(32, 40)]}, {"skip": [(28, 30), (36, 52)]}])
+def test_workers_go_on_alike_where_the_end_or_the_skips_are_others(client, read, change):
+    before = {"stop": 20} if "stop" in change else {"stop": 100}
+    after = before | change
+
+    def going_on(workers):
+        made = [client.batches(4, 3, worker=(w, workers), start=8, **before) for w in range(workers)]
+        for number in range(read):
+            next(made[number % workers], None)
+        resumed = [client.batches(4, 3, worker=(w, workers), start=8, **after) for w in range(workers)]
+        for batches, old in zip(resumed, made, strict=True):
+            batches.set_state(old.get_state())
+        found = []
+        for number in range(min(read, 3) if "stop" in change else read, 40):
+            batch = next(resumed[number % workers], None)
+            if batch is None:
+                break
+            found.append(batch)
+        return found
+
+    expected = going_on(1)
+    assert expected
+    for workers in (2, 3):
+        found = going_on(workers)
+        assert len(found) == len(expected)
+        for left, right in zip(found, expected, strict=True):
+            assert_batches_equal(left, right)
+
+
+def test_workers_change_their_weights_at_one_position(client):
+    made = [client.batches(4, 3, worker=(w, 2)) for w in range(2)]
+    next(made[0])
+    with pytest.raises(InvalidRequest, match="from_position is required"):
+        made[0].schedule_weights((0.0, 0.0, 1.0))
+    for batches in made:
+        batches.schedule_weights((0.0, 0.0, 1.0), 8)
+    one = client.batches(4, 3, start=4, schedule=[(8, (0.0, 0.0, 1.0))])
+    for number in (1, 0, 1, 0):
+        assert_batches_equal(next(made[number]), next(one))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_short_last_batch_may_be_left_out(client, workers):
+    options = {"stop": 27, "shard": (1, 2), "drop_remainder": True}
+    made = [client.batches(8, 3, worker=(w, workers), **options) for w in range(workers)]
+    assert [len(next(made[number % workers])["id"]) for number in range(3)] == [4, 4, 4]
+    assert all(next(batches, None) is None for batches in made)
+
+
 def test_a_worker_takes_its_own_states_and_those_of_one_that_is_alone(client):
     own = client.batches(10, 3, worker=(1, 2))
     next(own)
     state = own.get_state()
-    assert (state["position"], state["worker"]) == (20, [1, 2])
+    assert (state["position"], state["worker"], state["read"]) == (0, [1, 2], True)
     assert "worker=(1, 2)" in repr(own)
     for worker in ((0, 1), (0, 2), (1, 3)):
         with pytest.raises(InvalidRequest, match=r"that of worker \[1, 2\], and this is worker \[., .\]"):
@@ -141,9 +191,9 @@ def test_resuming_with_another_batch_size_and_shard_goes_on_at_the_position(clie
         (lambda state: state | {"extra": 1}, InvalidRequest, "exactly"),
         (lambda state: {k: v for k, v in state.items() if k != "key"}, InvalidRequest, "exactly"),
         (lambda state: state | {"version": 2}, InvalidRequest, "version must be 1, got 2"),
-        (lambda state: state | {"position": -1}, InvalidRequest, "position must be an integer of at least 0, got -1"),
+        (lambda state: state | {"position": -1}, InvalidRequest, "position must be an integer in 0"),
         (lambda state: state | {"position": "7"}, InvalidRequest, "position"),
-        (lambda state: state | {"position": 2**63}, InvalidRequest, "position must be at most"),
+        (lambda state: state | {"position": 2**63}, InvalidRequest, "position must be an integer in 0"),
         (lambda state: state | {"key": [1]}, InvalidRequest, "key must be"),
         (lambda state: state | {"fingerprint": "00"}, FingerprintMismatch, "batches are others"),
     ],
@@ -161,9 +211,9 @@ def test_states_of_other_kinds_are_refused_and_change_nothing(client, change, er
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"batch_size": 0}, "size must be at least 1, got 0"),
+        ({"batch_size": 0}, "^batch_size must be at least 1, got 0"),
         ({"start": -1}, "start must be at least 0, got -1"),
-        ({"stop": -1}, r"stop must be an integer in 0\.\.2\^63 - 1, got -1"),
+        ({"stop": -1}, r"stop must be an integer in 0\.\.9223372036854775807, got -1"),
         ({"stop": 2**63}, "stop must be an integer in"),
         ({"prefetch": -1}, "prefetch must be an integer of at least 0, got -1"),
         ({"shard": (2, 2)}, r"shard must be \(index, count\).*got \(2, 2\)"),
@@ -171,6 +221,9 @@ def test_states_of_other_kinds_are_refused_and_change_nothing(client, change, er
         ({"shard": 1}, "shard must be"),
         ({"worker": (1, 1)}, r"worker must be \(index, count\) with 0 <= index < count, got \(1, 1\)"),
         ({"worker": "ab"}, "worker must be"),
+        ({"stop": True}, "stop must be"),
+        ({"shard": (False, True)}, "shard must be"),
+        ({"skip": [(False, True)]}, "skip must"),
         ({"key": None}, "key must be"),
         ({"timeout_s": -1}, "timeout_s must be"),
     ],

@@ -60,6 +60,39 @@ def test_batches_are_on_devices_and_states_behind_the_last_that_was_yielded(clie
             assert tokens(host, 2) == expected[5:7]
 
 
+@pytest.mark.parametrize("buffer", [0, 2])
+def test_batches_before_one_that_fails_are_yielded(buffer):
+    source = ArraySource({"id": np.arange(40) + np.where(np.arange(40) == 25, 2**40, 0)})
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), sampling="epoch", block_size=8)
+    node = MixDataSourcesNode(config, [source])
+    with local_client({"train": node}) as client, device_batches(client.batches(4, 7), buffer=buffer) as batches:
+        bad = [int(i) for i, batch in zip(range(10), client.batches(4, 7), strict=False) if batch["id"].max() >= 2**40]
+        for number in range(bad[0]):
+            assert len(next(batches)["id"]) == 4
+            assert batches.get_state()["position"] == 4 * (number + 1)
+        for _ in range(2):
+            with pytest.raises(InvalidRequest, match="cannot hold"):
+                next(batches)
+            assert batches.get_state()["position"] == 4 * bad[0]
+
+
+@pytest.mark.parametrize("buffer", [0, 2])
+def test_weights_and_skips_hold_behind_what_was_yielded(client, buffer):
+    plain = client.batches(SIZE, 7)
+    with device_batches(client.batches(SIZE, 7), buffer=buffer) as batches:
+        assert tokens(batches, 2) == tokens(plain, 2)
+        for either in (batches, plain):
+            assert either.schedule_weights((0.0, 1.0)) == 2 * SIZE
+            either.skip(3 * SIZE, 4 * SIZE + 1)
+        assert batches.get_state() == plain.get_state()
+        state = batches.get_state()
+        expected = tokens(plain, 4)
+        assert tokens(batches, 4) == expected
+    with device_batches(client.batches(SIZE, 1), buffer=buffer) as resumed:
+        resumed.set_state(state)
+        assert tokens(resumed, 4) == expected
+
+
 def test_all_batches_come_and_then_the_end(client):
     batches = device_batches(client.batches(SIZE, 7, stop=20), buffer=3)
     assert [len(batch["tokens"]) for batch in batches] == [8, 8, 4]

@@ -84,7 +84,7 @@ def test_positions_of_many_requests_come_in_their_order(client):
     assert_batches_equal(found, {name: array[positions] for name, array in whole.items()})
 
 
-def test_a_shuffled_range_is_planned_like_the_range(in_passes, monkeypatch):
+def test_a_shuffled_range_is_planned_like_the_range(monkeypatch):
     planned = list[int]()
     plan_range = PlanBlocks._plan_range
 
@@ -117,6 +117,23 @@ def test_scattered_positions_in_passes_come_in_replies_that_plan_few_blocks():
         assert_batches_equal(client.get_batch_by_positions(positions, 1), one_by_one(client, positions.tolist(), 1))
 
 
+def test_a_few_scattered_positions_before_many_others_are_no_larger_plan(monkeypatch):
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), sampling="epoch", block_size=1 << 14)
+    positions = np.concatenate([np.arange(40) << 20, np.full(5_000, 7)])
+    planned = list[int]()
+    plan = PlanBlocks.plan
+
+    def counting(self, key, ranges):
+        planned.append(len({start >> 14 for start, _ in ranges}))
+        return plan(self, key, ranges)
+
+    monkeypatch.setattr(PlanBlocks, "plan", counting)
+    with local_client({"train": MixDataSourcesNode(config, [ArraySource({"x": np.arange(1 << 20)})])}) as client:
+        found = client.get_batch_by_positions(positions, 1)["x"]
+        assert max(planned) == 8  # blocks of 16,384 positions
+        assert found[45:].tolist() == [client.get_batch_at(7, 1, 1)["x"][0]] * 4_995
+
+
 @given(st.lists(anywhere, min_size=1, max_size=50))
 def test_ranges_give_their_positions_and_are_few(positions):
     found = ranges_of(np.array(positions, np.int64))
@@ -129,7 +146,7 @@ WRONG = [[], [[1]], 5, None, "ab", [0.5], [True], [None], [1, "x"], np.zeros((2,
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 def test_what_are_no_positions(client, wrong):
-    with pytest.raises(InvalidRequest, match="positions must be a list of at least one integer, got"):
+    with pytest.raises(InvalidRequest, match="positions must be a list of integers, one at least, got"):
         client.get_batch_by_positions(wrong, 0)
 
 
@@ -189,7 +206,7 @@ def test_random_bytes_are_a_request_or_refused(data):
     assert decoded.rows >= 1
 
 
-def test_a_large_reply_row_count_costs_no_memory(server):
+def test_a_large_reply_row_count_is_one_reply_of_the_rows_that_there_are(server):
     data = message(positions=[1, 2, 3], reply_rows=2**62)
     with MixClient.connect(server.address, shared_memory=False) as client:
         client.mixture()

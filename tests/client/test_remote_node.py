@@ -108,6 +108,26 @@ def test_the_module_may_be_an_argument_and_a_part_of_another(node, remote):
     assert_same(nnx.clone(model).source.get_batch_at(0, SIZE, KEY), node.get_batch_at(0, SIZE, KEY))
 
 
+def test_a_known_start_has_64_bits_beside_a_traced_key(node, remote):
+    got, expected = (
+        jax.jit(lambda key, source=source: source.get_batch_at(2**40, SIZE, key))(KEY) for source in (remote, node)
+    )
+    assert_same(got, expected)
+
+
+def test_what_is_traced_is_checked_while_it_is_traced(remote):
+    def traced(start=0, key=KEY, size=SIZE):
+        return jax.jit(lambda start, key: remote.get_batch_at(start, size, key))(start, key)
+
+    for start in (np.float32(1.5), np.zeros(2, np.int32)):
+        with pytest.raises(InvalidRequest, match="start must be an integer, got shape"):
+            traced(start=start)
+    with pytest.raises(InvalidRequest, match="key must be two uint32 words"):
+        traced(key=np.zeros(3, np.uint32))
+    with pytest.raises(InvalidRequest, match="size must be an integer of at least 1, got 0"):
+        traced(size=0)
+
+
 def test_errors_are_typed_outside_and_kept_inside_of_programs(remote):
     with pytest.raises(InvalidRequest, match="key is required"):
         remote.get_batch_at(0, SIZE)

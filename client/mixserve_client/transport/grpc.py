@@ -10,6 +10,7 @@ import grpc
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable, from_wire
 
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 ERROR_METADATUM = "mixserve-error"
 
 # Batches have no size limit of gRPC's own: the server's limits bound them. The pings find a peer that is gone or
@@ -30,8 +31,7 @@ class GrpcTransport:
     """One server by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
 
     def __init__(self, target: str):
-        if not target or target != target.strip():
-            raise InvalidRequest(f"a server's address must look like host:port or unix:///path, got {target!r}")
+        _check_target(target)
         self._target = target
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Callable[..., Any]] = {}
@@ -96,6 +96,19 @@ class GrpcTransport:
             # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
         return from_wire(name, code, details)
+
+
+def _check_target(target: Any) -> None:
+    """Raises InvalidRequest for what gRPC would look for in vain, or at a port that nobody named."""
+    if isinstance(target, str) and target == target.strip():
+        host, _, port = target.rpartition(":")
+        is_port = port.isdecimal() and 0 < int(port) < 1 << 16
+        if target.startswith(_SCHEMES) or (host and is_port and not set(host) & set("/, ")):
+            return
+    raise InvalidRequest(
+        f"a server's address must be host:port with a port in 1..65535, dns:///name:port or unix:///path, and several "
+        f"servers a list of such; got {target!r:.100}"
+    )
 
 
 class _Replies:

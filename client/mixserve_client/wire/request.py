@@ -118,7 +118,7 @@ def check_any_positions(positions: Any) -> Positions:
         given = np.empty(0, np.object_)
     # Integers beyond 64 bits are objects.
     if given.ndim != 1 or not given.size or not (given.dtype.kind in "iu" or all(type(one) is int for one in given)):
-        raise InvalidRequest(f"positions must be a list of at least one integer, got {positions!r:.200}")
+        raise InvalidRequest(f"positions must be a list of integers, one at least, got {positions!r:.200}")
     least, most = int(given.min()), int(given.max())
     if least < 0:
         raise InvalidRequest(f"positions must be at least 0, got {least}")
@@ -127,31 +127,31 @@ def check_any_positions(positions: Any) -> Positions:
     return given.astype(np.int64)
 
 
-def check_positions(start: Any, size: Any, size_limit: int | None = None) -> tuple[int, int]:
+def check_positions(start: Any, size: Any, size_limit: int | None = None, name: str = "size") -> tuple[int, int]:
     """`start` and `size` as ints, known to name positions that exist.
 
     Raises InvalidRequest for a size outside 1..size_limit, a negative start and what is no integer, OutOfRange where
     start + size would pass 2^63 - 1.
     """
-    start, size = check_integer("start", start), check_integer("size", size)
+    start, size = check_integer("start", start), check_integer(name, size)
     if size < 1 or (size_limit is not None and size > size_limit):
         allowed = "at least 1" if size_limit is None else f"in 1..{size_limit}"
-        raise InvalidRequest(f"size must be {allowed}, got {size}")
+        raise InvalidRequest(f"{name} must be {allowed}, got {size}")
     if start < 0:
         raise InvalidRequest(f"start must be at least 0, got {start}")
     if start + size > POSITION_LIMIT:
-        raise OutOfRange(f"start + size must be at most 2^63 - 1, got {start} + {size}; positions are 64-bit")
+        raise OutOfRange(f"start + {name} must be at most 2^63 - 1, got {start} + {size}; positions are 64-bit")
     return start, size
 
 
-def check_integer(name: str, value: Any, least: int | None = None) -> int:
-    """`value` as an int, of at least `least`; no bool. Raises InvalidRequest, with the name."""
+def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    """`value` as an int in `least`..`most`; no bool. Raises InvalidRequest, with the name."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
-    if number is None or (least is not None and number < least):
-        allowed = "" if least is None else f" of at least {least}"
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        allowed = "" if least is None else f" of at least {least}" if most is None else f" in {least}..{most}"
         raise InvalidRequest(f"{name} must be an integer{allowed}, got {value!r:.100}")
     return number
 

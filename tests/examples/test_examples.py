@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 DEADLINE_S = 240  # for what hangs: each takes a fraction of it
-EXAMPLES = Path(__file__).parents[1] / "examples"
-DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = Path(__file__).parents[2] / "docs"
 # The last line of each example on JAX.
 FLAX = (
     r"(\d+) steps, (\d+) of them made twice; all losses and the parameters are those of the quiet run: "
