@@ -168,5 +168,6 @@ def from_wire(name: str | None, code: str, message: str) -> MixserveError:
     """
     cls = _BY_NAME.get(name or "") or _BY_CODE.get(code)
     if cls is None:
-        return ServerFault(f"the call ended with {code}: {message}")
+        older = "; is the server older than this client?" if code == "UNIMPLEMENTED" else ""
+        return ServerFault(f"the call ended with {code}: {message}{older}")
     return cls(message)

@@ -77,7 +77,9 @@ class RemoteIterDataset(grain.IterDataset[Any]):
     """The batches of `client.batches(batch_size, key, **options)`, read ahead by streams."""
 
     def __init__(self, client: MixClient, *, batch_size: int, key: Any, **options: Any):
+        """Raises what `client.batches` raises."""
         super().__init__()
+        client.batches(batch_size, key, **options).close()
         self._client = client
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
 

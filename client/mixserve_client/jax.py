@@ -145,6 +145,10 @@ def global_batches(
     calls; `batch_size` is that of all together, and the rows of a process must be one n-th of a batch, in a row. Raises
     InvalidRequest where the sharding gives others, and for what `device_batches` and `client.batches` refuse.
     """
+    if not isinstance(sharding, jax.sharding.Sharding):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(
+            f"sharding must be a jax.sharding.Sharding, as NamedSharding(mesh, spec); got {sharding!r}"
+        )
     begin, rows = _own_rows(sharding, check_integer("batch_size", batch_size, 1))
     shard = (begin // rows, batch_size // rows)
     batches = client.batches(batch_size, key, shard=shard, drop_remainder=True, **options)

@@ -128,3 +128,9 @@ def test_specs_are_those_of_the_batches(client):
             name: (array.shape, array.dtype) for name, array in batch_at(client, 0).items()
         }
     assert iter(dataset)._element_spec == spec
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"shard": (2, 2)}, {"key": None}, {"stop": -1}])
+def test_wrong_options_are_refused_when_the_data_set_is_made(client, wrong):
+    with pytest.raises(InvalidRequest):
+        RemoteIterDataset(client, **{"batch_size": SIZE, "key": 7} | wrong)

@@ -145,6 +145,9 @@ def test_one_process_gets_global_arrays(client):
     for wrong in (0, -1, "a", 8.5):
         with pytest.raises(InvalidRequest, match="batch_size must be an integer of at least 1, got"):
             global_batches(client, wrong, 7, sharding)
+    for wrong in (None, mesh, PartitionSpec("data")):
+        with pytest.raises(InvalidRequest, match=r"sharding must be a jax\.sharding\.Sharding"):
+            global_batches(client, SIZE, 7, wrong)
 
 
 PROCESS = """
