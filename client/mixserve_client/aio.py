@@ -315,14 +315,14 @@ class AsyncBatchIterator:
     def __init__(self, iterator: BatchIterator, workers: Workers):
         self._iterator = iterator
         self._turns = _Turns(workers)
-        self._got: int = iterator._position  # pyright: ignore[reportPrivateUsage]
+        self._got = iterator._place  # pyright: ignore[reportPrivateUsage]
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
         batch = await self._turns.once(partial(next, self._iterator, _END), "next")
-        self._got = self._iterator._position  # pyright: ignore[reportPrivateUsage]
+        self._got = self._iterator._place  # pyright: ignore[reportPrivateUsage]
         if batch is _END:
             raise StopAsyncIteration
         return batch
@@ -399,13 +399,12 @@ class AsyncBatchIterator:
         iterator = self._iterator
 
         def in_place() -> T:
-            if iterator._position != self._got:  # pyright: ignore[reportPrivateUsage]
-                iterator._position = self._got  # pyright: ignore[reportPrivateUsage]
-                iterator._forget()  # pyright: ignore[reportPrivateUsage]
+            if iterator._place != self._got:  # pyright: ignore[reportPrivateUsage]
+                iterator._return_to(self._got)  # pyright: ignore[reportPrivateUsage]
             try:
                 return task()
             finally:
-                self._got = iterator._position  # pyright: ignore[reportPrivateUsage]
+                self._got = iterator._place  # pyright: ignore[reportPrivateUsage]
 
         return await self._turns.once(in_place, object())
 

@@ -376,6 +376,16 @@ class BatchIterator:
             self._ahead -= dropped.left * dropped.weight
         self._asked = self._in_flight[-1].end if self._in_flight else self._position
 
+    @property
+    def _place(self) -> tuple[int, int | None]:
+        """Where this stands: where the next batch begins, or its group, and the group of the last."""
+        return self._position, self._group
+
+    def _return_to(self, place: tuple[int, int | None]) -> None:
+        """Go back to a `_place` of before."""
+        self._position, self._group = place
+        self._forget()
+
     def _forget(self) -> None:
         self._ask_again(-1)
 

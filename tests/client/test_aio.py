@@ -410,6 +410,23 @@ def test_the_state_is_that_before_a_batch_that_nobody_got(gate, gated_client, ex
 
 
 @both
+def test_the_state_of_a_worker_is_that_before_a_batch_that_nobody_got(gate, gated_client, expected, late):
+    async def scenario() -> None:
+        await gated_client.mixture()
+        batches = gated_client.batches(8, 7, worker=(1, 2), prefetch=0)
+        assert_batches_equal(await anext(batches), expected(1))
+        state = await batches.get_state()
+        await cancelled(gate, anext(batches))
+        assert await again(gate, batches._turns, batches.get_state(), late) == state
+        other = gated_client.batches(8, 7, worker=(1, 2))
+        await other.set_state(state)
+        assert_batches_equal(await anext(other), expected(3))
+        assert_batches_equal(await anext(batches), expected(3))
+
+    run(scenario())
+
+
+@both
 def test_records_whose_call_was_cancelled_come_next(gate, gated_client, node, late):
     with local_client({"train": node}) as other:
         whole = other.session("other").next_batch(20)
