@@ -15,7 +15,7 @@ from mixserve_client.retry import deadline_in, seconds
 from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead
 from mixserve_client.skips import Skips, part
 from mixserve_client.spans import Share, Span, batches_ahead, reply_batches, whole_replies
-from mixserve_client.state_file import read_state, write_state
+from mixserve_client.state_file import load_state, write_state
 from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
@@ -227,12 +227,7 @@ class BatchIterator:
 
     async def load(self, directory: Any) -> Awaitable[None]:
         """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
-        state = read_state(directory)
-
-        async def take() -> None:
-            self.set_state(state)
-
-        return take()
+        return load_state(directory, self.set_state)
 
     def reset(self) -> None:
         """Go back to where this iterator began, with the key, schedule and skips that it was given."""

@@ -13,7 +13,7 @@ from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.schedule import Weights
-from mixserve_client.state_file import read_state, write_state
+from mixserve_client.state_file import load_state, write_state
 from mixserve_client.wire.request import check_integer
 
 
@@ -86,12 +86,7 @@ class DeviceBatches:
 
     async def load(self, directory: Any) -> Awaitable[None]:
         """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
-        state = read_state(directory)
-
-        async def take() -> None:
-            self.set_state(state)
-
-        return take()
+        return load_state(directory, self.set_state)
 
     def close(self) -> None:
         """Drop what is in flight; the client stays open."""

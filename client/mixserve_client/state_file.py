@@ -1,7 +1,7 @@
 """An iterator's state <-> the file that holds it in a checkpoint of Orbax."""
 
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ def write_state(directory: Any, state: dict[str, Any]) -> Awaitable[None]:
         (folder / _NAME).write_text(text)
 
     return write()
+
+
+def load_state(directory: Any, set_state: Callable[[dict[str, Any]], None]) -> Awaitable[None]:
+    """Read the state now, and give it to `set_state` when Orbax asks for that. Raises what `read_state` raises."""
+    state = read_state(directory)
+
+    async def take() -> None:
+        set_state(state)
+
+    return take()
 
 
 def read_state(directory: Any) -> dict[str, Any]:

@@ -72,6 +72,9 @@ class PlanBlocks:
     def planned_at_once(self, positions: Int64[np.ndarray, " size"], most: int) -> Iterator[int]:
         """How many of the positions, one part after another, are in blocks of `most` positions together."""
         grain, taken, blocks = self.planner.grain, 0, set[int]()
+        if len(positions) * grain <= most:  # without looking at each: always so with replacement
+            yield len(positions)
+            return
         for block in (positions // grain).tolist():
             if block not in blocks and (len(blocks) + 1) * grain > most and taken:
                 yield taken
