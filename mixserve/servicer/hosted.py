@@ -97,7 +97,8 @@ class View:
 
     def identity(self, key: KeyWords) -> tuple[object, ...]:
         """Equal ones give equal rows at equal positions."""
-        return self.fingerprint, self.schedule, self.content, key.tobytes()
+        # The mixture itself, not its fingerprint: sources without a content_digest add nothing of their content to it.
+        return self.mixture, self.schedule, self.content, key.tobytes()
 
     def begin_read(self, ranges: Sequence[Range], key: KeyWords) -> Callable[[Buffers], None]:
         """Begin to read the rows of `ranges`: what waits and writes them into arrays. Raises OutOfRange."""

@@ -27,7 +27,7 @@ class Schedules:
     million weights together stay; those that grew from one another share their memory."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[HostedMixture, str], _Known] = OrderedDict()
         self._weights = 0
         self._lock = threading.Lock()
 
@@ -49,7 +49,7 @@ class Schedules:
                 ids.append(next_id(ids[-1], entry))
             except ValueError:
                 raise InvalidRequest(f"parent must be the id of a schedule, got {parent!r:.100}") from None
-        found = self._find(fingerprint, ids[-1])
+        found = self._find(mixture, ids[-1])
         if found is not None:  # its id says all that it grew from, so its parent need not be known any more
             return DefinedSchedule(ids[-1], found.blocks.end)
         known = self._get(mixture, parent) if parent else None
@@ -67,11 +67,11 @@ class Schedules:
             found = _Known(schedule, entries[-1].start, blocks, len(schedule.entries) * len(own.lengths))
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
-        self._keep(fingerprint, ids[-1], found)
+        self._keep(mixture, ids[-1], found)
         return DefinedSchedule(ids[-1], found.blocks.end)
 
     def _get(self, mixture: HostedMixture, schedule: str) -> _Known:
-        found = self._find(mixture.description.fingerprint, schedule)
+        found = self._find(mixture, schedule)
         if found is None:
             raise UnknownSchedule(
                 f"this server does not know the schedule {schedule:.100} of the mixture {mixture.name!r}; "
@@ -79,17 +79,17 @@ class Schedules:
             )
         return found
 
-    def _find(self, fingerprint: str, schedule: str) -> _Known | None:
+    def _find(self, mixture: HostedMixture, schedule: str) -> _Known | None:
         with self._lock:
-            found = self._known.get((fingerprint, schedule))
+            found = self._known.get((mixture, schedule))
             if found is not None:
-                self._known.move_to_end((fingerprint, schedule))
+                self._known.move_to_end((mixture, schedule))
             return found
 
-    def _keep(self, fingerprint: str, schedule: str, known: _Known) -> None:
+    def _keep(self, mixture: HostedMixture, schedule: str, known: _Known) -> None:
         with self._lock:
-            before = self._known.pop((fingerprint, schedule), None)
-            self._known[fingerprint, schedule] = known
+            before = self._known.pop((mixture, schedule), None)
+            self._known[mixture, schedule] = known
             self._weights += known.weights - (0 if before is None else before.weights)
             while len(self._known) > 1 and (self._weights > _WEIGHTS or len(self._known) > _SCHEDULES):
                 self._weights -= self._known.popitem(last=False)[1].weights
