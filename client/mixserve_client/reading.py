@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from mixserve_client.assembly import Batch
@@ -26,6 +27,7 @@ class Reading:
         self._here: deque[Batch] = deque()
         self._arrived: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
         self._lock = threading.Lock()
+        self._cancelled = False
         self._nearly_ended = False
         self._next: Reading | None = None
         if after is None or not after._is_followed_by(self):
@@ -36,26 +38,37 @@ class Reading:
 
         Raises what fetching it raised, and DeadlineExceeded.
         """
-        while not self._here:
+        while True:
+            with suppress(IndexError):  # they may be dropped at any time
+                return self._here.popleft()
             timeout_s = None if deadline is None else max(0.0, min(deadline - time.monotonic(), _LONGEST_S))
             try:
                 arrived = self._arrived.get(timeout=timeout_s)
             except Empty:
                 raise DeadlineExceeded("timeout_s ran out before the batch was here; allow more time") from None
             if isinstance(arrived, BaseException):
-                raise arrived
+                try:
+                    raise arrived
+                finally:
+                    del arrived  # its traceback leads to this frame: a circle
             self._here.extend(arrived)
-        return self._here.popleft()
 
     def cancel(self) -> None:
-        """Drop what has not been taken."""
+        """Drop what has not been taken, and give its memory back."""
         self._stream.cancel()
+        with self._lock:
+            self._cancelled = True
+            self._here.clear()
+            with suppress(Empty):
+                while True:
+                    self._arrived.get_nowait()
+            self._arrived.put(Unavailable("this iterator was closed while a batch was waited for"))
 
     def _begin(self) -> None:
         try:
             self._workers.submit(self._fetch)
         except BaseException as error:
-            self._arrived.put(error)
+            self._put(error)
             self._begin_next()
 
     def _fetch(self) -> None:
@@ -63,15 +76,22 @@ class Reading:
             if self._stream.is_nearly_done:
                 self._begin_next()
             for batches in self._stream:
-                self._arrived.put(batches)
+                self._put(batches)
                 del batches  # they must not stay alive until the next ones are here
                 if self._stream.is_nearly_done:
                     self._begin_next()
-            self._arrived.put(Unavailable("this iterator was closed while a batch was waited for"))
+            self._put(Unavailable("this iterator was closed while a batch was waited for"))
         except BaseException as error:
-            self._arrived.put(error)
+            self._put(error)
         finally:
             self._begin_next()
+
+    def _put(self, arrived: list[Batch] | BaseException) -> None:
+        # What comes after a cancel must not stay: an error's traceback leads back to this reading, and the memory of
+        # its batches would wait for the collector of circles.
+        with self._lock:
+            if not self._cancelled:
+                self._arrived.put(arrived)
 
     def _is_followed_by(self, reading: "Reading") -> bool:
         """Whether this reading will begin `reading`; not where it has nearly ended."""

@@ -149,7 +149,10 @@ class _Telling:
         """A server does not know the schedule. Raises `error` where that cannot be helped."""
         self._times += 1
         if self._definitions is None or self._times > _MOST_TELLINGS:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # as in `_Patience.lost`
         self._wanted = True
 
     def tell(self, transport: Transport, patience: "_Patience") -> None:
@@ -220,7 +223,12 @@ class _Patience:
         self._losses += 1
         silent_s = now - self._first_loss
         if self._replicas.closed.is_set() or self._cancelled.is_set():
-            raise error
+            try:
+                raise error
+            finally:
+                # Its traceback leads to this frame. A circle of both would keep what the callers' frames hold, batches
+                # in shared memory too, until the collector of circles comes by.
+                del error
         if silent_s >= self._replicas.patience_s:
             raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last: {error}") from error
         if silent_s >= _LOG_AFTER_S and not self._logged:

@@ -80,7 +80,9 @@ class GrpcTransport:
         try:
             yield
         except grpc.RpcError as error:
-            raise self._ours(error) from error
+            # A stream is its own error, so its traceback is a circle that leads to the frames of all callers: what they
+            # hold, batches in shared memory too, would wait for the collector of circles.
+            raise self._ours(error) from error.with_traceback(None)
         except ValueError as error:  # grpc's word for a channel that was closed meanwhile
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again") from error

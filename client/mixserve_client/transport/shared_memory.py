@@ -3,9 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault, Unavailable
+from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
 from mixserve_client.transport import Replies, Reply, Transport
 from mixserve_client.transport.slots import Slot, SlotPool
 from mixserve_client.wire import methods
@@ -18,13 +18,14 @@ _logger = logging.getLogger("mixserve_client")
 # Below this a reply is carried as quickly as it is pointed at.
 _LEAST_BYTES = 64 << 10
 _PATIENCE_S = 2.0
-_ASK_EVERY_S = 2.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 60.0  # the first is doubled before it is waited
 
 
 class SharedMemoryTransport:
     """Adds shared memory to `inner` where its server is on this host; else, and where memory is short, `inner` alone.
 
-    Whether it is, is found out at the first batch, and again after the server was lost.
+    Whether it is, is found out at the first batch, and again after the server was lost: at the next batch, or, where
+    shared memory has carried nothing since it was asked last, after a delay that doubles.
     """
 
     def __init__(self, inner: Transport, folder: str):
@@ -32,7 +33,9 @@ class SharedMemoryTransport:
         self._folder = folder
         self._pool: SlotPool | None = None
         self._asked = False
+        self._in_vain = 0  # how often it was asked since shared memory carried a reply
         self._ask_again_at = 0.0
+        self._said = ""
         self._lock = threading.Lock()
 
     @property
@@ -47,7 +50,8 @@ class SharedMemoryTransport:
             return self._inner.stream(method, request, timeout_s, replies, reply_bytes)
         lent = self._lent(replies, reply_bytes, timeout_s)
         try:
-            return _Replies(self._inner.stream(method, lent.named(request), timeout_s, replies, reply_bytes), lent)
+            carried = self._inner.stream(method, lent.named(request), timeout_s, replies, reply_bytes)
+            return _Replies(carried, lent, self._carried)
         except BaseException:
             lent.lose()
             raise
@@ -72,17 +76,28 @@ class SharedMemoryTransport:
                 self._pool.close()
                 self._pool, self._asked = None, False
             if not self._asked and time.monotonic() >= self._ask_again_at:
-                self._ask_again_at = time.monotonic() + _ASK_EVERY_S
-                self._pool = self._opened(self._path(patience_s))
-                self._asked = True
+                # A server that is not there yet has not answered: the first answer that it gives is this one.
+                path = self._path(patience_s)
+                self._ask_later()
+                self._pool, self._asked = self._opened(path)
             return self._pool
-        except Unavailable:
-            self._ask_again_at = 0.0  # no answer yet: the first one that it gives is this one
-            raise
         except DeadlineExceeded:
+            self._ask_later()
             return None
         finally:
             self._lock.release()
+
+    def _ask_later(self, *, much: bool = False) -> None:
+        """Not again at once, if it was asked in vain before; `much` later where asking took long."""
+        if self._in_vain or much:
+            doubled_s = _FIRST_DELAY_S * 2 ** min(self._in_vain, 16)
+            self._ask_again_at = time.monotonic() + (_LONGEST_DELAY_S if much else min(doubled_s, _LONGEST_DELAY_S))
+        self._in_vain += 1
+
+    def _carried(self) -> None:
+        """Shared memory has carried a reply."""
+        if self._in_vain:
+            self._in_vain, self._ask_again_at = 0, 0.0
 
     def _path(self, timeout_s: float) -> str:
         try:
@@ -90,12 +105,18 @@ class SharedMemoryTransport:
         except ServerFault:  # how a server answers that is older than this call
             return ""
 
-    def _opened(self, path: str) -> SlotPool | None:
+    def _opened(self, path: str) -> tuple[SlotPool | None, bool]:
+        """The pool, where it can be had, and whether that is the server's last word."""
         try:
-            return SlotPool(path, self._folder) if path else None
+            return (SlotPool(path, self._folder) if path else None), True
         except OSError as error:
-            _logger.info("%s: batches come over gRPC, not through shared memory: %s", self._inner.name, error)
-            return None
+            if str(error) != self._said:
+                self._said = str(error)
+                _logger.info("%s: batches come over gRPC, not through shared memory: %s", self._inner.name, error)
+            # One that has just ended or has its hands full may be reached the next time.
+            if isinstance(error, TimeoutError):
+                self._ask_later(much=True)
+            return None, isinstance(error, PermissionError)
 
 
 class _Lent:
@@ -136,14 +157,19 @@ class _Lent:
 
 
 class _Replies:
-    def __init__(self, replies: Replies, lent: _Lent):
+    def __init__(self, replies: Replies, lent: _Lent, carried: Callable[[], None]):
         self._replies = replies
         self._lent = lent
+        self._carried = carried
 
     def __iter__(self) -> Iterator[Reply]:
         try:
             for message in self._replies:
-                yield self._lent.reply(bytes(message))
+                message = bytes(message)
+                reply = self._lent.reply(message)
+                if reply is not message:
+                    self._carried()
+                yield reply
         except BaseException:
             self._lent.lose()
             raise
