@@ -15,6 +15,7 @@ from rich.progress import track
 from measure import in_turn, machine, peak_above_bytes, ratio, report, resident_bytes
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.mixture.plan import Plan
+from mixserve.mixture.programs import load
 
 SIZE, ROW = 256, 2048  # 256 records of 8 KiB
 RECORDS = 32_768  # 256 MiB over all sources
@@ -51,7 +52,7 @@ def main() -> None:
     planned: dict[int, Plan] = {}
     tasks = {}
     for count, node in nodes.items():
-        node.mixture.planner.warm_up()
+        load(node.mixture.planner.programs(first=False))
         log_weights, lengths = jnp.asarray(node.mixture.planner.log_weights), jnp.asarray(node.mixture.planner.lengths)
         out = {"tokens": np.empty((SIZE, ROW), np.int32)}
         draw = jax.jit(bare_draw)
@@ -104,7 +105,7 @@ def make_data() -> np.ndarray:
 def peak_of_batches(count: int) -> int:
     """How far resident memory rises while batches are read, in bytes."""
     node = make_node(count, make_data())
-    node.mixture.planner.warm_up()
+    load(node.mixture.planner.programs(first=False))
     node.get_batch_at(0, 1, words(0))
 
     def read() -> None:

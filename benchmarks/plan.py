@@ -18,6 +18,7 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serv
 from mixserve.mixture import blocks
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.leaves import AnyPlanner
+from mixserve.mixture.programs import load
 from mixserve_client import MixClient
 
 COUNTS, REQUEST_COUNTS = (2, 32, 1000), (4, 32, 1000)
@@ -53,7 +54,7 @@ def planning() -> list[dict[str, object]]:
     for count in COUNTS:
         for mode in MODES:
             planner = planners[f"{mode} {count}"] = make_node(count, mode).mixture.planner
-            planner.warm_up()
+            load(planner.programs(first=False))
 
             def on(number: int, planner: AnyPlanner = planner) -> None:
                 plans = PlanBlocks(planner)
@@ -91,7 +92,7 @@ def _peak_mib(mode: str, count: int) -> str:
 
 def peak_bytes(mode: str, count: int) -> int:
     planner = make_node(count, mode).mixture.planner
-    planner.warm_up()
+    load(planner.programs(first=False))
     planner.plan(key(0), 0, 16)
     return peak_above_bytes(lambda: planner.plan(key(1), 0, 1 << 16))
 

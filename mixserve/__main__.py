@@ -1,5 +1,5 @@
 """`python -m mixserve` is the command `mixserve`."""
 
-from mixserve.cli.main import app
+from mixserve.cli.start import main
 
-app(prog_name="mixserve")
+main()

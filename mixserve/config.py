@@ -137,7 +137,8 @@ class MixtureConfig(_Section):
 
 class ServerConfig(_Section):
     """Where the server listens, the folder where processes of the same host meet for shared memory, where sessions and
-    checkpoints are kept (None: nowhere), and after how much silence of its holder a session is free.
+    checkpoints are kept (None: nowhere), after how much silence of its holder a session is free, and where compiled
+    programs are kept (true: the user's cache folder).
     """
 
     host: str = "127.0.0.1"
@@ -145,6 +146,7 @@ class ServerConfig(_Section):
     shared_memory: bool | str = True
     state_dir: str | None = Field(default=None, min_length=1)
     session_ttl_s: Seconds = 900.0
+    compilation_cache: bool | Annotated[str, Field(min_length=1)] = True
 
 
 class Config(_Section):

@@ -1,10 +1,8 @@
 """Tiny real mixtures, a real server, and clients over every transport."""
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,15 +11,18 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
-from mixserve.mixture import plan
+from mixserve.mixture.compilation_cache import choose_folder, made_for
+from mixserve.mixture.programs import forget
 from mixserve_client import MixClient
+from tests import profiles  # noqa: F401  # it loads one
+from tests.processes import ONE_SIZE
 
-# Server processes compile the programs that this process has compiled, so they read them from here.
-_COMPILED = tempfile.mkdtemp(prefix="mixserve-tests-")
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-jax.config.update("jax_compilation_cache_dir", _COMPILED)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+# Compiled programs are kept across tests and runs: a program takes a second of two cores, and there are hundreds. Other
+# processes get mixserve's own: JAX's cache is not written atomically, and they are killed at any time.
+_COMPILED = Path(__file__).parents[1] / "build" / "compiled" / made_for()
+os.environ["MIXSERVE_COMPILATION_CACHE"] = str(_COMPILED / "mixserve")
+jax.config.update("jax_compilation_cache_dir", str(_COMPILED / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 TRANSPORTS = ("in-process", "grpc", "shared memory")
 
@@ -60,6 +61,15 @@ def assert_batches_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
         assert a.tobytes() == b.tobytes(), name
 
 
+@pytest.fixture
+def cold() -> Iterator[None]:
+    """No program is in memory or in a folder."""
+    choose_folder(False)
+    forget()
+    yield
+    choose_folder(True)
+
+
 @pytest.fixture(scope="session")
 def node() -> MixDataSourcesNode:
     return make_node()
@@ -72,13 +82,11 @@ def server(node: MixDataSourcesNode) -> Iterator[MixServer]:
 
 
 @pytest.fixture(scope="module")
-def big_node() -> Iterator[MixDataSourcesNode]:
+def big_node() -> MixDataSourcesNode:
     """Two sources of 100 rows of 16 KiB."""
     tokens = np.random.default_rng(0).integers(0, 1 << 30, (2, 100, 4096), np.int32)
-    config = MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RUNGS", (4096,))  # one program to compile, so that servers start soon
-        yield MixDataSourcesNode(config, [ArraySource({"tokens": array}) for array in tokens])
+    config = MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3), plan_sizes=ONE_SIZE)
+    return MixDataSourcesNode(config, [ArraySource({"tokens": array}) for array in tokens])
 
 
 @pytest.fixture(params=TRANSPORTS)

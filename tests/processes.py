@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.forked import Forked, wait_for_line
+
 DEADLINE_S = 90
+ONE_SIZE = (4096,)  # of plans: one program to compile, so that servers start soon
 
 
 def write_mixture(folder: Path, name: str = "mixture.yaml", **options: str | int) -> Path:
@@ -32,45 +35,63 @@ def write_mixture(folder: Path, name: str = "mixture.yaml", **options: str | int
 
 
 class ServerProcess:
-    """`mixserve serve` in a process of its own; its log is `log()`."""
+    """`mixserve serve` in a process of its own; its log is `log()`.
 
-    def __init__(self, config: Path, *flags: str):
-        self._log = config.with_suffix(f".{time.monotonic_ns()}.log")
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mixserve", "serve", str(config), *flags],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONWARNINGS": "error"},
-            )
+    It is forked off with everything imported, which `real` is not: that is what a user starts.
+    """
 
-    def log(self) -> str:
-        return self._log.read_text()
+    def __init__(self, config: Path, *flags: str, real: bool = False):
+        log = config.with_suffix(f".{time.monotonic_ns()}.log")
+        self.process = Command(config, *flags, log=log) if real else Forked(_serve, str(config), *flags, log=log)
+        self.log = self.process.log
 
     def address(self) -> str:
         """Where the server serves; waits until it does."""
         return self.wait_for_log(r"serving on (\S+)").group(1)
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
-        deadline = time.monotonic() + DEADLINE_S
-        while (match := re.search(pattern, self.log())) is None:
-            assert self.process.poll() is None, f"the server ended: {self.log()}"
-            assert time.monotonic() < deadline, f"no {pattern!r} in: {self.log()}"
-            time.sleep(0.02)
-        return match
+        return wait_for_line(self.process, lambda log: re.search(pattern, log), DEADLINE_S)
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(DEADLINE_S)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
+        self.process.kill(DEADLINE_S)
+
+
+class Command:
+    """`mixserve serve ARGUMENTS` as a user starts it, with what `Forked` has."""
+
+    def __init__(self, *arguments: str | Path, log: Path):
+        self._log = log
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mixserve", "serve", *map(str, arguments)],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONWARNINGS": "error"},
+            )
+        self.pid = self._process.pid
+        self.poll, self.wait, self.send_signal = self._process.poll, self._process.wait, self._process.send_signal
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def kill(self, timeout_s: float) -> None:
+        self._process.kill()
+        self._process.wait(timeout_s)
+
+
+def _serve(*arguments: str) -> None:
+    from mixserve.cli.main import app
+
+    app(["serve", *arguments], prog_name="mixserve")
 
 
 @contextmanager
-def server_process(config: Path, *flags: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(config, *flags)
+def server_process(config: Path, *flags: str, real: bool = False) -> Iterator[ServerProcess]:
+    server = ServerProcess(config, *flags, real=real)
     try:
         yield server
     finally:

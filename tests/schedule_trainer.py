@@ -46,12 +46,11 @@ def digest(batch: dict[str, np.ndarray]) -> str:
     return found.hexdigest()
 
 
-def main() -> None:
-    """Train in the folder of the first argument with the prefetch of the second, from the servers of the others.
+def main(folder: Path, prefetch: int, *addresses: str) -> None:
+    """Train in `folder`, from the servers at `addresses`.
 
     Standard input has, line by line, the step up to which we may go on.
     """
-    folder, prefetch, addresses = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else None
 
     def save(state: Entry) -> None:
@@ -67,7 +66,3 @@ def main() -> None:
             os.fsync(journal.fileno())
             while entry["step"] >= allowed:
                 allowed = int(sys.stdin.readline())
-
-
-if __name__ == "__main__":
-    main()

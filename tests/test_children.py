@@ -15,6 +15,7 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, Rand
 from mixserve.sources import ReferenceSource
 from mixserve_client import MixClient
 from tests.conftest import assert_batches_equal
+from tests.profiles import examples
 
 
 def mix(*sources, weights=None, **options) -> MixDataSourcesNode:
@@ -95,7 +96,7 @@ def tree(keyed: type = Keyed, placement: str = "host") -> MixDataSourcesNode:
 
 
 @pytest.mark.parametrize("keyed", [Keyed, OnHost])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(start=st.sampled_from([0, 3, 2**31 - 5, 2**32 - 7, 2**62]), size=st.integers(1, 60), seed=st.integers(0, 99))
 def test_a_tree_of_children_gives_the_records_of_the_reference(keyed, start, size, seed):
     node, key = tree(keyed), jax.random.key(seed)
@@ -268,7 +269,7 @@ def test_the_data_of_a_module_are_those_of_when_the_node_was_made():
     assert mix(module).mixture.fingerprint != node.mixture.fingerprint
 
 
-def test_warm_up_compiles_what_children_need():
+def test_warm_up_compiles_what_children_need(cold):
     module = InMemory(np.arange(60, dtype=np.int32))
     node, compiled = mix(module), []
     node.warm_up(100)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -78,6 +79,65 @@ def test_shared_memory_can_be_turned_off(tmp_path, given):
     with server_process(config, *flags) as server, MixClient.connect(server.address()) as client:
         client.get_batch_at(0, 10_000, 0)
         assert client.transport == f"grpc {server.address()}"
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
+    """A cold start of a real server, and starts that find what it left: flag over file over variable over XDG's."""
+    for name in ("MIXSERVE_COMPILATION_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    plain = write_mixture(tmp_path)
+    config = tmp_path / "named.yaml"
+    config.write_text(plain.read_text().replace("{port: 0}", "{port: 0, compilation_cache: named}"))
+
+    def kept(folder: str) -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in (tmp_path / folder).glob("*.program")}
+
+    def batch(config: Path, *flags: str, real: bool = False) -> np.ndarray:
+        with server_process(config, *flags, real=real) as server:
+            with MixClient.connect(server.address()) as client:
+                found = client.get_batch_at(0, 100, 3)["tokens"]
+            assert server.terminate() == 0
+            return found
+
+    expected = batch(config, real=True)
+    programs = kept("named")
+    names = {name.rpartition("-")[0] for name in programs}
+    assert names == {"scores-8x16", *(f"draw-8x{size}" for size in (16, 64, 256, 1024, 4096))}
+
+    np.testing.assert_array_equal(batch(config), expected)
+    (tmp_path / "named").rename(tmp_path / "flagged")
+    np.testing.assert_array_equal(batch(config, "--compilation-cache", str(tmp_path / "flagged")), expected)
+    assert not any((tmp_path / name).exists() for name in ("named", "MIXSERVE_COMPILATION_CACHE", "XDG_CACHE_HOME"))
+    (tmp_path / "flagged").rename(tmp_path / "MIXSERVE_COMPILATION_CACHE")
+    np.testing.assert_array_equal(batch(plain), expected)
+    monkeypatch.delenv("MIXSERVE_COMPILATION_CACHE")
+    (tmp_path / "XDG_CACHE_HOME").mkdir()
+    (tmp_path / "MIXSERVE_COMPILATION_CACHE").rename(tmp_path / "XDG_CACHE_HOME" / "mixserve")
+    np.testing.assert_array_equal(batch(plain), expected)
+    assert kept("XDG_CACHE_HOME/mixserve") == programs
+
+
+@pytest.mark.parametrize("given", ["flag", "file", "variable"])
+def test_programs_need_not_be_kept(tmp_path, monkeypatch, given):
+    monkeypatch.delenv("MIXSERVE_COMPILATION_CACHE", raising=False)
+    if given == "variable":
+        monkeypatch.setenv("MIXSERVE_COMPILATION_CACHE", "off")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    config = write_mixture(tmp_path, sampling="epoch")  # which plans without a program
+    if given == "file":
+        config.write_text(config.read_text().replace("{port: 0}", "{port: 0, compilation_cache: false}"))
+    with server_process(config, *(("--compilation-cache", "off") if given == "flag" else ())) as server:
+        server.address()
+    assert not (tmp_path / "xdg").exists()
+
+
+def test_a_folder_for_programs_needs_a_name(tmp_path):
+    config = write_mixture(tmp_path)
+    code, shown = run("serve", config, "--compilation-cache", "")
+    assert (code, "--compilation-cache must be a folder or off, got ''" in shown) == (2, True)
+    config.write_text(config.read_text().replace("{port: 0}", "{port: 0, compilation_cache: ''}"))
+    code, shown = run("check", config)
+    assert (code, "server.compilation_cache" in shown) == (2, True)
 
 
 GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 1}"

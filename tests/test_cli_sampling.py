@@ -17,7 +17,6 @@ from mixserve.cli.main import app
 from mixserve.cli.simulate import expected_distinct, expected_unseen, simulate
 from mixserve.config import load_config
 from mixserve.local import local_client
-from mixserve.mixture import plan
 from mixserve_client import MixClient
 
 LENGTHS = {"web": 4000, "code": 900, "math": 80}
@@ -75,10 +74,8 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(config):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RUNGS", (4096,))  # one program to compile, so that the server starts soon
-        with serve(build_nodes(load_config(config), config)) as running:
-            yield running.address
+    with serve(build_nodes(load_config(config), config)) as running:
+        yield running.address
 
 
 def run(*arguments: object) -> tuple[int, str]:

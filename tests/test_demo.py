@@ -1,5 +1,7 @@
 import json
+import time
 from collections import Counter
+from contextlib import nullcontext
 from math import comb
 
 import jax
@@ -139,6 +141,21 @@ def test_a_child_that_fails_says_its_last_words(tmp_path):
         pytest.raises(RuntimeError, match=words),
     ):
         child.wait(60)
+
+
+@pytest.mark.parametrize("says", [False, True])
+def test_a_child_that_is_told_to_stop_may_not_have_begun(tmp_path, monkeypatch, says):
+    (tmp_path / "log").write_text("what an earlier one said\n")
+    code = "import time; print('begun' if {} else '', end='', flush=True); open('{}', 'w'); time.sleep(60)"
+    (tmp_path / "slow_to_begin.py").write_text(code.format(says, tmp_path / "runs"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child("server", ["slow_to_begin"], tmp_path / "log") as child:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "runs").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(RuntimeError, match="exit status -15") if says else nullcontext():
+            child.stop()
 
 
 def test_a_child_does_not_outlive_its_block_even_frozen(tmp_path):

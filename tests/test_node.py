@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client
 from tests.conftest import arrays, assert_batches_equal, make_node
+from tests.profiles import examples
 from tests.reference import draw
 
 
@@ -57,7 +58,7 @@ def test_get_batch_at_under_vmap_and_scan(placement):
         assert_batches_equal({name: array[i] for name, array in scanned.items()}, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(start=st.integers(0, 2**62), size=st.integers(2, 300), seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_a_batch_equals_its_parts_put_together(node, start, size, seed, data):
     cut = data.draw(st.integers(1, size - 1))
@@ -110,7 +111,23 @@ def test_placement_device_keeps_every_bit_of_every_float():
         assert host.mixture().fingerprint == device.mixture().fingerprint
 
 
-def test_a_served_node_on_the_device_compiles_nothing_more():
+@pytest.mark.parametrize("sizes", [(4096,), (7, 100), (1, 3, 65_536)])
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_the_sizes_of_plans_decide_no_bytes(sizes, placement):
+    node, other = two(placement=placement), two(placement=placement, plan_sizes=sizes)
+    assert other.mixture.fingerprint == node.mixture.fingerprint
+    with local_client({"x": node}) as expected, local_client({"x": other}) as client:
+        for start, size in ((0, 1), (3, 20), (2**40, 500), (7, 4096)):
+            assert_batches_equal(client.get_batch_at(start, size, 5), expected.get_batch_at(start, size, 5))
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (-1, 5), (16, 4), (4, 4), (70_000,), (1.5,), (True,), "16", 16, None])
+def test_sizes_of_plans_that_are_none_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"plan_sizes must be ascending integers in 1\.\.65536, at least one, got"):
+        two(plan_sizes=sizes)
+
+
+def test_a_served_node_on_the_device_compiles_nothing_more(cold):
     node = two(placement="device")
     compiled = []
     with local_client({"x": node}) as client:

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, local_client, serve
-from mixserve.mixture import plan
 from mixserve_client import (
     AsyncMixClient,
     AsyncSession,
@@ -26,6 +25,8 @@ from mixserve_client import (
     Session,
 )
 from mixserve_client.wire.tree import flatten
+from tests.processes import ONE_SIZE
+from tests.profiles import examples
 from tests.test_reference_members import DOCUMENTED_ATTRIBUTES, DOCUMENTED_METHODS, USED_METHODS
 
 # The members that have to do with what a node keeps, and those that do not.
@@ -83,7 +84,8 @@ def nested(length: int) -> dict[str, Any]:
 
 
 def mix(*sources: Any, weights: tuple[float, ...] | None = None, **options: Any) -> MixDataSourcesNode:
-    config = MixDataSourcesConfig(num_sources=len(sources), weights=weights or (1.0,) * len(sources), **options)
+    weights = weights or (1.0,) * len(sources)
+    config = MixDataSourcesConfig(num_sources=len(sources), weights=weights, plan_sizes=ONE_SIZE, **options)
     return MixDataSourcesNode(config, list(sources))
 
 
@@ -338,8 +340,7 @@ class Hosted(NamedTuple):
 
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[Hosted]:
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setattr(plan, "RUNGS", (4096,))  # one program to compile for each, so that the server starts soon
+    with ExitStack() as stack:
         nodes = make_nodes()
         runner = stack.enter_context(asyncio.Runner())
         server = stack.enter_context(serve(nodes))
@@ -420,7 +421,7 @@ def test_the_same_calls_give_the_same_on_every_route(open_routes, mixture):
     run_through(SCRIPT, open_routes(mixture))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mixture=st.sampled_from(MIXTURES), script=st.lists(st.sampled_from(SCRIPT), max_size=30))
 def test_any_calls_give_the_same_on_a_node_and_in_process(hosted, mixture, script):
     script = [do("get_state", name=step.name) for step in SCRIPT if step.name] + script

@@ -1,11 +1,8 @@
 """Readers that change their weights, while they and their servers are killed, moved and replaced."""
 
 import json
-import os
 import random
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +24,9 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import encode_batch_request
 from tests.conftest import assert_batches_equal, make_node
+from tests.forked import Forked
 from tests.processes import DEADLINE_S, server_process, write_mixture
-from tests.schedule_trainer import BATCH_SIZE, CHANGES, JOURNAL, KEY, STATE, STEPS, digest, train
+from tests.schedule_trainer import BATCH_SIZE, CHANGES, JOURNAL, KEY, STATE, STEPS, digest, main, train
 
 SAMPLINGS = ("categorical", "epoch")
 BLOCK_SIZE = 64
@@ -36,31 +34,27 @@ AHEAD = 4  # steps that a trainer may make beyond the one at which something is 
 
 
 class Trainer:
-    """`tests/schedule_trainer.py` in a process of its own."""
+    """`main` of `tests/schedule_trainer.py` in a process of its own."""
 
     def __init__(self, folder: Path, prefetch: int, *addresses: str):
         self._folder = folder
-        command = [sys.executable, "-m", "tests.schedule_trainer", str(folder), str(prefetch), *addresses]
-        environment = os.environ | {"PYTHONWARNINGS": "error"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, cwd=Path(__file__).parents[1])
+        log = folder / f"trainer.{time.monotonic_ns()}.log"
+        self.process = Forked(main, folder, prefetch, *addresses, log=log)
 
     def run_to(self, step: int) -> None:
         """Returns when it has journaled `step`; it goes on up to AHEAD steps further meanwhile."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"%d\n" % (step + AHEAD))
-        self.process.stdin.flush()
+        self.process.tell(str(step + AHEAD))
         self.wait_until(lambda: any(entry["step"] >= step for entry in journal(self._folder)), f"step {step}")
 
     def wait_until(self, reached: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not reached():
-            assert self.process.poll() in (None, 0), "the trainer failed"
+            assert self.process.poll() in (None, 0), self.process.log()
             assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S} s"
             time.sleep(0.005)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self.process.kill(DEADLINE_S)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from contextlib import suppress
+from queue import Queue
 
 import grpc
 import jax
@@ -186,7 +188,7 @@ def test_a_record_that_no_reply_can_hold_is_refused():
 
 
 def test_sigterm_drains_a_server_process_and_exits_with_0(tmp_path):
-    with server_process(write_mixture(tmp_path)) as server:
+    with server_process(write_mixture(tmp_path), real=True) as server:
         with MixClient.connect(server.address()) as client:
             assert client.get_batch_at(0, 8, 0)["tokens"].shape == (8, 16)
         assert server.terminate() == 0
@@ -196,7 +198,7 @@ def test_sigterm_drains_a_server_process_and_exits_with_0(tmp_path):
 
 def test_a_killed_server_comes_back_and_the_stream_goes_on_bit_for_bit(tmp_path):
     config = write_mixture(tmp_path)
-    with server_process(config) as first:
+    with server_process(config, real=True) as first:
         address = first.address()
         port = address.rpartition(":")[2]
         client = MixClient.connect(address, patience_s=DEADLINE_S)
@@ -204,7 +206,7 @@ def test_a_killed_server_comes_back_and_the_stream_goes_on_bit_for_bit(tmp_path)
         streamed = [next(batches) for _ in range(20)]
         first.kill()
         going_on, rest = in_thread(lambda: [next(batches) for _ in range(20)])
-        with server_process(config, "--port", port) as second:
+        with server_process(config, "--port", port, real=True) as second:
             second.address()
             going_on.join(DEADLINE_S)
             whole = client.get_batch_at(0, 64 * 40, 3)
@@ -214,7 +216,7 @@ def test_a_killed_server_comes_back_and_the_stream_goes_on_bit_for_bit(tmp_path)
 
 
 def test_a_port_in_use_ends_the_command_with_2_and_no_traceback(tmp_path, server):
-    with server_process(write_mixture(tmp_path), "--port", server.address.rpartition(":")[2]) as second:
+    with server_process(write_mixture(tmp_path), "--port", server.address.rpartition(":")[2], real=True) as second:
         assert second.process.wait(DEADLINE_S) == 2
         assert "Address already in use" in second.log()
         assert "Traceback" not in second.log()
@@ -248,11 +250,20 @@ def test_reflection_streams_do_not_take_the_threads_of_calls(server):
             ended.wait(DEADLINE_S)
 
         streams = [stub.ServerReflectionInfo(forever()) for _ in range(40)]
-        next(streams[0])
+        answered = Queue[object]()  # by one of them, whichever found a thread
+
+        def read(stream):
+            with suppress(grpc.RpcError):  # cancelled below
+                answered.put(next(stream, None))
+
+        readers = [in_thread(lambda stream=stream: read(stream))[0] for stream in streams]
+        assert answered.get(timeout=DEADLINE_S) is not None
         assert client.get_batch_at(0, 3, 0, timeout_s=DEADLINE_S)["id"].shape == (3,)
         ended.set()
         for stream in streams:
             stream.cancel()
+        for reader in readers:
+            reader.join(DEADLINE_S)
 
 
 def test_a_unix_socket_is_not_taken_from_a_server_that_listens(tmp_path, node):

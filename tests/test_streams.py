@@ -24,8 +24,9 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import BatchRequest, StreamRequest, encode_stream_request
-from tests.client.test_shared_memory import server_process
+from tests.client.test_shared_memory import serving_on
 from tests.conftest import assert_batches_equal
+from tests.memory_server import memory_server
 
 DEADLINE_S = 60
 SIZE, ROW = 8, 4096  # a batch of 128 KiB
@@ -154,6 +155,7 @@ def test_a_stream_ends_early_while_another_waits(big_node, monkeypatch):
         assert len(list(alone)) == 50  # nobody waits: it comes to its end
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("shared_memory", [False, True], ids=["grpc", "shared memory"])
 def test_many_iterators_share_two_threads_evenly(big_node, few_threads, monkeypatch, tmp_path, shared_memory):
     monkeypatch.setattr(spans_module, "_READ_AHEAD_BYTES", 2 << 20)
@@ -219,8 +221,8 @@ def test_a_drain_waits_for_no_stream_to_come_to_its_end(big_node):
 
 def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on(tmp_path):
     size, count = 64, 96  # 96 MiB in one stream, taken batch by batch
-    with server_process(tmp_path) as first:
-        address = first.wait_for_log(r"serving on (\S+)")
+    with memory_server(tmp_path) as first:
+        address = serving_on(first)
         client = plain(address)
         mixture = client.mixture()
         view = View(mixture, key_words(3), Schedule(mixture))
@@ -228,7 +230,7 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
         batches = (batch for some in stream for batch in some)
         came = [next(batches)["tokens"].copy() for _ in range(2)]
         first.kill()
-        with server_process(tmp_path, address):
+        with memory_server(tmp_path, address):
             came += [batch["tokens"].copy() for batch in batches]
             assert len(came) == count
             with plain(address) as other:

@@ -28,6 +28,13 @@ SharedMemory = Annotated[
     str | None, typer.Option(help="Folder where processes of this host meet for shared memory; off for none.")
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
+CompilationCache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|off",
+        help="Where compiled programs are kept, for quick starts; by default the user's cache folder.",
+    ),
+]
 SessionName = Annotated[str, typer.Argument(metavar="SESSION", help="The session's name.")]
 CheckpointName = Annotated[str, typer.Argument(metavar="NAME", help="The checkpoint's name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for scripts.")]
@@ -47,6 +54,7 @@ def serve(
         float | None,
         typer.Option(metavar="SECONDS", help="How long a session's holder may be silent; 900 by default."),
     ] = None,
+    compilation_cache: CompilationCache = None,
     grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
@@ -58,9 +66,10 @@ def serve(
             host=host,
             port=port,
             placement=placement,
-            shared_memory=_folder(shared_memory),
+            shared_memory=_folder("--shared-memory", shared_memory),
             state_dir=state_dir,
             session_ttl_s=session_ttl_s,
+            compilation_cache=_folder("--compilation-cache", compilation_cache),
             grace_s=grace_s,
         )
 
@@ -167,7 +176,7 @@ def bench(
     with _plain_errors():
         from mixserve.cli.bench import run
 
-        sizes, memory = batch_size or [8, 32, 256, 1024, 4096], _folder(shared_memory)
+        sizes, memory = batch_size or [8, 32, 256, 1024, 4096], _folder("--shared-memory", shared_memory)
         run(
             address,
             sizes=sizes,
@@ -298,8 +307,12 @@ def state_delete(
         delete(address, session, name, mixture=mixture, timeout_s=timeout_s)
 
 
-def _folder(shared_memory: str | None) -> bool | str | None:
-    return False if shared_memory == "off" else shared_memory
+def _folder(name: str, option: str | None) -> bool | str | None:
+    if option == "":
+        from mixserve_client.errors import InvalidRequest
+
+        raise InvalidRequest(f"{name} must be a folder or off, got ''")
+    return False if option == "off" else option
 
 
 @contextmanager
@@ -313,7 +326,3 @@ def _plain_errors() -> Generator[None, None, None]:
     except (ConfigError, MixserveError, OSError) as error:
         print(f"mixserve: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
-
-
-if __name__ == "__main__":
-    app()

@@ -5,13 +5,16 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
-from mixserve.config import ConfigError, checked_seconds, load_config
+from mixserve.config import Config, ConfigError, checked_seconds, load_config
 
 _logger = logging.getLogger("mixserve")
 
 _FILES = 1 << 16
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def run(
@@ -23,12 +26,13 @@ def run(
     shared_memory: bool | str | None,
     state_dir: Path | None,
     session_ttl_s: float | None,
+    compilation_cache: bool | str | None,
     grace_s: float,
 ) -> None:
     """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
-    told_to_stop = threading.Event()
+    told_to_stop, serving = threading.Event(), threading.Event()
 
     def stop(*_: object) -> None:
         if not serving.is_set():
@@ -37,28 +41,25 @@ def run(
             os._exit(1)
         told_to_stop.set()
 
-    serving = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, stop)
-    # Loading JAX takes seconds; as PID 1 of a container, a process without handlers would not hear SIGTERM meanwhile.
-    from mixserve.build import build_nodes
-    from mixserve.serving import serve
-
     config = load_config(config_file)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
     if state_dir is None and config.server.state_dir is not None:
         state_dir = config_file.parent / config.server.state_dir
     state_dir = None if state_dir is None else state_dir.absolute()
-    nodes = build_nodes(config, config_file, placement=placement)
+    memory = _chosen(shared_memory, config.server.shared_memory, config_file)
     host = config.server.host if host is None else host
     port = config.server.port if port is None else port
-    _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
-    memory = config.server.shared_memory if shared_memory is None else shared_memory
-    if shared_memory is None and isinstance(memory, str):
-        memory = str(config_file.parent / memory)
-    _allow_many_files()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
+    with _compiling(config, _chosen(compilation_cache, config.server.compilation_cache, config_file)):
+        from mixserve.build import build_nodes
+        from mixserve.serving import serve
+
+        nodes = build_nodes(config, config_file, placement=placement)
+        _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
+        _allow_many_files()
+        server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
     _logger.info(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
     )
@@ -70,6 +71,37 @@ def run(
     if not finished:
         _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
         os._exit(0)  # the interpreter would wait for their threads
+
+
+@contextmanager
+def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]:
+    """Begin to load or compile what these mixtures need most likely, while all else is loaded; what their sources turn
+    out to need besides comes later."""
+    from mixserve.mixture import programs
+    from mixserve.mixture.compilation_cache import choose_folder
+    from mixserve.mixture.draw import Parts
+
+    choose_folder(cache if isinstance(cache, bool) else Path(cache))
+    sizes, parts = programs.first_sizes(programs.PLAN_SIZES), Parts(long=False, fetch=False)
+    for mixture in config.mixtures.values():
+        if mixture.sampling == "categorical":
+            count = len(mixture.sources)
+            programs.begin({*programs.draws(count, parts, sizes), programs.probe_scores(count)})
+    try:
+        yield
+    except BaseException:
+        # The command ends with an error: no signal turns it into a success, and it waits for no more programs.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        programs.drop_unstarted()
+        raise
+
+
+def _chosen(flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:
+    """The flag, else the file's own value, whose folders are relative to the file."""
+    if flag is not None:
+        return flag
+    return str(config_file.parent / configured) if isinstance(configured, str) else configured
 
 
 def _ttl_s(flag: float) -> float:

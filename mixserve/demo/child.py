@@ -26,6 +26,7 @@ class Child:
             environment["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         with log.open("ab") as output:
+            self._before = output.tell()  # of the log: what processes before this one said
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -56,16 +57,20 @@ class Child:
 
     def wait(self, timeout_s: float) -> None:
         """Wait until it has ended as it should. Raises RuntimeError where it failed, or has not in `timeout_s`."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"the {self.name} has not ended in {timeout_s:.0f} s") from error
+        self._ended_in(timeout_s)
         self.has_ended()
 
+    def _ended_in(self, timeout_s: float) -> int:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"the {self.name} has not ended in {timeout_s:.0f} s") from error
+
     def stop(self) -> None:
-        """SIGTERM, and wait until it has ended in its own way."""
+        """SIGTERM, and wait until it has ended in its own way; or by the signal, before it had said anything."""
         self._process.terminate()
-        self.wait(_STOP_S)
+        if self._ended_in(_STOP_S) != -signal.SIGTERM or self._log.stat().st_size > self._before:
+            self.has_ended()
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int32, Shaped
 
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.mixture import Mixture
-from mixserve.mixture.plan import RUNGS, Plan, pieces
+from mixserve.mixture.plan import Plan, pieces
 from mixserve.sources import AnySource, ArrayBacked, is_array_backed
 from mixserve_client.wire.description import Field
 
@@ -84,13 +84,16 @@ def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple
     }
 
 
-def begin_take(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan) -> Callable[[Buffers], None]:
-    """Gather the planned records and copy them to the host, both under way; what waits and writes them into arrays."""
+def begin_take(
+    buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan, sizes: Sequence[int]
+) -> Callable[[Buffers], None]:
+    """Gather the planned records in pieces of `sizes` and copy them to the host, both under way; what waits and writes
+    them into arrays."""
     rows = starts[plan.source_ids] + plan.record_ids.astype(np.int32)
     under_way: list[tuple[int, dict[str, Array]]] = []
-    for at, rung in pieces(len(rows)):
-        piece = rows[at : at + rung]
-        taken = _taken(buffers, jax.device_put(np.pad(piece, (0, rung - len(piece)))))
+    for at, size in pieces(len(rows), sizes):
+        piece = rows[at : at + size]
+        taken = _taken(buffers, jax.device_put(np.pad(piece, (0, size - len(piece)))))
         for array in taken.values():
             array.copy_to_host_async()
         under_way.append((at, taken))
@@ -104,10 +107,11 @@ def begin_take(buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], pl
     return write
 
 
-def warm_up(buffers: DeviceBuffers, size_limit: int) -> None:
+def warm_up(buffers: DeviceBuffers, size_limit: int, sizes: Sequence[int]) -> None:
     """Compile the gathers that requests of up to `size_limit` rows need."""
-    for rung in {rung for size in (1, *RUNGS, size_limit) if size <= size_limit for _, rung in pieces(size)}:
-        jax.block_until_ready(_taken(buffers, np.zeros(rung, np.int32)))
+    asked = (1, *sizes, size_limit)
+    for piece in {piece for size in asked if size <= size_limit for _, piece in pieces(size, sizes)}:
+        jax.block_until_ready(_taken(buffers, np.zeros(piece, np.int32)))
 
 
 @jax.jit

@@ -18,7 +18,6 @@ Positions have 64 bits: `fold64(key, p) = threefry_2x32(key, [p >> 32, p & 0xfff
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
 
-from mixserve.mixture.threefry import SPELLED_OUT, threefry
+from mixserve.mixture.threefry import SPELLED_OUT, hashed
 
 _LEAST_SOURCES = 8
 
@@ -66,11 +65,6 @@ def draw(
     return jax.vmap(one, out_axes=1)(places)
 
 
-def program(sources: int, size: int, parts: Parts) -> jax.stages.Compiled:
-    """`draw` for `size` positions, compiled once per process and shared by all mixtures of as many (padded) sources."""
-    return _program(padded(sources), size, parts)
-
-
 def padded(sources: int) -> int:
     """Mixtures are padded with sources that are never drawn, so that few programs serve all: exact, since each
     source's draw has a counter of its own."""
@@ -85,13 +79,14 @@ def log_shares(shares: Sequence[float]) -> Float[np.ndarray, " sources"]:
     return in_a_clean_thread(lambda: np.asarray(jnp.log(jnp.asarray(np.asarray(shares, np.float32)))))
 
 
-def scores(
-    key: UInt32[np.ndarray, "2"], size: int, log_weights: Float[Array, " sources"]
-) -> Float[np.ndarray, "size sources"]:
-    """The floats that the choices of the first `size` positions compare."""
-    places = np.zeros((size, 4), np.uint32)
-    places[:, :2], places[:, 3] = key, np.arange(size)
-    return in_a_clean_thread(lambda: np.asarray(_scores(places, log_weights)))
+def scores(places: UInt32[Array, "size 4"], log_weights: Float[Array, " sources"]) -> Float[Array, "size sources"]:
+    """The floats that the choices of the positions compare."""
+
+    def one(place: UInt32[Array, "4"]) -> Array:
+        source_key = _source_key(_keys_at(place)[0])
+        return jax.random.gumbel(source_key, log_weights.shape, jnp.float32, mode="low") + log_weights
+
+    return jax.vmap(one)(places)
 
 
 def in_a_clean_thread(task: Callable[[], T]) -> T:
@@ -101,11 +96,18 @@ def in_a_clean_thread(task: Callable[[], T]) -> T:
     """
 
     def pinned() -> T:
-        with pinned_semantics(), jax.default_device(_cpu()):
+        with pinned_to_cpu():
             return task()
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(pinned).result()
+
+
+@contextmanager
+def pinned_to_cpu() -> Generator[None, None, None]:
+    """The settings that decide bits, on the host's CPU; only right in a thread that nobody has set anything for."""
+    with pinned_semantics(), jax.default_device(cpu()):
+        yield
 
 
 @contextmanager
@@ -125,13 +127,13 @@ def pinned_semantics() -> Generator[None, None, None]:
 
 def on_cpu(array: np.ndarray) -> Array:
     """`array` as a JAX array on the host's CPU."""
-    return jax.device_put(array, _cpu())
+    return jax.device_put(array, cpu())
 
 
 def _keys_at(place: UInt32[Array, "4"]) -> list[UInt32[Array, "2"]]:
     """Steps 1 and 2: the words of a position's three keys. `split(key, 3)[i]` is `fold_in(key, i)`."""
-    position_key = threefry((place[0], place[1]), (place[2], place[3]))
-    return [jnp.stack(threefry(position_key, (jnp.uint32(0), jnp.uint32(i)))) for i in range(3)]
+    position_key = hashed((place[0], place[1]), (place[2], place[3]))
+    return [jnp.stack(hashed(position_key, (jnp.uint32(0), jnp.uint32(i)))) for i in range(3)]
 
 
 def _source_key(words: UInt32[Array, "2"]) -> Array:
@@ -139,30 +141,12 @@ def _source_key(words: UInt32[Array, "2"]) -> Array:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
-@jax.jit
-def _scores(places: UInt32[Array, "size 4"], log_weights: Float[Array, " sources"]) -> Float[Array, "size sources"]:
-    def one(place: UInt32[Array, "4"]) -> Array:
-        source_key = _source_key(_keys_at(place)[0])
-        return jax.random.gumbel(source_key, log_weights.shape, jnp.float32, mode="low") + log_weights
-
-    return jax.vmap(one)(places)
-
-
 def _bits(words: UInt32[Array, " n"]) -> Int32[Array, " n"]:
     return jax.lax.bitcast_convert_type(words, jnp.int32)
 
 
-@cache
-def _program(sources: int, size: int, parts: Parts) -> jax.stages.Compiled:
-    args = np.zeros((size, 4), np.uint32), np.zeros(sources, np.float32), np.ones(sources, np.int32)
-
-    def compiled() -> jax.stages.Compiled:
-        return jax.jit(draw, static_argnames="parts").lower(*jax.tree.map(on_cpu, args), parts=parts).compile()
-
-    return in_a_clean_thread(compiled)
-
-
-def _cpu() -> Any:
+def cpu() -> Any:
+    """The host's CPU. Raises RuntimeError where JAX was told not to have one."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from jaxtyping import Int, UInt32, UInt64
 from mixserve.mixture.counts import Counts
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
 from mixserve.mixture.permutation import permuted, sides
+from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import ALL, EPOCH, NEVER, Sampling, check_end
 from mixserve.mixture.threefry import threefry
 from mixserve_client.wire.request import POSITION_LIMIT
@@ -65,9 +66,8 @@ class EpochPlanner:
         self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_KEPT_KEYS)(self._derived_keys)
         self.end = None if sampling.stop == NEVER else self.counts.end(lengths, of_all=sampling.stop == ALL)
 
-    def warm_up(self) -> None:
-        for planner in self._leaves.nested.values():
-            planner.warm_up()
+    def programs(self, *, first: bool) -> set[ProgramName]:
+        return set[ProgramName]().union(*(planner.programs(first=first) for planner in self._leaves.nested.values()))
 
     def pass_ends(self) -> list[int | None]:
         """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mixserve.mixture.leaves import AnyPlanner
+from mixserve.mixture.programs import PROBE_POSITIONS
 from mixserve.mixture.sampling import EPOCH, Sampling
 from mixserve.sources import content_bytes
 from mixserve_client.wire.description import Field
@@ -16,7 +17,6 @@ from mixserve_client.wire.key import IMPLEMENTATION
 
 # Raise it with any change to the arithmetic of plans or to what this digest covers.
 ALGORITHM_VERSION = 2
-_PROBE_POSITIONS = 16
 _PROBE_KEY = np.array([0x6D697873, 0x65727665], np.uint32)
 
 
@@ -38,6 +38,6 @@ def fingerprint(
             [name, len(child), content_bytes(child).hex()] for name, child in zip(names, children, strict=True)
         ],
         "schedule": [[start, [share.hex() for share in shares]] for start, shares in sampling.schedule.entries],
-        "probe": planner.score_words(_PROBE_KEY, _PROBE_POSITIONS).hex(),
+        "probe": planner.score_words(_PROBE_KEY, PROBE_POSITIONS).hex(),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

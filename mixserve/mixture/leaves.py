@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int, UInt32
 
+from mixserve.mixture.programs import ProgramName
+
 AnyKeys = UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"]
 
 
@@ -48,8 +50,8 @@ class AnyPlanner(Protocol):
     grain: int  # positions are planned in aligned blocks of so many
     end: int | None  # the first position that does not exist
 
-    def warm_up(self) -> None:
-        """Compile every program that plans may need."""
+    def programs(self, *, first: bool) -> set[ProgramName]:
+        """Every compiled program that plans may need, or the `first` ones, with which all plans can be made."""
         ...
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:

@@ -17,6 +17,7 @@ from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.plan import Planner
+from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import ScheduledPlanner
@@ -34,12 +35,19 @@ class Mixture:
     A mixture whose records are no numbers has lengths and weights, and raises ValueError for everything else.
     """
 
-    def __init__(self, children: Sequence["AnySource | Mixture"], sampling: Sampling, names: Sequence[str]):
+    def __init__(
+        self,
+        children: Sequence["AnySource | Mixture"],
+        sampling: Sampling,
+        names: Sequence[str],
+        plan_sizes: Sequence[int] = PLAN_SIZES,
+    ):
         """Raises ValueError where names or specs of children clash, for a child without records that has a share, and
         for a nested mixture that draws in a way that has no meaning there."""
         self.children = tuple(children)
         self.names = _distinct(names)
         self.sampling = sampling
+        self.plan_sizes = tuple(plan_sizes)
         self.lengths = tuple(len(child) for child in children)
         self._check_children()
         self._planner_of = lru_cache(_KEPT_PLANNERS)(self._categorical_planner)
@@ -56,7 +64,7 @@ class Mixture:
 
     def __reduce__(self) -> Any:
         # The rest are programs and addresses of this process.
-        return Mixture, (self.children, self.sampling, self.names)
+        return Mixture, (self.children, self.sampling, self.names, self.plan_sizes)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -166,7 +174,8 @@ class Mixture:
         return ScheduledPlanner(schedule, self._planner_of)
 
     def _categorical_planner(self, shares: Shares) -> Planner:
-        return Planner(shares, self.lengths, self._nested(), keyed=any(map(is_keyed, self.leaves)))
+        keyed = any(map(is_keyed, self.leaves))
+        return Planner(shares, self.lengths, self._nested(), keyed=keyed, sizes=self.plan_sizes)
 
     def _check_shares(self, shares: Sequence[float]) -> None:
         """Raises ValueError where `shares` are not those of these sources, or name one without records."""

@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, UInt32
 
-from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded, pinned_semantics, program
-from mixserve.mixture.draw import scores as drawn_scores
+from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded, pinned_semantics
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
+from mixserve.mixture.programs import PLAN_SIZES, ProgramName, draws, first_sizes, is_being_made, is_there, program
 from mixserve.mixture.sampling import CATEGORICAL
 from mixserve_client.errors import InvalidRequest
 
-# A request is planned in pieces of these sizes, so that no request size compiles a program of its own.
-RUNGS = (16, 64, 256, 1024, 4096)
 _WORD = 0xFFFFFFFF
 _LONGEST_INT32 = 2**31 - 1
 
@@ -31,6 +29,7 @@ class Planner:
     """Draws the plans of one mixture; `shares` are weights that sum to 1, `lengths` numbers of records.
 
     `nested` has the planners of the children that are mixtures, by their place; `keyed` says that a source takes keys.
+    Positions are planned in pieces of `sizes`, ascending, so that no request size compiles a program of its own.
     """
 
     mode = CATEGORICAL
@@ -44,7 +43,9 @@ class Planner:
         nested: Mapping[int, AnyPlanner] | None = None,
         *,
         keyed: bool = False,
+        sizes: Sequence[int] = PLAN_SIZES,
     ):
+        self.sizes = tuple(sizes)
         self.log_weights = log_shares(shares)
         self.lengths = np.asarray([min(length, _LONGEST_INT32) for length in lengths], np.int32)
         self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
@@ -57,7 +58,8 @@ class Planner:
             first = self._leaves.first[source_id]
             self._leaf_long_lengths[first : first + planner.leaf_count] = 0
         self.parts = Parts(long=bool(self._long_lengths.any()), fetch=keyed or bool(self._leaves.nested))
-        padding = padded(self.source_count) - self.source_count
+        self._padded_count = padded(self.source_count)
+        padding = self._padded_count - self.source_count
         weights_and_lengths = (
             np.pad(self.log_weights, (0, padding), constant_values=-np.inf),
             np.pad(self.lengths, (0, padding)),
@@ -66,12 +68,9 @@ class Planner:
             lambda: jax.tree.map(on_cpu, weights_and_lengths)
         )
 
-    def warm_up(self) -> None:
-        """Compile every program that `plan` may need."""
-        for rung in RUNGS:
-            program(self.source_count, rung, self.parts)
-        for planner in self._leaves.nested.values():
-            planner.warm_up()
+    def programs(self, *, first: bool) -> set[ProgramName]:
+        own = draws(self.source_count, self.parts, first_sizes(self.sizes) if first else self.sizes)
+        return own.union(*(planner.programs(first=first) for planner in self._leaves.nested.values()))
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         """The plan of the positions [start, start + size); `start + size` at most 2^63 - 1."""
@@ -81,19 +80,19 @@ class Planner:
         return self.begin_each(keys, positions)()
 
     def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
-        size, cuts = len(positions), pieces(len(positions))
+        size, cuts = len(positions), pieces(len(positions), self.sizes)
         places = np.zeros((sum(cuts[-1]), 4), np.uint32)
         places[:size, :2] = keys
         places[:size, 2] = positions.astype(np.uint64) >> 32
         places[:size, 3] = positions.astype(np.uint64) & _WORD
-        drawn: list[Array] = []
-        for at, rung in cuts:
+        drawn: list[tuple[Array, int]] = []
+        for at, piece in cuts:
+            at_once, here = self._size_at_once(piece), places[at : at + piece]
+            if at_once > piece:
+                here = np.pad(here, ((0, at_once - piece), (0, 0)))
+            made = program(self._program(at_once))
             with jax.transfer_guard("allow"):  # of a few words, on the CPU
-                drawn.append(
-                    program(self.source_count, rung, self.parts)(
-                        places[at : at + rung], self._padded_weights, self._padded_lengths
-                    )
-                )
+                drawn.append((made(here, self._padded_weights, self._padded_lengths), piece))
         return lambda: self._finished(drawn, size)
 
     def plan_traced(
@@ -112,10 +111,25 @@ class Planner:
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
-        return drawn_scores(key, size, self._padded_weights)[:, : self.source_count].tobytes()
+        places = np.zeros((size, 4), np.uint32)
+        places[:, :2], places[:, 3] = key, np.arange(size)
+        made = program(ProgramName(self._padded_count, size, None))
+        # Checks that a user has set would stop at the score of a weight 0, -inf.
+        scores = in_a_clean_thread(lambda: np.asarray(made(places, self._padded_weights)))
+        return scores[:, : self.source_count].tobytes()
 
-    def _finished(self, drawn: list[Array], size: int) -> Plan:
-        columns = [np.asarray(piece) for piece in drawn]
+    def _program(self, size: int) -> ProgramName:
+        return ProgramName(self._padded_count, size, self.parts)
+
+    def _size_at_once(self, piece: int) -> int:
+        """`piece`, or the next larger size whose program is there while that of `piece` is being made."""
+        if not is_being_made(self._program(piece)):
+            return piece
+        larger = (size for size in self.sizes if size > piece and is_there(self._program(size)))
+        return next(larger, piece)
+
+    def _finished(self, drawn: list[tuple[Array, int]], size: int) -> Plan:
+        columns = [np.asarray(rows)[:, :piece] for rows, piece in drawn]
         rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return self._leaves.resolved(self._read(rows[:, :size], self._long_lengths))
 
@@ -185,14 +199,15 @@ def _scaled(hi: np.ndarray, lo: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return hi * length_hi + (middle >> half) + (other >> half) + (carried >> half)
 
 
-def pieces(size: int) -> list[tuple[int, int]]:
-    """(offset, rung) of the pieces that cover `size` positions, with at most as many again planned in vain."""
+def pieces(size: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(offset, one of `sizes`) of the pieces that cover `size` positions. With sizes that are 4 times one another at
+    most as many again are planned in vain."""
     found, at = list[tuple[int, int]](), 0
     while at < size:
         left = size - at
-        fitting = [rung for rung in RUNGS if left <= rung <= 2 * left]
-        below = [rung for rung in RUNGS if rung <= left]
-        rung = fitting[0] if fitting else below[-1] if below else RUNGS[0]
-        found.append((at, rung))
-        at += rung
+        fitting = [piece for piece in sizes if left <= piece <= 2 * left]
+        below = [piece for piece in sizes if piece <= left]
+        piece = fitting[0] if fitting else below[-1] if below else sizes[0]
+        found.append((at, piece))
+        at += piece
     return found

@@ -7,6 +7,7 @@ from jaxtyping import Int, UInt32
 
 from mixserve.mixture.leaves import AnyKeys, Plan
 from mixserve.mixture.plan import Planner
+from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import CATEGORICAL
 from mixserve.mixture.schedule import Schedule, Shares
 
@@ -24,8 +25,8 @@ class ScheduledPlanner:
         first = planner_of(schedule.entries[0].shares)
         self.source_count, self.leaf_count = first.source_count, first.leaf_count
 
-    def warm_up(self) -> None:
-        self._planner_of(self._schedule.entries[0].shares).warm_up()  # all share their programs
+    def programs(self, *, first: bool) -> set[ProgramName]:
+        return self._planner_of(self._schedule.entries[0].shares).programs(first=first)  # all share them
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))

@@ -8,8 +8,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int, UInt32
 
-from mixserve.mixture import Mixture, device
+from mixserve.mixture import device
 from mixserve.mixture.leaves import Plan
+from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.plan import Planner, traceable
 from mixserve.sources import ReferenceSource
 from mixserve_client.wire.description import Field

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import BLOCK_SIZE, CATEGORICAL, EPOCH, NEVER, Sampling, rounded_up
 from mixserve.mixture.schedule import Entry, Schedule, Shares, normalised
 from mixserve.module import StructuralConfig
 from mixserve_client.wire.request import POSITION_LIMIT
 
+_LARGEST_PLAN = 1 << 16
 PLACEMENTS = ("auto", "host", "device")
 
 
@@ -28,8 +30,12 @@ class MixDataSourcesConfig(StructuralConfig):
     mode they begin at the next border of a block.
 
     `placement` says where rows are gathered: on the `host`, on the `device`, or `auto` by size and backend.
-    `source_names` are the names of the sources where theirs shall not hold. Raises ValueError, naming the field, for
-    what is missing or inconsistent.
+    `source_names` are the names of the sources where theirs shall not hold.
+
+    Batches are planned in pieces of `plan_sizes` positions, ascending, each of which is a program that is compiled
+    once. They decide no bytes: with fewer sizes a first start is quicker, and more is planned in vain.
+
+    Raises ValueError, naming the field, for what is missing or inconsistent.
     """
 
     num_sources: int | None = None
@@ -41,6 +47,7 @@ class MixDataSourcesConfig(StructuralConfig):
     schedule: tuple[tuple[int, tuple[float, ...]], ...] = ()
     placement: str = "auto"
     source_names: tuple[str, ...] | None = None
+    plan_sizes: tuple[int, ...] = PLAN_SIZES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +69,7 @@ class MixDataSourcesConfig(StructuralConfig):
                 raise ValueError(f"source_names must be num_sources = {self.num_sources} names, got {names}")
             object.__setattr__(self, "source_names", tuple(names))
         object.__setattr__(self, "schedule", self._checked_schedule())
+        object.__setattr__(self, "plan_sizes", _plan_sizes(self.plan_sizes))
         _ = self.how_to_sample
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}")
@@ -96,6 +104,15 @@ class MixDataSourcesConfig(StructuralConfig):
             assert self.num_sources is not None
             found.append((int(start), _weights(f"schedule[{place}]", weights, self.num_sources)))
         return tuple(found)
+
+
+def _plan_sizes(sizes: Any) -> tuple[int, ...]:
+    """Raises ValueError."""
+    if isinstance(sizes, list | tuple) and all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes):
+        found = tuple(map(int, sizes))
+        if found and found == tuple(sorted(set(found))) and found[0] >= 1 and found[-1] <= _LARGEST_PLAN:
+            return found
+    raise ValueError(f"plan_sizes must be ascending integers in 1..{_LARGEST_PLAN}, at least one, got {sizes!r:.200}")
 
 
 def _weights(name: str, weights: Any, count: int) -> Shares:

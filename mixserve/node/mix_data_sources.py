@@ -16,10 +16,10 @@ from jax.core import Tracer
 from jaxtyping import Array, UInt32
 
 from mixserve.held import DeviceData, Opaque, Owned
-from mixserve.mixture import Mixture, device
+from mixserve.mixture import device, programs
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.leaves import Plan
-from mixserve.mixture.mixture import names_of
+from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
@@ -75,7 +75,7 @@ class MixDataSourcesNode(DataSourceModule):
         names = config.source_names or names_of(
             [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
         )
-        mixture = Mixture(children, config.how_to_sample, names)
+        mixture = Mixture(children, config.how_to_sample, names, config.plan_sizes)
         self._mixture = Opaque(mixture)
         self._private = Owned(self, _Private(tuple(sources), RecordStream()))
         self.index = nnx.Variable(0)
@@ -219,7 +219,8 @@ class MixDataSourcesNode(DataSourceModule):
         """
         mixture = self.mixture
         on_device: Mapping[str, Array] = self._device_data.get_value()
-        taken = device.begin_take(on_device, mixture.device_starts, plan) if on_device else None
+        starts, sizes = mixture.device_starts, mixture.plan_sizes
+        taken = device.begin_take(on_device, starts, plan, sizes) if on_device else None
 
         def write(buffers: Buffers) -> None:
             if taken is not None:
@@ -230,13 +231,18 @@ class MixDataSourcesNode(DataSourceModule):
 
         return write
 
-    def warm_up(self, size_limit: int) -> None:
-        """Compile what reading needs for up to `size_limit` rows."""
-        self.mixture.planner.warm_up()
+    def begin_to_compile(self, *, first: bool) -> None:
+        """Begin to load or compile the programs that plans need, or the `first` ones, with which they can be made."""
+        programs.begin(self.mixture.planner.programs(first=first))
+
+    def warm_up(self, size_limit: int, *, first: bool = False) -> None:
+        """Load or compile what reading needs for up to `size_limit` rows; with `first` the programs that plans need
+        first only."""
+        programs.load(self.mixture.planner.programs(first=first))
         for leaf in self.mixture.leaves:
             if isinstance(leaf, ReferenceSource):
                 leaf.warm_up()
-        device.warm_up(self._device_data.get_value(), size_limit)
+        device.warm_up(self._device_data.get_value(), size_limit, self.mixture.plan_sizes)
 
     def placed(self, placement: str | None) -> "MixDataSourcesNode":
         """A node of the same sources that gathers there (`auto`, `host` or `device`): itself where it does already."""

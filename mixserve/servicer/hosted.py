@@ -62,8 +62,8 @@ class HostedMixture:
         )
 
     def warm_up(self) -> None:
-        """Compute the description, and compile what batches need."""
-        self.node.warm_up(self.description.limits.size)
+        """Compute the description, and compile what batches need first."""
+        self.node.warm_up(self.description.limits.size, first=True)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,13 @@ class MixServicer:
         return tuple(self._streams)
 
     def warm_up(self) -> None:
-        """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
+        """Compute fingerprints and load or compile programs, so that the first requests cost what all others cost."""
+        for mixture in self._mixtures:
+            mixture.node.begin_to_compile(first=True)
         for mixture in self._mixtures:
             mixture.warm_up()
+        for mixture in self._mixtures:  # the rest is made while they serve
+            mixture.node.begin_to_compile(first=False)
 
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`.

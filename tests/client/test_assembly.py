@@ -19,6 +19,7 @@ from mixserve_client import Field
 from mixserve_client.assembly import batches_of, no_rows
 from mixserve_client.memory import MemoryPool
 from tests.conftest import assert_batches_equal
+from tests.profiles import examples
 
 DEADLINE_S = 30
 FIELDS = (
@@ -181,7 +182,7 @@ def values(held: Any) -> bytes:
     return np.asarray(held).tobytes()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_batches_that_are_held_stay_while_hundreds_land(seed):
     rng, size, count = random.Random(seed), 40, 300

@@ -32,6 +32,7 @@ from mixserve_client.spans import Share
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
 from tests.conftest import assert_batches_equal, make_node
+from tests.profiles import examples
 from tests.test_node import two
 
 
@@ -41,7 +42,7 @@ def direct(node: MixDataSourcesNode, start: int, size: int, seed: int) -> dict[s
     return out
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.integers(0, 2**63 - 3000), size=st.integers(1, 2000), seed=st.integers(0, 2**32 - 1))
 def test_batches_are_those_of_the_node_in_the_stored_dtypes(node, client, start, size, seed):
     batch = client.get_batch_at(start, size, seed)
@@ -152,7 +153,7 @@ def test_bad_requests_are_typed_errors_and_the_server_goes_on(client, call, requ
     assert len(client.get_batch_at(0, 8, 0)["id"]) == 8
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(method=st.sampled_from([methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_BATCH_AT]), data=st.binary())
 def test_random_bytes_as_a_request_are_answered_or_refused(
     call: Callable[[str, bytes], bytes], method: str, data: bytes

@@ -15,6 +15,7 @@ from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, Unav
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire.batch import decode_batch
 from tests.conftest import assert_batches_equal, make_node
+from tests.profiles import examples
 
 
 def joined(batches) -> dict[str, np.ndarray]:
@@ -22,7 +23,7 @@ def joined(batches) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=st.integers(1, 70),
     start=st.integers(0, 2**62),
@@ -36,7 +37,7 @@ def test_batches_in_a_row_are_one_large_batch(client, batch_size, start, rows, p
     assert_batches_equal(joined(got), client.get_batch_at(start, rows, 3))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch_size=st.integers(1, 40), data=st.data())
 def test_shards_put_together_are_the_global_batches(client, batch_size, data):
     count = data.draw(st.integers(1, batch_size))
@@ -48,7 +49,7 @@ def test_shards_put_together_are_the_global_batches(client, batch_size, data):
         assert next(shard, None) is None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=st.integers(1, 12),
     workers=st.integers(1, 5),

@@ -29,12 +29,13 @@ from mixserve_client.wire.request import (
     ranges_of,
 )
 from tests.conftest import arrays, assert_batches_equal, make_node
+from tests.profiles import examples
 
 LAST = 2**63 - 2
 near_each_other = st.integers(0, 30)
 anywhere = st.integers(0, LAST) | near_each_other | st.integers(LAST - 30, LAST)
 without_fixtures_anew = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

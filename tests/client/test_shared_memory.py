@@ -28,10 +28,13 @@ import pytest
 from mixserve import MixDataSourcesNode, MixServer, local_client, serve
 from mixserve.servicer import Services
 from mixserve.serving.shared_memory import SharedMemory
-from mixserve_client import MixClient, Unavailable
+from mixserve_client import DeadlineExceeded, MixClient, Unavailable
 from mixserve_client import spans as spans_module
+from mixserve_client.reading import Reading
 from mixserve_client.transport import slots as slots_module
 from tests.conftest import assert_batches_equal
+from tests.forked import Forked, wait_for_line
+from tests.memory_server import memory_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory needs memfds")
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
@@ -225,6 +228,26 @@ def test_iterators_that_are_dropped_midway_lose_no_memory_for_good(near, folder,
         came = [is_in_slot(batch["tokens"]) for batch in client.batches(SIZE, 3, stop=200 * SIZE)]
         assert sum(came) * BATCH_BYTES > few_slots
         assert mapped() <= before + 2 * few_slots
+
+
+def test_closed_iterators_give_their_memory_back_at_once(near, folder, few_slots):
+    """Not when the collector of circles comes by, which may be much later: gRPC would carry everything meanwhile."""
+    gc.collect()
+    before = [known for known in gc.get_objects() if isinstance(known, Reading)]  # of others
+    gc.disable()
+    try:
+        with connect(near, folder) as client:
+            for count in range(20):
+                batches = client.batches(SIZE, 3)
+                for _ in range(1 + count % 5):
+                    next(batches)
+                batches.close()
+            with pytest.raises(DeadlineExceeded):  # an error that was raised leads back to what raised it, too
+                next(client.batches(SIZE, 3, timeout_s=1e-6))
+            del batches
+            until(lambda: sum(isinstance(known, Reading) for known in gc.get_objects()) <= len(before))
+    finally:
+        gc.enable()
 
 
 # (g): what forces gRPC
@@ -437,6 +460,21 @@ def test_paths_that_are_not_to_be_trusted_are_not_connected_to(tmp_path, big_nod
             there.accept()
 
 
+def test_a_socket_that_was_not_there_yet_is_found_later(tmp_path, big_node, expected):
+    """The server that a client asked had just ended, or its folder was not mounted yet."""
+    with serve({"train": big_node}, shared_memory=str(tmp_path)) as server:
+        (socket_path,) = tmp_path.glob("*/*.sock")
+        hidden = socket_path.with_suffix(".hidden")
+        socket_path.rename(hidden)
+        with connect(server, tmp_path) as client:
+            for start in (0, 5):
+                assert not is_in_slot(client.get_batch_at(start, MANY, 3)["tokens"])
+            hidden.rename(socket_path)
+            until(lambda: is_in_slot(client.get_batch_at(0, MANY, 3)["tokens"]))
+            np.testing.assert_array_equal(client.get_batch_at(0, MANY, 3)["tokens"], expected[:4].reshape(MANY, ROW))
+            assert client.transport.startswith("shared memory")
+
+
 def test_a_socket_outside_of_the_clients_folder_is_not_connected_to(tmp_path, big_node, expected, caplog):
     caplog.set_level(logging.INFO, "mixserve_client")
     (tmp_path / "other").mkdir()
@@ -550,84 +588,33 @@ def test_the_limit_of_that_test_is_in_the_way_of_a_slot():
 
 # Processes of their own
 
-SERVER = """
-import sys
-import numpy as np
-import mixserve.mixture.plan
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
-mixserve.mixture.plan.RUNGS = (4096,)  # one program to compile, so that it starts soon
-tokens = np.random.default_rng(0).integers(0, 1 << 30, (2, 100, 4096), np.int32)
-config = MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3))
-node = MixDataSourcesNode(config, [ArraySource({"tokens": array}) for array in tokens])
-server = serve({"train": node}, sys.argv[1], shared_memory=sys.argv[2])
-print("serving on", server.address, flush=True)
-server.wait()
-"""
 
-# One process that makes others: each iterates until it is killed.
-CLIENTS = """
-import os, sys
-from mixserve_client import MixClient
-for line in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        client, held = MixClient.connect(sys.argv[1], shared_memory=sys.argv[2]), []
-        for batch in client.batches(8, 0):
-            held = [*held[-20:], batch]
-    print(pid, flush=True)
-    os.waitpid(pid, 0)
-"""
+def make_clients(address: str, folder: str) -> None:
+    """At each line of standard input, fork off a client that iterates until it is killed."""
+    for _ in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            client, held = MixClient.connect(address, shared_memory=folder), []
+            for batch in client.batches(8, 0):
+                held = [*held[-20:], batch]
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
 
 
-class Process:
-    """A Python script of its own, whose output is `log()`."""
-
-    def __init__(self, script: str, log: Path, *arguments: str):
-        self._log = log
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", script, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )
-        self.pid = self.process.pid
-
-    def log(self) -> str:
-        return self._log.read_text()
-
-    def wait_for_log(self, pattern: str) -> str:
-        def found() -> re.Match[str] | None:
-            assert self.process.poll() is None, self.log()
-            return re.search(pattern, self.log())
-
-        return until(found).group(1)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
-        self.process.stdin.close()
-
-
-@contextmanager
-def server_process(folder: Path, address: str = "127.0.0.1:0") -> Iterator[Process]:
-    process = Process(SERVER, folder / f"{time.monotonic_ns()}.log", address, str(folder))
-    try:
-        yield process
-    finally:
-        process.kill()
+def serving_on(process: Forked) -> str:
+    """The address of a server process; waits until it serves."""
+    return wait_for_line(process, lambda log: re.search(r"serving on (\S+)", log), DEADLINE_S).group(1)
 
 
 @pytest.fixture(scope="module")
-def far(tmp_path_factory) -> Iterator[tuple[Process, str, Path]]:
+def far(tmp_path_factory) -> Iterator[tuple[Forked, str, Path]]:
     """A server in a process of its own: that, its address and its folder."""
     folder = tmp_path_factory.mktemp("far")
-    with server_process(folder) as process:
-        yield process, process.wait_for_log(r"serving on (\S+)"), folder
+    with memory_server(folder) as process:
+        yield process, serving_on(process), folder
 
 
-def goes_on(far: tuple[Process, str, Path]) -> None:
+def goes_on(far: tuple[Forked, str, Path]) -> None:
     """The server answers, and takes memory."""
     _, address, folder = far
     with MixClient.connect(address, shared_memory=str(folder), patience_s=20) as client:
@@ -641,11 +628,10 @@ def goes_on(far: tuple[Process, str, Path]) -> None:
 def test_a_server_forgets_clients_that_are_killed(far, tmp_path):
     server, address, folder = far
     rng, were_mapped = random.Random(0), 0
-    makes_clients = Process(CLIENTS, tmp_path / "clients.log", address, str(folder))
+    makes_clients = Forked(make_clients, address, str(folder), log=tmp_path / "clients.log")
     try:
         for round_ in range(10):
-            makes_clients.process.stdin.write(b"\n")
-            makes_clients.process.stdin.flush()
+            makes_clients.tell("")
             until(lambda count=round_: makes_clients.log().count("\n") > count)
             pid = int(makes_clients.log().split()[-1])
             if round_ % 2:
@@ -684,8 +670,8 @@ def test_a_killed_server_comes_back_and_shared_memory_with_it(tmp_path, monkeypa
         return list(tmp_path.glob("*/*.sock"))
 
     came: list[tuple[np.ndarray, bool]] = []
-    with server_process(tmp_path) as first:
-        address = first.wait_for_log(r"serving on (\S+)")
+    with memory_server(tmp_path) as first:
+        address = serving_on(first)
         client = MixClient.connect(address, shared_memory=str(tmp_path), patience_s=DEADLINE_S)
         batches = client.batches(SIZE, 3)
         for _ in range(30):
@@ -694,7 +680,7 @@ def test_a_killed_server_comes_back_and_shared_memory_with_it(tmp_path, monkeypa
         (stale,) = sockets()
         first.kill()
     assert stale.is_socket()
-    with server_process(tmp_path, address) as second:
+    with memory_server(tmp_path, address) as second:
         while not (client.transport.startswith("shared memory") and slot_mappings(second.pid)):
             came.append((next(batches)["tokens"], False))
             assert len(came) < 1000
@@ -754,7 +740,7 @@ def read_only() -> int:
 
 
 @contextmanager
-def connection(far: tuple[Process, str, Path]) -> Iterator[socket.socket]:
+def connection(far: tuple[Forked, str, Path]) -> Iterator[socket.socket]:
     (path,) = far[2].glob("*/*.sock")
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as found:
         found.settimeout(GONE_S)
@@ -772,7 +758,7 @@ def hand_in(there: socket.socket, size: int, *descriptors: int) -> tuple[int, st
 
 
 @contextmanager
-def no_leaks(far: tuple[Process, str, Path]) -> Iterator[None]:
+def no_leaks(far: tuple[Forked, str, Path]) -> Iterator[None]:
     """Afterwards the server has no more descriptors and mappings than before, and goes on."""
     server = far[0]
     until(lambda: not slot_descriptors(server.pid))

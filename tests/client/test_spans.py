@@ -24,6 +24,7 @@ from mixserve_client.wire.request import (
     encode_stream_request,
     with_slots,
 )
+from tests.profiles import examples
 
 
 @st.composite
@@ -259,7 +260,7 @@ def test_a_request_for_nearly_everything_is_answered_reply_by_reply(client, stre
     assert len(rows_of(stream(message().SerializeToString()))) == 24
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.one_of(st.binary(), st.binary(max_size=40).map(lambda data: message().SerializeToString() + data)))
 def test_random_bytes_as_a_stream_request_are_answered_or_refused(stream, data):
     try:

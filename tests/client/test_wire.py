@@ -16,6 +16,7 @@ from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, frame_batch, view_batch
 from mixserve_client.wire.dtypes import DTYPES, dtype_name, dtype_named
 from mixserve_client.wire.key import key_words
+from tests.profiles import examples
 
 FIELDS = (
     Field("tokens", np.dtype(np.uint16), (5,)),
@@ -127,7 +128,7 @@ def test_random_bytes_are_a_batch_or_corrupt(data):
     whole_or_corrupt(data)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.data())
 def test_damaged_batches_are_read_or_corrupt_and_cut_ones_never_complete(data):
     message, _ = filled(FIELDS, 3)

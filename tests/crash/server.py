@@ -1,7 +1,5 @@
 """A server of a small mixture that keeps its sessions in a folder, made to be killed.
 
-    python -m tests.crash.server FOLDER ADDRESS
-
 It says `ready` when it could start, starts at the first line of its standard input, says `serving`, and ends with its
 standard input. So the next one stands by while this one is killed, and no test waits for imports.
 """
@@ -11,10 +9,9 @@ import sys
 import numpy as np
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
-from mixserve.mixture import plan
+from tests.processes import ONE_SIZE
 
 MIXTURE = "train"
-RUNGS = (4096,)  # one program to compile, so that servers start soon
 
 
 def make_node() -> MixDataSourcesNode:
@@ -30,11 +27,10 @@ def make_node() -> MixDataSourcesNode:
         )
         for name, length in (("web", 40), ("code", 24))
     ]
-    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3)), sources)
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3), plan_sizes=ONE_SIZE), sources)
 
 
 def main(folder: str, address: str) -> None:
-    plan.RUNGS = RUNGS
     node = make_node()
     print("ready", flush=True)
     if sys.stdin.readline():
@@ -42,7 +38,3 @@ def main(folder: str, address: str) -> None:
         print("serving", flush=True)
         sys.stdin.read()
         server.stop(grace_s=0)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

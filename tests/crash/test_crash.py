@@ -7,8 +7,6 @@ import logging
 import os
 import random
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -23,12 +21,13 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesNode, local_client
-from mixserve.mixture import plan
 from mixserve_client import MixClient, Session, Unavailable
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import methods
 from mixserve_client.wire.value import encode_value
-from tests.crash.server import MIXTURE, RUNGS, make_node
+from tests.crash import server
+from tests.crash.server import MIXTURE, make_node
+from tests.forked import Forked, wait_for_line
 from tests.processes import DEADLINE_S
 
 KILLS = int(os.environ.get("MIXSERVE_CRASH_KILLS") or 10)
@@ -64,16 +63,13 @@ class Servers:
         self._began = 0.0
         self._count = 0
         self._standby = self._made()
-        self._running: tuple[subprocess.Popen[bytes], Path] | None = None
+        self._running: Forked | None = None
 
     def begin(self) -> None:
         """Let the next one start."""
         self._running, self._standby = self._standby, None
         self._wait_for("ready")
-        process, _ = self._running
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
+        self._running.tell("go")
         self._began = time.monotonic()
         self._standby = self._made()
 
@@ -85,10 +81,8 @@ class Servers:
     def kill(self) -> None:
         """SIGKILL; returns when the process has ended. Its log must be clean."""
         assert self._running is not None
-        process, log = self._running
-        process.kill()
-        process.communicate(timeout=DEADLINE_S)
-        assert "Traceback" not in log.read_text(), log.read_text()
+        self._running.kill(DEADLINE_S)
+        assert "Traceback" not in self._running.log(), self._running.log()
 
     def replace(self) -> None:
         """Kill this one; returns when the next one serves."""
@@ -97,32 +91,17 @@ class Servers:
         self.wait()
 
     def close(self) -> None:
-        for process, _ in filter(None, (self._running, self._standby)):
-            process.kill()
-            process.communicate()
+        for process in filter(None, (self._running, self._standby)):
+            process.kill(DEADLINE_S)
 
-    def _made(self) -> tuple[subprocess.Popen[bytes], Path]:
+    def _made(self) -> Forked:
         self._count += 1
-        path = self._folder.with_name(f"server-{self._count}.log")
-        with path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.crash.server", str(self._folder), self.address],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONWARNINGS": "error"},
-                cwd=Path(__file__).parents[2],
-            )
-        return process, path
+        log = self._folder.with_name(f"server-{self._count}.log")
+        return Forked(server.main, str(self._folder), self.address, log=log)
 
     def _wait_for(self, word: str) -> None:
         assert self._running is not None
-        process, log = self._running
-        deadline = time.monotonic() + DEADLINE_S
-        while word not in log.read_text().split("\n"):
-            assert process.poll() is None, f"the server ended: {log.read_text()}"
-            assert time.monotonic() < deadline, f"no {word!r} in: {log.read_text()}"
-            time.sleep(0.005)
+        wait_for_line(self._running, lambda log: word in log.split("\n"), DEADLINE_S)
 
 
 def free_port() -> int:
@@ -467,14 +446,12 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[MixDataSourcesNode]:
+def node() -> MixDataSourcesNode:
     """The served one, whose programs are compiled here, for all servers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RUNGS", RUNGS)
-        made = make_node()
-        with local_client({MIXTURE: made}) as client:
-            client.session("warm-up").process(0, 5, 0)
-        yield made
+    made = make_node()
+    with local_client({MIXTURE: made}) as client:
+        client.session("warm-up").process(0, 5, 0)
+    return made
 
 
 @pytest.mark.timeout(120 + 10 * KILLS)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
-from mixserve.mixture import plan
 from mixserve_client.wire.dtypes import DTYPES
+from tests.processes import ONE_SIZE
 
 FOREIGN = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")  # what PyTorch lacks
 TYPED = tuple(name for name in DTYPES if name not in FOREIGN)
@@ -27,7 +27,7 @@ def bits(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
 
 def mixed(*records: Any, **options: Any) -> MixDataSourcesNode:
     weights = (0.7, 0.3)[: len(records)]
-    config = MixDataSourcesConfig(num_sources=len(records), weights=weights, **options)
+    config = MixDataSourcesConfig(num_sources=len(records), weights=weights, plan_sizes=ONE_SIZE, **options)
     return MixDataSourcesNode(config, [ArraySource(record) for record in records])
 
 
@@ -64,7 +64,6 @@ def served() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    plan.RUNGS = (4096,)  # with the host placement one program to compile, so that the server starts soon
     with serve(nodes(), placement="host") as server:
         print(server.address, flush=True)
         sys.stdin.read()

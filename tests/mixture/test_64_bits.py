@@ -11,6 +11,7 @@ from jax.extend.random import threefry_2x32
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, local_client
 from mixserve.mixture.plan import _scaled
 from tests.conftest import assert_batches_equal
+from tests.profiles import examples
 
 LENGTHS = (2**40, 1000, 2**31 - 1, 2**31, 2**62 + 12345)
 WEIGHTS = (0.3, 0.2, 0.2, 0.2, 0.1)
@@ -52,7 +53,7 @@ def drawn(seed: int, position: int) -> tuple[int, int]:
     return source, (hi << 32 | lo) * LENGTHS[source] >> 64
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(border=st.sampled_from(BORDERS), offset=st.integers(-40, 40), size=st.integers(1, 40), seed=st.integers(0, 99))
 def test_plans_across_the_borders(border, offset, size, seed):
     start = max(0, border + offset)
@@ -62,7 +63,7 @@ def test_plans_across_the_borders(border, offset, size, seed):
         assert ours[i] == drawn(seed, start + i)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(border=st.sampled_from(BORDERS), before=st.integers(1, 300), after=st.integers(1, 300))
 def test_batches_across_the_borders_equal_their_parts(border, before, after):
     start = max(0, border - before)

@@ -2,7 +2,6 @@
 
 import random
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixserve.mixture import plan
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.plan import Plan, Planner
 from mixserve.mixture.schedule import normalised
 from mixserve_client.wire.key import key_words
+from tests.profiles import examples
 
 LIMIT = 2**63 - 1
 DEADLINE_S = 60
@@ -22,7 +21,8 @@ KEYS = [key_words(seed) for seed in (0, 7, 2**32 - 1)]
 
 
 def planner_of(lengths: list[int], *, keyed: bool = False, nested: dict[int, Planner] | None = None) -> Planner:
-    return Planner(normalised([1.0 + i % 3 for i in range(len(lengths))]), lengths, nested, keyed=keyed)
+    weights = normalised([1.0 + i % 3 for i in range(len(lengths))])
+    return Planner(weights, lengths, nested, keyed=keyed, sizes=(1024,))  # one size is enough, and compiles sooner
 
 
 def nested_planner() -> Planner:
@@ -41,14 +41,6 @@ PLANNERS = {
 @pytest.fixture(params=PLANNERS)
 def planner(request: pytest.FixtureRequest) -> Planner:
     return PLANNERS[request.param]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_program() -> Iterator[None]:
-    """One size of pieces is enough here, and compiles sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "RUNGS", (1024,))
-        yield
 
 
 def assert_plans_equal(found: Plan, expected: Plan) -> None:
@@ -97,7 +89,7 @@ def asked(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, int]]]]:
     return found
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(requests=asked())
 def test_whatever_is_asked_is_planned_as_the_planner_does(planner, requests):
     blocks = PlanBlocks(planner)
@@ -172,7 +164,7 @@ def test_many_threads_get_their_own_plans(planner):
 
 
 def test_ranges_that_lie_closely_are_planned_from_few_blocks():
-    planner = Planner((0.5, 0.5), (10, 20))
+    planner = Planner((0.5, 0.5), (10, 20), sizes=(1024,))
     begun: list[int] = []
 
     class Counting:

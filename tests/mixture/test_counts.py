@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mixserve.mixture.counts import Counts
 from mixserve.mixture.schedule import Entry, Schedule, normalised
+from tests.profiles import examples
 
 POSITION_LIMIT = 2**63 - 1
 
@@ -39,7 +40,7 @@ def exact(schedule: Schedule, n: int) -> list[Fraction]:
     return total
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(schedule=schedules(most=12), start=st.integers(0, 3000))
 def test_counts_step_by_one_and_sum_to_the_positions(schedule, start):
     counts = Counts(schedule)
@@ -56,7 +57,7 @@ def test_counts_step_by_one_and_sum_to_the_positions(schedule, start):
         before = now
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(schedule=schedules(most=1), n=st.integers(0, POSITION_LIMIT))
 @example(schedule=Schedule((Entry(0, normalised([0.001] * 39 + [0.961])),)), n=490)
 @example(schedule=Schedule((Entry(0, normalised([1.0, 0.0])),)), n=POSITION_LIMIT)
@@ -71,7 +72,7 @@ def test_any_prefix_is_close_to_the_exact_shares(schedule, n):
 _DRIFTING = [Entry(i * 7, normalised([0.1, 0.9, 0.0] if i % 2 else [0.1, 0.0, 0.9])) for i in range(1000)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(schedule=schedules(most=1000))
 @example(schedule=Schedule(tuple(_DRIFTING)))
 def test_sources_stay_close_to_their_shares_however_often_weights_change(schedule):
@@ -84,7 +85,7 @@ def test_sources_stay_close_to_their_shares_however_often_weights_change(schedul
         assert all(abs((f << 64) - t) < 20 << 64 for f, t in zip(found, total, strict=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(schedule=schedules(most=6, sources=8), records=st.integers(1, 500), data=st.data())
 def test_the_longest_prefix_is_computed(schedule, records, data):
     source = data.draw(st.integers(0, len(schedule.entries[0].shares) - 1))
@@ -104,7 +105,7 @@ def test_a_schedule_that_is_extended_keeps_what_was_before():
         assert Counts(first).at(n).tolist() == Counts(longer).at(n).tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(schedule=schedules(most=12), n=st.integers(0, 30_000))
 def test_counts_that_take_over_what_they_share_are_the_same(schedule, n):
     known: Counts | None = None
@@ -114,7 +115,7 @@ def test_counts_that_take_over_what_they_share_are_the_same(schedule, n):
     assert known.at(n).tolist() == Counts(schedule).at(n).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(schedule=schedules(most=4, sources=8), lengths=st.lists(st.integers(1, 400), min_size=8, max_size=8))
 def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):
     counts = Counts(schedule)

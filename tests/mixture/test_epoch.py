@@ -23,6 +23,7 @@ from mixserve_client.wire.key import key_words
 from tests.mixture.test_64_bits import Computed
 from tests.mixture.test_counts import schedules, weights_of
 from tests.mixture.test_permutation import most
+from tests.profiles import examples
 
 GOLDEN = Path(__file__).with_name("golden_epochs.json")
 POSITION_LIMIT = 2**63 - 1
@@ -45,7 +46,7 @@ def mixtures(draw: st.DrawFn) -> tuple[list[float], list[int]]:
     return draw(weights_of(count)), draw(st.lists(length, min_size=count, max_size=count))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     mixture=mixtures(),
     block_size=st.sampled_from([1, 3, 64, 1000, 2048]),
@@ -65,7 +66,7 @@ def test_no_record_again_before_its_pass_is_over(mixture, block_size, seed, size
         assert weights[source] > 0 or not len(records)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), lengths=st.lists(st.integers(1, 100_000), min_size=1, max_size=4))
 def test_a_whole_pass_holds_every_record(seed, lengths):
     planner = planner_of([1.0] * len(lengths), lengths, stop="all_exhausted")
@@ -74,7 +75,7 @@ def test_a_whole_pass_holds_every_record(seed, lengths):
         assert len(np.unique(plan.record_ids[plan.source_ids == source])) == length
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(mixture=mixtures(), block=st.integers(0, 2**40), seed=st.integers(0, 99))
 def test_blocks_hold_exactly_their_shares(mixture, block, seed):
     weights, lengths = mixture
@@ -84,7 +85,7 @@ def test_blocks_hold_exactly_their_shares(mixture, block, seed):
     assert found.tolist() == (counts.at(block * 512 + 512) - counts.at(block * 512)).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     schedule=schedules(most=5, sources=6),
     near=st.sampled_from([0, 0, 0, 2**31, 2**32, 2**53, 2**62, POSITION_LIMIT - 20_000]),

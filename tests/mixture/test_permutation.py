@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve.mixture.permutation import permuted, sides
+from tests.profiles import examples
 
 
 def order(values: np.ndarray, length: int, keys: np.ndarray) -> np.ndarray:
@@ -22,7 +23,7 @@ def same_key(size: int, seed: int) -> np.ndarray:
     return np.tile(np.random.default_rng(seed).integers(0, 1 << 32, (1, 2), dtype=np.uint32), (size, 1))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(length=st.one_of(st.integers(1, 40), st.integers(1, 20_000)), seed=st.integers(0, 1 << 30))
 def test_every_record_comes_once(length, seed):
     found = order(np.arange(length), length, same_key(length, seed))
@@ -38,7 +39,7 @@ def test_long_sources_stay_in_range_and_apart(length):
     assert found.max() > 0.99 * length
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(length=st.integers(2, 5000), seed=st.integers(0, 1 << 30), other=st.integers(2, 5000))
 def test_a_value_goes_the_same_way_alone(length, seed, other):
     keys = same_key(length, seed)

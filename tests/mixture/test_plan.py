@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve.mixture.draw import _program
-from mixserve.mixture.plan import RUNGS, Planner, pieces
+from mixserve.mixture.plan import Planner, pieces
+from mixserve.mixture.programs import PLAN_SIZES, forget
 from mixserve.mixture.schedule import normalised
 from mixserve_client.wire.key import key_words
+from tests.profiles import examples
 from tests.reference import draw, draw_one_eagerly
 
 GOLDEN = Path(__file__).with_name("golden_plans.json")
@@ -41,7 +42,7 @@ sizes = st.one_of(st.integers(1, 40), st.integers(1, 2000))
 seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(mixture=mixtures(), key=seeds, start=st.integers(0, 2**31), size=sizes)
 def test_plan_equals_the_reference(mixture, key, start, size):
     weights, lengths = mixture
@@ -59,7 +60,7 @@ def test_plan_equals_the_reference_run_eagerly():
     assert pairs(planner_of((0.5, 0.0, 0.25, 0.25), lengths.tolist()), 11, 2**31 - 50, 100) == expected
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(mixture=mixtures(), key=seeds, start=st.integers(0, 2**63 - 3000), size=st.integers(2, 2000), data=st.data())
 def test_a_plan_equals_its_parts_put_together(mixture, key, start, size, data):
     planner = planner_of(*mixture)
@@ -70,11 +71,11 @@ def test_a_plan_equals_its_parts_put_together(mixture, key, start, size, data):
 
 @given(st.integers(1, 20_000))
 def test_pieces_cover_a_size_with_little_waste(size):
-    found = pieces(size)
-    ends = [at + rung for at, rung in found]
+    found = pieces(size, PLAN_SIZES)
+    ends = [at + piece for at, piece in found]
     assert [at for at, _ in found] == [0, *ends[:-1]]
-    assert size <= ends[-1] <= max(2 * size, RUNGS[0])
-    assert {rung for _, rung in found} <= set(RUNGS)
+    assert size <= ends[-1] <= max(2 * size, PLAN_SIZES[0])
+    assert {piece for _, piece in found} <= set(PLAN_SIZES)
 
 
 def test_positions_beyond_32_bits_are_their_own():
@@ -103,7 +104,7 @@ def test_jax_settings_do_not_reach_plans(setting):
     weights, lengths = (0.3, 0.7), [50, 60]
     expected = pairs(planner_of(weights, lengths), 5, 100, 64)
     words = planner_of(weights, lengths).score_words(key_words(5), 4)
-    _program.cache_clear()  # so that programs are compiled under the setting
+    forget()
     with setting():
         planner = planner_of(weights, lengths)
         assert pairs(planner, 5, 100, 64) == expected

@@ -13,13 +13,14 @@ from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve.mixture.scheduled import ScheduledPlanner
 from mixserve_client.wire.key import key_words
 from tests.mixture.test_permutation import most
+from tests.profiles import examples
 
 LENGTHS = (10, 2000, 33)
 SHARES = [normalised(weights) for weights in ([1, 2, 3], [3, 0, 1], [0, 0, 1])]
 PLANNERS = {shares: Planner(shares, LENGTHS) for shares in SHARES}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     starts=st.lists(st.integers(1, 3000), max_size=6, unique=True).map(sorted),
     base=st.sampled_from([0, 2**32 - 1500, 2**62]),

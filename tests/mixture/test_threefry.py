@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from jax.extend.random import threefry_2x32
 
 from mixserve.mixture.threefry import SPELLED_OUT, threefry
+from tests.profiles import examples
 
 words = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(words, words, words, words)
 def test_words_are_those_of_jax(k0, k1, c0, c1):
     key, counter = jnp.array([k0, k1], jnp.uint32), jnp.array([c0, c1], jnp.uint32)
@@ -27,7 +28,7 @@ def test_words_are_those_of_the_published_vector():
     assert [hex(int(word)) for word in threefry((ones, ones), (ones, ones))] == ["0x1cb996fc", "0xbb002be7"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(seed=words, low=st.integers(-(2**31), 2**31 - 2), data=st.data())
 def test_draws_are_those_of_jax(seed, low, data):
     high = data.draw(st.integers(low + 1, 2**31 - 1))

@@ -79,6 +79,7 @@ def test_where_only_one_takes_keys():
     """Equal fingerprints again, but one needs plans with keys, also under a schedule that the other had before."""
     nodes = {"valid": make_node(1000), "train": make_node(0, Source)}
     with local_client(nodes) as client:
+        assert client.mixture("train").fingerprint == client.mixture("valid").fingerprint
         readers = [client.batches(SIZE, KEY, mixture=name, stop=5 * SIZE) for name in nodes]
         for reader in readers:
             reader.schedule_weights((0.2, 0.8), 3 * SIZE)

@@ -145,6 +145,7 @@ def test_calls_that_wait_for_one_session_hold_up_nobody_else(tmp_path, gate, bac
         assert ids(decode_call_reply(waiting[0].result()).value) == stream(1)[0]
 
 
+@pytest.mark.alone
 def test_opening_a_session_that_must_be_read_long_holds_up_nobody_else(tmp_path, gate, background):
     with local_client({"train": make_node()}, state_dir=tmp_path) as client, client.session("run") as session:
         session.next_batch(40)

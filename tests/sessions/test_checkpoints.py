@@ -14,6 +14,7 @@ from mixserve.sessions.checkpoints import Checkpoints
 from mixserve_client.errors import CorruptCheckpoint, UnknownCheckpoint
 from mixserve_client.wire.dtypes import DTYPES
 from mixserve_client.wire.value import encode_value
+from tests.profiles import examples
 
 FINGERPRINT = "f" * 64
 
@@ -81,7 +82,7 @@ def test_arrays_of_every_dtype_come_back_bit_for_bit(checkpoints):
 
 
 @given(trees)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_state_comes_back_bit_for_bit(checkpoints, tree):
     save(checkpoints, "a", state(tree=tree))
     restored, fingerprint = checkpoints.load("run", "a")

@@ -259,6 +259,7 @@ def many_dimensions(count):
     return value
 
 
+@pytest.mark.alone
 def test_an_array_of_many_dimensions_is_refused_at_once():
     with (
         serve({"train": make_node()}, shared_memory=False) as server,
@@ -279,6 +280,7 @@ def test_an_array_of_many_dimensions_is_refused_at_once():
         assert session.get_statistics()["value"].shape == (1,) * 32
 
 
+@pytest.mark.alone
 def test_a_reply_of_many_dimensions_is_refused_at_once():
     reply = state_pb2.CallSessionReply(value=many_dimensions(60_000))
     began = time.monotonic()
@@ -426,6 +428,7 @@ def test_a_session_cannot_be_pickled():
         pickle.dumps(client.session("run"))
 
 
+@pytest.mark.alone
 def test_a_server_whose_port_is_taken_leaves_nothing_behind(tmp_path):
     with serve({"train": make_node()}, shared_memory=False) as other:
         before = set(threading.enumerate())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from mixserve.sessions import StateFolder
 from mixserve.sessions.journal import Journal
 from mixserve_client.errors import CorruptCheckpoint
+from tests.profiles import examples
 
 ENTRIES = [b"the first", b"x" * 300, b"\0", b"the last"]
 
@@ -31,7 +32,7 @@ def read(journal):
 
 
 @given(st.lists(st.binary(min_size=1, max_size=2000), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_entries_come_back_in_their_order(folder, entries):
     assert read(written(folder, entries)) == entries
 

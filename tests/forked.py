@@ -1,0 +1,99 @@
+"""Processes that are forked from one that has imported what they need, so that they start at once and cost no imports.
+
+They are processes like any other: they are killed for real, and share nothing with the test. What they run must be a
+function of a module.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.preloaded"])
+
+
+class Forked:
+    """`target(*arguments)` in a process with this one's environment, whose output goes to `log`, and whose warnings are
+    errors."""
+
+    def __init__(self, target: Callable[..., object], *arguments: Any, log: Path):
+        reading, writing = _CONTEXT.Pipe(duplex=False)
+        log.touch()
+        self._log, self._input = log, writing
+        self._process = _CONTEXT.Process(
+            target=_run, args=(reading, str(log), dict(os.environ), target, arguments), daemon=True
+        )
+        self._process.start()
+        reading.close()
+        self.pid: int = self._process.pid or 0
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def tell(self, line: str) -> None:
+        """A line for its standard input."""
+        os.write(self._input.fileno(), f"{line}\n".encode())
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code. Raises TimeoutError."""
+        self._process.join(timeout_s)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"the process has not ended in {timeout_s} s: {self.log()}")
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def kill(self, timeout_s: float = 60) -> None:
+        """SIGKILL; returns when the process has ended."""
+        if self.poll() is None:
+            self.send_signal(signal.SIGKILL)
+        self.wait(timeout_s)
+        self._input.close()
+
+
+def wait_for_line(process: Forked, pattern: Callable[[str], Any], deadline_s: float) -> Any:
+    """What `pattern` finds in the log as soon as it finds something."""
+    deadline = time.monotonic() + deadline_s
+    while not (found := pattern(process.log())):
+        if process.poll() is not None:  # it may have written the line since
+            found = pattern(process.log())
+            assert found, f"the process ended with {process.poll()}: {process.log()}"
+            return found
+        assert time.monotonic() < deadline, f"not found in: {process.log()}"
+        time.sleep(0.01)
+    return found
+
+
+def _run(
+    reading: Connection,
+    log: str,
+    environment: dict[str, str],
+    target: Callable[..., object],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(reading.fileno(), 0)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdin = os.fdopen(0)
+    # Unbuffered, as a process's that is killed at any time must be.
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    warnings.simplefilter("error")
+    target(*arguments)

@@ -1,0 +1,11 @@
+"""What processes that tests fork off need: imported once per run of tests."""
+
+import mixserve.build
+import mixserve.cli.main
+import mixserve.cli.serve
+import mixserve.config
+import mixserve.local
+import mixserve.serving
+import mixserve_client
+
+__all__ = ["mixserve", "mixserve_client"]
