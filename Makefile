@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
 PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers/tensorflow/.jax
+PROCESSES ?= 2
+PYTHONS ?= 3.11 3.12 3.13 3.14
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,11 +21,19 @@ setup: $(READY) ## Set up .venv
 demo: $(READY) ## Train on two real texts while server and trainer are killed; writes demo_report.png
 	$(BIN)/mixserve demo
 
-test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## Run the tests; with HYPOTHESIS_PROFILE=thorough more examples of each property
+	@rm -rf build/tests && mkdir -p build/tests; failed=0; \
+	  $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not alone" --junitxml=build/tests/beside.xml || failed=1; \
+	  $(BIN)/python -m pytest -m alone --junitxml=build/tests/alone.xml || failed=1; \
+	  $(BIN)/python -m tests.slowest build/tests/beside.xml build/tests/alone.xml; exit $$failed
+
+test-pythons: ## Run the tests under every Python from 3.11 on that is here, each in an environment of its own
+	@for version in $(PYTHONS); do \
+	  if command -v python$$version >/dev/null; then $(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	  else echo "SKIPPED: there is no python$$version here"; fi; done
 
 test-examples: $(READY) ## Run the examples, and the code of the pages in docs; takes minutes
-	$(BIN)/python -m pytest tests/examples
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=10 tests/examples
 
 crash: $(READY) ## Kill servers 200 times while sessions are saved, restored and read; takes ten minutes
 	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} $(BIN)/python -m pytest -s tests/crash
@@ -104,7 +114,7 @@ test-datarax: .venv-datarax/.ready ## Compare batches with the reference's own i
 	touch $@
 
 test-torch: .venv-frameworks/.ready ## Run the tests that need PyTorch, in an environment of its own; about 2 GB
-	.venv-frameworks/bin/python -m pytest tests/frameworks
+	.venv-frameworks/bin/python -m pytest -n $(PROCESSES) --dist worksteal --durations=10 tests/frameworks
 
 # Its metadata asks for an older NumPy and for clients of clouds that nothing here needs. About 6 GB: torchvision's
 # wheels on PyPI need PyTorch with CUDA.

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from mixserve import ArraySource, DataSourceModule, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource
 from mixserve.node import record_stream
 from tests.processes import DEADLINE_S
+from tests.profiles import examples
 
 
 def rows(length: int, first: int) -> ArraySource:
@@ -68,7 +69,7 @@ def expected_order(lengths: list[int], weights: list[float]) -> list[int]:
     return list(grain.IterDataset.mix(parts, [weight / sum(weights) for weight in weights if weight > 0]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data(), count=st.integers(1, 6))
 def test_an_epoch_is_grains_mix_without_the_sources_of_weight_0(data, count):
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))
@@ -204,6 +205,7 @@ def test_a_child_is_read_by_its_best_way(hooks, first):
     assert values(mix(source)) == list(range(first, first + 4))
 
 
+@pytest.mark.alone
 def test_no_thread_is_started_for_a_source():
     node = mix(*(rows(3, i) for i in range(30)))
     before = threading.active_count()
@@ -343,7 +345,7 @@ def test_reset_reaches_the_children():
     assert values(node, 2) == [0, 0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(taken=st.integers(0, 900), ahead=st.integers(0, 50))
 def test_a_state_goes_on_at_exactly_the_next_record(taken, ahead):
     whole = list(whole_epoch())

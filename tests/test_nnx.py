@@ -351,6 +351,7 @@ def growth_of_a_node_on_the_host() -> int:
         return status_bytes("RssAnon") - before
 
 
+@pytest.mark.alone
 @on_linux
 def test_a_memory_map_is_not_read_into_memory():
     assert in_a_fresh_process(growth_of_a_node_on_the_host) < 100 * MIB
@@ -378,6 +379,7 @@ def calls_of_a_node_of_1_gib_on_the_device() -> Figures:
     return Figures(records.nbytes, len(programs["jax.jit"].lower(node, 0, KEY).as_text()), growth)
 
 
+@pytest.mark.alone
 @on_linux
 def test_a_call_costs_no_memory_per_byte_of_data_on_the_device():
     figures = in_a_fresh_process(calls_of_a_node_of_1_gib_on_the_device)

@@ -10,6 +10,7 @@ _UNDER_WAY_S = 60.0  # for one that nobody fetches, since its stream has ended
 _KEPT_BYTES = 32 << 20
 
 Finish = Callable[[], bytes]
+Clock = Callable[[], float]
 
 
 class KeptReply:
@@ -18,9 +19,10 @@ class KeptReply:
     An error goes to all that wait for it; who asks later begins anew.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, clock: Clock):
         self.size = size
-        self.ends = time.monotonic() + _UNDER_WAY_S
+        self.ends = clock() + _UNDER_WAY_S
+        self._clock = clock
         self.is_shared = False
         self._lock = threading.Lock()
         self._finish: Finish | None = None
@@ -47,7 +49,7 @@ class KeptReply:
             except Exception as error:
                 self._finish, self._error = None, error
                 raise
-            self.ends = time.monotonic() + _KEPT_S
+            self.ends = self._clock() + _KEPT_S
             if self.is_shared:
                 self._reply, self._finish = reply, None
             return reply
@@ -60,7 +62,8 @@ class KeptReplies:
     now is faster than memory that waits for readers who never come. Up to 32 MiB are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._replies: OrderedDict[tuple[Hashable, Hashable], KeptReply] = OrderedDict()
         self._shared: OrderedDict[Hashable, float] = OrderedDict()
         self._bytes = 0
@@ -73,17 +76,17 @@ class KeptReplies:
             self._let_go(size)
             reply = self._replies.get((reader, rows))
             if reply is not None:
-                self._shared[reader] = time.monotonic() + _KEPT_S
+                self._shared[reader] = self._clock() + _KEPT_S
                 self._shared.move_to_end(reader)
             else:
-                reply = self._replies[reader, rows] = KeptReply(size)
+                reply = self._replies[reader, rows] = KeptReply(size, self._clock)
                 self._bytes += size
             reply.is_shared = reader in self._shared
         return reply.begin(begin)
 
     def _let_go(self, room: int) -> None:
         """Forget what is too old, and the oldest where they are too many for `room` more bytes."""
-        now = time.monotonic()
+        now = self._clock()
         while self._replies:
             oldest = next(iter(self._replies.values()))
             if oldest.ends > now and self._bytes + room <= _KEPT_BYTES:

@@ -12,22 +12,39 @@ import numpy.typing as npt
 from mixserve_client.wire import frame
 
 _IDLE_BYTES = 32 << 20
-# Of an object in a list that is passed to getrefcount, and that nobody else has.
-_ALONE = 2
+
+
+def references(objects: list[bytes], place: int) -> int:
+    """How often the object at that place of the list is referred to, by this interpreter's way of counting."""
+    return sys.getrefcount(objects[place])
+
+
+# Counted like an object that only a list has. That number is measured each time, in the same way, since the
+# documentation of `sys.getrefcount` promises none: the count includes what refers to the object while it is asked for,
+# and Python 3.14 borrows references instead of counting them where a variable that is counted keeps the object alive
+# meanwhile ("What's new in Python 3.14"). So on every version with a lock whoever has an object counts, at least once.
+# Without a lock counts are approximate.
+_ALONE = [bytes(1000)]
+COUNTS_ARE_EXACT = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class ReusedBytes:
     """Safe to use from many threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, reuse: bool = COUNTS_ARE_EXACT) -> None:
+        """Without `reuse`, every object is a new one."""
+        self._reuse = reuse
         self._known: list[bytes] = []
         self._lock = threading.Lock()
 
     def take(self, size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
         """A bytes object of undefined content, and a writable view to fill it through before anyone else sees it."""
+        if not self._reuse:
+            return frame.unfilled_bytes(size)
         with self._lock:
+            alone = references(_ALONE, 0)
             for place in range(len(self._known)):
-                if len(self._known[place]) == size and sys.getrefcount(self._known[place]) == _ALONE:
+                if len(self._known[place]) == size and references(self._known, place) == alone:
                     found = self._known.pop(place)
                     self._known.append(found)
                     return found, frame.writable(found)
