@@ -19,12 +19,9 @@ def references(objects: list[bytes], place: int) -> int:
     return sys.getrefcount(objects[place])
 
 
-# Counted like an object that only a list has. That number is measured each time, in the same way, since the
-# documentation of `sys.getrefcount` promises none: the count includes what refers to the object while it is asked for,
-# and Python 3.14 borrows references instead of counting them where a variable that is counted keeps the object alive
-# meanwhile ("What's new in Python 3.14"). So on every version with a lock whoever has an object counts, at least once.
+# Whoever has an object counts, at least once, on every version with a lock: Python 3.14 borrows references instead of
+# counting them only where a variable that is counted keeps the object alive meanwhile ("What's new in Python 3.14").
 # Without a lock counts are approximate.
-_ALONE = [bytes(1000)]
 COUNTS_ARE_EXACT = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -35,6 +32,9 @@ class ReusedBytes:
         """Without `reuse`, every object is a new one."""
         self._reuse = reuse
         self._known: list[bytes] = []
+        # An object that only a list has. No documentation promises what its count is, so it is counted each time, in
+        # the same way as the others, and under the lock, so that no other thread counts it meanwhile.
+        self._alone = [bytes(1000)]
         self._lock = threading.Lock()
 
     def take(self, size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
@@ -42,7 +42,7 @@ class ReusedBytes:
         if not self._reuse:
             return frame.unfilled_bytes(size)
         with self._lock:
-            alone = references(_ALONE, 0)
+            alone = references(self._alone, 0)
             for place in range(len(self._known)):
                 if len(self._known[place]) == size and references(self._known, place) == alone:
                     found = self._known.pop(place)
