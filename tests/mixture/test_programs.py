@@ -36,6 +36,7 @@ def _without_jaxs_own_cache() -> Iterator[None]:
     own = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     reset_cache()
+    jax.clear_caches()  # what came from there, and is in memory
     yield
     jax.config.update("jax_compilation_cache_dir", own)
     reset_cache()
