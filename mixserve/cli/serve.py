@@ -4,10 +4,10 @@ import logging
 import os
 import resource
 import signal
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 from mixserve.config import Config, ConfigError, checked_seconds, load_config
 
@@ -32,14 +32,19 @@ def run(
     """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
-    told_to_stop, serving = threading.Event(), threading.Event()
+    # A handler interrupts the thread that waits, and must take no lock that this thread may have just then: those of
+    # threading.Event did, and a signal at that moment was waited for without end. SimpleQueue.put is reentrant.
+    told_to_stop: SimpleQueue[None] = SimpleQueue()
+    is_serving = was_told = False
 
     def stop(*_: object) -> None:
-        if not serving.is_set():
+        nonlocal was_told
+        if not is_serving:
             os._exit(0)  # nothing has begun that could be finished
-        if told_to_stop.is_set():
+        if was_told:
             os._exit(1)
-        told_to_stop.set()
+        was_told = True
+        told_to_stop.put(None)
 
     for number in _SIGNALS:
         signal.signal(number, stop)
@@ -63,8 +68,8 @@ def run(
     _logger.info(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
     )
-    serving.set()
-    told_to_stop.wait()
+    is_serving = True
+    told_to_stop.get()
     _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)
     finished = server.stop(grace_s)
     _logger.info("stopped")
