@@ -1,13 +1,21 @@
 """A server that is told to stop while it starts: at any time, and as soon as it can hear it."""
 
+import logging
+import os
 import re
 import signal
 import sys
 import time
 from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from mixserve.cli.main import app
+from mixserve.cli.serve import run
+from tests.forked import Forked
 from tests.processes import DEADLINE_S, server_process, write_mixture
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process listens to is read from /proc")
@@ -47,3 +55,36 @@ def test_a_signal_at_any_time_ends_a_server_with_0(tmp_path, number, after_s):
         server.process.send_signal(number)
         assert server.process.wait(DEADLINE_S) == 0
     assert "Traceback" not in server.log()
+
+
+def serve_and_stop_while_it_begins_to_wait(config: str) -> None:
+    """Ends itself by SIGTERM at the moment at which the main thread waits, or has a lock in order to wait."""
+
+    def profile(frame: FrameType, event: str, called: Any) -> None:
+        if event != "c_call":
+            return
+        callers = [frame, frame.f_back, frame.f_back and frame.f_back.f_back]
+        if any(caller and caller.f_code is run.__code__ for caller in callers) and (
+            isinstance(getattr(called, "__self__", None), SimpleQueue) or called.__name__ == "allocate_lock"
+        ):
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    class Begins(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "sessions are kept" in record.getMessage():
+                sys.setprofile(profile)
+
+    logging.getLogger("mixserve").addHandler(Begins())
+    app(["serve", config], prog_name="mixserve")
+
+
+def test_a_signal_at_the_moment_at_which_a_server_begins_to_wait(tmp_path):
+    process = Forked(
+        serve_and_stop_while_it_begins_to_wait, str(write_mixture(tmp_path, sampling="epoch")), log=tmp_path / "log"
+    )
+    try:
+        assert process.wait(30) == 0
+        assert "stopped" in process.log()
+    finally:
+        process.kill()
