@@ -1,5 +1,8 @@
 """What processes that tests fork off need: imported once per run of tests."""
 
+import hypothesis
+import pytest
+
 import mixserve.build
 import mixserve.cli.main
 import mixserve.cli.serve
@@ -8,4 +11,4 @@ import mixserve.local
 import mixserve.serving
 import mixserve_client
 
-__all__ = ["mixserve", "mixserve_client"]
+__all__ = ["hypothesis", "mixserve", "mixserve_client", "pytest"]

@@ -4,7 +4,6 @@ import copy
 import functools
 import gc
 import json
-import multiprocessing
 import pickle
 import random
 import signal
@@ -13,7 +12,6 @@ import sys
 import threading
 import time
 import weakref
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import grain
@@ -27,6 +25,7 @@ from hypothesis import strategies as st
 
 from mixserve import ArraySource, DataSourceModule, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource
 from mixserve.node import record_stream
+from tests.forked import Forked
 from tests.processes import DEADLINE_S
 from tests.profiles import examples
 
@@ -559,17 +558,12 @@ def train(folder: Path) -> None:
 
 
 def test_a_killed_process_goes_on_at_exactly_the_next_record(tmp_path):
-    # New processes, forked from one that has imported what they need and done nothing else.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     whole = whole_epoch()
     for at in sorted(random.Random(0).sample(range(1, len(whole) - 20), 20)):
-        process = context.Process(target=train, args=(tmp_path,))
-        process.start()
+        process = Forked(train, tmp_path, log=tmp_path / f"{at}.log")
         wait_for_record(tmp_path / "seen.txt", at, process)
-        process.kill()
-        process.join(DEADLINE_S)
-        assert process.exitcode == -signal.SIGKILL
+        process.kill(DEADLINE_S)
+        assert process.poll() == -signal.SIGKILL
     code = "import sys, pathlib, tests.test_iteration as t; t.train(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[1], check=True)
     lines = (tmp_path / "seen.txt").read_text().split("\n")
@@ -581,12 +575,12 @@ def test_a_killed_process_goes_on_at_exactly_the_next_record(tmp_path):
     assert [stream[index] for index in range(len(whole))] == list(whole)
 
 
-def wait_for_record(seen: Path, index: int, process: BaseProcess) -> None:
+def wait_for_record(seen: Path, index: int, process: Forked) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         lines = seen.read_text().splitlines()[:-1] if seen.exists() else []
         if any(line != "end" and int(line.split()[0]) >= index for line in lines):
             return
-        assert process.is_alive(), "the process came to its end before it was killed"
+        assert process.poll() is None, "the process came to its end before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -99,7 +99,7 @@ class CompilationCache:
                 raise ValueError("it gives other bits when it is loaded again")
             body = pickle.dumps((serialized, given))
             self._write(self._path(name), _HEADER + hashlib.sha256(body).digest() + body)
-        except Exception as error:  # a full or read-only disk, or a JAX that cannot: nobody needs the file
+        except Exception as error:  # a full or read-only disk, or a JAX that cannot: the file is not needed
             _logger.info("the compiled program %s is not kept: %s: %s", name, type(error).__name__, error)
 
     def _check_folder(self) -> None:
@@ -164,7 +164,7 @@ def _opened(chosen: Path | bool, variable: str | None, arithmetic: tuple[ModuleT
     try:
         folder = chosen if isinstance(chosen, Path) else Path(variable) if variable else _user_folder()
         return CompilationCache(folder, _depends_on(arithmetic))
-    except Exception as error:  # no home, no source, no metadata, …: nobody needs the folder
+    except Exception as error:  # no home, no source, no metadata, …: the folder is not needed
         _logger.info("compiled programs are not kept, so each start compiles them: %s", error)
         return None
 

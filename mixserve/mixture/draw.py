@@ -105,7 +105,7 @@ def in_a_clean_thread(task: Callable[[], T]) -> T:
 
 @contextmanager
 def pinned_to_cpu() -> Generator[None, None, None]:
-    """The settings that decide bits, on the host's CPU; only right in a thread that nobody has set anything for."""
+    """The settings that decide bits, on the host's CPU; only right in a thread whose JAX settings are the defaults."""
     with pinned_semantics(), jax.default_device(cpu()):
         yield
 

@@ -146,7 +146,7 @@ def _load_or_compile(name: ProgramName, future: Future[jax.stages.Compiled]) -> 
         future.set_result(program)
         return
     program = _compiled(name)
-    future.set_result(program)  # nobody waits until it is kept
+    future.set_result(program)  # before it is kept: callers need not wait for the disk
     if cache is not None:
         cache.save(str(name), program, probe)
 

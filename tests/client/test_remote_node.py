@@ -47,7 +47,7 @@ def remote(request, node):
 
 @pytest.fixture(scope="module")
 def of_node(node):
-    """The node's own results, each computed once: a program that reads from the host is compiled anew each time."""
+    """The node's own results, each computed once: a program that reads from the host is compiled again each time."""
     known = {}
 
     def result(name, compute):
