@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -65,24 +66,49 @@ def serve_and_stop_while_it_begins_to_wait(config: str) -> None:
             return
         callers = [frame, frame.f_back, frame.f_back and frame.f_back.f_back]
         if any(caller and caller.f_code is run.__code__ for caller in callers) and (
-            isinstance(getattr(called, "__self__", None), SimpleQueue) or called.__name__ == "allocate_lock"
+            called.__name__ in ("read", "get", "allocate_lock")
         ):
             sys.setprofile(None)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    class Begins(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if "sessions are kept" in record.getMessage():
-                sys.setprofile(profile)
-
-    logging.getLogger("mixserve").addHandler(Begins())
+    on_waiting(lambda: sys.setprofile(profile))
     app(["serve", config], prog_name="mixserve")
 
 
-def test_a_signal_at_the_moment_at_which_a_server_begins_to_wait(tmp_path):
-    process = Forked(
-        serve_and_stop_while_it_begins_to_wait, str(write_mixture(tmp_path, sampling="epoch")), log=tmp_path / "log"
-    )
+def serve_and_stop_beside_the_thread_that_waits(config: str) -> None:
+    """Ends itself by a SIGTERM that another thread gets, while the main thread waits: as if it had come just before."""
+    status = Path(f"/proc/self/task/{os.getpid()}/status")
+
+    def stop() -> None:
+        switches = set[str]()
+        while True:  # until the main thread has stood still for a while
+            before = switches
+            switches = {line for line in status.read_text().splitlines() if "ctxt_switches" in line or "State" in line}
+            if before == switches and any("sleeping" in line for line in switches):
+                signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+                return
+            time.sleep(0.2)
+
+    on_waiting(threading.Thread(target=stop, daemon=True).start)
+    app(["serve", config], prog_name="mixserve")
+
+
+def on_waiting(do: Callable[[], Any]) -> None:
+    """`do` it as soon as the server says the last thing before it waits."""
+
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "sessions are kept" in record.getMessage():
+                do()
+
+    logging.getLogger("mixserve").addHandler(Waits())
+
+
+@pytest.mark.parametrize(
+    "serve_and_stop", [serve_and_stop_while_it_begins_to_wait, serve_and_stop_beside_the_thread_that_waits]
+)
+def test_a_signal_at_the_moment_at_which_a_server_begins_to_wait(tmp_path, serve_and_stop):
+    process = Forked(serve_and_stop, str(write_mixture(tmp_path, sampling="epoch")), log=tmp_path / "log")
     try:
         assert process.wait(30) == 0
         assert "stopped" in process.log()

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 
 from mixserve.config import Config, ConfigError, checked_seconds, load_config
 
@@ -32,9 +31,9 @@ def run(
     """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
-    # A handler interrupts the thread that waits, and must take no lock that this thread may have just then: those of
-    # threading.Event did, and a signal at that moment was waited for without end. SimpleQueue.put is reentrant.
-    told_to_stop: SimpleQueue[None] = SimpleQueue()
+    # A handler runs in the main thread, between two of its steps. One that waits for a lock has no next step if the
+    # signal came just before the wait, or to another thread: only a byte in a pipe is waited for without a race.
+    woken = _woken_by_signals()
     is_serving = was_told = False
 
     def stop(*_: object) -> None:
@@ -44,7 +43,6 @@ def run(
         if was_told:
             os._exit(1)
         was_told = True
-        told_to_stop.put(None)
 
     for number in _SIGNALS:
         signal.signal(number, stop)
@@ -69,13 +67,22 @@ def run(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
     )
     is_serving = True
-    told_to_stop.get()
+    while not was_told:
+        os.read(woken, 1)
     _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)
     finished = server.stop(grace_s)
     _logger.info("stopped")
     if not finished:
         _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
         os._exit(0)  # the interpreter would wait for their threads
+
+
+def _woken_by_signals() -> int:
+    """A descriptor to read from: every signal that has a handler puts a byte there."""
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    return woken
 
 
 @contextmanager
