@@ -42,6 +42,7 @@ def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -
         schedule=mixture.later_weights,
         placement=placement or mixture.placement,
         source_names=tuple(mixture.sources),
+        content_ids=tuple(source.content_id for source in mixture.sources.values()),
         cacheable=mixture.cacheable,
         batch_stats_fn=_statistics(mixture, file.parent),
         precomputed_stats=mixture.precomputed_stats,

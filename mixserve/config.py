@@ -43,6 +43,7 @@ Seconds = Annotated[float, AfterValidator(checked_seconds)]
 
 class _SourceConfig(_Section):
     weight: Weight | None = None
+    content_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
 class TokensConfig(_SourceConfig):

@@ -187,6 +187,7 @@ def test_mix_data_sources_config():
         "schedule": (),
         "placement": "auto",
         "source_names": None,
+        "content_ids": None,
         "plan_sizes": (16, 64, 256, 1024, 4096),
     }
     for field in fields(config):

@@ -204,6 +204,12 @@ class BatchIterator:
                 f"{state['fingerprint']}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others; "
                 "to go on at the same position of this one, make the iterator with strict=False"
             )
+        if self._strict and state["mixture"] != mixture.name and any(one.content_unknown for one in mixture.sources):
+            raise FingerprintMismatch(
+                f"the state was taken from the mixture {state['mixture']!r:.200}, and this is {mixture.name!r}: they "
+                "have one fingerprint, but it does not cover the content of all sources, so their batches may be "
+                "others. Give the sources a content_id, or make the iterator with strict=False"
+            )
         view = View(mixture, words, Schedule.of(mixture, state.get("schedule")), self._content)
         self._position, self._words, self._view, self._skips, self._end = position, words, view, skips, None
         self._group = None

@@ -3,14 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.programs import PROBE_POSITIONS
 from mixserve.mixture.sampling import EPOCH, Sampling
-from mixserve.sources import content_bytes
 from mixserve_client.wire.description import Field
 from mixserve_client.wire.dtypes import dtype_name
 from mixserve_client.wire.key import IMPLEMENTATION
@@ -23,19 +21,23 @@ _PROBE_KEY = np.array([0x6D697873, 0x65727665], np.uint32)
 def fingerprint(
     *,
     names: tuple[str, ...],
-    children: Sequence[Any],
+    lengths: Sequence[int],
+    identities: Sequence[bytes],
     fields: tuple[Field, ...],
     sampling: Sampling,
     planner: AnyPlanner,
 ) -> str:
-    """sha256 over the algorithm, the sources and their content, the way of drawing, and a probe of this machine."""
+    """sha256 over the algorithm, the sources and their content, the way of drawing, and a probe of this machine.
+
+    `identities` stand for the content of the sources; those of unknown content are empty.
+    """
     described = {
         "algorithm": ALGORITHM_VERSION,
         "prng": IMPLEMENTATION,
         "sampling": [sampling.mode, *([sampling.block_size, sampling.stop] if sampling.mode == EPOCH else [])],
         "fields": [[field.name, dtype_name(field.dtype), list(field.shape)] for field in fields],
         "sources": [
-            [name, len(child), content_bytes(child).hex()] for name, child in zip(names, children, strict=True)
+            [name, length, identity.hex()] for name, length, identity in zip(names, lengths, identities, strict=True)
         ],
         "schedule": [[start, [share.hex() for share in shares]] for start, shares in sampling.schedule.entries],
         "probe": planner.score_words(_PROBE_KEY, PROBE_POSITIONS).hex(),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.content import Content, checked_id, identify
 from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
@@ -41,15 +43,20 @@ class Mixture:
         sampling: Sampling,
         names: Sequence[str],
         plan_sizes: Sequence[int] = PLAN_SIZES,
+        content_ids: Sequence[str | None] | None = None,
     ):
-        """Raises ValueError where names or specs of children clash, for a child without records that has a share, and
-        for a nested mixture that draws in a way that has no meaning there."""
+        """`content_ids` identify the content of children, in place of what these say of it themselves.
+
+        Raises ValueError where names or specs of children clash, for a child without records that has a share, for a
+        nested mixture that draws in a way that has no meaning there, and for what is no content_id."""
         self.children = tuple(children)
         self.names = _distinct(names)
         self.sampling = sampling
         self.plan_sizes = tuple(plan_sizes)
         self.lengths = tuple(len(child) for child in children)
         self._check_children()
+        self._content_ids = self._checked_ids(content_ids or (None,) * len(self.children))
+        self._identifying = threading.Lock()
         self._planner_of = lru_cache(_KEPT_PLANNERS)(self._categorical_planner)
         for entry in sampling.schedule.entries:
             self._check_shares(entry.shares)
@@ -64,7 +71,7 @@ class Mixture:
 
     def __reduce__(self) -> Any:
         # The rest are programs and addresses of this process.
-        return Mixture, (self.children, self.sampling, self.names, self.plan_sizes)
+        return Mixture, (self.children, self.sampling, self.names, self.plan_sizes, self._content_ids)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -146,16 +153,54 @@ class Mixture:
         """The row of each leaf's first record in the arrays that `device.upload` makes."""
         return np.cumsum([0, *map(len, self.leaves)])[:-1].astype(np.int32)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits; computed at the first use, since it reads the sources."""
+        """64 hexadecimal digits; computed at the first use, since it reads the sources, for seconds at most."""
+        with self._identifying:  # once: what a source says may change
+            return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint(
             names=self.names,
-            children=self.children,
+            lengths=self.lengths,
+            identities=[content.identity for content in self._contents],
             fields=self.fields,
             sampling=self.sampling,
             planner=self.planner,
         )
+
+    @property
+    def contents(self) -> Sequence[Content]:
+        """What identifies the content of the children, and its samples."""
+        with self._identifying:
+            return self._contents
+
+    @cached_property
+    def _contents(self) -> Sequence[Content]:
+        row_bytes = sum(field.nbytes for field in self.fields)
+        return identify(self.names, self.children, self._content_ids, row_bytes)
+
+    def unknown_contents(self) -> Sequence[bool]:
+        """Per child, whether the fingerprint does not cover the content of all its records."""
+        return [
+            any(child.unknown_contents()) if isinstance(child, Mixture) else length > 0 and not content.identity
+            for child, length, content in zip(self.children, self.lengths, self.contents, strict=True)
+        ]
+
+    def differing_leaf(self, other: "Mixture") -> str | None:
+        """The name of a leaf whose records are known to differ from those of the same leaf in `other`, a mixture of the
+        same fingerprint; None if no difference is known."""
+        for name, child, child_of_other, here, there in zip(
+            self.names, self.children, other.children, self.contents, other.contents, strict=True
+        ):
+            if isinstance(child, Mixture) and isinstance(child_of_other, Mixture):
+                inner = child.differing_leaf(child_of_other)
+                if inner is not None:
+                    return f"{name}/{inner}"
+            elif here.sample is not None and there.sample is not None and here.sample != there.sample:
+                return name
+        return None
 
     def content_digest(self) -> bytes:
         """What identifies this mixture where it is a child of another."""
@@ -184,6 +229,17 @@ class Mixture:
         for name, length, share in zip(self.names, self.lengths, shares, strict=True):
             if length == 0 and share > 0:
                 raise ValueError(f"the source {name!r} has no records but the weight {share}; give it the weight 0")
+
+    def _checked_ids(self, given: Sequence[str | None]) -> tuple[str | None, ...]:
+        if len(given) != len(self.children):
+            raise ValueError(f"content_ids must be {len(self.children)}, one for each source, got {len(given)}")
+        found = list[str | None]()
+        for name, child, content_id in zip(self.names, self.children, given, strict=True):
+            if isinstance(child, Mixture) and content_id is not None:
+                raise ValueError(f"the nested mixture {name!r} has no content_id: give ids to the sources in it")
+            own = None if isinstance(child, Mixture) else getattr(child, "content_id", None)
+            found.append(checked_id(name, own if content_id is None else content_id))
+        return tuple(found)
 
     def _check_children(self) -> None:
         for name, child in zip(self.names, self.children, strict=True):

@@ -30,7 +30,8 @@ class MixDataSourcesConfig(StructuralConfig):
     mode they begin at the next border of a block.
 
     `placement` says where rows are gathered: on the `host`, on the `device`, or `auto` by size and backend.
-    `source_names` are the names of the sources where theirs shall not hold.
+    `source_names` are the names of the sources where theirs shall not hold. `content_ids` say what the sources hold,
+    for the fingerprint: strings that change when the content does; None leaves it to the source.
 
     Batches are planned in pieces of `plan_sizes` positions, ascending, each of which is a program that is compiled
     once. They decide no bytes: with fewer sizes a first start is quicker, and more is planned in vain.
@@ -47,6 +48,7 @@ class MixDataSourcesConfig(StructuralConfig):
     schedule: tuple[tuple[int, tuple[float, ...]], ...] = ()
     placement: str = "auto"
     source_names: tuple[str, ...] | None = None
+    content_ids: tuple[str | None, ...] | None = None
     plan_sizes: tuple[int, ...] = PLAN_SIZES
 
     def __post_init__(self) -> None:
@@ -68,6 +70,13 @@ class MixDataSourcesConfig(StructuralConfig):
             if len(names) != self.num_sources:
                 raise ValueError(f"source_names must be num_sources = {self.num_sources} names, got {names}")
             object.__setattr__(self, "source_names", tuple(names))
+        if self.content_ids is not None:
+            ids = self.content_ids
+            if not isinstance(ids, list | tuple) or len(ids) != self.num_sources:
+                raise ValueError(
+                    f"content_ids must be num_sources = {self.num_sources} strings or None, got {ids!r:.300}"
+                )
+            object.__setattr__(self, "content_ids", tuple(ids))
         object.__setattr__(self, "schedule", self._checked_schedule())
         object.__setattr__(self, "plan_sizes", _plan_sizes(self.plan_sizes))
         _ = self.how_to_sample

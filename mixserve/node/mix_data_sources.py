@@ -75,7 +75,7 @@ class MixDataSourcesNode(DataSourceModule):
         names = config.source_names or names_of(
             [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
         )
-        mixture = Mixture(children, config.how_to_sample, names, config.plan_sizes)
+        mixture = Mixture(children, config.how_to_sample, names, config.plan_sizes, config.content_ids)
         self._mixture = Opaque(mixture)
         self._private = Owned(self, _Private(tuple(sources), RecordStream()))
         self.index = nnx.Variable(0)

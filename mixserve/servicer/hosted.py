@@ -45,7 +45,14 @@ class HostedMixture:
     def description(self) -> MixtureDescription:
         """Fields, sources, fingerprint and limits; the first use reads the sources for the fingerprint."""
         mixture, sampling = self.node.mixture, self.node.mixture.sampling
-        described = zip(mixture.names, mixture.lengths, mixture.shares, mixture.pass_ends(), strict=True)
+        described = zip(
+            mixture.names,
+            mixture.lengths,
+            mixture.shares,
+            mixture.pass_ends(),
+            mixture.unknown_contents(),
+            strict=True,
+        )
         return MixtureDescription(
             name=self.name,
             fingerprint=mixture.fingerprint,

@@ -1,6 +1,7 @@
 """The mixtures that a server hosts, by name."""
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.hosted import HostedMixture
@@ -43,6 +44,17 @@ class Mixtures:
         except KeyError:
             shown = f"{name!r:.100}"
             raise UnknownMixture(f"mixture must be one of {known}, got {shown}") from None
+
+    def check_contents(self) -> None:
+        """Raises ValueError if two mixtures have one fingerprint, and records that are known to differ."""
+        for first, second in combinations(self, 2):
+            if first.node.mixture.fingerprint == second.node.mixture.fingerprint:
+                source = first.node.mixture.differing_leaf(second.node.mixture)
+                if source is not None:
+                    raise ValueError(
+                        f"the mixtures {first.name!r} and {second.name!r} have one fingerprint, but the records of "
+                        f"their sources {source!r} differ: give these a content_id, or a content_digest(), each its own"
+                    )
 
     def expected(self, name: str, fingerprint: str) -> HostedMixture:
         """The mixture of that name, known to be the one that a request expects; an empty fingerprint accepts any.

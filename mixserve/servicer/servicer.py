@@ -71,6 +71,7 @@ class MixServicer:
             mixture.node.begin_to_compile(first=True)
         for mixture in self._mixtures:
             mixture.warm_up()
+        self._mixtures.check_contents()
         for mixture in self._mixtures:  # the rest is made while they serve
             mixture.node.begin_to_compile(first=False)
 

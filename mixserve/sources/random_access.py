@@ -28,13 +28,17 @@ class RandomAccessSource:
     that hold strings or other objects can be iterated only.
     """
 
-    def __init__(self, data: RandomAccess, *, name: str | None = None, threads: int = 8):
-        """Raises ValueError for an object without items, and for `threads` below 1."""
+    def __init__(self, data: RandomAccess, *, name: str | None = None, threads: int = 8, content_id: str | None = None):
+        """`content_id` says what the data are, for the fingerprint: a string that changes when they do. Without one it
+        is `data.content_id`, if there is one.
+
+        Raises ValueError for an object without items, and for `threads` below 1."""
         if len(data) == 0:
             raise ValueError(f"a RandomAccessSource needs at least one item to learn its spec from, got {data!r}")
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.name = name
+        self.content_id: str | None = content_id or getattr(data, "content_id", None)
         self._data = data
         self._thread_count = threads
         self._batched = getattr(data, "__getitems__", None) or getattr(data, "_getitems", None)
@@ -61,7 +65,9 @@ class RandomAccessSource:
         return unflatten({name: np.stack([row[name] for row in rows]) for name in self._spec})
 
     def __reduce__(self) -> Any:
-        return partial(RandomAccessSource, name=self.name, threads=self._thread_count), (self._data,)
+        return partial(RandomAccessSource, name=self.name, threads=self._thread_count, content_id=self.content_id), (
+            self._data,
+        )
 
     def __repr__(self) -> str:
         return f"RandomAccessSource({type(self._data).__name__}, length={len(self)})"

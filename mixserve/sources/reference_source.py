@@ -50,6 +50,7 @@ class ReferenceSource:
         self.module = module
         label = getattr(module, "name", None)
         self.name = None if label == type(module).__name__ else label  # the reference's default is the class's name
+        self.content_id: str | None = getattr(module, "content_id", None)
         self._programs: dict[int, jax.stages.Compiled] = {}
         self._compiling = threading.Lock()
         # Taken apart, so that data are inputs of programs and not constants in them.

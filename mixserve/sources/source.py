@@ -14,7 +14,11 @@ RecordIds = Int[np.ndarray, " size"]
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by index. `name`, if a source has one, is its name in a mixture."""
+    """Records by index. `name`, if a source has one, is its name in a mixture.
+
+    What identifies its content in a fingerprint is its `content_id`, a string that changes when the content does, else
+    what `content_digest()` gives, bytes, else a sample of records.
+    """
 
     def __len__(self) -> int:
         """Number of records."""
@@ -68,6 +72,6 @@ def is_array_backed(source: Any) -> bool:
 
 
 def content_bytes(source: Any) -> bytes:
-    """What identifies the content of `source` in a fingerprint: its own `content_digest()`, empty where it has none."""
+    """The `content_digest()` of `source`, empty if it has none."""
     digest: Any = getattr(source, "content_digest", None)
     return b"" if digest is None else digest()

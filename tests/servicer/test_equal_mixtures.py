@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, local_client, serve
+from mixserve.mixture import content
 from mixserve_client import MixClient
 from tests.conftest import TRANSPORTS
 
@@ -19,6 +20,14 @@ def make_node(offset: int, source: type = RandomAccessSource) -> MixDataSourcesN
         source([{"x": np.full(ROW, offset + first + i, np.int32)} for i in range(RECORDS)]) for first in (0, RECORDS)
     ]
     return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(0.7, 0.3)), sources)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unknown_content() -> Iterator[None]:
+    """There is no time to read samples, so that nothing of the content is in fingerprints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "SAMPLING_S", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)

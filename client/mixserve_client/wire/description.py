@@ -32,13 +32,14 @@ class SourceDescription:
     """A source: its name, its number of records, and its share of the mixture in 0..1, from position 0 on.
 
     `pass_end`: in epoch mode, the positions that hold the first pass over it, to within a block; None where it never
-    ends.
+    ends. `content_unknown`: the fingerprint cannot tell when the records of this source change.
     """
 
     name: str
     length: int
     weight: float
     pass_end: int | None = None
+    content_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,13 @@ def encode_mixture(mixture: MixtureDescription) -> bytes:
         fingerprint=mixture.fingerprint,
         fields=[mix_pb2.Field(name=f.name, dtype=dtype_name(f.dtype), shape=f.shape) for f in mixture.fields],
         sources=[
-            mix_pb2.Source(name=s.name, length=s.length, weight=s.weight, pass_end=s.pass_end or 0)
+            mix_pb2.Source(
+                name=s.name,
+                length=s.length,
+                weight=s.weight,
+                pass_end=s.pass_end or 0,
+                content_unknown=s.content_unknown,
+            )
             for s in mixture.sources
         ],
         limits=mix_pb2.Limits(size=mixture.limits.size, reply_bytes=mixture.limits.reply_bytes),
@@ -141,7 +148,10 @@ def decode_mixture(data: bytes) -> MixtureDescription:
         name=message.name,
         fingerprint=message.fingerprint,
         fields=fields,
-        sources=tuple(SourceDescription(s.name, s.length, s.weight, s.pass_end or None) for s in message.sources),
+        sources=tuple(
+            SourceDescription(s.name, s.length, s.weight, s.pass_end or None, s.content_unknown)
+            for s in message.sources
+        ),
         limits=Limits(message.limits.size, message.limits.reply_bytes),
         placement=message.placement,
         sampling=message.sampling,

@@ -98,16 +98,18 @@ class Field(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Source(_message.Message):
-    __slots__ = ("name", "length", "weight", "pass_end")
+    __slots__ = ("name", "length", "weight", "pass_end", "content_unknown")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PASS_END_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     name: str
     length: int
     weight: float
     pass_end: int
-    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ..., pass_end: _Optional[int] = ...) -> None: ...
+    content_unknown: bool
+    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ..., pass_end: _Optional[int] = ..., content_unknown: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("size", "reply_bytes")

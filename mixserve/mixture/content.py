@@ -1,0 +1,149 @@
+"""The sources of a mixture -> what identifies their content: ids, digests, or samples of their records."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixserve.sources import RecordIds, ReferenceSource, content_bytes, is_keyed
+from mixserve_client.wire.tree import flatten
+
+_logger = logging.getLogger("mixserve")
+
+# All sources of a mixture together may take so long.
+SAMPLING_S = 5.0
+_SPREAD = 65
+_THREADS = 8
+_BYTES_AT_ONCE = 64 << 20
+_LONGEST_ID, _LONGEST_FAILURE = 256, 300
+
+
+class Content(NamedTuple):
+    """What is known of a source's content.
+
+    `identity` goes into the fingerprint; it is empty if nothing identifies the content. `sample` is the digest of some
+    records if they were read, and did not differ when they were read again.
+    """
+
+    identity: bytes
+    sample: bytes | None = None
+
+
+def checked_id(name: str, content_id: Any) -> str | None:
+    """The `content_id` of the source of that name. Raises ValueError."""
+    if content_id is None or (isinstance(content_id, str) and 0 < len(content_id) <= _LONGEST_ID):
+        return content_id
+    raise ValueError(
+        f"the content_id of the source {name!r} must be a string of 1 to {_LONGEST_ID} characters, "
+        f"got {content_id!r:.300}"
+    )
+
+
+def identify(
+    names: Sequence[str], sources: Sequence[Any], content_ids: Sequence[str | None], row_bytes: int
+) -> list[Content]:
+    """What identifies the content of each source: its `content_id`, else its `content_digest()`, else a sample.
+
+    The sample is the first record, the last one and 64 spread between them, read twice. Sources whose records cannot be
+    read, differ between the two readings, or take longer than 5 s in all are left without an identity, with a warning.
+    """
+    found = dict[int, Content]()
+    unknown = dict[int, _Sample]()
+    for place, (source, content_id) in enumerate(zip(sources, content_ids, strict=True)):
+        if content_id is not None:
+            found[place] = Content(_tagged("content_id", content_id.encode(errors="surrogatepass")))
+        elif digest := content_bytes(source):
+            found[place] = Content(digest)
+        elif len(source) == 0:
+            found[place] = Content(b"")
+        else:
+            unknown[place] = _Sample(source, row_bytes)
+    _read(unknown.values())
+    for place, sample in unknown.items():
+        found[place], doubt = sample.result()
+        if doubt:
+            _logger.warning(
+                "the fingerprint does not cover the content of the source %r: %s. Nothing can tell when its records "
+                "change, or differ between replicas; give the source a content_id",
+                names[place],
+                doubt,
+            )
+    return [found[place] for place in range(len(sources))]
+
+
+class _Sample:
+    """Some records of a source, to be read twice."""
+
+    def __init__(self, source: Any, row_bytes: int):
+        self._source = source
+        self._step = max(1, _BYTES_AT_ONCE // max(1, row_bytes))
+        self._digests: list[bytes] = []
+        self._failure = ""
+
+    def read(self, until: float) -> None:
+        """Read it twice, but begin nothing after the time `until`."""
+        try:
+            if isinstance(self._source, ReferenceSource):
+                self._source.warm_up()
+            while len(self._digests) < 2 and (digest := self._digest(until)):
+                self._digests.append(digest)
+        except BaseException as error:  # user code, which may raise anything
+            self._failure = f"reading its records failed: {type(error).__name__}: {error}"[:_LONGEST_FAILURE]
+
+    def result(self) -> tuple[Content, str]:
+        """What has been found out by now, and why that is no identity."""
+        digests, doubt = tuple(self._digests), self._failure
+        if len(set(digests)) > 1:
+            return Content(b""), "its records differ when they are read again"
+        sample = digests[0] if digests else None
+        if not doubt and len(digests) < 2:
+            doubt = f"to read {_SPREAD + 1} of its records twice takes longer than {SAMPLING_S:g} s"
+        return Content(b"" if doubt or sample is None else _tagged("sample", sample), sample), doubt
+
+    def _digest(self, until: float) -> bytes | None:
+        """That of the sample's records; None if they took too long."""
+        last, digest = len(self._source) - 1, hashlib.sha256()
+        ids = np.unique([last * i // _SPREAD for i in range(_SPREAD + 1)])
+        for at in range(0, len(ids), self._step):
+            if time.monotonic() > until:
+                return None
+            for name, leaf in flatten(self._taken(ids[at : at + self._step])).items():
+                array = np.ascontiguousarray(leaf)
+                digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
+                digest.update(array.tobytes())
+        return digest.digest()
+
+    def _taken(self, record_ids: RecordIds) -> Any:
+        if is_keyed(self._source):
+            return self._source.take_keyed(record_ids, np.zeros((len(record_ids), 2), np.uint32))
+        return self._source.take(record_ids)
+
+
+def _read(samples: Collection[_Sample]) -> None:
+    """Read all samples, as far as the time allows."""
+    waiting, until = SimpleQueue[_Sample](), time.monotonic() + SAMPLING_S
+    for sample in samples:
+        waiting.put(sample)
+
+    def work() -> None:
+        with suppress(Empty):
+            while time.monotonic() < until:
+                waiting.get_nowait().read(until)
+
+    # Daemons: a source that never answers must keep neither the server from starting nor the process from ending.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(samples)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def _tagged(kind: str, content: bytes) -> bytes:
+    """So that an id is never taken for a sample, or for a digest that a source gave."""
+    return hashlib.sha256(f"mixserve {kind}:".encode() + content).digest()
