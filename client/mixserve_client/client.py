@@ -375,7 +375,7 @@ class MixClient:
         end = self._end(view.schedule, deadline) if allow_short else None
         return size if end is None or start >= end else min(size, end - start)
 
-    def _start(self, view: View, span: Span, after: Reading | None) -> Reading:
+    def _start(self, view: View, span: Span | Scattered, after: Reading | None) -> Reading:
         """The batches of `span`, fetched in the background once those of `after` are nearly here."""
         return Reading(BatchStream(self._caller, view, span, self._memory), self._workers, after)
 

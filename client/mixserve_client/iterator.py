@@ -6,15 +6,18 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from mixserve_client.assembly import joined, no_rows
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
+from mixserve_client.reader_state import ReaderState
 from mixserve_client.reading import Reading
 from mixserve_client.retry import deadline_in, seconds
 from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead
 from mixserve_client.skips import Skips, part
-from mixserve_client.spans import Share, Span, batches_ahead, reply_batches, whole_replies
+from mixserve_client.spans import Scattered, Share, Span, batches_ahead, reply_batches, whole_replies
 from mixserve_client.state_file import load_state, write_state
 from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
@@ -24,9 +27,7 @@ from mixserve_client.wire.request import POSITION_LIMIT, Content, check_integer,
 if TYPE_CHECKING:
     from mixserve_client.client import MixClient
 
-_STATE_VERSION = 1
-_STATE_KEYS = ("version", "mixture", "fingerprint", "key", "position")
-_OPTIONAL_KEYS = ("schedule", "skip", "worker", "read")
+_FEW_PIECES = 4
 
 
 @dataclass(slots=True)
@@ -40,10 +41,20 @@ class _InFlight:
     left: int
     readings: tuple[Reading, ...]
     weight: int  # what one of them counts of what may be in flight: parts are asked for one by one
+    short: bool = False
 
     def cancel(self) -> None:
         for reading in self.readings:
             reading.cancel()
+
+
+class Place(NamedTuple):
+    """Where an iterator stands: where the next batch begins, or its group, and the group of the last batch, with where
+    the positions ended if that one was short."""
+
+    position: int
+    group: int | None
+    short: int | None
 
 
 class BatchIterator:
@@ -77,6 +88,7 @@ class BatchIterator:
         self._position, size = check_positions(start, batch_size, name="batch_size")
         self._share = Share(size, _checked_pair("shard", shard, size), _checked_pair("worker", worker))
         self._group: int | None = None  # the start of the group that the last batch is of
+        self._short: int | None = None  # where the positions ended, if that batch was short
         self._stop: int = POSITION_LIMIT if stop is None else check_integer("stop", stop, 0, POSITION_LIMIT)
         self._words = key_words(key)
         self._mixture_name = mixture
@@ -119,6 +131,7 @@ class BatchIterator:
                 batch = no_rows(view.fields)
             first.left -= 1
             self._ahead -= first.weight
+            short = first.end if first.short else None
             if first.left:
                 self._position = group + self._share.group
             else:
@@ -130,7 +143,7 @@ class BatchIterator:
             self._position = before
             self._forget()
             raise
-        self._group = group
+        self._group, self._short = group, short
         return view.record(batch)
 
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
@@ -168,54 +181,34 @@ class BatchIterator:
     def get_state(self) -> dict[str, Any]:
         """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
 
-        Asks the server for the mixture's fingerprint if nothing has been asked yet.
+        The lists of its schedule and its skips are shared with other states: copy them before you change them. Asks the
+        server for the mixture's fingerprint if nothing has been asked yet.
         """
-        view = self._viewed()
-        state: dict[str, Any] = {
-            "version": _STATE_VERSION,
-            "mixture": view.mixture.name,
-            "fingerprint": view.fingerprint,
-            "key": self._words.tolist(),
-            "position": self._position if self._share.worker[1] == 1 or self._group is None else self._group,
-        }
-        if view.schedule.entries:
-            state["schedule"] = view.schedule.plain()
-        if self._skips.ranges:
-            state["skip"] = self._skips.plain()
-        if self._share.worker[1] > 1:
-            state["worker"] = list(self._share.worker)
-            state["read"] = self._group is not None  # the worker's batch of the group that begins at the position
-        return state
+        return self._state_at(self._place)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, under its schedule; batch size and shard may be others than then. What is
-        skipped are the state's ranges and those that this iterator was given itself. A worker takes its own states, and
-        those of an iterator that is the only worker.
+        skipped are the state's ranges and those that this iterator was given itself.
 
-        Raises InvalidRequest for what is no such state, FingerprintMismatch where it was taken from another mixture and
-        this iterator is `strict`; then nothing has changed.
+        A worker takes its own states, of the same batch size, and those of an iterator that is the only worker.
+
+        Raises InvalidRequest for what is no such state, and where workers would lose rows or read some twice;
+        FingerprintMismatch where it was taken from another mixture and this iterator is `strict`. Then nothing has
+        changed.
         """
-        position, words = _checked_state(state)
-        mixture, skips = self._mixture(), self._own_skips | Skips.of(state.get("skip", ()))
-        self._check_worker(state)
-        if self._strict and state["fingerprint"] != mixture.fingerprint:
-            raise FingerprintMismatch(
-                f"the state was taken from the mixture {state['mixture']!r} with the fingerprint "
-                f"{state['fingerprint']}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others; "
-                "to go on at the same position of this one, make the iterator with strict=False"
-            )
-        if self._strict and state["mixture"] != mixture.name and any(one.content_unknown for one in mixture.sources):
-            raise FingerprintMismatch(
-                f"the state was taken from the mixture {state['mixture']!r:.200}, and this is {mixture.name!r}: they "
-                "have one fingerprint, but it does not cover the content of all sources, so their batches may be "
-                "others. Give the sources a content_id, or make the iterator with strict=False"
-            )
-        view = View(mixture, words, Schedule.of(mixture, state.get("schedule")), self._content)
-        self._position, self._words, self._view, self._skips, self._end = position, words, view, skips, None
-        self._group = None
-        if state.get("read"):  # the group is cut anew, by all workers alike: stop and skips may be others than then
-            self._group = position
-            _, self._position = skips.taken(position, self._share.group, POSITION_LIMIT)
+        taken = ReaderState.of(state)
+        mixture, skips = self._mixture(), self._own_skips | taken.skips
+        if self._strict:
+            _check_mixture(taken, mixture)
+        view = View(mixture, taken.words, Schedule.of(mixture, taken.schedule), self._content)
+        end = self._end_of(view)
+        self._check_worker(taken, skips, end)
+        position, group, short = taken.position, None, None
+        if taken.read:  # what is left of the group is cut anew, by all workers alike
+            group, short = position, taken.short
+            _, position = skips.taken(position, self._share.group, POSITION_LIMIT)
+        self._position, self._words, self._view, self._skips, self._end = position, taken.words, view, skips, end
+        self._group, self._short = group, short
         self._forget()
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,7 +231,7 @@ class BatchIterator:
     def reset(self) -> None:
         """Go back to where this iterator began, with the key, schedule and skips that it was given."""
         self._position, self._words, self._given_schedule, self._own_skips = self._beginning
-        self._skips, self._view, self._end, self._group = self._own_skips, None, None, None
+        self._skips, self._view, self._end, self._group, self._short = self._own_skips, None, None, None, None
         self._forget()
 
     def start_prefetch(self) -> None:
@@ -252,6 +245,21 @@ class BatchIterator:
         view, rows = self._viewed(), self._share.rows
         fields = {field.name: replace(field, shape=(rows, *field.shape)) for field in view.fields}
         return view.record(fields)
+
+    def __len__(self) -> int:
+        """How many batches are left for this iterator. Asks the server for the mixture if nothing has been asked yet.
+
+        Raises TypeError, as what has no length, where there is no end.
+        """
+        stop, share = self._last(), self._share
+        if stop == POSITION_LIMIT:
+            raise TypeError("these batches have no end, and so no length; give them a stop")
+        left = sum(size for _, size in self._skips.taken(self._position, POSITION_LIMIT, stop)[0])
+        groups, rest = divmod(left, share.group)
+        return groups + share.has_batch(rest, whole=self._drop_remainder)
+
+    def __bool__(self) -> bool:
+        return True  # not whether batches are left, which may have no answer
 
     def close(self) -> None:
         """Drop what is in flight; the client stays open. Closing twice is closing once."""
@@ -284,15 +292,24 @@ class BatchIterator:
             "stop": self._stop,
             "shard": self._share.shard,
             "worker": self._share.worker,
-            "schedule": self._given_schedule if self._view is None else self._view.schedule.plain() or None,
+            "schedule": self._given_schedule if self._view is None else self._view.schedule.plain or None,
             "provenance": self._content == Content.RECORDS_AND_PROVENANCE,
-            "skip": self._skips.plain(),
+            "skip": self._skips.plain,
             "drop_remainder": self._drop_remainder,
             "strict": self._strict,
             "prefetch": self._prefetch,
             "timeout_s": self._timeout_s,
         }
-        return _unpickled, (self._client, options, self._own_skips.plain(), self._beginning, self._group, self._closed)
+        arguments = (
+            self._client,
+            options,
+            self._own_skips.plain,
+            self._beginning,
+            self._group,
+            self._closed,
+            self._short,
+        )
+        return _unpickled, arguments
 
     def _check_open(self) -> None:
         if self._closed:
@@ -306,12 +323,29 @@ class BatchIterator:
             self._in_flight.clear()
             self._ahead, self._asked = 0, self._position
 
-    def _check_worker(self, state: dict[str, Any]) -> None:
-        worker, own = state.get("worker"), list(self._share.worker)
-        if worker is not None and worker != own:
+    def _check_worker(self, state: ReaderState, skips: Skips, end: int | None) -> None:
+        """Raises InvalidRequest where the worker cannot go on from `state` without loss."""
+        if state.worker is None:
+            return
+        share = self._share
+        if state.worker != share.worker:
             raise InvalidRequest(
-                f"the state is that of worker {worker!r}, and this is worker {own}: give every worker its own state, "
-                "and keep their number"
+                f"the state is that of worker {list(state.worker)}, and this is worker {list(share.worker)}: give "
+                "every worker its own state, and keep their number"
+            )
+        wanted = ""
+        if state.batch_size not in (None, share.batch_size):
+            wanted = f"batch_size {state.batch_size}, got {share.batch_size}"
+        elif state.read:
+            what = state.position, (share.worker[0] + 1) * share.batch_size, state.short or POSITION_LIMIT
+            if state.skips.taken(*what) != skips.taken(*what):
+                wanted = "skips that leave out nothing of what the workers have read already"
+            elif state.short is not None and skips.first_from(state.short) < self._stop_before(end):
+                wanted = f"stop {state.short} at most, since the last batch was short"
+        if wanted:
+            raise InvalidRequest(
+                f"the state of a worker needs {wanted}: else workers would lose rows, or read some twice. Make the "
+                "iterators of all workers anew, with start= the first position that has not been read"
             )
 
     def _mixture(self) -> MixtureDescription:
@@ -328,12 +362,18 @@ class BatchIterator:
 
     def _last(self) -> int:
         """The position to stop before."""
-        view = self._viewed()
-        if view.mixture.stop == "never":
-            return self._stop
         if self._end is None:
-            self._end = self._client._end(view.schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
-        return self._stop if self._end is None else min(self._stop, self._end)
+            self._end = self._end_of(self._viewed())
+        return self._stop_before(self._end)
+
+    def _end_of(self, view: View) -> int | None:
+        """The mixture's end under the schedule of `view`."""
+        if view.mixture.stop == "never":
+            return None
+        return self._client._end(view.schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
+
+    def _stop_before(self, end: int | None) -> int:
+        return self._stop if end is None else min(self._stop, end)
 
     def _ask(self, at_least: int = 0) -> None:
         """Ask for the batches that there is room for, half of them at a time: one stream is open while another ends."""
@@ -344,7 +384,7 @@ class BatchIterator:
         half = max(1, most // 2)
         self._few = most - half
         while most - self._ahead >= half and (start := self._skips.first_from(self._asked)) < stop:
-            whole = (min(stop, self._skips.border_after(start)) - start) // size
+            whole, short = (min(stop, self._skips.border_after(start)) - start) // size, False
             if whole:
                 count = whole_replies(start // size, min(half, whole), reply_batches(batch_bytes))
                 spans, end = [Span(start + offset, rows, size, count)] if rows else [], start + count * size
@@ -353,14 +393,14 @@ class BatchIterator:
                 there = sum(taken for _, taken in ranges)
                 if not share.has_batch(there, whole=self._drop_remainder):
                     return
-                pieces = part(ranges, *share.of(there))
-                spans, count = [Span(first, taken, taken, 1) for first, taken in pieces], 1
-            asked = _InFlight(end, count, self._started(view, spans), max(1, len(spans)))
+                spans, count = _asked_for(part(ranges, *share.of(there))), 1
+                short = not share.has_batch(there, whole=True)
+            asked = _InFlight(end, count, self._started(view, spans), max(1, len(spans)), short)
             self._in_flight.append(asked)
             self._ahead += count * asked.weight
             self._asked = end
 
-    def _started(self, view: View, spans: list[Span]) -> tuple[Reading, ...]:
+    def _started(self, view: View, spans: Sequence[Span | Scattered]) -> tuple[Reading, ...]:
         before = self._in_flight[-1].readings[-1:] if self._in_flight else ()
         readings = list(before)
         for span in spans:
@@ -378,14 +418,36 @@ class BatchIterator:
         self._asked = self._in_flight[-1].end if self._in_flight else self._position
 
     @property
-    def _place(self) -> tuple[int, int | None]:
-        """Where this stands: where the next batch begins, or its group, and the group of the last."""
-        return self._position, self._group
+    def _place(self) -> Place:
+        """Where this stands."""
+        return Place(self._position, self._group, self._short)
 
-    def _return_to(self, place: tuple[int, int | None]) -> None:
-        """Go back to a `_place` of before."""
-        self._position, self._group = place
+    def _return_to(self, place: Place) -> None:
+        """Go back to a `_place` of before, under the same schedule and skips."""
+        self._position, self._group, self._short = place
         self._forget()
+
+    def _state_at(self, place: Place) -> dict[str, Any]:
+        """The state at a `_place` under the schedule and skips of now."""
+        view, share = self._viewed(), self._share
+        state = ReaderState(
+            mixture=view.mixture.name,
+            fingerprint=view.fingerprint,
+            words=self._words,
+            position=place.position,
+            schedule=view.schedule.plain,
+            skips=self._skips,
+        )
+        if share.worker[1] > 1:
+            state = replace(
+                state,
+                position=place.position if place.group is None else place.group,
+                worker=share.worker,
+                read=place.group is not None,
+                batch_size=share.batch_size,
+                short=place.short,
+            )
+        return state.plain()
 
     def _forget(self) -> None:
         self._ask_again(-1)
@@ -398,12 +460,14 @@ def _unpickled(
     beginning: tuple[Any, ...],
     group: int | None,
     closed: bool,
+    short: int | None = None,  # which pickles of older clients lack
 ) -> BatchIterator:
     iterator = BatchIterator(client, **options)
     iterator._own_skips = Skips.of(own_skips)  # pyright: ignore[reportPrivateUsage]
     iterator._beginning = beginning  # pyright: ignore[reportPrivateUsage]
     iterator._group = group  # pyright: ignore[reportPrivateUsage]
     iterator._closed = closed  # pyright: ignore[reportPrivateUsage]
+    iterator._short = short  # pyright: ignore[reportPrivateUsage]
     return iterator
 
 
@@ -418,21 +482,24 @@ def _checked_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, i
     return index, count
 
 
-def _shown(state: Any) -> str:
-    """A state that is none, as far as it can be shown: it may be a whole checkpoint."""
-    if not isinstance(state, dict):
-        return f"{state!r:.100}"
-    keys = ", ".join(map(str, state))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return f"a dict of {keys:.200}: pass the part that get_state() gave"
+def _asked_for(pieces: list[tuple[int, int]]) -> Sequence[Span | Scattered]:
+    """The (start, size) ranges that one batch consists of, as what streams ask for."""
+    if len(pieces) <= _FEW_PIECES:
+        return [Span(first, taken, taken, 1) for first, taken in pieces]
+    return [Scattered(np.concatenate([np.arange(first, first + taken, dtype=np.int64) for first, taken in pieces]))]
 
 
-def _checked_state(state: Any) -> tuple[int, Any]:
-    if not isinstance(state, dict) or set(state) - set(_OPTIONAL_KEYS) != set(_STATE_KEYS):  # pyright: ignore[reportUnknownArgumentType]
-        raise InvalidRequest(
-            f"a state must be a dict of exactly {', '.join(_STATE_KEYS)}, and of {', '.join(_OPTIONAL_KEYS)} where "
-            f"there are any; got {_shown(state)}"
+def _check_mixture(state: ReaderState, mixture: MixtureDescription) -> None:
+    """Raises FingerprintMismatch where `state` may be that of another mixture."""
+    if state.fingerprint != mixture.fingerprint:
+        raise FingerprintMismatch(
+            f"the state was taken from the mixture {state.mixture!r:.200} with the fingerprint "
+            f"{state.fingerprint:.100}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are others; "
+            "to go on at the same position of this one, make the iterator with strict=False"
         )
-    if state["version"] != _STATE_VERSION:
-        raise InvalidRequest(f"the state's version must be {_STATE_VERSION}, got {state['version']!r}")
-    position = check_integer("position", state["position"], 0, POSITION_LIMIT)  # pyright: ignore[reportUnknownArgumentType]
-    return position, key_words(state["key"])
+    if state.mixture != mixture.name and any(source.content_unknown for source in mixture.sources):
+        raise FingerprintMismatch(
+            f"the state was taken from the mixture {state.mixture!r:.200}, and this is {mixture.name!r}: they have one "
+            "fingerprint, but it does not cover the content of all sources, so their batches may be others. Give the "
+            "sources a content_id, or make the iterator with strict=False"
+        )

@@ -11,7 +11,7 @@ import numpy as np
 
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.iterator import BatchIterator
+from mixserve_client.iterator import BatchIterator, Place
 from mixserve_client.schedule import Weights
 from mixserve_client.state_file import load_state, write_state
 from mixserve_client.wire.request import check_integer
@@ -37,8 +37,8 @@ class DeviceBatches:
         self._batches = batches
         self._put = put
         self._buffer = check_integer("buffer", buffer, 0)
-        self._ahead: deque[tuple[Any, dict[str, Any]]] = deque()
-        self._state: dict[str, Any] | None = None  # of what was yielded last
+        self._ahead: deque[tuple[Any, Place]] = deque()  # and where the iterator stood after each
+        self._place: Place | None = None  # behind what was yielded last
         self._failed: Exception | None = None  # how asking for more ended, while batches are ahead
 
     def __iter__(self) -> Self:
@@ -47,7 +47,7 @@ class DeviceBatches:
     def __next__(self) -> Any:
         """The next batch; `buffer` more are on their way. Raises what the iterator's `next` raises, when the batches
         before are yielded."""
-        self._state = self.get_state()
+        self._place = self._place or self._batches._place
         try:
             while self._failed is None and len(self._ahead) <= self._buffer and self._ask():
                 pass
@@ -56,18 +56,25 @@ class DeviceBatches:
         if not self._ahead:
             error, self._failed = self._failed, None
             raise StopIteration if error is None else error
-        batch, self._state = self._ahead.popleft()
+        batch, self._place = self._ahead.popleft()
         return batch
+
+    def __len__(self) -> int:
+        """How many batches are left. Raises TypeError where there is no end."""
+        return len(self._batches) + len(self._ahead)
+
+    def __bool__(self) -> bool:
+        return True
 
     def get_state(self) -> dict[str, Any]:
         """Where this is, as `BatchIterator.get_state` says it."""
-        return self._batches.get_state() if self._state is None else self._state
+        return self._batches._state_at(self._place or self._batches._place)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; what is on devices already is dropped. Raises as `BatchIterator` does."""
         self._batches.set_state(state)
         self._ahead.clear()
-        self._state = self._failed = None
+        self._place = self._failed = None
 
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
         """Change the weights from `from_position` on, where it is None from the next batch that has not been yielded:
@@ -103,22 +110,23 @@ class DeviceBatches:
 
     def _go_back(self) -> None:
         """Drop what is on devices ahead of what was yielded: the iterator stands where this does."""
-        if self._ahead:
-            self.set_state(self.get_state())
-        self._state = self._failed = None
+        if self._ahead and self._place is not None:
+            self._batches._return_to(self._place)
+            self._ahead.clear()
+        self._place = self._failed = None
 
     def _ask(self) -> bool:
         """Put one more batch on devices; False at the end."""
-        before = self._ahead[-1][1] if self._ahead else self.get_state()
+        before = self._ahead[-1][1] if self._ahead else self._place or self._batches._place
         try:
             batch = next(self._batches, None)
             if batch is None:
                 return False
             arrays = self._put(batch)
         except BaseException:
-            self._batches.set_state(before)
+            self._batches._return_to(before)
             raise
-        self._ahead.append((arrays, self._batches.get_state()))
+        self._ahead.append((arrays, self._batches._place))
         return True
 
 

@@ -4,9 +4,11 @@ import math
 import operator
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
+from mixserve_client.appended import Appended
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.request import POSITION_LIMIT
@@ -24,8 +26,8 @@ class Schedule:
     """The entries of a reader of `mixture`, ascending; made by `of` and `with_weights`."""
 
     mixture: MixtureDescription
-    entries: tuple[ScheduleEntry, ...] = ()
-    ids: tuple[str, ...] = ()
+    entries: Appended[ScheduleEntry] = field(default_factory=Appended[ScheduleEntry])
+    ids: Appended[str] = field(default_factory=Appended[str])
 
     @classmethod
     def of(cls, mixture: MixtureDescription, given: Any) -> "Schedule":
@@ -45,7 +47,7 @@ class Schedule:
                 raise InvalidRequest(f"schedule[{place}] must begin behind {entries[-1].start}, got {start!r}")
             ids.append(next_id(ids[-1] if ids else mixture.fingerprint, entry))
             entries.append(entry)
-        return schedule._of(entries, ids)
+        return schedule._of(Appended(entries), Appended(ids))
 
     def with_weights(self, start: Any, weights: Any) -> "Schedule":
         """This schedule before `start`, and `weights` from there on; in epoch mode from the next border of a block on.
@@ -55,7 +57,7 @@ class Schedule:
         entry = self._entry(start, weights)
         kept = bisect_left(self.entries, entry.start, key=lambda one: one.start)
         before = self.ids[kept - 1] if kept else self.mixture.fingerprint
-        return self._of((*self.entries[:kept], entry), (*self.ids[:kept], next_id(before, entry)))
+        return self._of(self.entries[:kept].followed_by([entry]), self.ids[:kept].followed_by([next_id(before, entry)]))
 
     @property
     def id(self) -> str:
@@ -68,21 +70,22 @@ class Schedule:
         step = max(1, _WEIGHTS_AT_ONCE // len(self.mixture.sources))
         for at in range(0 if whole else max(0, len(self.entries) - 1), len(self.entries), step):
             parent = self.ids[at - 1] if at else ""
-            entries = self.entries[at : at + step]
+            entries = tuple(self.entries[at : at + step])
             yield encode_schedule_request(ScheduleRequest(self.mixture.name, self.mixture.fingerprint, parent, entries))
 
+    @cached_property
     def plain(self) -> list[list[Any]]:
         """The pairs in plain JSON types, from which `of` makes it again."""
         return [[start, list(weights)] for start, weights in self.entries]
 
-    def _of(self, entries: Sequence[ScheduleEntry], ids: Sequence[str]) -> "Schedule":
+    def _of(self, entries: Appended[ScheduleEntry], ids: Appended[str]) -> "Schedule":
         most = most_entries(len(self.mixture.sources)) - len(self.mixture.schedule)
         if len(entries) > most:
             raise InvalidRequest(
                 f"a schedule may have up to {most} entries of {len(self.mixture.sources)} weights, got {len(entries)}; "
                 "change weights less often"
             )
-        return replace(self, entries=tuple(entries), ids=tuple(ids))
+        return replace(self, entries=entries, ids=ids)
 
     def _entry(self, start: Any, weights: Any) -> ScheduleEntry:
         return ScheduleEntry(self._start(start), self._weights(weights))

@@ -2,9 +2,11 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from mixserve_client.appended import Appended
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire.request import POSITION_LIMIT, check_integer
 
@@ -15,7 +17,11 @@ Range = tuple[int, int]  # from, to
 class Skips:
     """Ranges that ascend and do not touch; made by `of`."""
 
-    ranges: tuple[Range, ...] = ()
+    ranges: Appended[Range] = field(default_factory=Appended[Range])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickles of older clients have a tuple.
+        object.__setattr__(self, "ranges", Appended(state["ranges"]))
 
     @classmethod
     def of(cls, given: Any) -> "Skips":
@@ -25,11 +31,14 @@ class Skips:
             if found and start <= found[-1][1]:
                 start, stop = found[-1][0], max(stop, found.pop()[1])
             found.append((start, stop))
-        return cls(tuple(found))
+        return cls(Appended(found))
 
     def __or__(self, other: "Skips") -> "Skips":
-        return Skips.of((*self.ranges, *other.ranges))
+        if self.ranges and other.ranges and other.ranges[0][0] > self.ranges[-1][1]:
+            return Skips(self.ranges.followed_by(other.ranges))  # at the same cost however many there are
+        return Skips.of((*self.ranges, *other.ranges)) if other.ranges else self
 
+    @cached_property
     def plain(self) -> list[list[int]]:
         """The ranges in plain JSON types."""
         return [list(one) for one in self.ranges]

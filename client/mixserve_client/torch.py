@@ -13,7 +13,6 @@ from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.wire.dtypes import DTYPES
 from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import POSITION_LIMIT
 from mixserve_client.wire.tree import flatten, unflatten
 
 _DTYPES = {dtype: getattr(torch, name) for name, dtype in DTYPES.items() if hasattr(torch, name)}
@@ -59,16 +58,12 @@ class RemoteIterableDataset(IterableDataset[Any]):
         return batches
 
     def __len__(self) -> int:
-        """The batches from `start` to the end, of which the last may be short. Asks the server for the mixture.
+        """The batches from `start` to the end, of which the last may be short or left out. Asks the server for the
+        mixture.
 
         Raises TypeError, as what has no length, where there is no end.
         """
-        batches = self._batches((0, 1))
-        start, stop, skips = batches._position, batches._last(), batches._skips  # pyright: ignore[reportPrivateUsage]
-        if stop == POSITION_LIMIT:
-            raise TypeError("these batches have no end, and so no length; give them a stop")
-        rows = sum(size for _, size in skips.taken(start, POSITION_LIMIT, stop)[0])
-        return -(-rows // self._options["batch_size"])
+        return len(self._batches((0, 1)))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the latest `iter` in this process: what `BatchIterator.get_state` gives, in plain JSON types.
@@ -136,6 +131,13 @@ class TensorBatches:
                 _checked_dtype(name, field.dtype)
             self._checked = True
         return _tensors(next(self._batches), own=self._own)
+
+    def __len__(self) -> int:
+        """How many batches are left. Raises TypeError where there is no end."""
+        return len(self._batches)
+
+    def __bool__(self) -> bool:
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """That of the `BatchIterator`, in plain JSON types."""

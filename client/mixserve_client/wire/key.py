@@ -49,9 +49,13 @@ def _raw_words(key: Any) -> KeyWords:
 
 
 def _listed_words(words: list[Any]) -> KeyWords:
-    if len(words) != 2 or not all(type(word) is int and 0 <= word < 1 << 32 for word in words):
-        raise InvalidRequest(f"{_ALLOWED}; got {words!r}")
-    return np.array(words, np.uint32)
+    try:  # NumPy's scalars and arrays of no dimension too, which checkpointers make of integers
+        found = [-1 if isinstance(word, bool | np.bool_) else operator.index(word) for word in words]
+    except TypeError:
+        found = []
+    if len(found) != 2 or not all(0 <= word < 1 << 32 for word in found):
+        raise InvalidRequest(f"{_ALLOWED}; got {words!r:.200}")
+    return np.array(found, np.uint32)
 
 
 def check_wire_key(implementation: str, words: list[int]) -> KeyWords:

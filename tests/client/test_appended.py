@@ -1,0 +1,90 @@
+"""Sequences that grow are like tuples, however many others grow from the same one; an item more costs the same."""
+
+import pickle
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixserve_client.appended import Appended
+from mixserve_client.schedule import Schedule
+from mixserve_client.skips import Skips
+from mixserve_client.wire.description import Limits, MixtureDescription, SourceDescription
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.lists(st.integers(), max_size=3)), max_size=20))
+def test_they_are_like_tuples(steps):
+    """Each step takes a prefix of one that is known, and continues it."""
+    known: list[tuple[tuple[int, ...], Appended[int]]] = [((), Appended())]
+    for which, length, more in steps:
+        plain, grown = known[which % len(known)]
+        known.append(((*plain[:length], *more), grown[:length].followed_by(more)))
+    for plain, grown in known:
+        assert tuple(grown) == plain
+        assert len(grown) == len(plain)
+        assert [grown[i] for i in range(-len(plain), len(plain))] == [plain[i] for i in range(-len(plain), len(plain))]
+        assert tuple(grown[1:-1]) == plain[1:-1]
+        assert tuple(grown[::-2]) == plain[::-2]
+        assert pickle.loads(pickle.dumps(grown)) == grown
+        for other, grown_too in known:
+            assert (grown == grown_too) == (plain == other)
+            shared = grown.shared_with(grown_too)
+            assert plain[:shared] == other[:shared]
+            if plain == other:
+                assert hash(grown) == hash(grown_too)
+        with pytest.raises(IndexError):
+            _ = grown[len(plain)]
+
+
+def seconds(task: Callable[[], object]) -> float:
+    """The least of several tries: what else runs on the machine makes each longer, never shorter."""
+    tries = list[float]()
+    for _ in range(7):
+        began = time.perf_counter()
+        task()
+        tries.append(time.perf_counter() - began)
+    return min(tries)
+
+
+@pytest.mark.alone
+def test_an_entry_more_costs_the_same_at_any_length():
+    mixture = MixtureDescription(
+        name="train",
+        fingerprint="00" * 32,
+        fields=(),
+        sources=(SourceDescription("a", 10, 0.5), SourceDescription("b", 10, 0.5)),
+        limits=Limits(1, 1),
+        placement="host",
+        sampling="categorical",
+    )
+
+    def costs(entries: int) -> tuple[float, ...]:
+        schedule = Schedule.of(mixture, [(2 * i, (0.5, 0.5)) for i in range(entries)])
+        skips = Skips.of([(2 * i, 2 * i + 1) for i in range(entries)])
+        _ = schedule.plain, skips.plain
+        end = [2 * entries]
+
+        def change() -> None:
+            nonlocal schedule
+            for _ in range(100):
+                end[0] += 2
+                schedule = schedule.with_weights(end[0], (0.3, 0.7))
+
+        def leave_out() -> None:
+            nonlocal skips
+            for _ in range(100):
+                end[0] += 2
+                skips |= Skips.of([(end[0], end[0] + 1)])
+
+        def ask() -> None:
+            for _ in range(100):
+                _ = schedule.plain, skips.plain, schedule.id
+
+        found = seconds(change), seconds(leave_out)
+        _ = schedule.plain, skips.plain
+        return *found, seconds(ask)
+
+    for few, many in zip(costs(100), costs(100_000), strict=True):
+        assert many < 10 * few + 1e-4, (few, many)  # it was 300 times as much
