@@ -52,7 +52,9 @@ class Appended(Sequence[T], Generic[T]):
     def __getitem__(self, place: int | slice) -> "T | Appended[T]":
         if isinstance(place, slice):
             start, stop, step = place.indices(self._length)
-            return self._of(self._items, stop) if (start, step) == (0, 1) else Appended(self._items[start:stop:step])
+            if (start, step) == (0, 1):
+                return self._of(self._items, stop)
+            return Appended(self._items[at] for at in range(start, stop, step))
         if not -self._length <= place < self._length:
             raise IndexError(f"there are {self._length} items, and none at {place}")
         return self._items[place % self._length]
