@@ -386,7 +386,9 @@ class BatchIterator:
         while most - self._ahead >= half and (start := self._skips.first_from(self._asked)) < stop:
             whole, short = (min(stop, self._skips.border_after(start)) - start) // size, False
             if whole:
-                count = whole_replies(start // size, min(half, whole), reply_batches(batch_bytes))
+                # The first is asked for by itself: it is waited for, and a reply of many is planned whole.
+                some = min(half, whole) if self._in_flight else 1
+                count = whole_replies(start // size, some, reply_batches(batch_bytes))
                 spans, end = [Span(start + offset, rows, size, count)] if rows else [], start + count * size
             else:
                 ranges, end = self._skips.taken(start, size, stop)

@@ -4,7 +4,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt32
@@ -13,15 +12,17 @@ from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.sampling import check_end, rounded_up
 from mixserve_client.wire.request import POSITION_LIMIT, Range, ranges_of
 
-_BLOCK, _BLOCK_OF_MANY_SOURCES, _MANY_SOURCES = 4096, 1024, 32
+_BLOCK, _BLOCK_OF_MANY_SOURCES, _LEAST_BLOCK, _MANY_SOURCES = 4096, 1024, 64, 32
+_BLOCK_COST = 1 << 20
 _BLOCK_OF_GRAINS = 8192
-_KEPT_BLOCKS = 256
+_KEPT_BLOCKS, _KEPT_BYTES = 256, 64 << 20
+_POSITION_BYTES = 20  # of a plan with keys
 _KEPT_ENDS = 4096
 # Positions that lie scattered are planned one by one where blocks would plan this many times as many in vain.
 _SPARSE = 4
 
-K = TypeVar("K")
-V = TypeVar("V")
+_Name = tuple[object, bytes, int]  # of a planner, a key, and a number
+_Begin = Callable[[], Callable[[], Plan]]
 
 
 class PlanBlocks:
@@ -35,11 +36,7 @@ class PlanBlocks:
         self.planner = planner
         self._kept = kept or _Kept()
         self._token = object()  # stands for the planner, and keeps it not alive
-        # Every source adds a draw per position.
-        most = _BLOCK if planner.source_count <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
-        if planner.grain > 1:
-            most = _BLOCK_OF_GRAINS
-        self._block_size = rounded_up(most, planner.grain)
+        self._block_size = rounded_up(_block_size(planner), planner.grain)
 
     def beside(self, planner: AnyPlanner) -> "PlanBlocks":
         """Plans of the same readers by another planner; they are kept together."""
@@ -95,62 +92,99 @@ class PlanBlocks:
         kept = self._kept
         with kept.lock:
             goes_on = kept.ends.pop((self._token, words, start), self) is None or goes_on
-            _keep(kept.ends, (self._token, words, end), None, _KEPT_ENDS)
+            kept.ends[self._token, words, end] = None
+            kept.ends.move_to_end((self._token, words, end))
+            if len(kept.ends) > _KEPT_ENDS:
+                kept.ends.popitem(last=False)
             known = all((self._token, words, block) in kept.blocks for block in range(first, last + 1))
-            if not (goes_on or known):
-                blocks = None
-            else:
+            blocks = list[_Block]()
+            if goes_on or known:
                 blocks = [self._block(key, words, block) for block in range(first, last + 1)]
-                ahead = (last + 1) * length
-                if (end % length > length // 2 or end % length == 0) and ahead < (self.end or POSITION_LIMIT):
-                    self._block(key, words, last + 1)
-        if blocks is None:
+        # All that takes time is done without the lock, which all readers share.
+        if not blocks:
             return self.planner.plan(key, start, size)
-        parts: list[Plan] = []
-        for number, block in enumerate(blocks, first):
-            at = number * length
-            try:
-                parts.append(block.plan.part(max(start - at, 0), min(end - at, length)))
-            except BaseException:
-                with kept.lock:
-                    kept.blocks.pop((self._token, words, number), None)  # to be begun anew
-                raise
+        try:
+            for block in blocks:
+                block.begin()
+            parts = [
+                block.plan().part(max(start - at, 0), min(end - at, length))
+                for block, at in zip(blocks, range(first * length, end, length), strict=True)
+            ]
+        except BaseException:
+            with kept.lock:
+                for number in range(first, last + 1):
+                    kept.forget((self._token, words, number))  # to be begun again by the next one
+            raise
+        if (end % length > length // 2 or end % length == 0) and (last + 1) * length < (self.end or POSITION_LIMIT):
+            with kept.lock:
+                ahead = self._block(key, words, last + 1)
+            ahead.begin()
         return Plan.joined(parts)
 
     def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
-        block = self._kept.blocks.get((self._token, words, number))
-        if block is None:
-            start = number * self._block_size
-            stop = min(start + self._block_size, self.end or POSITION_LIMIT)
-            block = _Block(self.planner.begin_each(key, np.arange(start, stop, dtype=np.uint64)))
-        _keep(self._kept.blocks, (self._token, words, number), block, _KEPT_BLOCKS)
-        return block
+        """The block of that number, not begun if it is a new one."""
+        start = number * self._block_size
+        size = min(self._block_size, (self.end or POSITION_LIMIT) - start)
+
+        def begin() -> Callable[[], Plan]:
+            return self.planner.begin_each(key, np.arange(start, start + size, dtype=np.uint64))
+
+        return self._kept.block((self._token, words, number), size, begin)
 
 
 class _Kept:
-    """The blocks of the last readers, and where these stopped."""
+    """The blocks of the last readers, up to 256 of 64 MiB, and where these stopped. Used under its lock."""
 
     def __init__(self) -> None:
-        self.blocks: OrderedDict[tuple[object, bytes, int], _Block] = OrderedDict()
-        self.ends: OrderedDict[tuple[object, bytes, int], None] = OrderedDict()
+        self.blocks: OrderedDict[_Name, _Block] = OrderedDict()
+        self.ends: OrderedDict[_Name, None] = OrderedDict()
         self.lock = threading.Lock()
+        self._bytes = 0
+
+    def block(self, name: _Name, size: int, begin: _Begin) -> "_Block":
+        """The block of that name and of `size` positions, a new one if it is not known."""
+        block = self.blocks.get(name)
+        if block is None:
+            block = self.blocks[name] = _Block(begin, size * _POSITION_BYTES)
+            self._bytes += block.bytes
+        self.blocks.move_to_end(name)
+        while len(self.blocks) > _KEPT_BLOCKS or (self._bytes > _KEPT_BYTES and len(self.blocks) > 1):
+            self._bytes -= self.blocks.popitem(last=False)[1].bytes
+        return block
+
+    def forget(self, name: _Name) -> None:
+        """Let the next reader begin that block again."""
+        block = self.blocks.pop(name, None)
+        self._bytes -= 0 if block is None else block.bytes
 
 
 class _Block:
     """A plan under way; once it is made, nothing of its planner is kept."""
 
-    def __init__(self, finish: Callable[[], Plan]):
-        self._finish: Callable[[], Plan] | None = finish
+    def __init__(self, begin: _Begin, most_bytes: int):
+        self.bytes = most_bytes
+        self._begin: _Begin | None = begin
+        self._finish: Callable[[], Plan] | None = None
         self._made: Plan | None = None
         self._lock = threading.Lock()
 
-    @property
+    def begin(self) -> None:
+        """Begin to make it, unless that has been done."""
+        with self._lock:
+            self._begun()
+
     def plan(self) -> Plan:
+        """It, waited for."""
         with self._lock:
             if self._made is None:
+                self._begun()
                 assert self._finish is not None
                 self._made, self._finish = self._finish(), None
             return self._made
+
+    def _begun(self) -> None:
+        if self._begin is not None:
+            self._finish, self._begin = self._begin(), None
 
 
 def _places(ranges: Sequence[Range]) -> Int64[np.ndarray, " size"]:
@@ -161,8 +195,11 @@ def _places(ranges: Sequence[Range]) -> Int64[np.ndarray, " size"]:
     return np.arange(sizes.sum(), dtype=np.int64) + np.repeat(starts - before, sizes)
 
 
-def _keep(kept: "OrderedDict[K, V]", key: K, value: V, most: int) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    if len(kept) > most:
-        kept.popitem(last=False)
+def _block_size(planner: AnyPlanner) -> int:
+    """How many positions to plan at once: thousands cost little more than a few, unless there are so many sources that
+    each position takes as long as a call."""
+    if planner.grain > 1:
+        return _BLOCK_OF_GRAINS
+    most = _BLOCK if planner.cost <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
+    fitting = 1 << max(0, _BLOCK_COST // planner.cost).bit_length() >> 1
+    return max(_LEAST_BLOCK, min(most, fitting))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mixserve.mixture.schedule import Schedule, Shares
+from mixserve_client.appended import Appended
 from mixserve_client.wire.request import POSITION_LIMIT
 
 _UNIT = 1 << 32
@@ -32,25 +33,27 @@ class Counts:
     def __init__(self, schedule: Schedule, like: "Counts | None" = None):
         """What the schedule shares with that of `like` is taken from there."""
         self._entries = schedule.entries
-        self._starts = [entry.start for entry in schedule.entries]
-        self._peels: list[_Peel] = []
-        shared = () if like is None else zip(schedule.entries, like._entries, like._peels, strict=False)
-        for entry, known, peel in shared:
-            if entry is not known:
-                break
-            self._peels.append(peel)
-        for start, shares in schedule.entries[len(self._peels) :]:
+        self._shared = 0 if like is None else schedule.entries.shared_with(like._entries)
+        peels: Appended[_Peel] = Appended() if like is None else like._peels[: self._shared]
+        made = list[_Peel]()
+        for place in range(self._shared, len(self._entries)):
+            start, shares = self._entries[place]
+            last = made[-1] if made else peels[-1] if peels else None
             before, owed = np.zeros(len(shares), np.int64), [0] * len(shares)
-            if self._peels:
-                before, owed = self._peels[-1].left_after(start - self._starts[len(self._peels) - 1])
-            self._peels.append(_Peel(shares, owed, before))
+            if last is not None:
+                before, owed = last.left_after(start - self._entries[place - 1].start)
+            made.append(_Peel(shares, owed, before))
+        self._peels: Appended[_Peel] = peels.followed_by(made)
+        # What `end` was asked for, and found that no entry begins behind it: of shared entries, and of all.
+        self._ended_before = None if like is None else like._ended
+        self._ended: tuple[tuple[int, ...], bool] | None = None
         self.at: Callable[[int], Int64[np.ndarray, " sources"]] = lru_cache(_KEPT)(self._at)
 
     def _at(self, n: int) -> Int64[np.ndarray, " sources"]:
         """The records of every source among the first `n` positions."""
-        place = bisect_right(self._starts, n) - 1
+        place = bisect_right(self._entries, n, key=lambda entry: entry.start) - 1
         peel = self._peels[place]
-        return peel.before + np.array(peel.at(n - self._starts[place]), np.int64)
+        return peel.before + np.array(peel.at(n - self._entries[place].start), np.int64)
 
     def longest(self, source: int, records: int) -> int | None:
         """The largest n of which at most `records`, at least 1, belong to `source`; None where there is no such n."""
@@ -58,7 +61,7 @@ class Counts:
         place = max(0, bisect_left(self._peels, records + 1, key=lambda peel: int(peel.before[source])) - 1)
         peel = self._peels[place]
         within = peel.longest(source, records - int(peel.before[source]))
-        n = None if within is None else self._starts[place] + within
+        n = None if within is None else self._entries[place].start + within
         return None if n is None or n >= POSITION_LIMIT else n
 
     def end(self, lengths: Sequence[int], *, of_all: bool) -> int | None:
@@ -67,9 +70,11 @@ class Counts:
 
         Entries from there on would change what lies before, so they are a ValueError.
         """
-        end = 0
-        for place, (start, peel) in enumerate(zip(self._starts, self._peels, strict=True)):
-            if place and end <= start:
+        asked = tuple(lengths), of_all
+        end, first = 0, max(0, self._shared - 1) if self._ended_before == asked else 0
+        for place in range(first, len(self._entries)):
+            start, peel = self._entries[place].start, self._peels[place]
+            if place > first and end <= start:
                 raise ValueError(
                     f"the mixture ends at position {end}, before its weights change at {start}: let them change "
                     "earlier, or use stop='never'"
@@ -77,6 +82,7 @@ class Counts:
             end = start + peel.end(
                 [length - int(got) for length, got in zip(lengths, peel.before, strict=True)], of_all
             )
+        self._ended = asked
         return end if end < POSITION_LIMIT else None
 
 

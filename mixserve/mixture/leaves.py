@@ -48,6 +48,7 @@ class AnyPlanner(Protocol):
     source_count: int
     leaf_count: int
     grain: int  # positions are planned in aligned blocks of so many
+    cost: int  # of a position: how many numbers are drawn for it, 1 in epoch mode
     end: int | None  # the first position that does not exist
 
     def programs(self, *, first: bool) -> set[ProgramName]:
@@ -79,6 +80,11 @@ class Leaves:
         counts = [self.nested[i].leaf_count if i in self.nested else 1 for i in range(source_count)]
         self.count = sum(counts)
         self.first = np.cumsum([0, *counts])[:-1].astype(np.int32)
+
+    @property
+    def cost(self) -> int:
+        """What a position costs that is drawn from the most expensive of the nested mixtures."""
+        return max((planner.cost for planner in self.nested.values()), default=0)
 
     def resolved(self, plan: Plan) -> Plan:
         """The plan of sources as one of leaves: what was drawn from a nested mixture is drawn on there."""

@@ -109,13 +109,13 @@ class Mixture:
         """Plans for readers that go on where they stopped."""
         return PlanBlocks(self.planner)
 
-    def planned_by(self, schedule: Schedule, like: PlanBlocks) -> PlanBlocks:
-        """Plans under the schedule of a reader, in place of the mixture's own; what it shares with the schedule of
-        `like` is taken from there.
+    def planned_by(self, schedule: Schedule, known: Schedule, like: PlanBlocks) -> PlanBlocks:
+        """Plans under the schedule of a reader, in place of the mixture's own; what it shares with the schedule
+        `known`, by which `like` plans, is taken from there.
 
         Raises ValueError where an entry does not fit this mixture.
         """
-        for entry in schedule.entries:
+        for entry in schedule.entries[schedule.entries.shared_with(known.entries) :]:
             self._check_shares(entry.shares)
         return self.blocks.beside(self._planner(schedule, like.planner))
 

@@ -52,6 +52,7 @@ class Planner:
         self.source_count = len(shares)
         self._leaves = Leaves(self.source_count, nested or {})
         self.leaf_count = self._leaves.count
+        self.cost = self.source_count + self._leaves.cost
         self._leaf_long_lengths = np.zeros(self.leaf_count, np.uint64)
         self._leaf_long_lengths[self._leaves.first] = self._long_lengths
         for source_id, planner in self._leaves.nested.items():

@@ -3,13 +3,13 @@
 import functools
 import operator
 import sys
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from numbers import Real
 from typing import NamedTuple
+
+from mixserve_client.appended import Appended
 
 
 class Shares(tuple[float, ...]):
@@ -41,30 +41,51 @@ class Entry(NamedTuple):
     shares: Shares
 
 
-@dataclass(frozen=True)
 class Schedule:
-    """Entries with ascending starts, the first of them 0; a position has the shares of the last that begins before."""
+    """Entries with ascending starts, the first of them 0; a position has the shares of the last that begins before.
 
-    entries: tuple[Entry, ...]
+    Immutable. One that follows another shares its memory, so that an entry more costs the same at any length.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, entries: Iterable[Entry]):
+        """Raises ValueError."""
+        self.entries: Appended[Entry] = entries if isinstance(entries, Appended) else Appended(entries)
         starts = [entry.start for entry in self.entries]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(f"a schedule's entries must begin at 0 and ascend, got entries from {starts}")
+            raise ValueError(f"a schedule's entries must begin at 0 and ascend, got entries from {starts!r:.200}")
 
     def followed_by(self, entries: Sequence[Entry]) -> "Schedule":
-        """This schedule before the first of `entries`, and those from there on."""
-        kept = (entry for entry in self.entries if entry.start < entries[0].start)
-        return Schedule((*kept, *entries))
+        """This schedule before the first of `entries`, and those from there on. Raises ValueError."""
+        kept = bisect_left(self.entries, entries[0].start, key=_start)
+        if not kept:
+            return Schedule(entries)
+        Schedule([Entry(0, entries[0].shares), *entries])  # whether they ascend
+        followed = Schedule.__new__(Schedule)
+        followed.entries = self.entries[:kept].followed_by(entries)
+        return followed
+
+    def at(self, position: int) -> tuple[Entry, int | None]:
+        """The entry that is in force at a position, and the start of the next one."""
+        place = bisect_right(self.entries, position, key=_start)
+        return self.entries[place - 1], self.entries[place].start if place < len(self.entries) else None
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Entry, int, int]]:
         """(entry, first, stop) of the parts of the positions [start, stop) that share an entry."""
-        place = bisect_right(self._starts, start) - 1
         while start < stop:
-            border = self._starts[place + 1] if place + 1 < len(self._starts) else stop
-            yield self.entries[place], start, min(border, stop)
-            start, place = border, place + 1
+            entry, border = self.at(start)
+            last = stop if border is None else min(border, stop)
+            yield entry, start, last
+            start = last
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [entry.start for entry in self.entries]
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schedule) and self.entries == other.entries
+
+    def __hash__(self) -> int:
+        return hash(self.entries)
+
+    def __repr__(self) -> str:
+        return f"Schedule({list(self.entries)!r:.1000})"
+
+
+def _start(entry: Entry) -> int:
+    return entry.start

@@ -23,7 +23,7 @@ class ScheduledPlanner:
         self._schedule = schedule
         self._planner_of = planner_of
         first = planner_of(schedule.entries[0].shares)
-        self.source_count, self.leaf_count = first.source_count, first.leaf_count
+        self.source_count, self.leaf_count, self.cost = first.source_count, first.leaf_count, first.cost
 
     def programs(self, *, first: bool) -> set[ProgramName]:
         return self._planner_of(self._schedule.entries[0].shares).programs(first=first)  # all share them
@@ -35,13 +35,13 @@ class ScheduledPlanner:
         order = np.argsort(positions, kind="stable")
         ascending = positions[order].astype(np.uint64)
         begun: list[Callable[[], Plan]] = []
-        at, entries = 0, self._schedule.parts(int(ascending[0]), int(ascending[-1]) + 1)
-        for entry, _, stop in entries:
-            last = int(np.searchsorted(ascending, np.uint64(stop)))
-            if last > at:
-                here = order[at:last]
-                part = keys if keys.ndim == 1 else keys[here]
-                begun.append(self._planner_of(entry.shares).begin_each(part, positions[here]))
+        at = 0
+        while at < len(ascending):  # entries without one of the positions cost nothing
+            entry, border = self._schedule.at(int(ascending[at]))
+            last = len(ascending) if border is None else int(np.searchsorted(ascending, np.uint64(border)))
+            here = order[at:last]
+            part = keys if keys.ndim == 1 else keys[here]
+            begun.append(self._planner_of(entry.shares).begin_each(part, positions[here]))
             at = last
         return Plan.joined([finish() for finish in begun]).at(np.argsort(order))
 

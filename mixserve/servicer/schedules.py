@@ -55,15 +55,15 @@ class Schedules:
         known = self._get(mixture, parent) if parent else None
         if known is not None and entries[0].start <= known.last_start:
             raise InvalidRequest(f"entries must begin behind those of their parent, got {entries[0].start}")
-        schedule = own.sampling.schedule if known is None else known.schedule
+        grown = own.sampling.schedule if known is None else known.schedule
         most = most_entries(len(own.lengths))
-        if len(schedule.entries) + len(entries) > most:
+        if len(grown.entries) + len(entries) > most:
             raise InvalidRequest(
                 f"a schedule may have up to {most} entries of {len(own.lengths)} weights; change weights less often"
             )
         try:
-            schedule = schedule.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
-            blocks = own.planned_by(schedule, own.blocks if known is None else known.blocks)
+            schedule = grown.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
+            blocks = own.planned_by(schedule, grown, own.blocks if known is None else known.blocks)
             found = _Known(schedule, entries[-1].start, blocks, len(schedule.entries) * len(own.lengths))
         except ValueError as error:
             raise InvalidRequest(str(error)) from error

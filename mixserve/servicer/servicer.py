@@ -1,8 +1,7 @@
 """A method's path and a request's bytes -> the reply's bytes, computed from the hosted nodes."""
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 
 from mixserve.faults import faults
@@ -11,6 +10,7 @@ from mixserve.servicer.hosted import View
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
+from mixserve.servicer.turns import Turns
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import encode_mixture, encode_names, provenance_obstacle
@@ -50,7 +50,7 @@ class MixServicer:
         }
         # Streams copy rows in turns, and so leave the interpreter's lock to single calls: with 200 readers on two
         # cores, a call took 64 instead of 1,188 ms (p99). Devices and slow sources are waited for side by side.
-        self._turns = threading.Semaphore(max(1, _cores() // 2))
+        self._turns = Turns(max(1, _cores() // 2))
         self._slots = slots or NoSlots()
         self._replies = Replies(self._slots)
         self._schedules = Schedules()
@@ -83,7 +83,7 @@ class MixServicer:
         with faults(method):
             return self._handlers[method](request)
 
-    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes) -> Generator[bytes]:
         """The replies to `request`, made one by one as they are taken; the iteration raises as `handle` does."""
         with faults(method):
             yield from self._streams[method](request)
@@ -121,12 +121,18 @@ class MixServicer:
 
     def _in_replies(self, view: View, key: KeyWords, wanted: StreamRequest | PositionsRequest) -> Iterator[bytes]:
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
+        # Not so the first, for which the reader waits, and what is made by copying, of which nothing is under way.
         begun: Callable[[], bytes] | None = None
-        turns = self._turns if view.mixture.is_gathered_by_copying else nullcontext()
+        copying = view.mixture.is_gathered_by_copying
+        turns = self._turns if copying else nullcontext()
+        is_first = True
         for at, rows, place in self._replies.cut(view, wanted):
             with turns:
                 following = self._replies.begin(view, key, wanted.ranges(at, rows), place)
+                if copying or is_first:
+                    begun, following = following, None
                 reply = None if begun is None else begun()
+            is_first = False
             if reply is not None:
                 yield reply
             begun = following

@@ -1,6 +1,6 @@
 """All services of a server behind one pair of functions."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from mixserve.node import MixDataSourcesNode
@@ -49,7 +49,7 @@ class Services:
         """The reply to `request`. Raises as `MixServicer.handle` does."""
         return (self.state if method in self.state.methods else self.mix).handle(method, request)
 
-    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes) -> Generator[bytes]:
         """The replies to `request`, as `MixServicer.stream` makes them."""
         return self.mix.stream(method, request)
 

@@ -168,7 +168,7 @@ def test_ranges_that_lie_closely_are_planned_from_few_blocks():
     begun: list[int] = []
 
     class Counting:
-        source_count, grain, end = 2, 1, None
+        source_count, grain, cost, end = 2, 1, 2, None
 
         def begin_each(self, key, positions):
             begun.append(len(positions))

@@ -1,6 +1,7 @@
 """Requests move by a function call to a servicer in this process: everything but the socket."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Protocol
 
 from mixserve_client.errors import Unavailable
@@ -13,7 +14,7 @@ class Servicer(Protocol):
         """The reply to `request`; raises MixserveError."""
         ...
 
-    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes) -> Generator[bytes]:
         """The replies to `request`; the iteration raises MixserveError."""
         ...
 
@@ -51,15 +52,16 @@ class InProcessTransport:
 
 
 class _Replies:
-    def __init__(self, replies: Iterator[bytes]):
+    def __init__(self, replies: Generator[bytes]):
         self._replies = replies
         self._cancelled = False
 
     def __iter__(self) -> Iterator[bytes]:
-        for reply in self._replies:
-            if self._cancelled:
-                return
-            yield reply
+        with closing(self._replies):  # else it would keep what it holds for as long as somebody has this
+            for reply in self._replies:
+                if self._cancelled:
+                    return
+                yield reply
 
     def cancel(self) -> None:
         self._cancelled = True
