@@ -4,8 +4,9 @@ import mmap
 import os
 import threading
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,53 @@ class Memory:
         return root
 
 
+M = TypeVar("M", bound=Memory)
+
+
+class IdleMemory(Generic[M]):
+    """Memory that nobody uses, by size and by age; each call costs the same however much there is."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._by_age: OrderedDict[M, None] = OrderedDict()
+        self._by_size: dict[int, deque[M]] = {}
+
+    def put(self, memory: M) -> None:
+        """Keep it as the newest."""
+        self._by_age[memory] = None
+        self._by_size.setdefault(memory.size, deque()).append(memory)
+        self.bytes += memory.size
+
+    def take(self, size: int) -> M | None:
+        """The newest of exactly that size: it is the likeliest to be in the processor's caches."""
+        return self._taken(size, -1) if size in self._by_size else None
+
+    def take_oldest(self) -> M | None:
+        """The oldest of all sizes, which is the oldest of its own."""
+        oldest = next(iter(self._by_age), None)
+        return None if oldest is None else self._taken(oldest.size, 0)
+
+    def clear(self) -> None:
+        """Forget all."""
+        while self.take_oldest() is not None:
+            pass
+
+    def _taken(self, size: int, end: int) -> M:
+        of_size = self._by_size[size]
+        memory = of_size.pop() if end else of_size.popleft()
+        if not of_size:
+            del self._by_size[size]
+        del self._by_age[memory]
+        self.bytes -= size
+        return memory
+
+
 class MemoryPool:
     """Private memory of this process, by size."""
 
     def __init__(self) -> None:
         self._returned: SimpleQueue[Memory] = SimpleQueue()
-        self._idle: OrderedDict[Memory, None] = OrderedDict()
+        self._idle = IdleMemory[Memory]()
         self._lock = threading.Lock()
 
     def borrow(self, size: int) -> npt.NDArray[np.uint8]:
@@ -48,17 +90,14 @@ class MemoryPool:
             size = rounded(size)
             if size > _IDLE_BYTES:  # it would not be kept, so it need not come back
                 return np.frombuffer(_private(size), np.uint8)
-            memory = next((memory for memory in self._idle if memory.size == size), None)
-            if memory is None:
-                memory = Memory(_private(size))
-            self._idle.pop(memory, None)
+            memory = self._idle.take(size) or Memory(_private(size))
             return memory.lend(self._returned, writable=True)
 
     def _take_back(self) -> None:
         for memory in drained(self._returned):
-            self._idle[memory] = None
-        while sum(memory.size for memory in self._idle) > _IDLE_BYTES:
-            self._idle.popitem(last=False)
+            self._idle.put(memory)
+        while self._idle.bytes > _IDLE_BYTES:
+            self._idle.take_oldest()
 
 
 def _private(size: int) -> mmap.mmap:

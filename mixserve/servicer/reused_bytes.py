@@ -5,6 +5,8 @@ Fresh memory costs more than what is written to it: the system clears every page
 
 import sys
 import threading
+from collections import OrderedDict, deque
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,12 @@ import numpy.typing as npt
 from mixserve_client.wire import frame
 
 _IDLE_BYTES = 32 << 20
+# How many objects of the right size are looked at: those that were taken first are the likeliest to be free.
+_LOOKS = 8
 
 
-def references(objects: list[bytes], place: int) -> int:
-    """How often the object at that place of the list is referred to, by this interpreter's way of counting."""
+def references(objects: Sequence[bytes], place: int) -> int:
+    """How often the object at that place of the sequence is referred to, by this interpreter's way of counting."""
     return sys.getrefcount(objects[place])
 
 
@@ -31,10 +35,12 @@ class ReusedBytes:
     def __init__(self, *, reuse: bool = COUNTS_ARE_EXACT) -> None:
         """Without `reuse`, every object is a new one."""
         self._reuse = reuse
-        self._known: list[bytes] = []
-        # An object that only a list has. No documentation promises what its count is, so it is counted each time, in
-        # the same way as the others, and under the lock, so that no other thread counts it meanwhile.
-        self._alone = [bytes(1000)]
+        # By size, the size that was wanted last at the end; of each the one that was looked at last at the end.
+        self._known: OrderedDict[int, deque[bytes]] = OrderedDict()
+        self._bytes = 0
+        # An object that only such a deque has. No documentation promises what its count is, so it is counted each time,
+        # in the same way as the others, and under the lock, so that no other thread counts it meanwhile.
+        self._alone = deque([bytes(1000)])
         self._lock = threading.Lock()
 
     def take(self, size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
@@ -43,14 +49,27 @@ class ReusedBytes:
             return frame.unfilled_bytes(size)
         with self._lock:
             alone = references(self._alone, 0)
-            for place in range(len(self._known)):
-                if len(self._known[place]) == size and references(self._known, place) == alone:
-                    found = self._known.pop(place)
-                    self._known.append(found)
-                    return found, frame.writable(found)
+            known = self._known.pop(size, None) or deque()
+            for _ in range(min(_LOOKS, len(known))):
+                is_free = references(known, 0) == alone
+                known.rotate(-1)
+                if is_free:
+                    self._known[size] = known  # at the end
+                    return known[-1], frame.writable(known[-1])
             fresh, memory = frame.unfilled_bytes(size)
             if size <= _IDLE_BYTES:
-                self._known.append(fresh)
-            while sum(map(len, self._known)) > _IDLE_BYTES and len(self._known) > 1:
-                del self._known[0]
+                known.append(fresh)
+                self._bytes += size
+            if known:
+                self._known[size] = known
+            while self._bytes > _IDLE_BYTES:
+                self._forget()
             return fresh, memory
+
+    def _forget(self) -> None:
+        """Let go of the oldest object of the size that was not wanted for longest."""
+        size, known = next(iter(self._known.items()))
+        known.popleft()
+        self._bytes -= size
+        if not known:
+            del self._known[size]

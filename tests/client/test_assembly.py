@@ -1,6 +1,7 @@
 """Replies of any number of rows become the right batches, and reused memory waits until nobody looks at it."""
 
 import gc
+import mmap
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from mixserve_client import Field
 from mixserve_client.assembly import batches_of, no_rows
-from mixserve_client.memory import MemoryPool
+from mixserve_client.memory import IdleMemory, Memory, MemoryPool
 from tests.conftest import assert_batches_equal
 from tests.profiles import examples
 
@@ -212,3 +213,37 @@ def test_batches_that_are_held_stay_while_hundreds_land(seed):
     for kept in held:
         check(*kept)
     assert len(set(landed_at)) < count / 2  # memory was used again and again
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "take", "oldest"]), st.integers(1, 3)), max_size=60))
+def test_idle_memory_is_by_size_and_age(steps):
+    idle, plain = IdleMemory[Memory](), list[Memory]()
+    for step, size in steps:
+        if step == "put":
+            plain.append(Memory(mmap.mmap(-1, size * 4096)))
+            idle.put(plain[-1])
+        elif step == "take":
+            expected = next((memory for memory in reversed(plain) if memory.size == size * 4096), None)
+            assert idle.take(size * 4096) is expected
+            plain = [memory for memory in plain if memory is not expected]
+        else:
+            assert idle.take_oldest() is (plain.pop(0) if plain else None)
+        assert idle.bytes == sum(memory.size for memory in plain)
+    idle.clear()
+    assert (idle.bytes, idle.take_oldest()) == (0, None)
+
+
+@pytest.mark.alone
+def test_borrowing_costs_the_same_however_much_is_idle():
+    def cost(count: int) -> float:
+        pool, tries = MemoryPool(), list[float]()
+        borrowed = [pool.borrow(4096) for _ in range(count)]
+        del borrowed
+        pool.borrow(4096)
+        for _ in range(20):
+            began = time.perf_counter()
+            pool.borrow(4096)
+            tries.append(time.perf_counter() - began)
+        return min(tries)
+
+    assert cost(2000) < 10 * cost(2) + 1e-4  # of 2,000 blocks it was 0.1 s

@@ -105,6 +105,34 @@ def test_workers_go_on_alike_where_the_end_or_the_skips_are_others(client, read,
             assert_batches_equal(left, right)
 
 
+class Streams(Services):
+    """Counts the streams that are opened."""
+
+    opened = 0
+
+    def stream(self, method, request):
+        self.opened += 1
+        return super().stream(method, request)
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 3)])
+@pytest.mark.parametrize("skip", [[], [(3, 5)], [(2 * i, 2 * i + 1) for i in range(400)]], ids=["none", "one", "many"])
+def test_a_batch_that_is_cut_by_skips_is_one_stream(node, skip, shard):
+    services = Streams({"train": node})
+    with MixClient([InProcessTransport(services, on_close=services.close)]) as client:
+        with client.batches(128, 3, skip=skip, shard=shard, stop=800, prefetch=1) as batches:
+            came = list(batches)
+            # Of small batches as many as are read ahead come in one stream; each one that is cut has its own.
+            assert services.opened <= len(came) + 2
+        stay = [p for p in range(800) if not any(first <= p < stop for first, stop in skip)]
+        rows = client.get_batch_by_positions(stay, 3)["id"]
+        index, count = shard
+        for number, batch in enumerate(came):
+            whole = rows[number * 128 : (number + 1) * 128]
+            own = whole[index * len(whole) // count : (index + 1) * len(whole) // count]
+            np.testing.assert_array_equal(batch["id"], own)
+
+
 def test_workers_change_their_weights_at_one_position(client):
     made = [client.batches(4, 3, worker=(w, 2)) for w in range(2)]
     next(made[0])

@@ -450,3 +450,18 @@ def test_memory_that_waits_to_be_used_again_is_bounded():
     for number in range(100):
         replies.append(reused.take((1 << 20) + number)[0])
     assert sum(others(replies, i) > 0 for i in range(100)) <= 64
+
+
+@pytest.mark.alone
+@counted
+def test_taking_memory_costs_the_same_however_much_is_in_use():
+    def cost(count: int) -> float:
+        reused, tries = ReusedBytes(reuse=True), list[float]()
+        held = [reused.take(1500) for _ in range(count)]
+        for _ in range(20):
+            began = time.perf_counter()
+            held.extend([reused.take(1500) for _ in range(20)])
+            tries.append(time.perf_counter() - began)
+        return min(tries)
+
+    assert cost(20_000) < 10 * cost(10) + 1e-3  # it was 2.4 ms for each

@@ -12,12 +12,11 @@ import select
 import socket
 import threading
 import time
-from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from mixserve_client.memory import Memory, drained, forks, rounded
+from mixserve_client.memory import IdleMemory, Memory, drained, forks, rounded
 from mixserve_client.transport.handshake import SLOT_ID, SLOT_PACKET, check_socket, peer_user
 
 _logger = logging.getLogger("mixserve_client")
@@ -57,7 +56,7 @@ class SlotPool:
             self._connection.close()
             raise
         self._returned: SimpleQueue[Memory] = SimpleQueue()
-        self._idle: OrderedDict[int, Slot] = OrderedDict()
+        self._idle = IdleMemory[Slot]()
         self._bytes, self._most = 0, _BYTES
         self._short_until = 0.0  # memory is short until then
         self._lock = threading.Lock()
@@ -67,9 +66,9 @@ class SlotPool:
         size = rounded(size)
         with self._lock:
             self._take_back()
-            taken = [slot for slot in reversed(self._idle.values()) if slot.size == size][:count]
-            for slot in taken:
-                del self._idle[slot.id]
+            taken = list[Slot]()
+            while len(taken) < count and (slot := self._idle.take(size)) is not None:
+                taken.append(slot)
             while len(taken) < count and time.monotonic() >= self._short_until and self._make_room(size):
                 try:
                     taken.append(self._new(size))
@@ -115,7 +114,7 @@ class SlotPool:
         for slot in drained(self._returned):
             assert isinstance(slot, Slot)
             if slot.lent_after == forks():
-                self._idle[slot.id] = slot
+                self._idle.put(slot)
             else:  # a process that was forked meanwhile may look at it still
                 self._lose(slot)
 
@@ -123,8 +122,7 @@ class SlotPool:
         """Whether there is room for another slot; idle ones of other sizes make way."""
         if size > self._most:
             return False
-        while self._bytes + size > self._most and self._idle:
-            _, slot = self._idle.popitem(last=False)
+        while self._bytes + size > self._most and (slot := self._idle.take_oldest()) is not None:
             self._lose(slot)
         return self._bytes + size <= self._most
 
