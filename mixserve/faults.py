@@ -2,22 +2,51 @@
 
 import logging
 import secrets
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from mixserve_client.errors import MixserveError, ServerFault
+from mixserve_client.errors import MixserveError, ServerFault, Unavailable
 
 _logger = logging.getLogger("mixserve")
 
 
 @contextmanager
 def faults(what: str) -> Generator[None]:
-    """Turns other errors than ours into ServerFault with an id, under which the log has the cause."""
+    """Turns other errors than ours into ServerFault with an id, under which the log has the cause.
+
+    Whatever a source raises: gRPC answers a call only if its handler ends with an Exception, so a SystemExit would
+    leave the client waiting. What belongs to the caller alone (`is_callers_own`) goes through.
+    """
     try:
         yield
     except MixserveError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if is_callers_own(error):
+            raise
         fault = secrets.token_hex(4)
         _logger.exception("fault %s in %s", fault, what)
         raise ServerFault(f"the server failed on this request; its log has the cause under the id {fault}") from error
+
+
+def is_callers_own(error: BaseException) -> bool:
+    """Whether a signal handler may have raised `error` in a caller's own thread: Ctrl-C, say.
+
+    Python runs signal handlers in the main thread only, and gRPC answers calls in other threads. So a caller in the main
+    thread is in process, and what is not an Exception is not swallowed there. In other threads a source has raised it.
+    """
+    if isinstance(error, Exception | GeneratorExit):
+        return False
+    return threading.current_thread() is threading.main_thread()
+
+
+def for_others(error: BaseException) -> Exception:
+    """What those get who wait for what ended with `error` in another thread."""
+    if isinstance(error, Exception):
+        return error
+    if is_callers_own(error):
+        return Unavailable("the caller who was making this reply was interrupted; ask again")
+    found = RuntimeError(f"a source raised {type(error).__name__}")
+    found.__cause__ = error
+    return found

@@ -261,7 +261,7 @@ class DataSourceModule(nnx.Module):
         """What `call` gives, counted as applied; where it raises, as skipped."""
         try:
             result = call()
-        except Exception:
+        except BaseException:
             self._add_one(self._skipped_count)
             raise
         self._add_one(self._applied_count)

@@ -48,7 +48,10 @@ class _Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
-        return read_record(self._source, index)
+        try:
+            return read_record(self._source, index)
+        except StopIteration as error:  # an iterator would take it for the end of the epoch
+            raise RuntimeError(f"{self._source!r} raised StopIteration when it read the record {index}") from error
 
     def __repr__(self) -> str:
         return repr(self._source)

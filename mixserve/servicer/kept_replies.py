@@ -5,6 +5,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from mixserve.faults import for_others
+
 _KEPT_S = 1.0
 _UNDER_WAY_S = 60.0  # for one that nobody fetches, since its stream has ended
 _KEPT_BYTES = 32 << 20
@@ -46,8 +48,8 @@ class KeptReply:
                 raise self._error
             try:
                 reply = self._finish()
-            except Exception as error:
-                self._finish, self._error = None, error
+            except BaseException as error:
+                self._finish, self._error = None, for_others(error)
                 raise
             self.ends = self._clock() + _KEPT_S
             if self.is_shared:

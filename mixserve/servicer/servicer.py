@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 from mixserve.faults import faults
 from mixserve.mixture.sampling import check_end
@@ -85,8 +85,13 @@ class MixServicer:
 
     def stream(self, method: str, request: bytes) -> Generator[bytes]:
         """The replies to `request`, made one by one as they are taken; the iteration raises as `handle` does."""
-        with faults(method):
-            yield from self._streams[method](request)
+        with closing(self._streams[method](request)) as replies:
+            while True:
+                with faults(method):  # not around the yield: a reader that stops is no fault
+                    reply = next(replies, None)
+                if reply is None:
+                    return
+                yield reply
 
     def _list_mixtures(self, request: bytes) -> bytes:
         decode_empty_request("ListMixturesRequest", request)
@@ -106,14 +111,14 @@ class MixServicer:
         place = self._replies.place(view, wanted.size, next(iter(wanted.slots), 0))
         return self._replies.begin(view, wanted.key, [(wanted.start, wanted.size)], place)()
 
-    def _stream_batches(self, request: bytes) -> Iterator[bytes]:
+    def _stream_batches(self, request: bytes) -> Generator[bytes]:
         wanted = decode_stream_request(request)
         view = self._view(wanted.first)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
         check_end(view.blocks.end, first, last + 1 - first)
         yield from self._in_replies(view, wanted.first.key, wanted)
 
-    def _stream_positions(self, request: bytes) -> Iterator[bytes]:
+    def _stream_positions(self, request: bytes) -> Generator[bytes]:
         wanted = decode_positions_request(request)
         view = self._view(wanted)
         check_end(view.blocks.end, int(wanted.positions.max()), 1)
