@@ -33,8 +33,8 @@ def faults(what: str) -> Generator[None]:
 def is_callers_own(error: BaseException) -> bool:
     """Whether a signal handler may have raised `error` in a caller's own thread: Ctrl-C, say.
 
-    Python runs signal handlers in the main thread only, and gRPC answers calls in other threads. So a caller in the main
-    thread is in process, and what is not an Exception is not swallowed there. In other threads a source has raised it.
+    Python runs signal handlers in the main thread only, and gRPC answers calls in other threads. So a caller in the
+    main thread is in process, and keeps what is not an Exception. In other threads a source has raised it.
     """
     if isinstance(error, Exception | GeneratorExit):
         return False

@@ -47,8 +47,8 @@ def check_same_shape(expected: Any, given: Any, path: str = "") -> None:
 
 
 def below(path: str, step: Any) -> str:
-    """The path of an entry, for messages."""
-    return f"{path}.{step}" if path else str(step)
+    """The path of an entry, for messages. What comes over the wire may have keys of any length."""
+    return f"{path}.{step!s:.100}" if path else f"{step!s:.100}"
 
 
 def _kind(leaf: Any) -> Any:
@@ -64,4 +64,5 @@ def _shown(leaf: Any) -> str:
 
 
 def _keys(mapping: dict[Any, Any]) -> str:
-    return ", ".join(sorted(map(str, mapping))) or "none"
+    names = ", ".join(sorted(map(str, mapping))) or "none"
+    return f"{names:.500}"

@@ -101,6 +101,6 @@ def check_fingerprint(known: MixtureDescription, fingerprint: str) -> None:
     """Raises FingerprintMismatch where a server's mixture is no longer the one that is known."""
     if fingerprint != known.fingerprint:
         raise FingerprintMismatch(
-            f"the mixture {known.name!r} has the fingerprint {fingerprint}, expected {known.fingerprint}: its batches "
-            "would be others; connect a new client to use it as it is now"
+            f"the mixture {known.name!r} has the fingerprint {fingerprint:.100}, expected {known.fingerprint}: its "
+            "batches would be others; connect a new client to use it as it is now"
         )

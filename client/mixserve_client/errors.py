@@ -11,7 +11,7 @@ MixserveError
 ├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the one that was expected
 ├── Unauthenticated                      UNAUTHENTICATED      the server wants credentials
 ├── PermissionDenied                     PERMISSION_DENIED    these credentials do not allow the call
-├── Overloaded                           RESOURCE_EXHAUSTED   try again after `retry_after_s`
+├── Overloaded                           RESOURCE_EXHAUSTED   clients try again after `retry_after_s`
 ├── Unavailable          (ConnectionError) UNAVAILABLE        no server answers, or it is starting or draining
 ├── DeadlineExceeded     (TimeoutError)  DEADLINE_EXCEEDED    `timeout_s` ran out
 ├── CorruptReply                         DATA_LOSS            the reply is not what the protocol allows
@@ -22,6 +22,7 @@ MixserveError
 A class is recognised across the wire by its name, and where the name is missing by its gRPC code.
 """
 
+import math
 from typing import ClassVar
 
 
@@ -92,7 +93,11 @@ class PermissionDenied(MixserveError):
 
 
 class Overloaded(MixserveError):
-    """The server has more work than it takes on; ask again after `retry_after_s` seconds."""
+    """The server has more work than it takes on; ask again after `retry_after_s` seconds.
+
+    Clients do so by themselves until their patience ends. It is infinite where no server of ours has said so: a limit
+    of gRPC or of a proxy may stay for ever.
+    """
 
     code = "RESOURCE_EXHAUSTED"
 
@@ -160,14 +165,22 @@ _BY_NAME = {cls.__name__: cls for cls in _CLASSES}
 _BY_CODE = {cls.code: cls for cls in reversed(_CLASSES)}  # the first of those that share a code
 
 
-def from_wire(name: str | None, code: str, message: str) -> MixserveError:
+def class_of(error: MixserveError) -> type[MixserveError]:
+    """The class in this tree that stands for the error: its own, or the nearest that it is made from."""
+    return next((cls for cls in type(error).__mro__ if cls in _CLASSES), MixserveError)
+
+
+def from_wire(name: str | None, code: str, message: str, retry_after_s: float | None = None) -> MixserveError:
     """The error that a failed call stands for.
 
     `name` is the `mixserve-error` metadatum, None where something between client and server made the status; `code`
-    is the gRPC status code's name. A code outside the tree becomes a ServerFault that names it.
+    is the gRPC status code's name. A code outside the tree becomes a ServerFault that names it. `retry_after_s` is
+    that of an Overloaded, None where the server did not say.
     """
     cls = _BY_NAME.get(name or "") or _BY_CODE.get(code)
     if cls is None:
         older = "; is the server older than this client?" if code == "UNIMPLEMENTED" else ""
         return ServerFault(f"the call ended with {code}: {message}{older}")
+    if cls is Overloaded:
+        return Overloaded(message, (1.0 if name else math.inf) if retry_after_s is None else retry_after_s)
     return cls(message)

@@ -480,7 +480,7 @@ def _checked_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, i
         index, count = -1, 0
     if not 0 <= index < count <= (count if most is None else most):
         limit, size = ("", "") if most is None else (" <= batch_size", f" for batch_size {most}")
-        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {pair!r}{size}")
+        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {pair!r:.100}{size}")
     return index, count
 
 

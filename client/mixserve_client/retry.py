@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable, UnknownSchedule
+from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, UnknownSchedule
 from mixserve_client.transport import Replies, Reply, Transport
 from mixserve_client.wire import methods
 
@@ -54,8 +54,8 @@ class PatientCaller:
 
         A server that does not know the request's schedule is told `definitions`, and asked again.
 
-        Raises Unavailable when patience runs out, DeadlineExceeded at the deadline, and at once whatever else a
-        server answers.
+        Raises Unavailable or Overloaded when patience runs out, DeadlineExceeded at the deadline, and at once whatever
+        else a server answers.
         """
         patience = _Patience(self._replicas, deadline)
         telling = _Telling(definitions)
@@ -66,7 +66,7 @@ class PatientCaller:
                 return transport.call(method, request, patience.remaining_s())
             except UnknownSchedule as error:
                 telling.asked(error)
-            except Unavailable as error:
+            except (Unavailable, Overloaded) as error:
                 patience.lost(transport, error)
 
     def stream(
@@ -127,7 +127,7 @@ class PatientReplies:
                     raise Unavailable("the server ended a stream without a reply")
             except UnknownSchedule as error:
                 telling.asked(error)
-            except Unavailable as error:
+            except (Unavailable, Overloaded) as error:
                 patience.lost(transport, error)
 
     def cancel(self) -> None:
@@ -213,30 +213,36 @@ class _Patience:
             raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
         return None if remaining_s > _FOREVER_S else remaining_s
 
-    def lost(self, transport: Transport, error: Unavailable) -> None:
-        """Turn to the next replica, after a while where all of them were tried.
+    def lost(self, transport: Transport, error: Unavailable | Overloaded) -> None:
+        """Turn to the next replica, after a while where all of them were tried, and not before an overloaded server
+        wants to be asked.
 
-        Raises `error` where nobody wants an answer any more, Unavailable when patience is over, DeadlineExceeded.
+        Raises `error` where nobody wants an answer any more, or it does not help to ask again; when patience is over
+        Unavailable, or Overloaded; DeadlineExceeded.
         """
+        after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
         now = time.monotonic()
         self._first_loss = self._first_loss or now
         self._losses += 1
         silent_s = now - self._first_loss
-        if self._replicas.closed.is_set() or self._cancelled.is_set():
+        if self._replicas.closed.is_set() or self._cancelled.is_set() or after_s == math.inf:
             try:
                 raise error
             finally:
                 # Its traceback leads to this frame. A circle of both would keep what the callers' frames hold, batches
                 # in shared memory too, until the collector of circles comes by.
                 del error
-        if silent_s >= self._replicas.patience_s:
+        if isinstance(error, Unavailable) and silent_s >= self._replicas.patience_s:
             raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last: {error}") from error
         if silent_s >= _LOG_AFTER_S and not self._logged:
             _logger.warning("still waiting for a server, up to %.0f s: %s", self._replicas.patience_s, error)
             self._logged = True
         self._replicas.turn_from(transport)
         rounds, place = divmod(self._losses, len(self._replicas.transports))
-        delay_s = min(_FIRST_DELAY_S * 2 ** min(rounds - 1, 10), _LONGEST_DELAY_S) if place == 0 else 0.0
+        backoff_s = min(_FIRST_DELAY_S * 2 ** min(rounds - 1, 10), _LONGEST_DELAY_S)
+        delay_s = max(backoff_s, after_s) if place == 0 else 0.0
+        if isinstance(error, Overloaded) and silent_s + delay_s >= self._replicas.patience_s:
+            raise Overloaded(f"{error}; patience_s = {self._replicas.patience_s:g} ran out", after_s) from error
         if self._deadline is not None and now + delay_s >= self._deadline:
             raise DeadlineExceeded(f"timeout_s ran out while no server answered; last: {error}") from error
         self._replicas.closed.wait(delay_s)
@@ -249,7 +255,7 @@ def seconds(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not number > 0:
-        raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r}")
+        raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r:.100}")
     return number
 
 

@@ -44,7 +44,7 @@ class Schedule:
             start, weights = cast(Sequence[Any], pair)
             entry = schedule._entry(start, weights)
             if entries and entry.start <= entries[-1].start:
-                raise InvalidRequest(f"schedule[{place}] must begin behind {entries[-1].start}, got {start!r}")
+                raise InvalidRequest(f"schedule[{place}] must begin behind {entries[-1].start}, got {start!r:.100}")
             ids.append(next_id(ids[-1] if ids else mixture.fingerprint, entry))
             entries.append(entry)
         return schedule._of(Appended(entries), Appended(ids))
@@ -99,14 +99,16 @@ class Schedule:
         begin = -(-begin // block) * block
         if not 0 <= begin < POSITION_LIMIT:
             where = f", whose next border of a block is {begin}" if block > 1 and begin > 0 else ""
-            raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r}{where}")
+            raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r:.100}{where}")
         return begin
 
     def _weights(self, weights: Any) -> tuple[float, ...]:
         names = [source.name for source in self.mixture.sources]
         if isinstance(weights, Mapping):
             if set(weights) != set(names):  # pyright: ignore[reportUnknownArgumentType]
-                raise InvalidRequest(f"weights must be a number for each of {', '.join(names)}, got {weights!r:.500}")
+                raise InvalidRequest(
+                    f"weights must be a number for each of {', '.join(names):.500}, got {weights!r:.500}"
+                )
             weights = [weights[name] for name in names]
         try:
             if isinstance(weights, str | bytes | Set):

@@ -308,7 +308,7 @@ class MixDataSourcesNode(DataSourceModule):
         try:
             records = RecordStream.restored(self.to_grain_iter_dataset, index, place["iterator"])
         except ValueError as error:
-            raise ValueError(f"{below(path, 'iterator')}: {error}") from error
+            raise ValueError(f"{below(path, 'iterator')}: {error!s:.500}") from error
         own = _Private(self._own().sources, records)
 
         def move() -> None:

@@ -23,9 +23,9 @@ from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve_client.allocator import keep_freed_memory
-from mixserve_client.errors import MixserveError, Unavailable
-from mixserve_client.transport.grpc import ERROR_METADATUM
+from mixserve_client.errors import MixserveError, Unavailable, class_of
 from mixserve_client.wire import methods
+from mixserve_client.wire.error import error_metadata, error_text
 from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 
 _logger = logging.getLogger("mixserve")
@@ -137,8 +137,8 @@ def _statuses(context: grpc.ServicerContext) -> Generator[None]:
     try:
         yield
     except MixserveError as error:
-        context.set_trailing_metadata(((ERROR_METADATUM, type(error).__name__),))
-        context.abort(getattr(grpc.StatusCode, error.code), str(error))
+        context.set_trailing_metadata(error_metadata(error))
+        context.abort(getattr(grpc.StatusCode, class_of(error).code), error_text(error))
 
 
 def _name(path: str) -> str:

@@ -153,10 +153,10 @@ class Checkpoints:
         found = self._found(session)
         named = [checkpoint for checkpoint in found if checkpoint.name == name]
         if not named:
-            known = ", ".join(sorted({repr(checkpoint.name) for checkpoint in found}))
+            known = ", ".join(sorted({repr(checkpoint.name) for checkpoint in found})) or "none at all"
             raise UnknownCheckpoint(
                 f"the session {session!r} of the mixture {self._mixture!r} has no checkpoint {name!r}, but "
-                f"{known or 'none at all'}"
+                f"{known:.1000}"
             )
         return named[-1]
 

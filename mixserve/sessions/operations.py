@@ -188,7 +188,7 @@ def _rows(on: Subject, given: Arguments) -> Any:
 def _save_checkpoint(on: Subject, given: Arguments) -> Any:
     keep_last = given.get("keep_last")
     if keep_last is not None and (isinstance(keep_last, bool) or not isinstance(keep_last, int) or keep_last < 1):
-        raise InvalidRequest(f"keep_last must be an integer of at least 1, or None to keep all; got {keep_last!r}")
+        raise InvalidRequest(f"keep_last must be an integer of at least 1, or None to keep all; got {keep_last!r:.100}")
     name = check_name("checkpoint", _argument(given, "name"))
     state, fingerprint = on.node.get_state(), on.node.mixture.fingerprint
     return _checkpoints(on).save(on.session, name, state, fingerprint, keep_last)
@@ -234,7 +234,8 @@ def _checkpoints(on: Subject) -> Checkpoints:
 
 def _argument(given: Arguments, name: str) -> Any:
     if name not in given:
-        raise InvalidRequest(f"the argument {name} is required, got {', '.join(map(str, given)) or 'none'}")
+        got = ", ".join(map(str, given)) or "none"
+        raise InvalidRequest(f"the argument {name} is required, got {got:.200}")
     return given[name]
 
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import grpc
 
 from mixserve_client.allocator import keep_freed_memory
-from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable, from_wire
+from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable
+from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
-ERROR_METADATUM = "mixserve-error"
 
 # Batches have no size limit of gRPC's own: the server's limits bound them. The pings find a peer that is gone or
 # frozen without a word, so that no call waits for it forever.
@@ -90,14 +90,13 @@ class GrpcTransport:
 
     def _ours(self, error: grpc.RpcError) -> MixserveError:
         assert isinstance(error, grpc.Call)
-        metadata = cast(Iterable[tuple[str, str]], error.trailing_metadata() or ())
-        name = dict(metadata).get(ERROR_METADATUM)
+        metadata = tuple(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
         code, details = error.code().name, error.details() or ""
-        if name is None:
+        if ERROR_METADATUM not in dict(metadata):
             details = f"{self._target}: {details}"
             # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
-        return from_wire(name, code, details)
+        return error_of(code, details, metadata)
 
 
 def _check_target(target: Any) -> None:

@@ -25,7 +25,7 @@ def dtype_named(name: str) -> DType:
     try:
         return DTYPES[name]
     except KeyError:
-        raise KeyError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}") from None
+        raise KeyError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r:.100}") from None
 
 
 def dtype_name(dtype: DType) -> str:

@@ -16,4 +16,4 @@ def decode_status(reply: bytes) -> str:
                 status = value
         return _STATUSES[status]
     except (ValueError, IndexError) as error:
-        raise CorruptReply(f"the server's health cannot be read from {reply!r}") from error
+        raise CorruptReply(f"the server's health cannot be read from {reply!r:.100}") from error

@@ -27,7 +27,7 @@ def key_words(key: Any) -> KeyWords:
     if key is None:
         raise InvalidRequest(f"{_ALLOWED}; got None: without a key a batch is not defined")
     if isinstance(key, bool | np.bool_):
-        raise InvalidRequest(f"{_ALLOWED}; got {key!r}")
+        raise InvalidRequest(f"{_ALLOWED}; got {key!r:.100}")
     if isinstance(key, int | np.integer):
         seed = operator.index(cast(int, key))
         if not 0 <= seed < 1 << 32:
@@ -76,7 +76,7 @@ def _typed_key_words(key: Any) -> KeyWords:
     jax = sys.modules["jax"]
     implementation = str(jax.random.key_impl(key))
     if implementation != IMPLEMENTATION:
-        raise InvalidRequest(f"{_ALLOWED}; got a key of the implementation {implementation!r}")
+        raise InvalidRequest(f"{_ALLOWED}; got a key of the implementation {implementation!r:.100}")
     if key.shape != ():
         raise InvalidRequest(f"{_ALLOWED}; got {key.shape} keys, pass one of them")
     with jax.ensure_compile_time_eval():  # the key's words are known even where a program is being traced

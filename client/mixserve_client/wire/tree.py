@@ -34,10 +34,10 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
         for step in path:
             child: Any = node.setdefault(step, {})
             if isinstance(child, _Leaf):
-                raise ValueError(f"the leaf {name!r} lies below another leaf")
+                raise ValueError(f"the leaf {name!r:.100} lies below another leaf")
             node = cast(dict[str, Any], child)
         if last in node:
-            raise ValueError(f"the leaf {name!r} is also a node")
+            raise ValueError(f"the leaf {name!r:.100} is also a node")
         node[last] = _Leaf(leaf)
     return _rebuilt(grown)
 
@@ -68,14 +68,14 @@ def _collect(node: Any, path: str, leaves: dict[str, Any]) -> None:
         leaves[path] = node
         return
     if not children:
-        raise ValueError(f"a record must not hold empty containers, got one at {path or 'its root'!r}")
+        raise ValueError(f"a record must not hold empty containers, got one at {path or 'its root'!r:.100}")
     for step, child in children:
         _collect(child, f"{path}/{step}" if path else step, leaves)
 
 
 def _step(key: Any) -> str:
     if not isinstance(key, str) or not key:
-        raise TypeError(f"keys of records must be non-empty strings, got {key!r}")
+        raise TypeError(f"keys of records must be non-empty strings, got {key!r:.100}")
     return key.replace("~", "~0").replace("/", "~1")
 
 
@@ -85,11 +85,11 @@ def _rebuilt(node: Any) -> Any:
     steps = cast(dict[str, Any], node)
     kinds = {step[:2] if step[:2] in _SEQUENCES else "" for step in steps}
     if len(kinds) > 1:
-        raise ValueError(f"the steps {sorted(steps)} are not those of one container")
+        raise ValueError(f"the steps {sorted(steps)!r:.200} are not those of one container")
     kind = kinds.pop()
     if not kind:
         return {step.replace("~1", "/").replace("~0", "~"): _rebuilt(child) for step, child in steps.items()}
     places = [f"{kind}{index}" for index in range(len(steps))]
     if set(places) != set(steps):
-        raise ValueError(f"the steps {sorted(steps)} are not those of one container")
+        raise ValueError(f"the steps {sorted(steps)!r:.200} are not those of one container")
     return _SEQUENCES[kind](_rebuilt(steps[place]) for place in places)
