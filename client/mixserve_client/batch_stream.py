@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mixserve_client.assembly import Batch, batches_of
-from mixserve_client.errors import CorruptReply, FingerprintMismatch
+from mixserve_client.errors import CorruptReply, FingerprintMismatch, MixserveError
 from mixserve_client.memory import MemoryPool
 from mixserve_client.retry import PatientCaller, Request
 from mixserve_client.spans import Scattered, Span, reply_batches
@@ -74,10 +74,14 @@ class BatchStream:
     def _rows(self) -> Iterator[Batch]:
         asked = self._span.size * self._span.count
         for reply in self._replies:
-            batch, rows = decoded(reply, self._view)
-            self._came += rows
-            if self._came > asked:
-                raise CorruptReply(f"the server sent {self._came} rows where {asked} were asked for")
+            try:
+                batch, rows = decoded(reply, self._view)
+                self._came += rows
+                if self._came > asked:
+                    raise CorruptReply(f"the server sent {self._came} rows where {asked} were asked for")
+            except MixserveError:
+                self.cancel()  # it may have no end
+                raise
             yield batch
 
 
@@ -91,7 +95,7 @@ def decoded(reply: Reply, view: View) -> tuple[Batch, int]:
     viewed = view_batch(reply, view.fingerprint, view.fields, rows) if rows else None
     if viewed is not None:
         return viewed, rows
-    fingerprint, batch = decode_batch(reply)
+    fingerprint, batch = decode_batch(reply, len(view.fields))
     check_fingerprint(view.mixture, fingerprint)
     rows = check_batch(batch, view.fields)
     return batch, rows

@@ -106,6 +106,8 @@ class MixClient:
         """
         request = encode_mixture_request(name or "")
         fresh = decode_mixture(self._caller.call(methods.GET_MIXTURE, request, deadline_in(timeout_s)))
+        if name and fresh.name != name:
+            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, {name!r:.100} was asked for")
         with self._lock:
             known = self._mixtures.setdefault(fresh.name, fresh)
             check_fingerprint(known, fresh.fingerprint)

@@ -3,7 +3,6 @@
 import os
 import threading
 import weakref
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
@@ -75,7 +74,7 @@ class SessionView:
 
     def get_state(self) -> State:
         """The node's state: dicts of arrays, numbers and strings, for `set_state` of a session of the same mixture."""
-        return self._ask("get_state").value
+        return _checked(self._ask("get_state").value, dict, "state")
 
     def get_statistics(self) -> dict[str, Any] | None:
         """The precomputed statistics where configured, else those computed or set last, else None."""
@@ -83,7 +82,8 @@ class SessionView:
 
     def get_operation_stats(self) -> dict[str, int]:
         """How many calls of `process` gave a result (`applied_count`), and how many were refused (`skipped_count`)."""
-        return self._ask("get_operation_stats").value
+        counts = _checked(self._ask("get_operation_stats").value, dict, "counts")
+        return {str(name): _checked(count, int, "counts") for name, count in counts.items()}
 
     def save_checkpoint(self, name: str, *, keep_last: int | None = None) -> Checkpoint:
         """Keep the session's state on the server under `name`, in the place of what was kept there.
@@ -97,7 +97,7 @@ class SessionView:
 
     def list_checkpoints(self) -> tuple[Checkpoint, ...]:
         """The session's checkpoints, in the order in which they were saved."""
-        return tuple(map(_checkpoint, self._ask("list_checkpoints").value))
+        return tuple(map(_checkpoint, _checked(self._ask("list_checkpoints").value, list, "list of checkpoints")))
 
     def delete_checkpoint(self, name: str) -> Checkpoint:
         """Delete a checkpoint, and say what it was. Raises UnknownCheckpoint and StorageFailed."""
@@ -312,8 +312,15 @@ def is_definite(error: BaseException) -> bool:
 
 def _checkpoint(described: Any) -> Checkpoint:
     """Raises CorruptReply for what describes no checkpoint."""
-    known = {field.name for field in fields(Checkpoint)}
-    if not isinstance(described, Mapping) or "name" not in described:
-        raise CorruptReply(f"the server's description of a checkpoint cannot be read: {described!r:.200}")
-    entries = cast(Mapping[str, Any], described)
-    return Checkpoint(**{name: value for name, value in entries.items() if name in known})
+    entries = _checked(described, dict, "description of a checkpoint")
+    _checked(entries.get("name"), str, "name of a checkpoint")
+    known: dict[str, type] = {"name": str}
+    known |= {field.name: cast(type, type(field.default)) for field in fields(Checkpoint) if field.name not in known}
+    return Checkpoint(**{name: _checked(entries[name], known[name], name) for name in known if name in entries})
+
+
+def _checked(value: Any, kind: type, what: str) -> Any:
+    """`value`, known to be of that type; an int is a float too. Raises CorruptReply."""
+    if not isinstance(value, (int, float) if kind is float else kind):
+        raise CorruptReply(f"the server's {what} must be a {kind.__name__}, got {value!r:.200}")
+    return value

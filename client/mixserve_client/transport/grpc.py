@@ -10,13 +10,14 @@ import grpc
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
+from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 
-# Batches have no size limit of gRPC's own: the server's limits bound them. The pings find a peer that is gone or
-# frozen without a word, so that no call waits for it forever.
+# A reply may hold one row of the largest size; the size of all others is checked where they are read. The pings find a
+# peer that is gone or frozen without a word, so that no call waits for it forever.
 _OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", LARGEST_REPLY_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 _FINGERPRINT, _ARRAYS, _SLOT, _SLOT_BYTES = 1, 2, 3, 4
 _NAME, _DTYPE, _SHAPE, _PADDING, _DATA = 1, 2, 3, 14, 15
 _ALIGNMENT = 64
+# More than NumPy can have; other encoders may not pack them, and newer ones may add fields.
+_DIMENSIONS, _ARRAY_FIELDS, _OTHER_FIELDS = 64, 256, 256
+_VARINT_BYTES = 10
 
 
 class _Place(NamedTuple):
@@ -63,10 +66,11 @@ def decode_slot_reply(message: bytes) -> tuple[int, int] | None:
     if not message or message[0] != frame.number_tag(_SLOT)[0]:
         return None
     try:
-        numbers = {number: value for number, value in frame.fields(memoryview(message)) if isinstance(value, int)}
+        found = frame.fields(memoryview(message), _OTHER_FIELDS)
+        numbers = {number: value for number, value in found if isinstance(value, int)}
         return numbers[_SLOT], numbers[_SLOT_BYTES]
     except (ValueError, KeyError) as error:
-        raise CorruptReply(f"the server's reference to a slot cannot be read: {error!r}") from error
+        raise CorruptReply(f"the server's reference to a slot cannot be read: {error!r:.200}") from error
 
 
 @lru_cache(maxsize=256)
@@ -120,29 +124,32 @@ def view_batch(
     return arrays
 
 
-def decode_batch(message: bytes | memoryview) -> tuple[str, dict[str, Array]]:
+def decode_batch(message: bytes | memoryview, most_arrays: int = 1 << 16) -> tuple[str, dict[str, Array]]:
     """The fingerprint and the arrays of a Batch message: read-only views of it, copies only where not aligned.
 
-    Raises CorruptReply for anything that is not a whole Batch; unknown fields are passed over.
+    Raises CorruptReply for anything that is not a whole Batch of up to `most_arrays` arrays; unknown fields are passed
+    over.
     """
     fingerprint, arrays = "", dict[str, Array]()
     try:
-        for number, value in frame.fields(memoryview(message)):
+        for number, value in frame.fields(memoryview(message), most_arrays + _OTHER_FIELDS):
             if number == _FINGERPRINT:
                 fingerprint = _text(value)
             elif number == _ARRAYS:
                 name, array = _decode_array(_bytes(value))
                 if name in arrays:
-                    raise ValueError(f"the array {name!r} comes twice")
+                    raise ValueError(f"the array {name!r:.100} comes twice")
                 arrays[name] = array
+        if not fingerprint or not arrays:
+            raise ValueError("it has no fingerprint, or no arrays")
     except (ValueError, KeyError) as error:
-        raise CorruptReply(f"the server's batch of {len(message)} bytes cannot be read: {error}") from error
+        raise CorruptReply(f"the server's batch of {len(message)} bytes cannot be read: {error!s:.500}") from error
     return fingerprint, arrays
 
 
 def _decode_array(message: memoryview) -> tuple[str, Array]:
     name, dtype, shape, data = "", "", list[int](), memoryview(b"")
-    for number, value in frame.fields(message):
+    for number, value in frame.fields(message, _ARRAY_FIELDS):
         if number == _NAME:
             name = _text(value)
         elif number == _DTYPE:
@@ -152,8 +159,12 @@ def _decode_array(message: memoryview) -> tuple[str, Array]:
         elif number == _DATA:
             data = _bytes(value)
     kind = dtype_named(dtype)
-    if prod(shape) * kind.itemsize != len(data):
-        raise ValueError(f"the array {name!r} of shape {shape} and dtype {dtype} cannot have {len(data)} bytes")
+    if len(shape) > _DIMENSIONS:
+        raise ValueError(f"the array {name!r:.100} must have at most {_DIMENSIONS} dimensions, got {len(shape)}")
+    if max(shape, default=0) >> 63 or prod(shape) * kind.itemsize != len(data):
+        raise ValueError(
+            f"the array {name!r:.100} of shape {shape!r:.100} and dtype {dtype} cannot have {len(data)} bytes"
+        )
     array = np.frombuffer(data, np.uint8).view(kind).reshape(shape)
     return name, array if array.flags.aligned else _read_only(array.copy())
 
@@ -164,6 +175,8 @@ def _read_only(array: Array) -> Array:
 
 
 def _packed(view: memoryview) -> list[int]:
+    if len(view) > _DIMENSIONS * _VARINT_BYTES:
+        raise ValueError(f"an array must have at most {_DIMENSIONS} dimensions, got a shape of {len(view)} bytes")
     values, at = list[int](), 0
     while at < len(view):
         value, at = frame.read_varint(view, at)
@@ -192,5 +205,14 @@ def check_batch(arrays: Mapping[str, Array], fields: tuple[Field, ...], size: in
     got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     expected = {field.name: (field.dtype, (rows, *field.shape)) for field in fields}
     if got != expected or rows < 1:
-        raise CorruptReply(f"the server's batch does not fit its own description: expected {expected}, got {got}")
+        raise CorruptReply(f"the server's batch does not fit its own description: {_difference(expected, got)}")
     return rows
+
+
+def _difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
+    """The first of them, for a message: there may be thousands of fields."""
+    name = next((name for name in (*expected, *got) if expected.get(name) != got.get(name)), "")
+    said = [
+        f"{found[name][0]}{list(found[name][1])}" if name in found else "no such array" for found in (expected, got)
+    ]
+    return f"expected in {name!r:.100} {said[0]:.200}, got {said[1]:.200}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+_FIELDS = 1 << 16
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
@@ -45,15 +46,20 @@ def delimited(number: int, value: bytes) -> bytes:
     return tag(number) + varint(len(value)) + value
 
 
-def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview, most: int = _FIELDS) -> Iterator[tuple[int, int | memoryview]]:
     """The fields of a message in order: (number, varint) or (number, view of the bytes); fixed ones are passed over.
 
-    Raises ValueError where the message is cut short or malformed.
+    Raises ValueError where the message is cut short or malformed, or has more than `most` fields.
     """
-    at, end = 0, len(message)
+    at, end, left = 0, len(message), most
     while at < end:
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {most} fields")
         key, at = read_varint(message, at)
         number, kind = key >> 3, key & 7
+        if not number:
+            raise ValueError("a field has the number 0")
         if kind == _VARINT:
             value, at = read_varint(message, at)
             yield number, value
@@ -73,6 +79,8 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 def read_varint(message: memoryview, at: int) -> tuple[int, int]:
     """The varint at offset `at`, and the offset behind it. Raises ValueError past 64 bits or the end."""
+    if at < len(message) and message[at] < 0x80:
+        return message[at], at + 1
     value = 0
     for length, byte in enumerate(message[at : at + 10]):
         value |= (byte & 0x7F) << 7 * length

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import CorruptReply
 from mixserve_client.wire._generated import mix_pb2
+from mixserve_client.wire.reply import parse_reply
 from mixserve_client.wire.request import not_a
 
 _MOST_WEIGHTS = 1 << 20
@@ -88,8 +89,7 @@ def encode_schedule(schedule: DefinedSchedule) -> bytes:
 
 def decode_schedule(data: bytes) -> DefinedSchedule:
     """The schedule in `data`. Raises CorruptReply."""
-    try:
-        message = mix_pb2.Schedule.FromString(data)
-    except DecodeError as error:
-        raise CorruptReply(f"the server's answer to a schedule cannot be read: {error}") from error
+    message = parse_reply(mix_pb2.Schedule, data)
+    if message.end < 0:
+        raise CorruptReply(f"the server's end of a mixture must be a position, got {message.end}")
     return DefinedSchedule(message.id, message.end or None)

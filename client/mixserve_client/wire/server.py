@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from google.protobuf.message import DecodeError
-
 from mixserve_client.errors import CorruptReply
 from mixserve_client.wire._generated import mix_pb2
+from mixserve_client.wire.reply import parse_reply
+
+_PATH_LETTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ def encode_server(description: ServerDescription) -> bytes:
 
 def decode_server(data: bytes) -> ServerDescription:
     """The description in `data`. Raises CorruptReply."""
-    try:
-        return ServerDescription(mix_pb2.Server.FromString(data).shared_memory)
-    except DecodeError as error:
-        raise CorruptReply(f"the server's description of {len(data)} bytes cannot be read: {error}") from error
+    path = parse_reply(mix_pb2.Server, data).shared_memory
+    if len(path) > _PATH_LETTERS or "\0" in path:
+        raise CorruptReply(f"the server's socket for shared memory must be a path, got {path!r:.100}")
+    return ServerDescription(path)

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.wire._generated import state_pb2
+from mixserve_client.wire.reply import LARGEST_REPLY_BYTES, parse_reply
 from mixserve_client.wire.request import not_a
 from mixserve_client.wire.value import value_message, value_of
 
@@ -17,6 +18,8 @@ REQUEST_BYTES_LIMIT = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LEASE = re.compile(r"[0-9a-f]{32}")
 _HOLDER_LIMIT = 200
+_SEQUENCE_LIMIT = (1 << 63) - 1
+_SESSIONS_LIMIT = 1 << 20
 
 M = TypeVar("M", bound=Message)
 
@@ -159,9 +162,15 @@ def encode_opened(session: OpenedSession) -> bytes:
 
 def decode_opened(data: bytes) -> OpenedSession:
     """The session in `data`. Raises CorruptReply."""
-    message = _reply(state_pb2.Session, data)
+    message = parse_reply(state_pb2.Session, data)
     if not 0 < message.ttl_s < math.inf:
         raise CorruptReply(f"ttl_s of the server's session must be a positive number of seconds, got {message.ttl_s}")
+    # The next call has the next number.
+    if not (0 <= message.sequence < _SEQUENCE_LIMIT and message.index >= 0 and message.epoch >= 0):
+        raise CorruptReply(
+            f"sequence, index and epoch of the server's session must be at least 0, and sequence below 2^63 - 1, got "
+            f"{message.sequence}, {message.index} and {message.epoch}"
+        )
     return OpenedSession(message.ttl_s, message.sequence, message.index, message.epoch, message.resumed)
 
 
@@ -210,6 +219,9 @@ def encode_sessions(sessions: Iterable[SessionDescription]) -> bytes:
 
 def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
     """The sessions in `data`. Raises CorruptReply."""
+    sessions = parse_reply(state_pb2.Sessions, data, LARGEST_REPLY_BYTES).sessions
+    if len(sessions) > _SESSIONS_LIMIT:
+        raise CorruptReply(f"a server has at most {_SESSIONS_LIMIT} sessions, got {len(sessions)}")
     return tuple(
         SessionDescription(
             session.mixture,
@@ -222,7 +234,7 @@ def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
             session.damaged,
             session.saved_only,
         )
-        for session in _reply(state_pb2.Sessions, data).sessions
+        for session in sessions
     )
 
 
@@ -272,11 +284,13 @@ def encode_call_reply(reply: CallReply) -> bytes:
 
 def decode_call_reply(data: bytes) -> CallReply:
     """The reply in `data`. Raises CorruptReply."""
-    message = _reply(state_pb2.CallSessionReply, data)
+    message = parse_reply(state_pb2.CallSessionReply, data, LARGEST_REPLY_BYTES)
+    if message.index < 0 or message.epoch < 0:
+        raise CorruptReply(f"index and epoch must be at least 0, got {message.index} and {message.epoch}")
     try:
         return CallReply(value_of(message.value), message.ended, message.index, message.epoch)
     except ValueError as error:
-        raise CorruptReply(f"the server's answer cannot be read: {error}") from error
+        raise CorruptReply(f"the server's answer cannot be read: {error!s:.500}") from error
 
 
 def _request(kind: type[M], data: bytes) -> M:
@@ -284,10 +298,3 @@ def _request(kind: type[M], data: bytes) -> M:
         return kind.FromString(data)
     except DecodeError as error:
         raise not_a(kind.DESCRIPTOR.name, data) from error
-
-
-def _reply(kind: type[M], data: bytes) -> M:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise CorruptReply(f"the server's {kind.DESCRIPTOR.name} cannot be read: {error}") from error

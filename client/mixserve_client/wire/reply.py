@@ -1,0 +1,50 @@
+"""A server's bytes -> the message that they are known to be, of a size that a client can bear."""
+
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from mixserve_client.errors import CorruptReply
+from mixserve_client.wire import frame
+
+# A record has up to 2^30 bytes, and comes whole. The largest description is that of a schedule of 2^20 weights.
+LARGEST_REPLY_BYTES = (1 << 30) + (64 << 20)
+DESCRIPTION_BYTES = 32 << 20
+# Of two bytes of a message protobuf makes an object of a hundred. What is larger than descriptions is so because of its
+# arrays, and has few parts: they are counted before it is read.
+_PARTS = 1 << 20
+_LEVELS = 100  # protobuf's own limit
+
+M = TypeVar("M", bound=Message)
+
+
+def parse_reply(kind: type[M], data: bytes, most_bytes: int = DESCRIPTION_BYTES) -> M:
+    """The message of that kind in `data`. Raises CorruptReply."""
+    name = kind.DESCRIPTOR.name
+    if len(data) > most_bytes:
+        raise CorruptReply(f"the server's {name} must have at most {most_bytes} bytes, got {len(data)}")
+    try:
+        if len(data) > DESCRIPTION_BYTES:
+            _count(kind.DESCRIPTOR, memoryview(data), _PARTS, _LEVELS)
+        return kind.FromString(data)
+    except (DecodeError, ValueError) as error:
+        raise CorruptReply(f"the server's {name} of {len(data)} bytes cannot be read: {error!s:.200}") from error
+
+
+def _count(descriptor: Any, message: memoryview, left: int, levels: int) -> int:
+    """How many parts the message may have, `left`, less those that it has. Raises ValueError where it has more."""
+    if not levels:
+        raise ValueError(f"it has more than {_LEVELS} levels")
+    known = descriptor.fields_by_number
+    for number, value in frame.fields(message, left):
+        field = known.get(number)
+        left -= 1
+        if field is None or isinstance(value, int):
+            continue
+        if field.message_type is not None:
+            left = _count(field.message_type, value, left, levels - 1)
+        elif field.type not in (field.TYPE_BYTES, field.TYPE_STRING):  # numbers, packed
+            left -= len(value) // (8 if field.type == field.TYPE_DOUBLE else 1)
+        if left < 0:
+            raise ValueError(f"it has more than {_PARTS} parts")
+    return left

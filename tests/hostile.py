@@ -1,0 +1,49 @@
+"""A server that answers whatever a test wants it to: bytes, as many as wanted, for any method."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+
+from mixserve_client.wire import methods
+
+Answer = Callable[[str, bytes], Iterable[bytes]]
+STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS)
+
+
+class Answers:
+    """A servicer for `InProcessTransport` whose replies are those of `answer`: the first of them to a single call."""
+
+    def __init__(self, answer: Answer):
+        self.answer = answer
+
+    def handle(self, method: str, request: bytes) -> bytes:
+        return next(iter(self.answer(method, request)))
+
+    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+        yield from self.answer(method, request)
+
+
+class _Handler(grpc.GenericRpcHandler):
+    def __init__(self, answers: Answers):
+        self._answers = answers
+
+    def service(self, handler_call_details):
+        method = handler_call_details.method
+        if method in STREAMS:
+            return grpc.unary_stream_rpc_method_handler(lambda request, _: self._answers.stream(method, request))
+        return grpc.unary_unary_rpc_method_handler(lambda request, _: self._answers.handle(method, request))
+
+
+@contextmanager
+def hostile_server(answers: Answers) -> Iterator[str]:
+    """A real gRPC server that answers so; gives its address."""
+    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_send_message_length", -1)])
+    server.add_generic_rpc_handlers([_Handler(answers)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
