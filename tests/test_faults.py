@@ -224,6 +224,32 @@ def test_ctrl_c_in_the_callers_own_thread_stays_what_it_is(way):
         assert way(client, "train")["x"].shape[1:] == (ROW,)
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_session_that_ctrl_c_interrupts_goes_on_where_it_stood(tmp_path, is_kept):
+    source = Pressed()
+    node = node_of(source)
+    with local_client({"train": node}, state_dir=tmp_path if is_kept else None) as client:
+        session = client.session("run")
+        found = [session.next_batch(3)["x"][:, 0].tolist()]
+        source.presses = 1
+        with pytest.raises(KeyboardInterrupt):
+            session.next_batch(3)
+        found += [session.next_batch(3)["x"][:, 0].tolist() for _ in range(2)]
+    whole = node.clone()
+    assert found == [whole.next_batch(3)["x"][:, 0].tolist() for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(SystemExit, SystemExit), (Own, Own), (GeneratorExit, ServerFault), (OSError, ServerFault)]
+)
+def test_what_a_signal_handler_may_raise_goes_through_in_the_main_thread_alone(nodes, source, error, expected):
+    with local_client(nodes) as client:
+        for way in (single, large, positions):
+            source.raises = [error("of a source or a signal handler")]
+            with pytest.raises(expected):
+                way(client, "train")
+
+
 def test_a_program_that_calls_back_to_a_source_ends_whatever_it_raises():
     source = Source()
     node = node_of(source)

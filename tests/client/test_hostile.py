@@ -236,20 +236,21 @@ def test_other_replies_that_cannot_be_are_corrupt(decode, data):
 
 def test_a_message_of_more_parts_than_a_client_can_bear_is_not_begun(monkeypatch):
     """Two bytes of it make an object of a hundred."""
-    monkeypatch.setattr("mixserve_client.wire.reply.DESCRIPTION_BYTES", 1 << 20)
+    monkeypatch.setattr("mixserve_client.wire.reply.DESCRIPTION_BYTES", 1 << 14)
+    monkeypatch.setattr("mixserve_client.wire.reply._PARTS", 1 << 14)
     for kind, data in (
-        (mix_pb2.Mixture, frame.delimited(4, b"") * ((1 << 20) + 8)),
-        (mix_pb2.Mixture, frame.delimited(3, frame.delimited(3, b"\0" * (3 << 20)))),
-        (state_pb2.CallSessionReply, frame.delimited(1, frame.delimited(7, frame.delimited(1, b"") * ((1 << 20) + 8)))),
+        (mix_pb2.Mixture, frame.delimited(4, b"") * ((1 << 14) + 8)),
+        (mix_pb2.Mixture, frame.delimited(3, frame.delimited(3, b"\0" * (1 << 15)))),
+        (state_pb2.CallSessionReply, frame.delimited(1, frame.delimited(7, frame.delimited(1, b"") * ((1 << 14) + 8)))),
     ):
         said = ends_soon(lambda kind=kind, data=data: parse_reply(kind, data, 1 << 30))
         assert "parts" in said or "fields" in said
-    arrays = state_pb2.Value(array=state_pb2.ArrayValue(dtype="int8", shape=[2 << 20], data=bytes(2 << 20)))
-    assert decode_call_reply(called(value=arrays)).value.shape == (2 << 20,)
+    arrays = state_pb2.Value(array=state_pb2.ArrayValue(dtype="int8", shape=[2 << 14], data=bytes(2 << 14)))
+    assert decode_call_reply(called(value=arrays)).value.shape == (2 << 14,)
     deep = b""
     while len(deep) < 4000:
         deep = frame.delimited(7, frame.delimited(1, deep))
-    ends_soon(lambda: decode_call_reply(frame.delimited(1, deep) + frame.delimited(9, bytes(2 << 20))))
+    ends_soon(lambda: decode_call_reply(frame.delimited(1, deep) + frame.delimited(9, bytes(2 << 14))))
 
 
 # Whole calls
