@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixserve import local_client
+from mixserve import local_client, serve
 from mixserve.servicer import Services
 from mixserve.serving import MixServer
 from mixserve.sessions import loaded
@@ -122,8 +122,12 @@ def test_a_checkpoint_that_is_not_there_among_many_is_unknown(tmp_path):
     assert len(str(caught.value)) < 2000
 
 
-def test_arguments_and_states_of_any_names_give_short_errors(server):
-    with MixClient.connect(server.address) as client, client.session("long", fresh=True) as session:
+def test_arguments_and_states_of_any_names_give_short_errors(node):
+    with (
+        serve({"train": node}, shared_memory=False) as server,
+        MixClient.connect(server.address) as client,
+        client.session("long", fresh=True) as session,
+    ):
         for state in ({"x" * 100_000: 1}, {"y" * 10: {"z" * 100_000: 1}}):
             with pytest.raises(errors.InvalidRequest) as caught:
                 session.set_state(state)

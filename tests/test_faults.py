@@ -84,7 +84,7 @@ def large(client: MixClient, mixture: str, key: int | None = None):
 
 
 def stream(client: MixClient, mixture: str):
-    with client.batches(40, next(keys), mixture=mixture, timeout_s=ENOUGH_S) as batches:
+    with client.batches(40, next(keys), mixture=mixture, prefetch=0, timeout_s=ENOUGH_S) as batches:
         return next(batches)
 
 
