@@ -1,18 +1,18 @@
 """A configuration file -> a server that runs until it is told to stop."""
 
 import logging
+import math
 import os
-import resource
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mixserve.address import joined
 from mixserve.config import Config, ConfigError, checked_seconds, load_config
 
 _logger = logging.getLogger("mixserve")
 
-_FILES = 1 << 16
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -46,23 +46,22 @@ def run(
 
     for number in _SIGNALS:
         signal.signal(number, stop)
+    _check_grace(grace_s)
     config = load_config(config_file)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
     if state_dir is None and config.server.state_dir is not None:
         state_dir = config_file.parent / config.server.state_dir
     state_dir = None if state_dir is None else state_dir.absolute()
     memory = _chosen(shared_memory, config.server.shared_memory, config_file)
-    host = config.server.host if host is None else host
-    port = config.server.port if port is None else port
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
     with _compiling(config, _chosen(compilation_cache, config.server.compilation_cache, config_file)):
-        from mixserve.build import build_nodes
+        from mixserve.build import build_nodes, starting
         from mixserve.serving import serve
 
         nodes = build_nodes(config, config_file, placement=placement)
         _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
-        _allow_many_files()
-        server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
+        with starting(config_file):
+            server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
     _logger.info(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
     )
@@ -116,17 +115,23 @@ def _chosen(flag: bool | str | None, configured: bool | str, config_file: Path) 
     return str(config_file.parent / configured) if isinstance(configured, str) else configured
 
 
+def _address(host: str, port: int) -> str:
+    """Raises ConfigError: the file's host is checked already."""
+    try:
+        return joined(host, port)
+    except ValueError as error:
+        raise ConfigError(f"--host: {error}") from error
+
+
+def _check_grace(flag: float) -> None:
+    """Raises ConfigError."""
+    if not 0 <= flag < math.inf:
+        raise ConfigError(f"--grace-s must be a finite number of seconds, zero or more, got {flag}")
+
+
 def _ttl_s(flag: float) -> float:
     """Raises ConfigError."""
     try:
         return checked_seconds(flag)
     except ValueError as error:
         raise ConfigError(f"--session-ttl-s {error}") from error
-
-
-def _allow_many_files() -> None:
-    """Use as many descriptors as the system allows: every slot of shared memory and every mapped file holds one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

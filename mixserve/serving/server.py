@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 
+from mixserve.address import checked_address
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.calls import CallCounter
@@ -22,6 +23,7 @@ from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
+from mixserve.shown import shown
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import MixserveError, Unavailable, class_of
 from mixserve_client.wire import methods
@@ -165,6 +167,7 @@ def serve(
     whose holder is silent for `session_ttl_s` seconds may be opened by others, and its journal is thrown away after
     `journal_days` more. Raises OSError where the address or the folder cannot be had.
     """
+    _check(address)
     with ExitStack() as opened:
         memory = open_shared_memory(shared_memory)
         if memory is not None:
@@ -189,10 +192,9 @@ def serve(
 
 
 def _bind(server: grpc.Server, address: str) -> str:
+    _check(address)
     if address.startswith("unix:"):
         _check_socket_is_free(address)
-    elif not address.rpartition(":")[2].isdecimal():  # gRPC would take a port of its own choice
-        raise _bind_error(address)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
@@ -200,6 +202,14 @@ def _bind(server: grpc.Server, address: str) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _check(address: str) -> None:
+    """Raises OSError: before the work, and with the address's own fault in place of gRPC's silence."""
+    try:
+        checked_address(address)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"cannot listen on {shown(address)}: {error}") from error
 
 
 def _check_socket_is_free(address: str) -> None:

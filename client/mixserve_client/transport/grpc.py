@@ -13,6 +13,7 @@ from mixserve_client.wire.error import ERROR_METADATUM, error_of
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
+_ADDRESS_SCHEMES = ("dns:", "ipv4:", "ipv6:")
 
 # A reply may hold one row of the largest size; the size of all others is checked where they are read. The pings find a
 # peer that is gone or frozen without a word, so that no call waits for it forever.
@@ -102,15 +103,28 @@ class GrpcTransport:
 
 def _check_target(target: Any) -> None:
     """Raises InvalidRequest for what gRPC would look for in vain, or at a port that nobody named."""
-    if isinstance(target, str) and target == target.strip():
-        host, _, port = target.rpartition(":")
-        is_port = port.isdecimal() and 0 < int(port) < 1 << 16
-        if target.startswith(_SCHEMES) or (host and is_port and not set(host) & set("/, ")):
-            return
+    if isinstance(target, str) and target == target.strip() and _has_good_ports(target):
+        return
     raise InvalidRequest(
-        f"a server's address must be host:port with a port in 1..65535, dns:///name:port or unix:///path, and several "
-        f"servers a list of such; got {target!r:.100}"
+        f"a server's address must be host:port with a port in 1..65535, dns:///name:port or unix:///path, an IPv6 host "
+        f"in brackets as in [::1]:50051, and several servers a list of such; got {target!r:.100}"
     )
+
+
+def _has_good_ports(target: str) -> bool:
+    if target.startswith(_ADDRESS_SCHEMES):  # where gRPC takes a port modulo 65536, and knows some by name
+        addresses = target.partition(":")[2].rpartition("/")[2].split(",")
+        ports = [address.rpartition(":")[2] for address in addresses]
+        return target.isprintable() and all(_is_port(port) or not port.isdecimal() for port in ports)
+    if target.startswith(_SCHEMES):
+        return True
+    host, _, port = target.rpartition(":")
+    is_host = host.isprintable() and not set(host) & set("/, ") and (":" not in host or host[0] + host[-1] == "[]")
+    return bool(host) and is_host and _is_port(port)
+
+
+def _is_port(port: str) -> bool:
+    return port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 1 << 16
 
 
 class _Replies:

@@ -1,0 +1,62 @@
+"""Values and texts of any size -> what an error message may show of them."""
+
+import reprlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+VALUE_CHARACTERS = 200
+MESSAGE_CHARACTERS = 2000
+_NAME_CHARACTERS = 60
+_MOST_NAMES = 10
+_INTEGER_BITS = 512
+
+
+def shown(value: object, limit: int = VALUE_CHARACTERS) -> str:
+    """The repr of `value` in at most `limit` characters. Never raises, and never makes a long text first."""
+    try:
+        return short(_Bounded(limit).repr(value), limit)
+    except Exception:  # a repr of the user's own
+        return f"a {type(value).__name__} without a repr"
+
+
+def short(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """`text`, without its middle if it is longer than `limit` characters: both its ends often say what is wrong."""
+    if len(text) <= limit:
+        return text
+    cut = " … " if limit < 100 else f" …[{len(text) - limit:,} more characters]… "
+    kept = max(0, limit - len(cut))
+    return text[: kept - kept // 3] + cut + text[len(text) - kept // 3 :]
+
+
+def names_shown(names: Iterable[object]) -> str:
+    """The first names of many, separated by commas."""
+    names = list(names)
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(short(str(name), _NAME_CHARACTERS) for name in islice(names, _MOST_NAMES)) + more
+
+
+def said_by(error: BaseException, limit: int = MESSAGE_CHARACTERS) -> str:
+    """What `error` says, or its class if it says nothing."""
+    try:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    except Exception:  # an error of the user's own
+        text = ""
+    return short(text.strip(), limit) or type(error).__name__
+
+
+class _Bounded(reprlib.Repr):
+    def __init__(self, limit: int):
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 4, 8, 8, 8, 8
+        self.maxstring = self.maxother = limit
+
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002
+        # Python refuses to write integers of more than 4,300 digits.
+        return str(x) if x.bit_length() <= _INTEGER_BITS else f"an integer of {x.bit_length():,} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002
+        return repr(x[: self.maxstring])
+
+    def repr_bool(self, x: Any, level: int) -> str:  # noqa: ARG002
+        return repr(x)
