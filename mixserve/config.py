@@ -1,21 +1,27 @@
 """A YAML file -> checked configuration; every error names the file, the key, and what is allowed."""
 
 import math
-from collections.abc import Hashable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mixserve.address import checked_host
+from mixserve.shown import names_shown, short, shown
+from mixserve.yaml_file import read_yaml
 
 Paths = str | Annotated[list[str], Field(min_length=1)]
 Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+_MOST_PROBLEMS = 5
 
 
 class ConfigError(ValueError):
-    """The configuration, or a file that it names, is not usable; the message names file and key."""
+    """The configuration, or a file that it names, is not usable; the message names file and key, and is never long."""
+
+    def __init__(self, message: str):
+        super().__init__(short(message))
 
 
 class _Section(BaseModel):
@@ -39,6 +45,12 @@ def checked_seconds(seconds: float) -> float:
 
 
 Seconds = Annotated[float, AfterValidator(checked_seconds)]
+
+
+def _checked_name(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError(f"the name of a mixture must be printable, got {shown(name)}")
+    return name
 
 
 class _SourceConfig(_Section):
@@ -105,21 +117,23 @@ class MixtureConfig(_Section):
         for entry in self.schedule:
             if entry.weights.keys() != self.sources.keys():
                 raise ValueError(
-                    f"schedule: the weights from {entry.start} on must be those of {', '.join(self.sources)}, "
-                    f"got {', '.join(entry.weights)}"
+                    f"schedule: the weights from {entry.start} on must be those of {names_shown(self.sources)}, "
+                    f"{_difference(self.sources, entry.weights)}"
                 )
         starts = [entry.start for entry in self.schedule]
         if any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(f"schedule: entries must begin one behind the other, got entries from {starts}")
+            raise ValueError(f"schedule: entries must begin one behind the other, got entries from {shown(starts)}")
         weighted = [name for name, source in self.sources.items() if source.weight is not None]
         if self.schedule and self.schedule[0].start == 0:
             if weighted:
                 raise ValueError(
-                    f"the schedule has the weights from 0 on, and {', '.join(weighted)} a weight too: take one out"
+                    f"the schedule has the weights from 0 on, and {names_shown(weighted)} a weight too: take one out"
                 )
         elif len(weighted) < len(self.sources):
-            missing = next(name for name in self.sources if name not in weighted)
-            raise ValueError(f"sources.{missing}.weight is required where no schedule has the weights from 0 on")
+            missing = next(name for name, source in self.sources.items() if source.weight is None)
+            raise ValueError(
+                f"sources.{short(missing, 100)}.weight is required where no schedule has the weights from 0 on"
+            )
         return self
 
     @property
@@ -142,7 +156,7 @@ class ServerConfig(_Section):
     programs are kept (true: the user's cache folder).
     """
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(checked_host)] = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
     shared_memory: bool | str = True
     state_dir: str | None = Field(default=None, min_length=1)
@@ -153,49 +167,48 @@ class ServerConfig(_Section):
 class Config(_Section):
     """A whole configuration file."""
 
-    mixtures: dict[Name, MixtureConfig] = Field(min_length=1)
+    mixtures: dict[Annotated[Name, AfterValidator(_checked_name)], MixtureConfig] = Field(min_length=1)
     server: ServerConfig = ServerConfig()
 
 
 def load_config(path: Path) -> Config:
     """The configuration in the YAML file at `path`. Raises ConfigError."""
     try:
-        content = yaml.load(path.read_text("utf-8"), _StrictLoader)
+        content = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold the keys {_allowed(Config)}, got {type(content).__name__}")
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_said(problem)}" for problem in error.errors())) from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without its habit of letting the last of two equal keys win: half a mixture would vanish silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which may be overridden
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        problems = error.errors(include_url=False)
+        said = [f"{path}: {_said(problem)}" for problem in problems[:_MOST_PROBLEMS]]
+        if len(problems) > _MOST_PROBLEMS:
+            said.append(f"{path}: and {len(problems) - _MOST_PROBLEMS:,} more problems")
+        raise ConfigError("\n".join(said)) from error
 
 
 def _said(problem: Any) -> str:
     # pydantic puts the kind of a source into the path; the file has no such level.
-    steps = [str(step) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in _KINDS)]
-    key, value = ".".join(steps), problem["input"]
+    steps = [short(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in _KINDS)]
+    key, value = short(".".join(steps), 300), problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed here are {_allowed(_section(problem['loc']))}"
     if problem["type"] == "missing":
         return f"{key}: is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    says_what_came = isinstance(value, dict) or repr(value) in message
-    return f"{key}: {message}" if says_what_came else f"{key}: {message}; got {value!r}"
+    message = short(problem["msg"].removeprefix("Value error, "), 600)
+    says_what_came = isinstance(value, dict) or shown(value) in message
+    return f"{key}: {message}" if says_what_came else f"{key}: {message}; got {shown(value)}"
+
+
+def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
+    """Which names lack, or are too many."""
+    lacking, foreign = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
+    parts = [("missing are", lacking), ("unknown are", foreign)]
+    return ", ".join(f"{what} {names_shown(names)}" for what, names in parts if names)
 
 
 _KINDS: dict[str, type[_Section]] = {"tokens": TokensConfig, "arrays": ArraysConfig, "factory": FactoryConfig}

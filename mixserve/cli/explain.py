@@ -4,6 +4,7 @@ import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.show import MOST_ROWS, show_rest
 from mixserve_client import InvalidRequest, MixClient, MixtureDescription, OutOfRange
 from mixserve_client.skips import Skips
 from mixserve_client.wire.request import check_positions
@@ -71,7 +73,7 @@ def run(
     """
     state = {} if state_file is None else _loaded(state_file)
     console = Console(highlight=False)
-    with _client(target, timeout_s) as (client, call_s):
+    with _client(target, timeout_s, mixture or state.get("mixture")) as (client, call_s):
         if state_file is not None:
             state = _checked(client, state, state_file, mixture, call_s)
         reader = _Reader(
@@ -98,18 +100,18 @@ def run(
 
 
 @contextmanager
-def _client(target: str, timeout_s: float) -> Generator[tuple[MixClient, float | None], None, None]:
+def _client(
+    target: str, timeout_s: float, mixture: str | None
+) -> Generator[tuple[MixClient, float | None], None, None]:
     """A client of the file's mixtures, or of the server, and how long its calls may take."""
     file = Path(target)
     if not (file.exists() or file.suffix in (".yaml", ".yml")):
         with MixClient.connect(target, patience_s=timeout_s) as client:
             yield client, timeout_s
         return
-    from mixserve.build import build_nodes
-    from mixserve.config import load_config
-    from mixserve.local import local_client
+    from mixserve.cli.opened import opened
 
-    with local_client(build_nodes(load_config(file), file, placement="host")) as client:
+    with opened(file, placement="host", mixture=mixture) as (client, _):
         yield client, None
 
 
@@ -186,9 +188,10 @@ def _show_counts(console: Console, reader: _Reader, start: int, size: int) -> No
     table.add_column("source", overflow="fold")
     table.add_column("rows", justify="right")
     table.add_column("share", justify="right")
-    for name, count in zip(names, counts.tolist(), strict=True):
+    for name, count in islice(zip(names, counts.tolist(), strict=True), MOST_ROWS):
         table.add_row(escape(name), f"{count:,}", f"{count / max(1, total):.4%}")
     console.print(table)
+    show_rest(console, len(names), "sources")
     if total < size:
         console.print(f"  {size - total:,} of the {size:,} rows are skipped by the state, and not counted")
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -319,10 +319,19 @@ def _folder(name: str, option: str | None) -> bool | str | None:
 def _plain_errors() -> Generator[None, None, None]:
     """Errors of the user's making are one plain message and exit code 2; anything else keeps its traceback."""
     from mixserve.config import ConfigError
+    from mixserve.shown import shown
     from mixserve_client.errors import MixserveError
 
     try:
         yield
     except (ConfigError, MixserveError, OSError) as error:
-        print(f"mixserve: {error}", file=sys.stderr)
-        raise typer.Exit(2) from error
+        _end_with(error)
+    except SystemExit as error:  # of code of the user's own: the commands have another way to end
+        _end_with(ConfigError(f"code that a source or a statistic runs ended with sys.exit({shown(error.code)})"))
+
+
+def _end_with(error: Exception) -> NoReturn:
+    from mixserve.shown import short
+
+    print(f"mixserve: {short(str(error))}", file=sys.stderr)
+    raise typer.Exit(2) from error

@@ -6,20 +6,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mixserve.build import build_nodes
-from mixserve.config import load_config
+from mixserve.shown import names_shown
 from mixserve_client import MixClient, MixtureDescription
 
+MOST_ROWS = 500  # a terminal takes about a millisecond for a row of a table
 _MOST_ENTRIES = 20
 _MOST_COLUMNS = 6
 
 
 def show_file(config_file: Path, *, placement: str | None, mixture: str | None = None) -> None:
     """Build the mixtures of a configuration file and show them, or one of them. Raises ConfigError."""
-    from mixserve.local import local_client
+    from mixserve.cli.opened import opened
 
-    nodes = build_nodes(load_config(config_file), config_file, placement=placement)
-    with local_client(nodes) as client:
+    with opened(config_file, placement=placement, mixture=mixture) as (client, _):
         _show_all(client, (mixture,) if mixture else client.mixtures(), None)
 
 
@@ -32,10 +31,13 @@ def show_server(address: str, timeout_s: float) -> None:
 def show_mixture(console: Console, mixture: MixtureDescription) -> None:
     """Show one mixture: its sources, its schedule where it has one, and how it is drawn."""
     console.print(_sources(mixture))
+    show_rest(console, len(mixture.sources), "sources")
     if len(mixture.schedule) > 1:
         _show_schedule(console, mixture)
     if mixture.leaves != tuple(source.name for source in mixture.sources):
-        console.print(f"  leaves, as source_id counts them: {', '.join(mixture.leaves)}", markup=False)
+        few = len(mixture.leaves) <= MOST_ROWS
+        leaves = ", ".join(mixture.leaves) if few else names_shown(mixture.leaves)
+        console.print(f"  leaves, as source_id counts them: {leaves}", markup=False)
     for field in mixture.fields:
         console.print(f"  field {field.name}: {field.dtype.name}{list(field.shape)}", markup=False)
     console.print(f"  {mixture.row_bytes:,} bytes a row, up to {mixture.limits.size:,} rows a request", markup=False)
@@ -44,6 +46,12 @@ def show_mixture(console: Console, mixture: MixtureDescription) -> None:
         end = "no end" if mixture.end is None else f"end at position {mixture.end:,}"
         console.print(f"  block size {mixture.block_size:,}, stop {mixture.stop}, {end}")
     console.print(f"  fingerprint {mixture.fingerprint}", soft_wrap=True)
+
+
+def show_rest(console: Console, count: int, what: str) -> None:
+    """Say how many of `count` rows a table has left out."""
+    if count > MOST_ROWS:
+        console.print(f"  and {count - MOST_ROWS:,} more {what}")
 
 
 def _show_all(client: MixClient, names: tuple[str, ...], timeout_s: float | None) -> None:
@@ -63,7 +71,7 @@ def _sources(mixture: MixtureDescription) -> Table:
     table.add_column("share", justify="right")
     if _in_passes(mixture):
         table.add_column("first pass, in positions", justify="right")
-    for source in mixture.sources:
+    for source in mixture.sources[:MOST_ROWS]:
         cells = [escape(source.name), f"{source.length:,}", f"{source.weight:.4%}"]
         if _in_passes(mixture):
             cells.append("never over" if source.pass_end is None else f"{source.pass_end:,}")

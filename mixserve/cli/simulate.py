@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from mixserve.build import build_nodes
-from mixserve.cli.show import show_mixture
-from mixserve.config import load_config
-from mixserve.local import local_client
+from mixserve.cli.opened import opened
+from mixserve.cli.show import MOST_ROWS, show_mixture, show_rest
 from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.sampling import EPOCH
 from mixserve_client import InvalidRequest, MixClient
@@ -81,9 +80,8 @@ def run(
 
     Raises ConfigError, MixserveError and OSError.
     """
-    nodes = build_nodes(load_config(config_file), config_file, placement=placement)
     console = Console(highlight=False)
-    with local_client(nodes) as client:
+    with opened(config_file, placement=placement, mixture=mixture) as (client, nodes):
         names = (mixture,) if mixture else client.mixtures()
         if picture is not None:
             _check_picture(picture, names)
@@ -95,6 +93,7 @@ def run(
             if positions < size:
                 console.print(f"  the mixture ends at position {positions:,}: {positions:,} of {size:,} rows")
             console.print(_shares_table(simulated, key), _passes_table(simulated))
+            show_rest(console, len(simulated.leaves), "sources")
             if not all(leaf.in_passes for leaf in simulated.leaves):
                 console.print("  ~ is what is expected of draws with replacement, not counted")
             if find_spec("matplotlib") is None:
@@ -214,7 +213,7 @@ def _shares_table(simulated: Simulated, key: int) -> Table:
     table.add_column("source", overflow="fold")
     for column in ("requested", "realised", "difference", "rows"):
         table.add_column(column, justify="right")
-    for leaf, count in zip(simulated.leaves, simulated.counts, strict=True):
+    for leaf, count in islice(zip(simulated.leaves, simulated.counts, strict=True), MOST_ROWS):
         requested, realised = simulated.requested(leaf), count / simulated.size
         asked = ("", "") if requested is None else (f"{requested:.4%}", f"{realised - requested:+.4%}")
         table.add_row(escape(leaf.name), asked[0], f"{realised:.4%}", asked[1], f"{count:,}")
@@ -226,7 +225,8 @@ def _passes_table(simulated: Simulated) -> Table:
     table.add_column("source", overflow="fold")
     for column in ("records", "passes", "different", "repeats, expected", "never seen"):
         table.add_column(column, justify="right")
-    for leaf, count, distinct in zip(simulated.leaves, simulated.counts, simulated.distinct, strict=True):
+    rows = zip(simulated.leaves, simulated.counts, simulated.distinct, strict=True)
+    for leaf, count, distinct in islice(rows, MOST_ROWS):
         if leaf.in_passes:
             about, repeats = "", f"{max(0, count - leaf.length):,}"
             different = float(min(count, leaf.length) if distinct is None else distinct)

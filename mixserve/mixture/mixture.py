@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -24,6 +25,7 @@ from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import ScheduledPlanner
 from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
+from mixserve.shown import shown
 from mixserve.sources import AnySource, is_keyed
 from mixserve_client.wire.description import Field
 
@@ -279,10 +281,10 @@ def _leaves_of(child: "AnySource | Mixture") -> Sequence[AnySource]:
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    twice = {name for name in names if names.count(name) > 1}
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
-            f"sources of a mixture must have different names, got {sorted(twice)} more than once; rename them, or give "
-            "all names in source_names"
+            f"sources of a mixture must have different names, got {shown(sorted(twice))} more than once; "
+            "rename them, or give all names in source_names"
         )
     return tuple(names)

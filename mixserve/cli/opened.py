@@ -1,0 +1,25 @@
+"""A configuration file -> its nodes, and a client of them in this process."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mixserve.build import open_nodes, starting
+from mixserve.local import local_client
+from mixserve.node import MixDataSourcesNode
+from mixserve_client import MixClient
+
+
+@contextmanager
+def opened(
+    file: Path, *, placement: str | None, mixture: str | None = None
+) -> Generator[tuple[MixClient, dict[str, MixDataSourcesNode]], None, None]:
+    """A client of the file's mixtures, and their nodes; with `mixture` only that one is to be described.
+
+    Raises ConfigError.
+    """
+    nodes = open_nodes(file, placement=placement, mixture=mixture)
+    with starting(file):
+        client = local_client(nodes)
+    with client:
+        yield client, nodes
