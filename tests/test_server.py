@@ -27,6 +27,8 @@ DEADLINE_S = 60
 class Slow:
     """A source that answers when it is let go."""
 
+    content_id = "is not read at the start"
+
     def __init__(self):
         self.reading, self.go = threading.Event(), threading.Event()
 
