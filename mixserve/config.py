@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mixserve.address import checked_host
 from mixserve.shown import names_shown, short, shown
 from mixserve.yaml_file import read_yaml
+from mixserve_client.wire.session import LEAST_TTL_S
 
 Paths = str | Annotated[list[str], Field(min_length=1)]
 Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function
@@ -38,9 +39,9 @@ Weight = Annotated[float, AfterValidator(_checked_weight)]
 
 
 def checked_seconds(seconds: float) -> float:
-    """`seconds`, if it is a time that something may take. Raises ValueError."""
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"must be a positive, finite number of seconds, got {seconds}")
+    """`seconds`, if leases can last so long. Raises ValueError."""
+    if not math.isfinite(seconds) or seconds < LEAST_TTL_S:
+        raise ValueError(f"must be a positive, finite number of seconds of at least {LEAST_TTL_S}, got {seconds}")
     return seconds
 
 

@@ -9,6 +9,15 @@ from contextlib import contextmanager
 from mixserve_client.errors import MixserveError, ServerFault, Unavailable
 
 _logger = logging.getLogger("mixserve")
+_SHOWN = 1000
+
+
+class WrongRecord(ValueError):
+    """A source gave a record that is not what it declared."""
+
+
+class StrayEnd(RuntimeError):
+    """Code of a source's, or of a function's of the user, raised what ends loops and generators."""
 
 
 @contextmanager
@@ -16,7 +25,8 @@ def faults(what: str) -> Generator[None]:
     """Turns other errors than ours into ServerFault with an id, under which the log has the cause.
 
     Whatever a source raises: gRPC answers a call only if its handler ends with an Exception, so a SystemExit would
-    leave the client waiting. What belongs to the caller alone (`is_callers_own`) goes through.
+    leave the client waiting. What belongs to the caller alone (`is_callers_own`) goes through. What a source did wrong
+    is said as it is, since whoever reads the message can do something about it.
     """
     try:
         yield
@@ -27,7 +37,9 @@ def faults(what: str) -> Generator[None]:
             raise
         fault = secrets.token_hex(4)
         _logger.exception("fault %s in %s", fault, what)
-        raise ServerFault(f"the server failed on this request; its log has the cause under the id {fault}") from error
+        is_told = isinstance(error, WrongRecord | StrayEnd)
+        said = f"{error!s:.{_SHOWN}}" if is_told else "the server failed on this request"
+        raise ServerFault(f"{said}; its log has the cause under the id {fault}") from error
 
 
 def is_callers_own(error: BaseException) -> bool:
@@ -50,3 +62,27 @@ def for_others(error: BaseException) -> Exception:
     found = RuntimeError(f"a source raised {type(error).__name__}")
     found.__cause__ = error
     return found
+
+
+class user_code:  # noqa: N801  # it is used as a function is
+    """Around code that is not ours: turns what would pass for the end of records into an error. Raises StrayEnd.
+
+    What the code does is formatted with `about` when it is needed: there is one of these around every record.
+    """
+
+    # Not a generator: contextlib takes a RuntimeError that a StopIteration caused for one that Python made of it, and
+    # lets the StopIteration go on.
+    __slots__ = ("_about", "_what")
+
+    def __init__(self, what: str, *about: object):
+        self._what, self._about = what, about
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit):
+            raise StrayEnd(
+                f"{self._what.format(*self._about)} raised {type(error).__name__}, which must not pass for the end of "
+                "the epoch"
+            ) from error

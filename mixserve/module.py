@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from mixserve.faults import user_code
 from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.state import State, below, check_same_shape, plain
 
@@ -100,7 +102,8 @@ class DataSourceModule(nnx.Module):
         """
         if self.config.batch_stats_fn is None:
             return None
-        statistics: Any = self.config.batch_stats_fn(data)
+        with user_code("batch_stats_fn"):
+            statistics: Any = self.config.batch_stats_fn(data)
         if not isinstance(statistics, dict):
             raise TypeError(f"batch_stats_fn must return a dict, got {type(statistics).__name__}")
         self._set_statistics(Statistics(statistics))
@@ -230,6 +233,10 @@ class DataSourceModule(nnx.Module):
             lambda: self._set_statistics(Statistics(kept, bool(said["reset"]))),
         ]
 
+    def _modules(self) -> dict[str, "DataSourceModule"]:
+        """The children that have a state of their own, by name. A subclass that has some overrides it."""
+        return {}
+
     def _take_own(self) -> None:
         """What a clone does at once: take what it shares with nobody. A subclass adds its own."""
         self._own_statistics()
@@ -271,6 +278,12 @@ class DataSourceModule(nnx.Module):
     def _add_one(count: nnx.Variable) -> None:
         with jax.transfer_guard("allow"):  # of the number one
             count[...] += 1
+
+
+def kept_statistics(module: DataSourceModule) -> list[dict[str, Any]]:
+    """The statistics that were computed or set last: the module's own, which may be empty, and its children's."""
+    own: Statistics = module._own_statistics().value
+    return [own.values or {}, *chain.from_iterable(map(kept_statistics, module._modules().values()))]
 
 
 def _zero() -> jax.Array:

@@ -1,5 +1,6 @@
 """Trees of a module's state: plain values for checkpoints, and strict comparison of what comes back from one."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixserve_client.wire.value import decode_value, encode_value
+
 State = dict[str, Any]
+
+_OBJECT_BYTES = 64  # a Python object, and its place in a container
+
+
+class Frozen(dict[Any, Any]):
+    """A private copy of values that the wire can hold, which nobody changes: its plain form and digest are made once.
+
+    States hold such statistics as they are, so that writing down a session costs what has changed of it.
+    """
+
+    def __init__(self, values: Mapping[Any, Any]):
+        """Raises TypeError and ValueError for what no message can hold."""
+        data = encode_value(values)
+        super().__init__(decode_value(data))
+        self.bytes = value_bytes(dict(self))
+        self.plain = _plain_frozen(self, hashlib.blake2b(data, digest_size=16).digest())
+        self.digest = self.plain.digest
+
+
+def _plain_frozen(values: Frozen, digest: bytes) -> Frozen:
+    made = Frozen.__new__(Frozen)
+    made.update({key: _plain(child, str(key), copy=False) for key, child in values.items()})
+    made.bytes, made.digest, made.plain = values.bytes, digest, made
+    return made
+
+
+def value_bytes(value: Any) -> int:
+    """About how much memory a value takes that came over the wire; what is frozen is counted by who froze it."""
+    if isinstance(value, Frozen):
+        return 0
+    if isinstance(value, Mapping):
+        return _OBJECT_BYTES + sum(value_bytes(key) + value_bytes(child) for key, child in value.items())
+    if isinstance(value, list | tuple):
+        return _OBJECT_BYTES + sum(map(value_bytes, value))
+    return _OBJECT_BYTES + (
+        value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, str) else 0
+    )
 
 
 def plain(value: Any, path: str) -> Any:
@@ -15,14 +55,20 @@ def plain(value: Any, path: str) -> Any:
 
     Raises TypeError, naming the path, for anything else.
     """
+    return _plain(value, path, copy=True)
+
+
+def _plain(value: Any, path: str, *, copy: bool) -> Any:
+    if isinstance(value, Frozen):
+        return value.plain
     if isinstance(value, Mapping):
-        return {key: plain(child, below(path, key)) for key, child in value.items()}
+        return {key: _plain(child, below(path, key), copy=copy) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(child, below(path, index)) for index, child in enumerate(value)]
+        return [_plain(child, below(path, index), copy=copy) for index, child in enumerate(value)]
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return np.array(value) if np.shape(value) else value.item()
+        return (np.array if copy else np.asarray)(value) if np.shape(value) else value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a state holds dicts of arrays, numbers and strings; {path} is {type(value).__name__}")

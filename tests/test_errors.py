@@ -141,6 +141,7 @@ def test_arguments_and_states_of_any_names_give_short_errors(node):
 
 
 def ways(refusing: Refusing, address: str) -> list[MixClient]:
+    refusing.refuse()  # nothing, whatever tests before this one have left
     connected = MixClient.connect(address, patience_s=DEADLINE_S)
     return [connected, MixClient([InProcessTransport(refusing)], patience_s=DEADLINE_S)]
 
@@ -222,7 +223,7 @@ def test_metadata_holds_what_was_said():
 
 
 def test_a_session_beyond_the_last_is_opened_when_another_is_let_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(loaded, "_MOST", 1)
+    monkeypatch.setattr(loaded, "MOST", 1)
     services = Services({"train": make_node(plan_sizes=ONE_SIZE)}, state_dir=tmp_path)
     server = MixServer(services, "127.0.0.1:0")
     server.start()

@@ -5,16 +5,19 @@ import math
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 from mixserve_client.errors import MixserveError
 from mixserve_client.retry import PatientCaller
 from mixserve_client.wire import methods
-from mixserve_client.wire.session import HeldSession, encode_held
+from mixserve_client.wire.session import HELD_LIMIT, HeldSession, encode_held
 
 _logger = logging.getLogger("mixserve_client")
 _RELEASE_S = 2.0
 _IDLE_S = 3600.0
 _JOIN_S = 5.0
+# However short a lease the server names: the thread is there to renew leases, not to keep a processor busy.
+_LEAST_EVERY_S = 0.1
 
 
 class Leases:
@@ -53,7 +56,7 @@ class Leases:
         for session in held:
             self.remove(session)
         try:
-            self._caller.call(methods.RELEASE_SESSIONS, encode_held(held), time.monotonic() + _RELEASE_S)
+            self._tell(methods.RELEASE_SESSIONS, held, time.monotonic() + _RELEASE_S)
         except MixserveError as error:
             _logger.info("sessions were not let go, and end when their leases do: %s", error)
 
@@ -76,7 +79,8 @@ class Leases:
         due = math.inf
         while not self._closed:
             with self._lock:
-                held, every_s = list(self._held), min(self._held.values(), default=_IDLE_S) / 3
+                held, ttl_s = list(self._held), min(self._held.values(), default=_IDLE_S)
+            every_s = max(_LEAST_EVERY_S, ttl_s / 3)
             now = time.monotonic()
             due = min(due, now + every_s)  # sessions that are opened meanwhile put nothing off
             if self._changed.wait(min(max(0.0, due - now), _IDLE_S)):
@@ -86,6 +90,11 @@ class Leases:
                 continue
             due = time.monotonic() + every_s
             try:
-                self._caller.call(methods.RENEW_SESSIONS, encode_held(held), due)
+                self._tell(methods.RENEW_SESSIONS, held, due)
             except MixserveError as error:
                 _logger.info("leases were not renewed, and will be tried again: %s", error)
+
+    def _tell(self, method: str, held: Sequence[HeldSession], deadline: float) -> None:
+        """One request for every thousand sessions; the first that fails raises what it raised."""
+        for begin in range(0, len(held), HELD_LIMIT):
+            self._caller.call(method, encode_held(held[begin : begin + HELD_LIMIT]), deadline)

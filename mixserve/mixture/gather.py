@@ -6,6 +6,7 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
+from mixserve.faults import WrongRecord, user_code
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
 from mixserve.sources import AnySource, ArrayBacked, KeyedSource, Source, is_array_backed, is_keyed
@@ -96,18 +97,19 @@ def _checked_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[
 
 
 def _taken(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
-    """The records by leaf, known to fit rows of the buffers. Raises ValueError, naming the source and the leaf."""
-    if is_keyed(source):
-        assert plan.fetch_keys is not None
-        taken = cast(KeyedSource, source).take_keyed(plan.record_ids, plan.fetch_keys)
-    else:
-        taken = cast(Source, source).take(plan.record_ids)
-    records = {name: np.asarray(leaf) for name, leaf in flatten(taken).items()}
+    """The records by leaf, known to fit rows of the buffers. Raises WrongRecord, naming the source and the leaf."""
+    with user_code("reading records of {!r:.200}", source):
+        if is_keyed(source):
+            assert plan.fetch_keys is not None
+            taken = cast(KeyedSource, source).take_keyed(plan.record_ids, plan.fetch_keys)
+        else:
+            taken = cast(Source, source).take(plan.record_ids)
+        records = {name: np.asarray(leaf) for name, leaf in flatten(taken).items()}
     for name, buffer in buffers.items():
         got = (records[name].shape, records[name].dtype) if name in records else None
         expected = ((len(plan.record_ids), *buffer.shape[1:]), buffer.dtype)
         if got != expected:
-            raise ValueError(f"take of {source!r} must give the leaf {name!r} as {expected}, got {got}")
+            raise WrongRecord(f"take of {source!r} must give the leaf {name!r} as {expected}, got {got}")
     return records
 
 

@@ -26,7 +26,7 @@ from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import ScheduledPlanner
 from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
 from mixserve.shown import shown
-from mixserve.sources import AnySource, is_keyed
+from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.wire.description import Field
 
 _KEPT_PLANNERS = 256
@@ -86,6 +86,19 @@ class Mixture:
     def is_numeric(self) -> bool:
         """Whether the mixture has batches, and not only records."""
         return not isinstance(self._fields, NoNumbers)
+
+    def check_record(self, record: Any, index: int) -> None:
+        """Raises WrongRecord where the record at `index` of an epoch is not what the sources declare.
+
+        Where a source's records are no numbers, nothing is declared.
+        """
+        if self._record_check is not None:
+            self._record_check.check(record, index)
+
+    @cached_property
+    def _record_check(self) -> RecordCheck | None:
+        as_jax = any(isinstance(leaf, ReferenceSource) for leaf in self.leaves)
+        return RecordCheck(self.fields, as_jax=as_jax) if self.is_numeric else None
 
     @property
     def shares(self) -> Shares:

@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 
+from mixserve.faults import user_code
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
 
 _LEAST_SHARE = 1e-300  # Grain counts in multiples of the least share, which must be a float
@@ -33,7 +34,8 @@ def mixed_records(sources: Sequence[Any], shares: Sequence[float]) -> grain.Iter
 
 def _records(source: Any) -> grain.IterDataset:
     if hasattr(source, "to_grain_iter_dataset"):
-        return source.to_grain_iter_dataset()
+        with user_code("to_grain_iter_dataset of {!r:.200}", source):
+            return source.to_grain_iter_dataset()
     # Grain's default is 16 threads per source.
     return grain.MapDataset.source(_Records(source)).to_iter_dataset(grain.ReadOptions(0, 0))
 
@@ -48,10 +50,7 @@ class _Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
-        try:
-            return read_record(self._source, index)
-        except StopIteration as error:  # an iterator would take it for the end of the epoch
-            raise RuntimeError(f"{self._source!r} raised StopIteration when it read the record {index}") from error
+        return read_record(self._source, index)
 
     def __repr__(self) -> str:
         return repr(self._source)

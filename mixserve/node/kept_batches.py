@@ -1,4 +1,4 @@
-"""The last few eager batches of a node, by what was asked for."""
+"""The last few eager batches of a node, by what was asked for: up to eight of them, and 256 MiB."""
 
 import threading
 from collections import OrderedDict
@@ -10,7 +10,7 @@ import numpy as np
 
 from mixserve.node.batches import Batch
 
-_KEPT = 8
+_KEPT, _KEPT_BYTES = 8, 256 << 20
 
 
 class KeptBatches:
@@ -31,7 +31,7 @@ class KeptBatches:
         with self._lock:
             self._kept[place] = batch
             self._kept.move_to_end(place)
-            while len(self._kept) > _KEPT:
+            while len(self._kept) > _KEPT or sum(map(_bytes, self._kept.values())) > _KEPT_BYTES:
                 self._kept.popitem(last=False)
         return batch
 
@@ -42,3 +42,7 @@ class KeptBatches:
 
     def __reduce__(self) -> Any:
         return KeptBatches, ()
+
+
+def _bytes(batch: Batch) -> int:
+    return sum(array.nbytes for array in batch.values())

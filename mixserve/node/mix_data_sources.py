@@ -15,6 +15,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, UInt32
 
+from mixserve.faults import user_code
 from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.mixture import device, programs
 from mixserve.mixture.gather import Buffers
@@ -170,7 +171,10 @@ class MixDataSourcesNode(DataSourceModule):
             records.extend(islice(_NodeIterator(self), size))
             if not records:
                 raise StopIteration
-            return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
+            for index, record in enumerate(records, before):
+                self.mixture.check_record(record, index)
+            with user_code("stacking records"):
+                return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
         except BaseException:
             self.index.set_value(before)
             raise
@@ -185,7 +189,8 @@ class MixDataSourcesNode(DataSourceModule):
         self.epoch.set_value(0)
         for source in self.sources:
             if callable(getattr(source, "reset", None)):
-                source.reset()
+                with user_code("reset of {!r:.200}", source):
+                    source.reset()
 
     def get_place(self) -> State:
         """Where iteration stands: the part of the state that reading records moves."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import grain
 
+from mixserve.faults import user_code
 from mixserve.state import check_same_shape
 
 _KEPT_EVERY, _KEPT = 1024, 16
@@ -79,9 +80,10 @@ class RecordStream:
         if iterator is None or self._index != index:
             before = [place for place in self._kept if place.record <= index]
             place = max(before, default=_Place(0, None), key=lambda place: place.record)
-            iterator = iter(make_dataset())
-            if place.state is not None:
-                iterator.set_state(place.state)
+            with user_code("beginning to iterate over the sources"):
+                iterator = iter(make_dataset())
+                if place.state is not None:
+                    iterator.set_state(place.state)
             self._iterator, self._index = iterator, place.record
             while self._index < index:
                 self._next(iterator)

@@ -10,6 +10,8 @@ from mixserve.faults import for_others
 _KEPT_S = 1.0
 _UNDER_WAY_S = 60.0  # for one that nobody fetches, since its stream has ended
 _KEPT_BYTES = 32 << 20
+# However small they are: what they answer takes memory, too, and one that is slow keeps those after it.
+_KEPT = 1024
 
 Finish = Callable[[], bytes]
 Clock = Callable[[], float]
@@ -61,7 +63,7 @@ class KeptReplies:
     """The replies of the last second by what they answer; safe to use from many threads.
 
     Only those that are asked for twice are kept, and what follows them for the same reader: memory that was used just
-    now is faster than memory that waits for readers who never come. Up to 32 MiB are kept.
+    now is faster than memory that waits for readers who never come. Up to 32 MiB in 1,024 replies are kept.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -91,8 +93,8 @@ class KeptReplies:
         now = self._clock()
         while self._replies:
             oldest = next(iter(self._replies.values()))
-            if oldest.ends > now and self._bytes + room <= _KEPT_BYTES:
+            if oldest.ends > now and self._bytes + room <= _KEPT_BYTES and len(self._replies) < _KEPT:
                 break
             self._bytes -= self._replies.popitem(last=False)[1].size
-        while self._shared and next(iter(self._shared.values())) < now:
+        while self._shared and (next(iter(self._shared.values())) < now or len(self._shared) >= _KEPT):
             self._shared.popitem(last=False)

@@ -13,17 +13,18 @@ from mixserve_client.wire import methods
 _logger = logging.getLogger("mixserve")
 
 # Apart from those of pure calls, which must not wait for disks and slow sources: nor must leases that are renewed.
-_CALLS, _OPENINGS, _OTHERS = 16, 4, 2
+_CALLS, _OPENINGS, _LISTINGS, _OTHERS = 16, 4, 2, 2
 _LOOK_EVERY_S = 10.0
 
 
 class SessionThreads:
-    """Answers calls, openings and all else each in threads of their own; calls `end_silent` every now and then."""
+    """Answers calls, openings, listings and all else, each kind in threads of its own; calls `end_silent` at times."""
 
     def __init__(self, end_silent: Callable[[], None]):
         self._threads = {
             methods.CALL_SESSION: CallThreads(_CALLS, "mixserve-session"),
             methods.OPEN_SESSION: CallThreads(_OPENINGS, "mixserve-opening"),
+            methods.LIST_SESSIONS: CallThreads(_LISTINGS, "mixserve-listing"),
         }
         self._other_threads = CallThreads(_OTHERS, "mixserve-lease")
         self._end_silent = end_silent

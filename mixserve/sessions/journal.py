@@ -4,17 +4,24 @@ An entry is written, and on the disk, before the call that it stands for is answ
 half of was never answered, and is cut off; anything else that does not fit its checksum is an error.
 """
 
+import errno
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
-from mixserve.sessions.storage import StateFolder, make_folder, sync_folder
+from mixserve.sessions.storage import StateFolder, bytes_below, make_folder, open_regular, sync_folder
 from mixserve_client.errors import CorruptCheckpoint
 
 _MAGIC = b"mixserve journal 1\n"
 _HEAD = struct.Struct("<III")  # length of the entry, CRC-32 of the length, CRC-32 of the entry
 _COMPACTED_BYTES = 256 << 10
+_LONGER_BYTES = 128 << 20  # than its first entry, at most
+_ENTRY_BYTES = 256 << 20
+_BYTES = 1 << 30  # more than those above come to
+_PIECE_BYTES = 1 << 20
 
 
 class Journal:
@@ -29,38 +36,46 @@ class Journal:
     @property
     def is_long(self) -> bool:
         """Whether it is time to begin it anew: by then the file is many times what it must hold."""
-        return self._whole_bytes > _COMPACTED_BYTES + 8 * self._first_bytes
+        first = self._first_bytes
+        return self._whole_bytes > _COMPACTED_BYTES + min(8 * first, first + _LONGER_BYTES)
 
     def read(self) -> list[bytes]:
         """The entries. Raises FileNotFoundError, OSError, and CorruptCheckpoint where the file is damaged."""
-        data = self.path.read_bytes()
-        if not data.startswith(_MAGIC):
+        return list(self.entries())
+
+    def entries(self) -> Iterator[bytes]:
+        """The entries, one after another, of which all must be taken before anything is added. Raises as `read`."""
+        with open_regular(self.path, _BYTES) as (file, size):
+            yield from self._entries(file, size)
+
+    def _entries(self, file: BufferedReader, size: int) -> Iterator[bytes]:
+        if file.read(len(_MAGIC)) != _MAGIC:
             raise self._damaged("it does not begin as a journal does")
-        entries, at = list[bytes](), len(_MAGIC)
-        while at + _HEAD.size <= len(data):
-            length, length_checksum, checksum = _HEAD.unpack_from(data, at)
-            begin, end = at + _HEAD.size, at + _HEAD.size + length
-            if not length and not any(data[at:]):
+        at, first = len(_MAGIC), 0
+        while at + _HEAD.size <= size and len(head := file.read(_HEAD.size)) == _HEAD.size:
+            length, length_checksum, checksum = _HEAD.unpack(head)
+            if not length and not any(head) and _is_zeros(file):
                 break  # zeros, which a machine that lost power may leave where an entry was to be
             if length_checksum != _length_checksum(length):
                 raise self._damaged(f"the length at byte {at} does not fit its checksum")
-            if end > len(data):
+            if at + _HEAD.size + length > size:
                 break
-            if zlib.crc32(data[begin:end]) != checksum:
+            entry = file.read(length)
+            if zlib.crc32(entry) != checksum:
                 raise self._damaged(f"the entry at byte {at} does not fit its checksum")
-            entries.append(data[begin:end])
-            at = end
-            self._first_bytes = self._first_bytes or at
-        if not entries:
+            at += _HEAD.size + length
+            first = first or at
+            yield entry
+        if not first:
             raise self._damaged("it holds no whole entry")
-        self._whole_bytes = at
-        return entries
+        self._whole_bytes, self._first_bytes = at, first
 
     def append(self, entry: bytes) -> None:
         """Add an entry. Raises OSError; then the file holds what it held before."""
         framed = _framed(entry)
+        self._folder.grow(len(framed), spared=True)
         with self._folder.writing():
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.ftruncate(descriptor, self._whole_bytes)
                 try:
@@ -79,6 +94,7 @@ class Journal:
         Raises OSError; then it is to be read again: either of the two may be there.
         """
         framed = _MAGIC + _framed(entry)
+        self._folder.grow(len(framed) - bytes_below(self.path), spared=True)
         made = self._folder.unfinished()
         try:
             with made.open("xb") as file:
@@ -106,11 +122,21 @@ class Journal:
 
 
 def _framed(entry: bytes) -> bytes:
+    """Raises OSError for what no journal may hold."""
+    if len(entry) > _ENTRY_BYTES:
+        raise OSError(errno.EFBIG, f"a journal's entry may have {_ENTRY_BYTES} bytes, this one has {len(entry)}")
     return _HEAD.pack(len(entry), _length_checksum(len(entry)), zlib.crc32(entry)) + entry
 
 
 def _length_checksum(length: int) -> int:
     return zlib.crc32(length.to_bytes(4, "little"))
+
+
+def _is_zeros(file: BufferedReader) -> bool:
+    while piece := file.read(_PIECE_BYTES):
+        if any(piece):
+            return False
+    return True
 
 
 def _write(descriptor: int, data: bytes, at: int) -> None:

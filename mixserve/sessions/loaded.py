@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from mixserve.sessions.session import Session
-from mixserve_client.errors import Overloaded, Unavailable
+from mixserve_client.errors import Overloaded, StorageFailed, Unavailable
 
-_MOST = 10_000
+MOST = 10_000
+# What sessions keep of what clients sent, and of what functions said of batches.
+KEPT_BYTES = 1 << 30
 # Clients ask again by themselves; whoever waits here keeps a thread from other sessions.
 _BUSY_S = 0.2
 
@@ -51,6 +53,17 @@ class LoadedSessions:
         with self._lock:
             entries = list(self._entries.items())
         return [(key, session) for key, entry in entries if (session := entry.session) is not None]
+
+    def check_room(self, kept_bytes: int, wanted_bytes: int) -> None:
+        """Raises StorageFailed where a session that keeps so many bytes cannot keep so many more."""
+        if wanted_bytes <= kept_bytes:
+            return
+        others = sum(session.kept_bytes for _, session in self.all()) - kept_bytes
+        if others + wanted_bytes > KEPT_BYTES:
+            raise StorageFailed(  # not Overloaded: to ask again does not help before something is let go of
+                f"this session would keep {wanted_bytes} bytes of statistics, the server's others keep {others}, and "
+                f"{KEPT_BYTES} together are allowed; let go of sessions, or reset their statistics"
+            )
 
     @contextmanager
     def entered(self, key: Key, load: Callable[[float | None], Session]) -> Generator[Entry]:
@@ -105,8 +118,8 @@ class LoadedSessions:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
-                if len(self._entries) >= _MOST:
-                    raise Overloaded(f"this server holds {_MOST} sessions, as many as it can; let go of some")
+                if len(self._entries) >= MOST:
+                    raise Overloaded(f"this server holds {MOST} sessions, as many as it can; let go of some")
                 entry = self._entries[key] = Entry()
             return entry
 
@@ -115,4 +128,7 @@ class LoadedSessions:
         with self._lock:
             del self._entries[key]
             if session is not None and session.lease:
+                self._heard.pop(key, None)
                 self._heard[key] = session.renewed
+                if len(self._heard) > MOST:
+                    del self._heard[next(iter(self._heard))]

@@ -1,15 +1,16 @@
 """What can be done with a session, by name: each takes the session's node and arguments that came over the wire."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
 
+from mixserve.module import kept_statistics
 from mixserve.node import MixDataSourcesNode
 from mixserve.node.record_stream import BehindTheEnd
 from mixserve.sessions.checkpoints import Checkpoints
-from mixserve.state import State
+from mixserve.state import Frozen, State
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import check_positions
@@ -28,6 +29,8 @@ class Subject(NamedTuple):
     session: str
     node: MixDataSourcesNode
     checkpoints: Checkpoints | None
+    # Told how many bytes of statistics there will be. Raises StorageFailed.
+    check_room: Callable[[int], None] = lambda _: None
 
 
 class Ended(NamedTuple):
@@ -68,6 +71,35 @@ def sendable(value: Any) -> Any:
     return value
 
 
+def freeze(values: Mapping[Any, Any]) -> Frozen:
+    """Statistics that are the session's own. Raises InvalidRequest where no message can hold them."""
+    if isinstance(values, Frozen):
+        return values
+    try:
+        return Frozen(values)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"these statistics cannot be kept: {error}") from error
+
+
+def freeze_state(state: Any) -> Any:
+    """A node's state with its statistics, and those of its children, frozen. Raises InvalidRequest."""
+    if not isinstance(state, dict):
+        return state
+    frozen, statistics, sources = cast(State, dict(state)), state.get("statistics"), state.get("sources")
+    if isinstance(statistics, dict) and isinstance(statistics.get("values"), dict):
+        frozen["statistics"] = statistics | {"values": freeze(statistics["values"])}
+    if isinstance(sources, dict):
+        frozen["sources"] = {name: freeze_state(child) for name, child in sources.items()}
+    return frozen
+
+
+def frozen_bytes(value: Any) -> int:
+    """How much memory the frozen statistics in a state take."""
+    if isinstance(value, Frozen):
+        return value.bytes
+    return sum(map(frozen_bytes, value.values())) if isinstance(value, dict) else 0
+
+
 def take_over_state(node: MixDataSourcesNode, state: State, *, strict: bool) -> None:
     """Set the node's state; where not `strict`, a place in another order of records becomes the same index in this one.
 
@@ -104,10 +136,17 @@ def _start_epoch(on: Subject, _: Arguments) -> None:
 
 
 def _next_record(on: Subject, _: Arguments) -> Any:
+    before = int(on.node.index.get_value())
     try:
-        return next(on.node)
+        record = next(on.node)
     except StopIteration:
         return Ended()
+    try:
+        on.node.mixture.check_record(record, before)
+    except BaseException:
+        on.node.index.set_value(before)
+        raise
+    return record
 
 
 def _next_batch(on: Subject, given: Arguments) -> Any:
@@ -127,7 +166,13 @@ def _get_state(on: Subject, _: Arguments) -> Any:
 
 
 def _set_state(on: Subject, given: Arguments) -> None:
-    take_over_state(on.node, _argument(given, "state"), strict=True)
+    _take_over(on, _argument(given, "state"), strict=True)
+
+
+def _take_over(on: Subject, state: Any, *, strict: bool) -> None:
+    frozen = freeze_state(state)
+    on.check_room(frozen_bytes(frozen))
+    take_over_state(on.node, frozen, strict=strict)
 
 
 def _compute_statistics(on: Subject, given: Arguments) -> Any:
@@ -139,11 +184,16 @@ def _compute_statistics(on: Subject, given: Arguments) -> Any:
         batch = on.node.get_batch_at(start, size, jnp.asarray(words))
     except ValueError as error:
         raise InvalidRequest(f"there are no statistics of this batch: {error}") from error
-    # What no message can hold is not to be kept.
-    statistics = sendable(on.node.clone().compute_statistics(batch))
-    if statistics is not None:
-        on.node.set_statistics(statistics)
-    return statistics
+    statistics = on.node.clone().compute_statistics(batch)
+    return None if statistics is None else _keep_statistics(on, statistics)
+
+
+def _keep_statistics(on: Subject, statistics: dict[str, Any]) -> Frozen:
+    # What no message can hold, or the server has no room for, is not to be kept.
+    frozen = freeze(statistics)
+    on.check_room(frozen.bytes + sum(map(frozen_bytes, kept_statistics(on.node)[1:])))
+    on.node.set_statistics(frozen)
+    return frozen
 
 
 def _get_statistics(on: Subject, _: Arguments) -> Any:
@@ -154,7 +204,7 @@ def _set_statistics(on: Subject, given: Arguments) -> None:
     statistics = _argument(given, "statistics")
     if not isinstance(statistics, dict):
         raise InvalidRequest(f"statistics must be a dict, got {type(statistics).__name__}")
-    on.node.set_statistics(statistics)
+    _keep_statistics(on, statistics)
 
 
 def _reset_statistics(on: Subject, _: Arguments) -> None:
@@ -207,7 +257,7 @@ def _restore_checkpoint(on: Subject, given: Arguments) -> None:
             f"{fingerprint}, this one has {on.node.mixture.fingerprint}: its records are others. With strict=False the "
             "session goes on in this mixture from the same index"
         )
-    take_over_state(on.node, state, strict=strict)
+    _take_over(on, state, strict=strict)
 
 
 def _list_checkpoints(on: Subject, _: Arguments) -> Any:

@@ -2,16 +2,29 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from mixserve.faults import faults
+from mixserve.module import kept_statistics
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.sessions.journal import Journal
-from mixserve.sessions.operations import Ended, Operation, Run, Subject, operation_named, take_over_state
+from mixserve.sessions.operations import (
+    Ended,
+    Operation,
+    Run,
+    Subject,
+    freeze_state,
+    frozen_bytes,
+    operation_named,
+    take_over_state,
+)
+from mixserve.sessions.record import FORMAT, LEVELS, Record, hashes_of, parts_of, read_record
 from mixserve.sessions.storage import storing
-from mixserve.state import State
+from mixserve.state import value_bytes
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,
@@ -22,15 +35,14 @@ from mixserve_client.errors import (
     from_wire,
 )
 from mixserve_client.wire.session import CallReply, CallRequest, OpenRequest
-from mixserve_client.wire.value import decode_value, encode_value
+from mixserve_client.wire.value import encode_value
 
-_FORMAT = 1
 _NOBODY = ""
 _TOUCHED_EVERY_S = 3600.0
-_LEVELS = 4  # what a record has around values that came over the wire
-_STATE = "state/"
+_MESSAGE = 2000  # characters of a refusal that are kept, to be said again
+_SMALL_BYTES = 64 << 10  # an answer that is kept without asking for room
 
-Record = dict[str, Any]
+CheckRoom = Callable[[int, int], None]
 
 
 class Session:
@@ -47,20 +59,24 @@ class Session:
         journal: Journal | None,
         checkpoints: Checkpoints | None,
         renewed: float,
+        check_room: CheckRoom = lambda _before, _after: None,
     ):
-        """`node` is the mixture's: the session takes a copy of it."""
+        """`node` is the mixture's: the session takes a copy of it. `check_room` is told how many bytes the session
+        keeps and would keep, and raises StorageFailed where that is too many."""
         self.name = name
         self.dropped = False
         self.is_new = True  # until somebody holds it
         self.is_converted = False  # from another mixture's order, and not yet written down
         self.renewed = renewed
+        self.kept_bytes = 0  # of statistics, and of the last answer
+        self._check_room = check_room
         self._journal = journal
         self._checkpoints = checkpoints
         self._node = node.clone()
         self._touched = -_TOUCHED_EVERY_S
         self._written: dict[str, bytes] = {}
         self._record: Record = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "session": name,
             "fingerprint": node.mixture.fingerprint,
             "lease": _NOBODY,
@@ -77,13 +93,14 @@ class Session:
         journal: Journal,
         checkpoints: Checkpoints | None,
         renewed: float,
+        check_room: CheckRoom = lambda _before, _after: None,
         *,
         strict: bool,
     ) -> "Session":
         """The session that a journal tells of.
 
-        Raises FileNotFoundError where there is none, CorruptCheckpoint for a damaged one, and FingerprintMismatch where
-        the mixture is another by now; that only if `strict`.
+        Raises FileNotFoundError if there is none, CorruptCheckpoint for a damaged one, StorageFailed if there is no room
+        for it, and FingerprintMismatch if the mixture is another by now; that only if `strict`.
         """
         record, state = read_record(journal)
         current = node.mixture.fingerprint
@@ -97,10 +114,20 @@ class Session:
                 f"has {current}: its records are others. Open it with fresh=True to begin anew, or strict=False "
                 "to go on in this mixture from the same index"
             )
-        session = Session(name, node, journal, checkpoints, renewed)
-        take_over_state(session._node, state, strict=strict)
+        session = Session(name, node, journal, checkpoints, renewed, check_room)
+        state = freeze_state(state)
+        kept_bytes = frozen_bytes(state) + value_bytes(record["last"])
+        check_room(0, kept_bytes)
+        try:
+            take_over_state(session._node, state, strict=strict)
+        except InvalidRequest as error:
+            raise CorruptCheckpoint(
+                f"the journal {journal.path} is damaged: {error!s:.500}. Open the session with fresh=True, and "
+                "restore a checkpoint"
+            ) from error
+        session.kept_bytes = kept_bytes
         session.is_new, session.is_converted = False, record["fingerprint"] != current
-        session._written = _hashes(_parts(record, state))
+        session._written = hashes_of(parts_of(record, state))
         session._record = record | {"fingerprint": current}
         return session
 
@@ -171,7 +198,7 @@ class Session:
                     f"{request.operation} moves the session: it needs the holder's lease and a sequence"
                 )
             return self._reply(self._run(operation.run, request))
-        asked = hashlib.sha256(encode_value([request.operation, request.arguments], more_levels=_LEVELS)).hexdigest()
+        asked = hashlib.sha256(encode_value([request.operation, request.arguments], more_levels=LEVELS)).hexdigest()
         try:
             if request.sequence <= self.sequence:
                 return self._answered_again(operation, request, asked)
@@ -192,11 +219,15 @@ class Session:
         except MixserveError as error:
             if not operation.counts:
                 raise
-            refusal, last["refusal"] = error, [type(error).__name__, str(error)]
+            refusal, last["refusal"] = error, [type(error).__name__, f"{error!s:.{_MESSAGE}}"]
         reply = self._reply(value)
         if operation.again is None:
             last["value"] = reply.value
+        kept_bytes = sum(map(frozen_bytes, kept_statistics(self._node))) + (last_bytes := value_bytes(last))
+        if last_bytes > _SMALL_BYTES:
+            self._check_room(self.kept_bytes, kept_bytes)
         self._write({"sequence": request.sequence, "last": last})
+        self.kept_bytes = kept_bytes
         if refusal is not None:
             raise refusal
         if operation.foretold is not None:
@@ -222,7 +253,12 @@ class Session:
         if not operation.reads:
             return self._reply(self._run(operation.again, request))
         stands = self._node.get_place()
-        self._node.set_place(last["place"])
+        try:
+            self._node.set_place(last["place"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptCheckpoint(
+                f"the session {self.name!r} cannot go back to its last answer: {error!s:.300}. Make another call"
+            ) from error
         try:
             value = self._run(operation.again, request)
         finally:
@@ -231,7 +267,8 @@ class Session:
 
     def _run(self, run: Run, request: CallRequest) -> Any:
         with faults(f"{request.operation} of the session {self.name!r}"):
-            return run(Subject(self.name, self._node, self._checkpoints), request.arguments)
+            check_room = partial(self._check_room, self.kept_bytes)
+            return run(Subject(self.name, self._node, self._checkpoints, check_room), request.arguments)
 
     def _reply(self, value: Any) -> CallReply:
         ended = isinstance(value, Ended)
@@ -241,15 +278,15 @@ class Session:
         """Change the record, and write down what is new in it and in the node's state. Raises StorageFailed."""
         record = self._record | changes
         if self._journal is not None:
-            parts = _parts(record, self._node.get_state())
-            hashes = _hashes(parts)
+            parts = parts_of(record, self._node.get_state())
+            hashes = hashes_of(parts)
             with storing(f"the journal of the session {self.name!r}"):
                 try:
                     if not self._written or self._journal.is_long:
-                        self._journal.begin(encode_value(parts, more_levels=_LEVELS))
+                        self._journal.begin(encode_value(parts, more_levels=LEVELS))
                     else:
                         new = {path: part for path, part in parts.items() if self._written.get(path) != hashes[path]}
-                        self._journal.append(encode_value(new, more_levels=_LEVELS))
+                        self._journal.append(encode_value(new, more_levels=LEVELS))
                 except BaseException:
                     self.dropped = True
                     raise
@@ -262,32 +299,3 @@ class Session:
             f"the session {self.name!r} {by}: this client no longer moves it. Open it again, with take_over=True if it "
             "shall be taken back"
         )
-
-
-def read_record(journal: Journal) -> tuple[Record, State]:
-    """What a journal tells of its session. Raises FileNotFoundError, OSError and CorruptCheckpoint."""
-    parts: Record = {}
-    for entry in journal.read():
-        try:
-            parts |= decode_value(entry)
-        except (ValueError, TypeError) as error:
-            raise CorruptCheckpoint(f"the journal {journal.path} holds what is no entry: {error}") from error
-    if parts.get("format") != _FORMAT:
-        raise CorruptCheckpoint(
-            f"the journal {journal.path} has the format {parts.get('format')}, this server reads {_FORMAT}; open the "
-            "session with fresh=True, or use the mixserve that wrote it"
-        )
-    state = {path.removeprefix(_STATE): part for path, part in parts.items() if path.startswith(_STATE)}
-    return {path: part for path, part in parts.items() if not path.startswith(_STATE)}, state
-
-
-def _parts(record: Record, state: State) -> Record:
-    """What is written down on its own when it has changed."""
-    return record | {_STATE + entry: value for entry, value in state.items()}
-
-
-def _hashes(parts: Record) -> dict[str, bytes]:
-    return {
-        path: hashlib.blake2b(encode_value(part, more_levels=_LEVELS), digest_size=16).digest()
-        for path, part in parts.items()
-    }

@@ -2,35 +2,37 @@
 
 import logging
 import math
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.sessions.journal import Journal
+from mixserve.sessions.listing import Listing, age_s, session_files
 from mixserve.sessions.loaded import Key, LoadedSessions
 from mixserve.sessions.operations import ABOUT_CHECKPOINTS, Subject, operation_named
-from mixserve.sessions.session import Session, read_record
+from mixserve.sessions.session import Session
 from mixserve.sessions.storage import StateFolder
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,
     MixserveError,
     SessionTaken,
+    StorageFailed,
     UnknownSession,
 )
 from mixserve_client.wire.session import (
+    LEAST_TTL_S,
     CallReply,
     CallRequest,
     HeldSession,
     OpenedSession,
     OpenRequest,
     SessionDescription,
-    is_name,
 )
 
 _logger = logging.getLogger("mixserve")
@@ -39,6 +41,7 @@ TTL_S = 900.0
 JOURNAL_DAYS = 7.0
 _DAY_S, _HOUR_S = 86400.0, 3600.0
 _GIVEN_UP = 1000
+MOST_JOURNALS = 20_000
 
 
 class Sessions:
@@ -54,6 +57,10 @@ class Sessions:
     ):
         if not 0 < ttl_s < math.inf:
             raise ValueError(f"session_ttl_s must be a positive, finite number of seconds, got {ttl_s}")
+        if ttl_s < LEAST_TTL_S:
+            raise ValueError(
+                f"session_ttl_s must be at least {LEAST_TTL_S} s, for clients to renew leases in time, got {ttl_s}"
+            )
         if not 0 < journal_days < math.inf:
             raise ValueError(f"journal_days must be a positive, finite number of days, got {journal_days}")
         self._nodes = dict(nodes)
@@ -62,6 +69,7 @@ class Sessions:
         self._ttl_s = ttl_s
         self._journal_days = journal_days
         self._loaded = LoadedSessions()
+        self._listing = Listing()
         self._given_up: OrderedDict[str, None] = OrderedDict()  # leases, also of sessions that were busy then
         self._started = time.monotonic()
         self._swept = self._started + ttl_s - _HOUR_S  # not before holders had the time to renew their leases
@@ -102,6 +110,8 @@ class Sessions:
             key = Key(mixture, name)
             with suppress(MixserveError):
                 session = self._loaded.get(key)  # not entered: it may be busy
+                if session is None and not self._is_kept(key):
+                    continue
                 if session is None:
                     with self._entered(key) as session:
                         pass
@@ -115,21 +125,25 @@ class Sessions:
             self._given_up[lease] = None
             while len(self._given_up) > _GIVEN_UP:
                 self._given_up.popitem(last=False)
-            with suppress(MixserveError), self._entered(Key(mixture, name)) as session:
+            key = Key(mixture, name)
+            if self._loaded.get(key) is None and not self._is_kept(key):
+                continue
+            with suppress(MixserveError), self._entered(key) as session:
                 if session.lease == lease:
                     session.release()
                     session.dropped = self._folder is not None
 
     def described(self, mixture: str = "") -> list[SessionDescription]:
         """What is known of the sessions of a mixture, or of all."""
-        known = {key: self._described(key, session) for key, session in self._loaded.all()}
+        loaded = [(key, session) for key, session in self._loaded.all() if mixture in ("", key.mixture)]
+        known = {key: self._described(key, session) for key, session in loaded}
         if self._folder is not None:
-            for name in self._nodes:
-                kept = {path.name for path in _files(self._folder.journals(name))}
+            for name in [mixture] if mixture else self._nodes:
+                kept = {path.name for path in session_files(self._folder.journals(name))}
                 for session in kept | set(self._checkpoints[name].sessions()):
                     if (key := Key(name, session)) not in known:
                         known[key] = self._described_on_disk(key)
-        return [known[key] for key in sorted(known) if mixture in ("", key.mixture)]
+        return [known[key] for key in sorted(known)]
 
     def end_silent(self) -> None:
         """Let sessions leave memory whose holders are silent, and throw away journals that nobody used for long."""
@@ -162,25 +176,43 @@ class Sessions:
                 node, checkpoints = self._nodes[key.mixture], self._checkpoints[key.mixture]
                 renewed = self._started if heard is None else heard
                 strict = opening is None or opening.strict
-                session = Session.resumed(key.name, node, journal, checkpoints, renewed, strict=strict)
+                room = self._loaded.check_room
+                session = Session.resumed(key.name, node, journal, checkpoints, renewed, room, strict=strict)
                 if not session.lease:
-                    session.renewed = time.monotonic() - _age_s(journal.path)
+                    session.renewed = time.monotonic() - age_s(journal.path)
                 return session
             except FileNotFoundError:
                 pass
             except OSError as error:
-                raise CorruptCheckpoint(f"the journal {journal.path} cannot be read: {error.strerror}") from error
+                if opening is None or not opening.fresh:
+                    raise CorruptCheckpoint(f"the journal {journal.path} cannot be read: {error.strerror}") from error
             except (CorruptCheckpoint, FingerprintMismatch):
                 if opening is None or not opening.fresh:
                     raise
         if opening is None:
             known = ", ".join(map(repr, self._names(key.mixture))) or "none at all"
             raise UnknownSession(f"the mixture {key.mixture!r} has no session {key.name!r}, but {known:.1000}")
+        self._check_journals(key)
         return self._begun(key)
 
     def _begun(self, key: Key) -> Session:
         node, checkpoints = self._nodes[key.mixture], self._checkpoints.get(key.mixture)
-        return Session(key.name, node, self._journal(key), checkpoints, time.monotonic())
+        return Session(key.name, node, self._journal(key), checkpoints, time.monotonic(), self._loaded.check_room)
+
+    def _check_journals(self, key: Key) -> None:
+        """Raises StorageFailed where there are as many journals as there may be, and none of that session."""
+        if self._folder is None or self._is_kept(key):
+            return
+        count = sum(len(session_files(self._folder.journals(name))) for name in self._nodes)
+        if count >= MOST_JOURNALS:
+            raise StorageFailed(
+                f"this server keeps journals of {count} sessions, as many as it can; those that nobody uses for "
+                f"{self._journal_days:g} days are thrown away. Open one that is known, with fresh=True to begin anew"
+            )
+
+    def _is_kept(self, key: Key) -> bool:
+        """Whether there is a journal of that session."""
+        return self._folder is not None and os.path.lexists(self._folder.journals(key.mixture) / key.name)
 
     def _check_free(self, key: Key, session: Session, request: OpenRequest) -> None:
         """Raises SessionTaken where somebody else holds the session who lives."""
@@ -213,26 +245,23 @@ class Sessions:
         journal, checkpoints = self._journal(key), self._checkpoints[key.mixture].names(key.name)
         assert journal is not None
         try:
-            record, state = read_record(journal)
-            idle_s = _age_s(journal.path)
+            found = self._listing.stood(journal)
         except FileNotFoundError:  # by now checkpoints are all that there is of it
             return SessionDescription(*key, "", 0.0, 0, 0, checkpoints, saved_only=True)
-        except (CorruptCheckpoint, OSError) as error:
-            return SessionDescription(*key, "", 0.0, 0, 0, checkpoints, str(error))
         lives = time.monotonic() - self._started < self._ttl_s
-        holder = record["holder"] if lives else ""
-        return SessionDescription(*key, holder, idle_s, state["index"], state["epoch"], checkpoints)
+        holder = found.holder if lives else ""
+        return SessionDescription(*key, holder, found.idle_s, found.index, found.epoch, checkpoints, found.damaged)
 
     def _names(self, mixture: str) -> list[str]:
         """Of the sessions in memory and on disk."""
-        kept = _files(self._folder.journals(mixture)) if self._folder is not None else []
+        kept = session_files(self._folder.journals(mixture)) if self._folder is not None else []
         loaded = {key.name for key, _ in self._loaded.all() if key.mixture == mixture}
         return sorted(loaded | {path.name for path in kept})
 
     def _throw_away(self, folder: StateFolder) -> None:
         oldest = time.time() - self._journal_days * _DAY_S
         for mixture in self._nodes:
-            for path in _files(folder.journals(mixture)):
+            for path in session_files(folder.journals(mixture)):
                 with self._loaded.without(Key(mixture, path.name)) as is_free, suppress(OSError):
                     if is_free and path.stat().st_mtime < oldest:
                         folder.remove(path)
@@ -241,11 +270,3 @@ class Sessions:
 
 def _silent_s(session: Session) -> float:
     return time.monotonic() - session.renewed
-
-
-def _age_s(path: Path) -> float:
-    return max(0.0, time.time() - path.stat().st_mtime)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if is_name(path.name)] if folder.is_dir() else []

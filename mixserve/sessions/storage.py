@@ -11,10 +11,13 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
+import time
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,14 +25,17 @@ from mixserve_client.errors import StorageFailed
 
 _NAME_BYTES_LIMIT = 200
 _QUIET_S = 10.0
+KEPT_BYTES = 64 << 30
+_MEASURED_EVERY_S = 10.0
 
 
 class StateFolder:
-    """Made for one server; a second one on the same folder is refused."""
+    """Made for one server; a second one on the same folder is refused. It holds up to `limit_bytes` bytes."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, limit_bytes: int = KEPT_BYTES):
         """Raises OSError where the folder cannot be written or another server has it."""
         self.path = path.absolute()
+        self._limit_bytes, self._spare_bytes = limit_bytes, limit_bytes // 16
         self._writes = threading.Condition()
         self._writing = 0
         self._closed = False
@@ -50,6 +56,8 @@ class StateFolder:
                 f"the state folder {path} cannot be used: {error.strerror}; give every server its own, that "
                 "it can write",
             ) from error
+        self._measuring = threading.Lock()
+        self._used, self._measured = self._measure(), time.monotonic()
 
     def journals(self, mixture: str) -> Path:
         """The folder of the journals of a mixture's sessions."""
@@ -62,6 +70,30 @@ class StateFolder:
     def unfinished(self) -> Path:
         """A path that nothing else uses, on the same file system."""
         return self._unfinished / uuid.uuid4().hex
+
+    def grow(self, more_bytes: int, *, spared: bool = False) -> None:
+        """Count what is about to be written. Raises OSError where the folder would hold more than it may.
+
+        What is `spared` may use the room that is left for it, so that sessions go on, and can delete checkpoints, when
+        there is no more room for those.
+        """
+        limit = self._limit_bytes + (self._spare_bytes if spared else 0)
+        with self._measuring:
+            if more_bytes > 0 and self._used + more_bytes > limit:
+                if time.monotonic() - self._measured >= _MEASURED_EVERY_S:  # somebody may have made room by hand
+                    self._used, self._measured = self._measure(), time.monotonic()
+                if self._used + more_bytes > limit:
+                    raise OSError(
+                        errno.EDQUOT,
+                        f"the state folder holds {self._used} bytes, and may hold {limit}: "
+                        "delete checkpoints that are not needed",
+                    )
+            self._used += more_bytes
+
+    def _measure(self) -> int:
+        """The bytes of all journals and checkpoints."""
+        tops = (self.path / "sessions", self.path / "checkpoints")
+        return sum(bytes_below(top) for top in tops)
 
     @contextmanager
     def writing(self) -> Generator[None]:
@@ -85,7 +117,8 @@ class StateFolder:
         with self.writing():
             path.rename(away)
             sync_folder(path.parent)
-        if away.is_dir():
+        self.grow(-bytes_below(away))
+        if away.is_dir() and not away.is_symlink():
             shutil.rmtree(away, ignore_errors=True)
         else:
             away.unlink()
@@ -128,6 +161,43 @@ def storing(what: str) -> Generator[None]:
             f"{what} cannot be kept on the server: {error.strerror or error}; what was kept before is still there. "
             "Make room for it, or let the server write to its state folder, and ask again"
         ) from error
+
+
+@contextmanager
+def open_regular(path: Path, limit_bytes: int) -> Generator[tuple[BufferedReader, int]]:
+    """A file to read, and its size: neither a link nor a pipe or a device, which might be read without end.
+
+    Raises OSError, also where it is larger than `limit_bytes`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise OSError(error.errno, "it is a link, which is not followed") from error
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if found.st_size > limit_bytes:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, at most {limit_bytes} are read")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with os.fdopen(descriptor, "rb") as file:
+        yield file, found.st_size
+
+
+def bytes_below(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder. Links are not followed."""
+    total = 0
+    with suppress(OSError):
+        total += path.lstat().st_size if not path.is_dir() or path.is_symlink() else 0
+    for place, _, files in os.walk(path):
+        for file in files:
+            with suppress(OSError):  # which may be removed meanwhile
+                total += (Path(place) / file).lstat().st_size
+    return total
 
 
 def make_folder(path: Path) -> None:

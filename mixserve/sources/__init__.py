@@ -2,7 +2,7 @@
 
 from mixserve.sources.array_source import ArraySource
 from mixserve.sources.random_access import RandomAccessSource
-from mixserve.sources.record import read_record
+from mixserve.sources.record import RecordCheck, read_record
 from mixserve.sources.reference_source import FollowsReference, ReferenceSource
 from mixserve.sources.source import (
     AnySource,
@@ -26,6 +26,7 @@ __all__ = [
     "FollowsReference",
     "KeyedSource",
     "RandomAccessSource",
+    "RecordCheck",
     "RecordIds",
     "Records",
     "ReferenceSource",

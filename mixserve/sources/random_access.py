@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from mixserve.faults import WrongRecord
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.wire.tree import flatten, unflatten
 
@@ -58,7 +59,7 @@ class RandomAccessSource:
         rows = [_arrays(item) for item in self._items(ids)]
         for record_id, row in zip(ids, rows, strict=True):
             if _spec(row) != self._spec:
-                raise ValueError(
+                raise WrongRecord(
                     f"all items of {self!r} must have the spec of the first, {self._spec}; "
                     f"record {record_id} has {_spec(row)}"
                 )

@@ -1,13 +1,73 @@
 """A source and an index -> that one record, by whatever way the source has to give single ones."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
 
+from mixserve.faults import WrongRecord, user_code
+from mixserve_client.wire.description import Field
+from mixserve_client.wire.tree import flatten
+
 
 def read_record(source: Any, index: int) -> Any:
-    """Through `_getitems`, else `__getitem__`, else `take` or `get_batch_at` of one record."""
+    """Through `_getitems`, else `__getitem__`, else `take` or `get_batch_at` of one record. Raises StrayEnd."""
+    with user_code("reading the record {} of {!r:.200}", index, source):
+        return _read(source, index)
+
+
+class RecordCheck:
+    """Whether the leaves of a record are the declared fields, of their dtypes and shapes.
+
+    With `as_jax`, dtypes that JAX takes for one another are equal: it narrows 64 bits where they are not enabled.
+    """
+
+    def __init__(self, fields: Sequence[Field], *, as_jax: bool):
+        self._fields = [(field.name, np.dtype(field.dtype), field.shape) for field in fields]
+        self._is_flat = not any(not field.name or "/" in field.name or "~" in field.name for field in fields)
+        self._as_jax = as_jax
+
+    def check(self, record: Any, index: int) -> None:
+        """Raises WrongRecord for the record at `index` of an epoch."""
+        if not (self._is_flat and self._is_plain(record)):
+            self._check_leaves(record, f"the record at index {index} of the epoch")
+
+    def _is_plain(self, record: Any) -> bool:
+        """Whether it is a dict of arrays that are as declared: nearly all are, and this takes a microsecond."""
+        if type(record) is not dict or len(cast(dict[Any, Any], record)) != len(self._fields):
+            return False
+        for name, dtype, shape in self._fields:
+            leaf = cast(dict[Any, Any], record).get(name)
+            if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype != dtype or leaf.shape != shape:
+                return False
+        return True
+
+    def _check_leaves(self, record: Any, where: str) -> None:
+        try:
+            with user_code(where):
+                leaves = {name: np.asarray(leaf) for name, leaf in flatten(record).items()}
+        except (TypeError, ValueError) as error:
+            raise WrongRecord(f"{where} cannot be read: {error!s:.300}") from error
+        for name in leaves.keys() ^ {name for name, _, _ in self._fields}:
+            said = "a leaf that the mixture does not declare" if name in leaves else "no leaf of that name"
+            raise WrongRecord(f"{where} has {said}: {name!r:.100}")
+        for name, dtype, shape in self._fields:
+            leaf = leaves[name]
+            if leaf.shape != shape or not _is_same(leaf.dtype, dtype, as_jax=self._as_jax):
+                raise WrongRecord(
+                    f"{where} must have the leaf {name!r:.100} as {dtype}{list(shape)}, as the mixture declares, and "
+                    f"has {leaf.dtype}{list(leaf.shape)}"
+                )
+
+
+def _is_same(dtype: np.dtype, declared: np.dtype, *, as_jax: bool) -> bool:
+    if dtype == declared:
+        return True
+    return as_jax and jax.dtypes.canonicalize_dtype(dtype) == jax.dtypes.canonicalize_dtype(declared)
+
+
+def _read(source: Any, index: int) -> Any:
     batched: Any = getattr(source, "_getitems", None)
     if batched is not None:
         return batched([index])[0]

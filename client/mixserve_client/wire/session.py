@@ -12,12 +12,17 @@ from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.wire._generated import state_pb2
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES, parse_reply
 from mixserve_client.wire.request import not_a
-from mixserve_client.wire.value import value_message, value_of
+from mixserve_client.wire.value import STATE_LEVELS, value_message, value_of
 
 REQUEST_BYTES_LIMIT = 16 << 20
+HELD_LIMIT = 1000  # sessions in one request
+LEAST_TTL_S = 0.2  # clients renew leases every tenth of a second at most
+_VALUES_LIMIT = (
+    1 << 20
+)  # in the arguments of one call: each takes a hundred bytes of memory, whatever it took on the wire
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LEASE = re.compile(r"[0-9a-f]{32}")
-_HOLDER_LIMIT = 200
+HOLDER_LIMIT = 200
 _SEQUENCE_LIMIT = (1 << 63) - 1
 _SESSIONS_LIMIT = 1 << 20
 
@@ -100,6 +105,11 @@ def is_name(name: Any) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
+def is_lease(lease: Any) -> bool:
+    """Whether somebody may hold a session under it."""
+    return isinstance(lease, str) and _LEASE.fullmatch(lease) is not None
+
+
 def check_name(kind: str, name: Any) -> str:
     """`name` itself, where sessions and checkpoints may be called so: it becomes the name of a file on the server.
 
@@ -121,7 +131,7 @@ def encode_open_request(request: OpenRequest) -> bytes:
         expected_fingerprint=request.expected_fingerprint,
         session=request.name,
         lease=request.lease,
-        holder=request.holder[:_HOLDER_LIMIT],
+        holder=request.holder[:HOLDER_LIMIT],
         fresh=request.fresh,
         take_over=request.take_over,
         ignore_fingerprint=not request.strict,
@@ -131,12 +141,9 @@ def encode_open_request(request: OpenRequest) -> bytes:
 def decode_open_request(data: bytes) -> OpenRequest:
     """The request in `data`. Raises InvalidRequest."""
     message = _request(state_pb2.OpenSessionRequest, data)
-    if not _LEASE.fullmatch(message.lease):
-        raise InvalidRequest(f"lease must be 32 hexadecimal digits, got {message.lease!r:.100}")
-    if len(message.holder) > _HOLDER_LIMIT or not message.holder.isprintable():
-        raise InvalidRequest(
-            f"holder must be at most {_HOLDER_LIMIT} printable characters, got {message.holder!r:.300}"
-        )
+    _check_lease(message.lease)
+    if len(message.holder) > HOLDER_LIMIT or not message.holder.isprintable():
+        raise InvalidRequest(f"holder must be at most {HOLDER_LIMIT} printable characters, got {message.holder!r:.300}")
     return OpenRequest(
         message.mixture,
         check_name("session", message.session),
@@ -181,11 +188,17 @@ def encode_held(sessions: Iterable[HeldSession]) -> bytes:
 
 
 def decode_held(data: bytes) -> tuple[HeldSession, ...]:
-    """The sessions in `data`. Raises InvalidRequest."""
+    """The sessions in `data`, each once. Raises InvalidRequest."""
     message = _request(state_pb2.HeldSessions, data)
-    return tuple(
-        HeldSession(held.mixture, check_name("session", held.session), held.lease) for held in message.sessions
+    if len(message.sessions) > HELD_LIMIT:
+        raise InvalidRequest(
+            f"one request may name up to {HELD_LIMIT} sessions, got {len(message.sessions)}; send several requests"
+        )
+    held = (
+        HeldSession(held.mixture, check_name("session", held.session), _check_lease(held.lease))
+        for held in message.sessions
     )
+    return tuple(dict.fromkeys(held))
 
 
 def decode_list_request(data: bytes) -> str:
@@ -241,7 +254,7 @@ def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
 def encode_call_request(request: CallRequest) -> bytes:
     """The CallSessionRequest message. Raises InvalidRequest for arguments that no message can hold."""
     try:
-        arguments = value_message(request.arguments)
+        arguments = value_message(request.arguments, more_levels=_more_levels(request.operation))
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"{request.operation}: {error}") from error
     data = state_pb2.CallSessionRequest(
@@ -263,11 +276,16 @@ def decode_call_request(data: bytes) -> CallRequest:
     """The request in `data`. Raises InvalidRequest."""
     message = _request(state_pb2.CallSessionRequest, data)
     try:
-        arguments: Any = value_of(message.arguments) if message.HasField("arguments") else {}
+        arguments: Any = {}
+        if message.HasField("arguments"):
+            levels = _more_levels(message.operation)
+            arguments = value_of(message.arguments, more_levels=levels, most_values=_VALUES_LIMIT)
     except ValueError as error:
         raise InvalidRequest(f"arguments cannot be read: {error}") from error
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"arguments must be a dict, got {type(arguments).__name__}")
+    if message.lease:
+        _check_lease(message.lease)
     if message.sequence < 0 or (message.sequence and not message.lease):
         raise InvalidRequest(f"sequence must be 0 without a lease, and at least 0 with one; got {message.sequence}")
     name = check_name("session", message.session)
@@ -278,7 +296,10 @@ def decode_call_request(data: bytes) -> CallRequest:
 def encode_call_reply(reply: CallReply) -> bytes:
     """The CallSessionReply message. Raises TypeError and ValueError for a value that no message can hold."""
     return state_pb2.CallSessionReply(
-        value=value_message(reply.value), ended=reply.ended, index=reply.index, epoch=reply.epoch
+        value=value_message(reply.value, more_levels=STATE_LEVELS),
+        ended=reply.ended,
+        index=reply.index,
+        epoch=reply.epoch,
     ).SerializeToString()
 
 
@@ -288,9 +309,22 @@ def decode_call_reply(data: bytes) -> CallReply:
     if message.index < 0 or message.epoch < 0:
         raise CorruptReply(f"index and epoch must be at least 0, got {message.index} and {message.epoch}")
     try:
-        return CallReply(value_of(message.value), message.ended, message.index, message.epoch)
+        value = value_of(message.value, more_levels=STATE_LEVELS)
+        return CallReply(value, message.ended, message.index, message.epoch)
     except ValueError as error:
         raise CorruptReply(f"the server's answer cannot be read: {error!s:.500}") from error
+
+
+def _check_lease(lease: str) -> str:
+    """`lease` itself. Raises InvalidRequest."""
+    if not is_lease(lease):
+        raise InvalidRequest(f"lease must be 32 hexadecimal digits, got {lease!r:.100}")
+    return lease
+
+
+def _more_levels(operation: str) -> int:
+    """How many levels the operation's arguments may have beyond those of a value: a state is around statistics."""
+    return STATE_LEVELS if operation == "set_state" else 0
 
 
 def _request(kind: type[M], data: bytes) -> M:

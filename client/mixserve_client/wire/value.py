@@ -1,6 +1,6 @@
 """Trees of arrays and scalars <-> bytes: what states, statistics and single records are made of. Nothing is pickled."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from math import prod
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ from mixserve_client.wire._generated import state_pb2
 from mixserve_client.wire.dtypes import dtype_name, dtype_named
 
 DEPTH_LIMIT = 24
+# A state has so many levels around statistics, and the request that sends one back has one more.
+STATE_LEVELS = 3
 _DIMENSIONS_LIMIT = 32
 _INTEGER_LIMIT = 1 << 63
 
@@ -28,24 +30,31 @@ def encode_value(value: Any, *, more_levels: int = 0) -> bytes:
     return message.SerializeToString()
 
 
-def decode_value(data: bytes) -> Any:
-    """The tree in a Value message; arrays are read-only. Raises ValueError."""
+def decode_value(data: bytes, *, more_levels: int = 0) -> Any:
+    """The tree in a Value message; arrays are read-only. Raises ValueError, also for what is too deep."""
     try:
         message = state_pb2.Value.FromString(data)
     except DecodeError as error:
         raise ValueError(f"{len(data)} bytes are no mixserve.v1.Value message") from error
-    return value_of(message)
+    return value_of(message, more_levels=more_levels)
 
 
-def value_message(value: Any) -> state_pb2.Value:
+def value_message(value: Any, *, more_levels: int = 0) -> state_pb2.Value:
     """As `encode_value`."""
     message = state_pb2.Value()
-    _fill(message, value, "", 0)
+    _fill(message, value, "", -more_levels)
     return message
 
 
-def value_of(message: state_pb2.Value) -> Any:
-    """As `decode_value`."""
+def value_of(message: state_pb2.Value, *, more_levels: int = 0, most_values: int | None = None) -> Any:
+    """As `decode_value`; a tree may hold up to `most_values` values, any number where that is None."""
+    return _read(message, -more_levels, None if most_values is None else [most_values])
+
+
+def _read(message: state_pb2.Value, depth: int, left: list[int] | None) -> Any:
+    """The tree at that depth; `left` is how many more values the whole one may hold."""
+    if depth > DEPTH_LIMIT:
+        raise ValueError(f"a value must be at most {DEPTH_LIMIT} levels deep, got one that is deeper")
     kind = message.WhichOneof("kind")
     match kind:
         case "none":
@@ -55,13 +64,25 @@ def value_of(message: state_pb2.Value) -> Any:
         case "array":
             return _array(message.array)
         case "list":
-            return [value_of(child) for child in message.list.values]
+            _count(message.list.values, left)
+            return [_read(child, depth + 1, left) for child in message.list.values]
         case "tuple":
-            return tuple(value_of(child) for child in message.tuple.values)
+            _count(message.tuple.values, left)
+            return tuple([_read(child, depth + 1, left) for child in message.tuple.values])
         case "dict":
-            return _dict(message.dict)
+            _count(message.dict.entries, left)
+            return _dict(message.dict, depth, left)
         case _:
             raise ValueError("a value has none of the kinds that a Value may have; is its sender newer?")
+
+
+def _count(children: Sized, left: list[int] | None) -> None:
+    if left is not None:
+        left[0] -= len(children)
+        if left[0] < 0:
+            raise ValueError(
+                f"a value holds too many values, by {-left[0]} or more; send arrays in place of long lists"
+            )
 
 
 def _fill(message: state_pb2.Value, value: Any, path: str, depth: int) -> None:
@@ -137,7 +158,7 @@ def _array(message: state_pb2.ArrayValue) -> Any:
     return np.frombuffer(message.data, np.uint8).view(dtype).reshape(shape)
 
 
-def _dict(message: state_pb2.Entries) -> dict[Any, Any]:
+def _dict(message: state_pb2.Entries, depth: int, left: list[int] | None) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for entry in message.entries:
         kind = entry.WhichOneof("key")
@@ -146,5 +167,5 @@ def _dict(message: state_pb2.Entries) -> dict[Any, Any]:
         key = getattr(entry, kind)
         if key in found:
             raise ValueError(f"the key {key!r:.100} comes twice")
-        found[key] = value_of(entry.value)
+        found[key] = _read(entry.value, depth + 1, left)
     return found
