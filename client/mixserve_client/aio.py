@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from mixserve_client.assembly import Batch
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest, Unavailable
+from mixserve_client.forks import PerProcess, leave_to_parent, renew_in_forks
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.schedule import Pairs, Weights
 from mixserve_client.session import Checkpoint, Session, SessionView, State
@@ -29,11 +30,17 @@ _END: Any = object()  # in the place of StopIteration, which no future can hold
 class _Turns:
     """The calls on one object: one at a time, each in a thread. One whose caller was cancelled runs on."""
 
-    def __init__(self, workers: Workers):
+    def __init__(self, workers: PerProcess[Workers]):
         self._workers = workers
         self._lock = asyncio.Lock()
         self._running: Future[Any] | None = None  # for nobody
         self._kept: tuple[tuple[Any, ...], Future[Any]] | None = None  # the answer that nobody took, and to what
+        renew_in_forks(self, _Turns.renew_after_fork)
+
+    def renew_after_fork(self) -> None:
+        """No call runs in this process."""
+        leave_to_parent((self._running, self._kept))
+        self._lock, self._running, self._kept = asyncio.Lock(), None, None
 
     async def again(self, task: Callable[[], T]) -> T:
         """What `task` gives, which may be run twice where a caller was cancelled."""
@@ -90,9 +97,11 @@ class _Turns:
 class AsyncMixClient:
     """A `MixClient` for asyncio: the same calls, arguments, results and errors, awaited.
 
-    Up to 16 calls are under way at a time, and others wait for them; `timeout_s` counts from when a call is begun. A
-    call that is cancelled runs on in its thread, and what it gives is dropped. Of iterators and sessions nothing gets
-    lost: their calls take turns, and the same call made again gives what the cancelled one would have given.
+    Up to 16 calls are under way at a time, each in a thread, and others wait for one. `timeout_s` counts from when a
+    thread begins a call: waiting for a thread, and for the turn of an iterator's or a session's calls, is not counted;
+    `asyncio.timeout` bounds that as well. A call that is cancelled runs on in its thread, and what it gives is dropped.
+    Of iterators and sessions nothing gets lost: their calls take turns, and the same call made again gives what the
+    cancelled one would have given.
 
     A client, its iterators and its sessions are for one event loop at a time.
     """
@@ -100,7 +109,7 @@ class AsyncMixClient:
     def __init__(self, client: MixClient):
         """Take over `client`, also one of `mixserve.local_client`: it ends with this one."""
         self._client = client
-        self._workers = Workers(_THREADS, on_exit=client.close)
+        self._workers = PerProcess(partial(Workers, _THREADS, on_exit=client.close))
         self._opening = _Turns(self._workers)
         self._opened: Session | None = None  # and given to nobody
 
@@ -289,7 +298,7 @@ class AsyncMixClient:
     async def close(self) -> None:
         """Let go of sessions, end the calls under way and the connections; closing twice is closing once."""
         # Not in a thread of its own: all of them may be in calls that this is to end.
-        await asyncio.to_thread(self._workers.close)
+        await asyncio.to_thread(self._workers.here.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -312,10 +321,11 @@ class AsyncBatchIterator:
     The state is the position behind the last batch that somebody got: one whose `anext` was cancelled comes next.
     """
 
-    def __init__(self, iterator: BatchIterator, workers: Workers):
+    def __init__(self, iterator: BatchIterator, workers: PerProcess[Workers]):
         self._iterator = iterator
         self._turns = _Turns(workers)
         self._got = iterator._place  # pyright: ignore[reportPrivateUsage]
+        renew_in_forks(self, AsyncBatchIterator._renew_after_fork)
 
     def __aiter__(self) -> Self:
         return self
@@ -379,8 +389,8 @@ class AsyncBatchIterator:
 
     async def close(self) -> None:
         """Drop what is in flight, and end a wait for it; the client stays open. Closing twice is closing once."""
-        for asked in tuple(self._iterator._in_flight):  # pyright: ignore[reportPrivateUsage]
-            asked.cancel()
+        # At once, also where a call is under way that nobody awaits any more: its thread drops what it asks for.
+        self._iterator.close()
         await self._turns.at_last(self._iterator.close)
 
     async def __aenter__(self) -> Self:
@@ -393,6 +403,11 @@ class AsyncBatchIterator:
 
     def __repr__(self) -> str:
         return f"Async{self._iterator!r}"
+
+    def _renew_after_fork(self) -> None:
+        """Go on behind what this process got: its parent may have been in the midst of a call."""
+        self._iterator._renew_after_fork()  # pyright: ignore[reportPrivateUsage]
+        self._iterator._return_to(self._got)  # pyright: ignore[reportPrivateUsage]
 
     async def _call(self, task: Callable[[], T]) -> T:
         """What `task` gives in the place of a batch that nobody got."""
@@ -412,7 +427,7 @@ class AsyncBatchIterator:
 class AsyncSessionView:
     """What anybody may ask of a session, whoever holds it; made by `AsyncMixClient.view_session`."""
 
-    def __init__(self, view: SessionView, workers: Workers):
+    def __init__(self, view: SessionView, workers: PerProcess[Workers]):
         self._view = view
         self._turns = _Turns(workers)
 
@@ -462,7 +477,7 @@ class AsyncSession(AsyncSessionView):
     behind them.
     """
 
-    def __init__(self, session: Session, workers: Workers):
+    def __init__(self, session: Session, workers: PerProcess[Workers]):
         super().__init__(session, workers)
         self._session = session
 
@@ -577,10 +592,10 @@ class _Epoch:
         return await self._session.next_record()
 
 
-def _begun(task: Callable[[], T], workers: Workers) -> "Future[T]":
+def _begun(task: Callable[[], T], workers: PerProcess[Workers]) -> "Future[T]":
     """`task` in a thread, or here once the client is closed: nothing waits any more then, and states can be had."""
     try:
-        return workers.submit(task)
+        return workers.here.submit(task)
     except Unavailable:
         future: Future[T] = Future()
         _finish(future, task)

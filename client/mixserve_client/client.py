@@ -3,7 +3,6 @@
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
@@ -11,8 +10,8 @@ from typing import Any, Self
 
 from mixserve_client.assembly import Batch
 from mixserve_client.batch_stream import BatchStream, check_fingerprint, decoded
-from mixserve_client.connection import Connection, MakeTransports
-from mixserve_client.errors import CorruptReply, InvalidRequest
+from mixserve_client.connection import Connection, Connections, MakeTransports
+from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
 from mixserve_client.iterator import BatchIterator
 from mixserve_client.leases import Leases
 from mixserve_client.memory import MemoryPool
@@ -83,11 +82,10 @@ class MixClient:
         return client
 
     def _begin(self, make_transports: MakeTransports, patience_s: float) -> None:
-        self._connect = partial(Connection, make_transports, patience_s)
-        self._connection = self._connect()
+        self._connections = Connections(partial(Connection, make_transports, patience_s))
+        _ = self._connections.here  # what is wrong with the arguments shows now
         self._pickled: tuple[tuple[str, ...], float, bool | str] | None = None
         self._mixtures: dict[str, MixtureDescription] = {}
-        self._lock = threading.Lock()
 
     @property
     def transport(self) -> str:
@@ -104,23 +102,14 @@ class MixClient:
         Raises UnknownMixture, FingerprintMismatch where it is no longer the mixture that this client has used, and
         whatever a call may raise.
         """
-        request = encode_mixture_request(name or "")
-        fresh = decode_mixture(self._caller.call(methods.GET_MIXTURE, request, deadline_in(timeout_s)))
-        if name and fresh.name != name:
-            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, {name!r:.100} was asked for")
-        with self._lock:
-            known = self._mixtures.setdefault(fresh.name, fresh)
-            check_fingerprint(known, fresh.fingerprint)
-            if not name:
-                self._mixtures.setdefault("", known)
-        return fresh
+        return self._mixture(name, deadline_in(timeout_s))
 
     def end(
         self, *, mixture: str | None = None, schedule: Pairs | None = None, timeout_s: float | None = None
     ) -> int | None:
         """The first position that does not exist, under a schedule of your own where one is given; None for no end."""
-        described = self._described(mixture, timeout_s)
-        return self._end(Schedule.of(described, schedule), deadline_in(timeout_s))
+        deadline = deadline_in(timeout_s)
+        return self._end(Schedule.of(self._described(mixture, deadline), schedule), deadline)
 
     def get_batch_at(
         self,
@@ -153,7 +142,7 @@ class MixClient:
         content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
-        view = self._view(key, mixture, schedule, content, timeout_s)
+        view = self._view(key, mixture, schedule, content, deadline)
         size = self._size(view, start, size, deadline, allow_short)
         return view.record(self._rows(view, start, size, deadline))
 
@@ -177,7 +166,7 @@ class MixClient:
         content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         wanted = Scattered(check_any_positions(positions))
         deadline = deadline_in(timeout_s)
-        view = self._view(key, mixture, schedule, content, timeout_s)
+        view = self._view(key, mixture, schedule, content, deadline)
         return view.record(self._streamed(view, wanted, deadline))
 
     def get_plan_at(
@@ -197,7 +186,7 @@ class MixClient:
         """
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
-        view = self._view(key, mixture, schedule, Content.PROVENANCE, timeout_s)
+        view = self._view(key, mixture, schedule, Content.PROVENANCE, deadline)
         return self._rows(view, start, self._size(view, start, size, deadline, allow_short), deadline)
 
     def batches(
@@ -271,7 +260,8 @@ class MixClient:
         servers, and what every call may raise.
         """
         self._check_one_server()
-        described = self._described(mixture, timeout_s)
+        deadline = deadline_in(timeout_s)
+        described = self._described(mixture, deadline)
         held = HeldSession(described.name, check_name("session", name), secrets.token_hex(16))
         request = OpenRequest(
             *held,
@@ -281,19 +271,23 @@ class MixClient:
             strict=strict,
             expected_fingerprint=described.fingerprint,
         )
-        data, deadline = encode_open_request(request), deadline_in(timeout_s)
+        self._leases.settle(described.name, name, deadline)
         try:
-            reply = self._caller.call(methods.OPEN_SESSION, data, deadline)
-            return Session(self._caller, self._leases, held, decode_opened(reply), timeout_s)
+            reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
+            return Session(self._connections, held, decode_opened(reply), timeout_s)
         except BaseException as error:
-            if not is_definite(error):
-                self._leases.release(held)  # which the server may have given
+            # The server may have given it all the same.
+            if isinstance(error, DeadlineExceeded):
+                self._leases.abandon(held)
+            elif not is_definite(error):
+                self._leases.release(held, deadline=deadline)
             raise
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """What may be asked of a session that others hold: its state, and its checkpoints."""
         self._check_one_server()
-        return SessionView(self._caller, self._described(mixture, timeout_s).name, name, timeout_s)
+        described = self._described(mixture, deadline_in(timeout_s))
+        return SessionView(self._connections, described.name, name, timeout_s)
 
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
@@ -323,28 +317,20 @@ class MixClient:
         return _unpickled, (type(self), *self._pickled, dict(self._mixtures))
 
     @property
-    def _here(self) -> Connection:
-        """That of this process."""
-        if self._connection.pid != os.getpid():
-            _parents.append(self._connection)  # ending it would end what the parent uses
-            self._connection, self._lock = self._connect(), threading.Lock()
-        return self._connection
-
-    @property
     def _caller(self) -> PatientCaller:
-        return self._here.caller
+        return self._connections.here.caller
 
     @property
     def _leases(self) -> Leases:
-        return self._here.leases
+        return self._connections.here.leases
 
     @property
     def _workers(self) -> Workers:
-        return self._here.workers
+        return self._connections.here.workers
 
     @property
     def _memory(self) -> MemoryPool:
-        return self._here.memory
+        return self._connections.here.memory
 
     def _check_one_server(self) -> None:
         if self._caller.replicas > 1:
@@ -353,15 +339,25 @@ class MixClient:
                 "to the one that shall hold it"
             )
 
-    def _described(self, mixture: str | None, timeout_s: float | None) -> MixtureDescription:
-        known = self._mixtures.get(mixture or "")
-        return known or self.mixture(mixture, timeout_s=timeout_s)
+    def _mixture(self, name: str | None, deadline: float | None) -> MixtureDescription:
+        request = encode_mixture_request(name or "")
+        fresh = decode_mixture(self._caller.call(methods.GET_MIXTURE, request, deadline))
+        if name and fresh.name != name:
+            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, {name!r:.100} was asked for")
+        known = self._mixtures.setdefault(fresh.name, fresh)
+        check_fingerprint(known, fresh.fingerprint)
+        if not name:
+            self._mixtures.setdefault("", known)
+        return fresh
+
+    def _described(self, mixture: str | None, deadline: float | None) -> MixtureDescription:
+        return self._mixtures.get(mixture or "") or self._mixture(mixture, deadline)
 
     def _view(
-        self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, timeout_s: float | None
+        self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
     ) -> View:
         words = key_words(key)
-        described = self._described(mixture, timeout_s)
+        described = self._described(mixture, deadline)
         return View(described, words, Schedule.of(described, schedule), content)
 
     def _end(self, schedule: Schedule, deadline: float | None) -> int | None:
@@ -399,9 +395,6 @@ class MixClient:
         if rows != size:
             raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
         return batch
-
-
-_parents: list[Connection] = []
 
 
 def _transports(addresses: tuple[str, ...], shared_memory: bool | str) -> list[Transport]:

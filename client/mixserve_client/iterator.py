@@ -1,7 +1,8 @@
 """The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes
 and its schedule."""
 
-import os
+import threading
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ import numpy as np
 
 from mixserve_client.assembly import joined, no_rows
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
+from mixserve_client.forks import leave_to_parent, renew_in_forks
+from mixserve_client.one_thread import OneThreaded
 from mixserve_client.reader_state import ReaderState
 from mixserve_client.reading import Reading
 from mixserve_client.retry import deadline_in, seconds
@@ -57,8 +60,11 @@ class Place(NamedTuple):
     short: int | None
 
 
-class BatchIterator:
-    """Yields dicts of arrays; made by `MixClient.batches`. One thread at a time.
+class BatchIterator(OneThreaded):
+    """Yields dicts of arrays; made by `MixClient.batches`.
+
+    For one thread at a time: a call while another thread is in one raises InvalidRequest. `close` alone may come from
+    any thread: it ends a wait for a batch with Unavailable.
 
     The state is the position behind the last batch that was yielded, whatever has been prefetched. An error leaves it
     where it was: the next `next()` asks for the same batch again.
@@ -83,6 +89,7 @@ class BatchIterator:
         prefetch: int,
         timeout_s: float | None,
     ):
+        super().__init__()
         self._client = client
         self._position: int
         self._position, size = check_positions(start, batch_size, name="batch_size")
@@ -105,24 +112,25 @@ class BatchIterator:
         self._few = 0  # so many are few: there is room for more
         self._end: int | None = None
         self._asked: int = self._position
-        self._closed = False
-        self._pid = os.getpid()
         self._beginning = self._position, self._words, schedule, self._own_skips
+        renew_in_forks(self, BatchIterator._renew_after_fork)
+        weakref.finalize(self, _cancel, self._in_flight).atexit = False
 
     def __iter__(self) -> Self:
         return self
 
+    @OneThreaded._in_turn
     def __next__(self) -> Any:
         self._check_open()
         before = self._position
         try:
+            deadline = deadline_in(self._timeout_s)
             if not self._in_flight:
-                self._ask(at_least=1)
+                self._ask(deadline, at_least=1)
                 if not self._in_flight:
                     raise StopIteration
-            view, first = self._viewed(), self._in_flight[0]
+            view, first = self._viewed(deadline), self._in_flight[0]
             group = self._skips.first_from(before)
-            deadline = None if self._timeout_s is None else deadline_in(self._timeout_s)
             if len(first.readings) == 1:
                 batch = first.readings[0].take(deadline)
             elif first.readings:
@@ -138,7 +146,7 @@ class BatchIterator:
                 self._position = first.end
                 self._in_flight.popleft()
             if self._ahead <= self._few:
-                self._ask()
+                self._ask(deadline)
         except BaseException:
             self._position = before
             self._forget()
@@ -146,6 +154,7 @@ class BatchIterator:
         self._group, self._short = group, short
         return view.record(batch)
 
+    @OneThreaded._in_turn
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
         """Change the weights from `from_position` on, in place of what was scheduled from there: the next batch where
         it is None. Returns the position from which they hold: in epoch mode the next border of a block.
@@ -157,16 +166,18 @@ class BatchIterator:
         """
         if from_position is None and self._share.worker[1] > 1:
             raise InvalidRequest("from_position is required for one of several workers: give all of them the same")
-        view = self._viewed()
+        deadline = deadline_in(self._timeout_s)
+        view = self._viewed(deadline)
         schedule = view.schedule.with_weights(self._position if from_position is None else from_position, weights)
         start = schedule.entries[-1].start
         if from_position is not None:
             check_weights_ahead(from_position, self._position)
-        end = self._client._end(schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
+        end = self._client._end(schedule, deadline)  # pyright: ignore[reportPrivateUsage]
         self._ask_again(start)
         self._view, self._end = replace(view, schedule=schedule), end
         return start
 
+    @OneThreaded._in_turn
     def skip(self, start: int, stop: int) -> None:
         """Leave out the positions [start, stop) as well. The skips are part of the state.
 
@@ -178,6 +189,7 @@ class BatchIterator:
         self._ask_again(start)
         self._own_skips, self._skips = self._own_skips | added, self._skips | added
 
+    @OneThreaded._in_turn
     def get_state(self) -> dict[str, Any]:
         """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
 
@@ -186,6 +198,7 @@ class BatchIterator:
         """
         return self._state_at(self._place)
 
+    @OneThreaded._in_turn
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, under its schedule; batch size and shard may be others than then. What is
         skipped are the state's ranges and those that this iterator was given itself.
@@ -196,12 +209,12 @@ class BatchIterator:
         FingerprintMismatch where it was taken from another mixture and this iterator is `strict`. Then nothing has
         changed.
         """
-        taken = ReaderState.of(state)
-        mixture, skips = self._mixture(), self._own_skips | taken.skips
+        taken, deadline = ReaderState.of(state), deadline_in(self._timeout_s)
+        mixture, skips = self._mixture(deadline), self._own_skips | taken.skips
         if self._strict:
             _check_mixture(taken, mixture)
         view = View(mixture, taken.words, Schedule.of(mixture, taken.schedule), self._content)
-        end = self._end_of(view)
+        end = self._end_of(view, deadline)
         self._check_worker(taken, skips, end)
         position, group, short = taken.position, None, None
         if taken.read:  # what is left of the group is cut anew, by all workers alike
@@ -228,17 +241,20 @@ class BatchIterator:
         """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
         return load_state(directory, self.set_state)
 
+    @OneThreaded._in_turn
     def reset(self) -> None:
         """Go back to where this iterator began, with the key, schedule and skips that it was given."""
         self._position, self._words, self._given_schedule, self._own_skips = self._beginning
         self._skips, self._view, self._end, self._group, self._short = self._own_skips, None, None, None, None
         self._forget()
 
+    @OneThreaded._in_turn
     def start_prefetch(self) -> None:
         """Ask for the first batches now, before `next` does. Does nothing where there are none to ask for ahead."""
         self._check_open()
-        self._ask()
+        self._ask(deadline_in(self._timeout_s))
 
+    @OneThreaded._in_turn
     def element_spec(self) -> Any:
         """The structure of a batch, a Field with name, dtype and shape in the place of each array; the last batch may
         have fewer rows. Asks the server for the mixture if nothing has been asked yet."""
@@ -246,12 +262,13 @@ class BatchIterator:
         fields = {field.name: replace(field, shape=(rows, *field.shape)) for field in view.fields}
         return view.record(fields)
 
+    @OneThreaded._in_turn
     def __len__(self) -> int:
         """How many batches are left for this iterator. Asks the server for the mixture if nothing has been asked yet.
 
         Raises TypeError, as what has no length, where there is no end.
         """
-        stop, share = self._last(), self._share
+        stop, share = self._last(deadline_in(self._timeout_s)), self._share
         if stop == POSITION_LIMIT:
             raise TypeError("these batches have no end, and so no length; give them a stop")
         left = sum(size for _, size in self._skips.taken(self._position, POSITION_LIMIT, stop)[0])
@@ -262,9 +279,13 @@ class BatchIterator:
         return True  # not whether batches are left, which may have no answer
 
     def close(self) -> None:
-        """Drop what is in flight; the client stays open. Closing twice is closing once."""
+        """Drop what is in flight; the client stays open. Closing twice is closing once.
+
+        While another thread is in a call, a wait for a batch ends with Unavailable, and that thread drops the rest.
+        """
         self._closed = True
-        self._forget()
+        _cancel(self._in_flight)
+        self._settle()
 
     def __enter__(self) -> Self:
         return self
@@ -314,14 +335,15 @@ class BatchIterator:
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
-        self._leave_to_parent()
 
-    def _leave_to_parent(self) -> None:
-        """In a process that was forked off: what is in flight is its parent's."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._in_flight.clear()
-            self._ahead, self._asked = 0, self._position
+    def _drop(self) -> None:
+        self._forget()
+
+    def _renew_after_fork(self) -> None:
+        """What is in flight is the parent's, and what has not been yielded is asked for again."""
+        leave_to_parent(tuple(self._in_flight))
+        self._in_flight.clear()
+        self._ahead, self._asked, self._turn = 0, self._position, threading.RLock()
 
     def _check_worker(self, state: ReaderState, skips: Skips, end: int | None) -> None:
         """Raises InvalidRequest where the worker cannot go on from `state` without loss."""
@@ -348,36 +370,38 @@ class BatchIterator:
                 "iterators of all workers anew, with start= the first position that has not been read"
             )
 
-    def _mixture(self) -> MixtureDescription:
-        mixture = self._client._described(self._mixture_name, self._timeout_s)  # pyright: ignore[reportPrivateUsage]
+    def _mixture(self, deadline: float | None = None) -> MixtureDescription:
+        deadline = deadline or deadline_in(self._timeout_s)
+        mixture = self._client._described(self._mixture_name, deadline)  # pyright: ignore[reportPrivateUsage]
         self._mixture_name = mixture.name
         return mixture
 
-    def _viewed(self) -> View:
-        """What is read; known once the server has been asked."""
+    def _viewed(self, deadline: float | None = None) -> View:
+        """What is read; known once the server has been asked, which has until `deadline`, or the iterator's timeout."""
         if self._view is None:
-            mixture = self._mixture()
+            mixture = self._mixture(deadline)
             self._view = View(mixture, self._words, Schedule.of(mixture, self._given_schedule), self._content)
         return self._view
 
-    def _last(self) -> int:
+    def _last(self, deadline: float | None) -> int:
         """The position to stop before."""
+        view = self._viewed(deadline)
         if self._end is None:
-            self._end = self._end_of(self._viewed())
+            self._end = self._end_of(view, deadline)
         return self._stop_before(self._end)
 
-    def _end_of(self, view: View) -> int | None:
+    def _end_of(self, view: View, deadline: float | None) -> int | None:
         """The mixture's end under the schedule of `view`."""
         if view.mixture.stop == "never":
             return None
-        return self._client._end(view.schedule, deadline_in(self._timeout_s))  # pyright: ignore[reportPrivateUsage]
+        return self._client._end(view.schedule, deadline)  # pyright: ignore[reportPrivateUsage]
 
     def _stop_before(self, end: int | None) -> int:
         return self._stop if end is None else min(self._stop, end)
 
-    def _ask(self, at_least: int = 0) -> None:
+    def _ask(self, deadline: float | None, at_least: int = 0) -> None:
         """Ask for the batches that there is room for, half of them at a time: one stream is open while another ends."""
-        view, stop, share = self._viewed(), self._last(), self._share
+        view, stop, share = self._viewed(deadline), self._last(deadline), self._share
         size, (offset, rows) = share.group, share.of(share.group)
         batch_bytes = rows * view.row_bytes
         most = max(at_least, batches_ahead(batch_bytes, self._prefetch))
@@ -412,7 +436,6 @@ class BatchIterator:
 
     def _ask_again(self, start: int) -> None:
         """Drop what is in flight and reaches behind `start`."""
-        self._leave_to_parent()
         while self._in_flight and self._in_flight[-1].end > start:
             dropped = self._in_flight.pop()
             dropped.cancel()
@@ -453,6 +476,11 @@ class BatchIterator:
 
     def _forget(self) -> None:
         self._ask_again(-1)
+
+
+def _cancel(in_flight: "deque[_InFlight]") -> None:
+    for asked in in_flight.copy():
+        asked.cancel()
 
 
 def _unpickled(

@@ -6,6 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from mixserve_client.errors import MixserveError
 from mixserve_client.retry import PatientCaller
@@ -27,7 +29,8 @@ class Leases:
         self._caller = caller
         self._held: dict[HeldSession, float] = {}
         self._lock = threading.RLock()  # a session may be collected, and removed, wherever this thread is
-        self._changed = threading.Event()
+        self._abandoned: set[HeldSession] = set()
+        self._changed: SimpleQueue[None] = SimpleQueue()  # no event: its lock may be held where a client is collected
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
@@ -36,37 +39,56 @@ class Leases:
         """Renew this one, which ends after `ttl_s` seconds of silence."""
         with self._lock:
             self._held[held] = ttl_s
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._renew, name="mixserve-leases", daemon=True)
-                self._thread.start()
-        self._changed.set()
+            self._start()
+        self._changed.put(None)
 
     def remove(self, held: HeldSession) -> None:
-        """Renew it no more."""
+        """Stop renewing it. Does nothing in a forked process, where another thread may have held the lock."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._held.pop(held, None)
 
-    def release(self, *held: HeldSession) -> None:
-        """Let others have these sessions. A server that does not answer soon will find out by itself.
+    def release(self, *held: HeldSession, deadline: float | None = None) -> None:
+        """Let others have these sessions. Returns at the deadline, and after 2 s at the latest: the leases of a server
+        that does not answer end by themselves.
 
-        What a process holds is not let go by one that was forked off.
+        A forked process releases nothing: the sessions are its parent's.
         """
         if os.getpid() != self._pid:
             return
         for session in held:
             self.remove(session)
+        until = time.monotonic() + _RELEASE_S
         try:
-            self._tell(methods.RELEASE_SESSIONS, held, time.monotonic() + _RELEASE_S)
+            self._tell(methods.RELEASE_SESSIONS, held, until if deadline is None else min(until, deadline))
         except MixserveError as error:
             _logger.info("sessions were not let go, and end when their leases do: %s", error)
+
+    def abandon(self, held: HeldSession) -> None:
+        """Release a session in the background, for a caller who has no time left."""
+        with self._lock:
+            if self._closed:
+                return
+            self._held.pop(held, None)
+            self._abandoned.add(held)
+            self._start()
+        self._changed.put(None)
+
+    def settle(self, mixture: str, name: str, deadline: float | None) -> None:
+        """Release now what was abandoned of that session, so that it can be opened again."""
+        with self._lock:
+            left = [held for held in self._abandoned if (held.mixture, held.name) == (mixture, name)]
+        if left:
+            self.release(*left, deadline=deadline)
 
     def close(self) -> None:
         """Let go of all, and end the thread."""
         if os.getpid() != self._pid:
             return
         with self._lock:
-            held, self._closed = list(self._held), True
-        self._changed.set()
+            held, self._closed = [*self._held, *self._abandoned], True
+        self._changed.put(None)
         if held:
             self.release(*held)
 
@@ -75,16 +97,27 @@ class Leases:
         if os.getpid() == self._pid and self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
 
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._renew, name="mixserve-leases", daemon=True)
+            self._thread.start()
+
     def _renew(self) -> None:
         due = math.inf
         while not self._closed:
             with self._lock:
                 held, ttl_s = list(self._held), min(self._held.values(), default=_IDLE_S)
+                abandoned = list(self._abandoned)
+            if abandoned:
+                self.release(*abandoned)
+                with self._lock:
+                    self._abandoned.difference_update(abandoned)
+                continue
             every_s = max(_LEAST_EVERY_S, ttl_s / 3)
             now = time.monotonic()
             due = min(due, now + every_s)  # sessions that are opened meanwhile put nothing off
-            if self._changed.wait(min(max(0.0, due - now), _IDLE_S)):
-                self._changed.clear()
+            with suppress(Empty):
+                self._changed.get(timeout=min(max(0.0, due - now), _IDLE_S))
                 continue
             if time.monotonic() < due:
                 continue

@@ -1,7 +1,7 @@
 """A span of batches under way: fetched in the background as fast as they come, taken in order."""
 
 import threading
-import time
+import weakref
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -9,9 +9,8 @@ from queue import Empty, SimpleQueue
 from mixserve_client.assembly import Batch
 from mixserve_client.batch_stream import BatchStream
 from mixserve_client.errors import DeadlineExceeded, Unavailable
+from mixserve_client.retry import wait_s
 from mixserve_client.workers import Workers
-
-_LONGEST_S = 1e6  # threads cannot wait longer
 
 
 class Reading:
@@ -23,10 +22,11 @@ class Reading:
 
     def __init__(self, stream: BatchStream, workers: Workers, after: "Reading | None"):
         self._stream = stream
-        self._workers = workers
+        # The thread that fetches has this, and must not keep a client alive that everything else has dropped.
+        self._workers = weakref.ref(workers)
         self._here: deque[Batch] = deque()
         self._arrived: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an iterator may be collected, and this cancelled, wherever this thread is
         self._cancelled = False
         self._nearly_ended = False
         self._next: Reading | None = None
@@ -41,9 +41,8 @@ class Reading:
         while True:
             with suppress(IndexError):  # they may be dropped at any time
                 return self._here.popleft()
-            timeout_s = None if deadline is None else max(0.0, min(deadline - time.monotonic(), _LONGEST_S))
             try:
-                arrived = self._arrived.get(timeout=timeout_s)
+                arrived = self._arrived.get(timeout=None if deadline is None else wait_s(deadline))
             except Empty:
                 raise DeadlineExceeded("timeout_s ran out before the batch was here; allow more time") from None
             if isinstance(arrived, BaseException):
@@ -66,7 +65,10 @@ class Reading:
 
     def _begin(self) -> None:
         try:
-            self._workers.submit(self._fetch)
+            workers = self._workers()
+            if workers is None:
+                raise Unavailable("the client of this iterator is gone")
+            workers.submit(self._fetch)
         except BaseException as error:
             self._put(error)
             self._begin_next()

@@ -16,6 +16,7 @@ _LOG_AFTER_S = 5.0
 _FOREVER_S = 1e8  # beyond this gRPC's clocks overflow
 _MOST_TELLINGS, _TELLING_S = 8, 10.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
+_LONGEST_WAIT_S = 1e6  # threads cannot wait longer
 
 
 class Request(NamedTuple):
@@ -81,9 +82,7 @@ class PatientCaller:
 
     def close(self) -> None:
         """End the calls under way, those that wait for a server too."""
-        self._replicas.closed.set()
-        for transport in self._replicas.transports:
-            transport.close()
+        self._replicas.close()
 
 
 class PatientReplies:
@@ -102,20 +101,20 @@ class PatientReplies:
         self._next_request = next_request
         self._deadline = deadline
         self._definitions = definitions
-        self._cancelled = threading.Event()
+        self._cancelled = False
         self._replies: Replies | None = None
 
     def __iter__(self) -> Iterator[Reply]:
         """Raises what `PatientCaller.call` raises."""
-        patience = _Patience(self._replicas, self._deadline, self._cancelled)
+        patience = _Patience(self._replicas, self._deadline, lambda: self._cancelled)
         telling = _Telling(self._definitions)
-        while not self._cancelled.is_set() and (request := self._next_request()) is not None:
+        while not self._cancelled and (request := self._next_request()) is not None:
             transport = self._replicas.transport
             try:
                 telling.tell(transport, patience)
                 data, replies, reply_bytes = request
                 self._replies = transport.stream(self._method, data, patience.remaining_s(), replies, reply_bytes)
-                if self._cancelled.is_set():
+                if self._cancelled:
                     self._replies.cancel()
                 answered = False
                 for reply in self._replies:
@@ -132,7 +131,8 @@ class PatientReplies:
 
     def cancel(self) -> None:
         """End the stream under way and ask for no other."""
-        self._cancelled.set()
+        self._cancelled = True
+        self._replicas.wake()
         if self._replies is not None:
             self._replies.cancel()
 
@@ -181,8 +181,10 @@ class _Replicas:
             raise InvalidRequest("at least one server address is needed, got none")
         self.transports = tuple(transports)
         self.patience_s = seconds("patience_s", patience_s)
-        self.closed = threading.Event()
+        self.closed = False
         self._current = 0
+        # Its lock is an RLock: readers may be collected, and cancelled, wherever this thread is.
+        self._changed = threading.Condition()
 
     @property
     def transport(self) -> Transport:
@@ -191,14 +193,30 @@ class _Replicas:
     def turn_from(self, transport: Transport) -> None:
         self._current = (self.transports.index(transport) + 1) % len(self.transports)
 
+    def close(self) -> None:
+        self.closed = True
+        self.wake()
+        for transport in self.transports:
+            transport.close()
+
+    def wait(self, delay_s: float, is_over: Callable[[], bool]) -> None:
+        """Wait so long, but only until these are closed, or what is waited for `is_over`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or is_over(), delay_s)
+
+    def wake(self) -> None:
+        """Let those that wait look again."""
+        with self._changed:
+            self._changed.notify_all()
+
 
 class _Patience:
     """Counts how long no server has answered, and waits between attempts."""
 
-    def __init__(self, replicas: _Replicas, deadline: float | None, cancelled: threading.Event | None = None):
+    def __init__(self, replicas: _Replicas, deadline: float | None, is_cancelled: Callable[[], bool] = bool):
         self._replicas = replicas
         self._deadline = deadline
-        self._cancelled = cancelled or replicas.closed
+        self._is_cancelled = is_cancelled
         self.answered()
 
     def answered(self) -> None:
@@ -225,7 +243,7 @@ class _Patience:
         self._first_loss = self._first_loss or now
         self._losses += 1
         silent_s = now - self._first_loss
-        if self._replicas.closed.is_set() or self._cancelled.is_set() or after_s == math.inf:
+        if self._replicas.closed or self._is_cancelled() or after_s == math.inf:
             try:
                 raise error
             finally:
@@ -245,7 +263,7 @@ class _Patience:
             raise Overloaded(f"{error}; patience_s = {self._replicas.patience_s:g} ran out", after_s) from error
         if self._deadline is not None and now + delay_s >= self._deadline:
             raise DeadlineExceeded(f"timeout_s ran out while no server answered; last: {error}") from error
-        self._replicas.closed.wait(delay_s)
+        self._replicas.wait(delay_s, self._is_cancelled)
 
 
 def seconds(name: str, value: Any) -> float:
@@ -262,3 +280,8 @@ def seconds(name: str, value: Any) -> float:
 def deadline_in(timeout_s: float | None) -> float | None:
     """The time of `time.monotonic()` at which a call with this timeout ends. Raises InvalidRequest."""
     return None if timeout_s is None else time.monotonic() + seconds("timeout_s", timeout_s)
+
+
+def wait_s(deadline: float) -> float:
+    """How long a thread may wait until `deadline`: from 0 up to what locks and queues can wait for."""
+    return max(0.0, min(deadline - time.monotonic(), _LONGEST_WAIT_S))

@@ -3,11 +3,13 @@
 import os
 import threading
 import weakref
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Self, cast
 
+from mixserve_client.connection import Connections
 from mixserve_client.errors import (
     CorruptReply,
     DeadlineExceeded,
@@ -17,8 +19,7 @@ from mixserve_client.errors import (
     ServerFault,
     Unavailable,
 )
-from mixserve_client.leases import Leases
-from mixserve_client.retry import PatientCaller, deadline_in
+from mixserve_client.retry import deadline_in, wait_s
 from mixserve_client.wire import methods
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import check_positions
@@ -55,8 +56,8 @@ class Checkpoint:
 class SessionView:
     """What anybody may ask of a session, whoever holds it; made by `MixClient.view_session`."""
 
-    def __init__(self, caller: PatientCaller, mixture: str, name: str, timeout_s: float | None, lease: str = ""):
-        self._caller = caller
+    def __init__(self, connections: Connections, mixture: str, name: str, timeout_s: float | None, lease: str = ""):
+        self._connections = connections
         self._mixture = mixture
         self._name = check_name("session", name)
         self._timeout_s = timeout_s
@@ -109,13 +110,13 @@ class SessionView:
     def _ask(self, operation: str, **arguments: Any) -> CallReply:
         """Do what moves nothing, and may be done twice."""
         request = CallRequest(self._mixture, self._name, operation, arguments, self._lease)
-        return self._sent(encode_call_request(request))
+        return self._sent(encode_call_request(request), deadline_in(self._timeout_s))
 
     def _move(self, operation: str, **arguments: Any) -> CallReply:
         return self._ask(operation, **arguments)
 
-    def _sent(self, request: bytes) -> CallReply:
-        return decode_call_reply(self._caller.call(methods.CALL_SESSION, request, deadline_in(self._timeout_s)))
+    def _sent(self, request: bytes, deadline: float | None) -> CallReply:
+        return decode_call_reply(self._connections.here.caller.call(methods.CALL_SESSION, request, deadline))
 
 
 class Session(SessionView):
@@ -131,14 +132,13 @@ class Session(SessionView):
 
     def __init__(
         self,
-        caller: PatientCaller,
-        leases: Leases,
+        connections: Connections,
         held: HeldSession,
         opened: OpenedSession,
         timeout_s: float | None,
     ):
-        super().__init__(caller, held.mixture, held.name, timeout_s, held.lease)
-        self._leases = leases
+        super().__init__(connections, held.mixture, held.name, timeout_s, held.lease)
+        self._leases = connections.here.leases
         self._held = held
         self._index, self._epoch = opened.index, opened.epoch
         self._resumed = opened.resumed
@@ -147,8 +147,10 @@ class Session(SessionView):
         self._lock = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
-        leases.add(held, opened.ttl_s)
-        weakref.finalize(self, leases.remove, held).atexit = False  # one that nobody has any more ends with its lease
+        self._leases.add(held, opened.ttl_s)
+        weakref.finalize(
+            self, self._leases.remove, held
+        ).atexit = False  # one that nobody has any more ends with its lease
 
     @property
     def resumed(self) -> bool:
@@ -240,10 +242,14 @@ class Session(SessionView):
         """Let others open the session; its journal and its checkpoints stay. Closing twice is closing once."""
         if os.getpid() != self._pid:
             return
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._leases.release(self._held)
+        try:
+            with self._turn() as deadline:
+                if not self._closed:
+                    self._closed = True
+                    self._leases.release(self._held, deadline=deadline)
+        except DeadlineExceeded:  # calls of other threads took all the time
+            self._closed = True
+            self._leases.abandon(self._held)
 
     def __enter__(self) -> Self:
         return self
@@ -262,7 +268,7 @@ class Session(SessionView):
     def _move(self, operation: str, **arguments: Any) -> CallReply:
         """Do one numbered thing. What has not been answered yet keeps its number when it is asked for again."""
         self._check_process()
-        with self._lock:
+        with self._turn() as deadline:
             self._check_open()
             request = CallRequest(self._mixture, self._name, operation, arguments, self._lease, self._sequence)
             data = encode_call_request(request)
@@ -271,7 +277,7 @@ class Session(SessionView):
                 data = encode_call_request(replace(request, sequence=self._sequence))
             self._unanswered = data
             try:
-                reply = self._sent(data)
+                reply = self._sent(data, deadline)
             except (InvalidRequest, OutOfRange, ServerFault):
                 # Where these are counted they are answers. All else may hide that the call was done when it was sent
                 # before, so the same call is made under the same number; one that was refused has used up none.
@@ -284,9 +290,22 @@ class Session(SessionView):
 
     def _ask(self, operation: str, **arguments: Any) -> CallReply:
         self._check_process()
-        with self._lock:
+        with self._turn() as deadline:
             self._check_open()
-            return super()._ask(operation, **arguments)
+            request = CallRequest(self._mixture, self._name, operation, arguments, self._lease)
+            return self._sent(encode_call_request(request), deadline)
+
+    @contextmanager
+    def _turn(self) -> Generator[float | None]:
+        """This thread's turn, and the deadline of its call. Raises DeadlineExceeded where other threads' calls take
+        until then."""
+        deadline = deadline_in(self._timeout_s)
+        if not self._lock.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
+            raise DeadlineExceeded("timeout_s ran out while calls of other threads had the session; allow more time")
+        try:
+            yield deadline
+        finally:
+            self._lock.release()
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -1,31 +1,36 @@
-"""A few threads that fetch in the background, and end when their owner, or the interpreter, does."""
+"""A few threads that work in the background, and end when their owner, or the interpreter, does."""
 
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from mixserve_client.errors import Unavailable
 
 T = TypeVar("T")
+_EXIT_S = 5.0
 _Tasks = SimpleQueue[Callable[[], None] | None]
+_Idle = SimpleQueue[None]  # an entry for each thread that waits for a task
 
 
 class Workers:
-    """Daemon threads behind one queue, started at the first task.
+    """Up to `count` daemon threads behind one queue, each started when a task finds none that is idle.
 
     ThreadPoolExecutor waits for queued tasks when the interpreter ends, and a task that looks for a lost server would
     hold up the end of the program for as long as the client's patience lasts. `on_exit` ends such waits instead: it is
     called before the threads are joined, and must not hold the owner of these workers.
     """
 
-    def __init__(self, count: int, on_exit: Callable[[], None]):
+    def __init__(self, count: int, on_exit: Callable[[], None], name: str = "mixserve-fetch"):
         self._count = count
+        self._name = name
         self._tasks: _Tasks = SimpleQueue()
+        self._idle: _Idle = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -41,9 +46,10 @@ class Workers:
         with self._lock:
             if self._closed.is_set():
                 raise Unavailable("this client is closed; make another one")
-            if not self._threads:
-                self._threads += [_thread(self._tasks) for _ in range(self._count)]
-            self._tasks.put(lambda: _run(future, task))
+            if not self._has_idle() and len(self._threads) < self._count:
+                self._threads.append(_thread(self._name, self._tasks))
+            idle = self._idle
+            self._tasks.put(lambda: _run(future, task, idle))
         return future
 
     def close(self) -> None:
@@ -54,10 +60,18 @@ class Workers:
                 _, end, arguments, _ = finish
                 end(*arguments)
 
-    def join(self, timeout_s: float) -> None:
-        """Wait until the threads have ended, but no longer than `timeout_s` each."""
+    def join(self, until: float) -> None:
+        """Wait until the threads have ended, but no longer than until then, a time of `time.monotonic()`."""
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _has_idle(self) -> bool:
+        """Whether a thread waits for a task; it is reckoned to be busy from now on."""
+        try:
+            self._idle.get_nowait()
+        except Empty:
+            return False
+        return True
 
 
 _open: "weakref.WeakSet[Workers]" = weakref.WeakSet()
@@ -66,15 +80,16 @@ _open: "weakref.WeakSet[Workers]" = weakref.WeakSet()
 @atexit.register
 def _end_all() -> None:
     # A daemon thread that is inside a library when the interpreter goes away can take the process down with it.
-    for workers in list(_open):
-        if workers.pid != os.getpid():
-            continue
+    mine = [workers for workers in list(_open) if workers.pid == os.getpid()]
+    for workers in mine:
         workers.close()
-        workers.join(timeout_s=5.0)
+    until = time.monotonic() + _EXIT_S
+    for workers in mine:
+        workers.join(until)
 
 
-def _thread(tasks: _Tasks) -> threading.Thread:
-    thread = threading.Thread(target=_work, args=(tasks,), name="mixserve-fetch", daemon=True)
+def _thread(name: str, tasks: _Tasks) -> threading.Thread:
+    thread = threading.Thread(target=_work, args=(tasks,), name=name, daemon=True)
     thread.start()
     return thread
 
@@ -100,12 +115,16 @@ def _end(
         tasks.put(None)
 
 
-def _run(future: "Future[T]", task: Callable[[], T]) -> None:
+def _run(future: "Future[T]", task: Callable[[], T], idle: _Idle) -> None:
     if not future.set_running_or_notify_cancel():
+        idle.put(None)
         return
+    # The thread is as good as idle before others learn of the result: the next task is theirs.
     try:
         result = task()
     except BaseException as error:
+        idle.put(None)
         future.set_exception(error)
     else:
+        idle.put(None)
         future.set_result(result)

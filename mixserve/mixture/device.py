@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32, Shaped
 
+from mixserve.forked import check_jax
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.plan import Plan, pieces
@@ -76,6 +77,7 @@ def _carrier(dtype: np.dtype) -> np.dtype:
 
 def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple[Field, ...]) -> dict[str, Array]:
     """The rows of every buffer, gathered on the device, in the dtypes of the fields."""
+    check_jax()
     taken = _taken(buffers, jax.device_put(rows))
     dtypes = {field.name: field.dtype for field in fields}
     return {
@@ -89,6 +91,7 @@ def begin_take(
 ) -> Callable[[Buffers], None]:
     """Gather the planned records in pieces of `sizes` and copy them to the host, both under way; what waits and writes
     them into arrays."""
+    check_jax()
     rows = starts[plan.source_ids] + plan.record_ids.astype(np.int32)
     under_way: list[tuple[int, dict[str, Array]]] = []
     for at, size in pieces(len(rows), sizes):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, UInt32
 
+from mixserve.forked import check_jax
 from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded, pinned_semantics
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
 from mixserve.mixture.programs import PLAN_SIZES, ProgramName, draws, first_sizes, is_being_made, is_there, program
@@ -130,6 +131,7 @@ class Planner:
         return next(larger, piece)
 
     def _finished(self, drawn: list[tuple[Array, int]], size: int) -> Plan:
+        check_jax()  # what a parent began does not end here
         columns = [np.asarray(rows)[:, :piece] for rows, piece in drawn]
         rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return self._leaves.resolved(self._read(rows[:, :size], self._long_lengths))

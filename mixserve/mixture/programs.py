@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from mixserve.forked import check_jax
 from mixserve.mixture import draw as arithmetic
 from mixserve.mixture import threefry
 from mixserve.mixture.compilation_cache import chosen_cache
@@ -108,6 +109,7 @@ _turns = threading.Semaphore(max(2, os.cpu_count() or 1))
 
 
 def _begun(name: ProgramName) -> Future[jax.stages.Compiled]:
+    check_jax()
     future = _programs.get(name)
     if future is not None:
         return future

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mixserve.node.batches import Batch
+from mixserve_client.forks import renew_in_forks
 
 _KEPT, _KEPT_BYTES = 8, 256 << 20
 
@@ -19,6 +20,7 @@ class KeptBatches:
     def __init__(self) -> None:
         self._kept: OrderedDict[Any, Batch] = OrderedDict()
         self._lock = threading.Lock()
+        renew_in_forks(self, KeptBatches._renew)
 
     def get(self, asked: tuple[int, ...], make: Callable[[], Batch]) -> Batch:
         """The batch that was made for `asked` a few batches ago, else what `make` gives."""
@@ -39,6 +41,9 @@ class KeptBatches:
         """Forget all."""
         with self._lock:
             self._kept.clear()
+
+    def _renew(self) -> None:
+        self._kept, self._lock = OrderedDict(), threading.Lock()
 
     def __reduce__(self) -> Any:
         return KeptBatches, ()

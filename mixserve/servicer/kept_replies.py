@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from mixserve.faults import for_others
+from mixserve_client.forks import renew_in_forks
 
 _KEPT_S = 1.0
 _UNDER_WAY_S = 60.0  # for one that nobody fetches, since its stream has ended
@@ -68,6 +69,11 @@ class KeptReplies:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
+        self._renew()
+        renew_in_forks(self, KeptReplies._renew)
+
+    def _renew(self) -> None:
+        """Know nothing: in a forked process, replies under way are made by threads of its parent."""
         self._replies: OrderedDict[tuple[Hashable, Hashable], KeptReply] = OrderedDict()
         self._shared: OrderedDict[Hashable, float] = OrderedDict()
         self._bytes = 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire import frame
 
 _IDLE_BYTES = 32 << 20
@@ -41,6 +42,10 @@ class ReusedBytes:
         # An object that only such a deque has. No documentation promises what its count is, so it is counted each time,
         # in the same way as the others, and under the lock, so that no other thread counts it meanwhile.
         self._alone = deque([bytes(1000)])
+        self._lock = threading.Lock()
+        renew_in_forks(self, ReusedBytes._renew)
+
+    def _renew(self) -> None:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:

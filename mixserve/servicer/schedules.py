@@ -9,6 +9,7 @@ from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import InvalidRequest, UnknownSchedule
+from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire.request import POSITION_LIMIT
 from mixserve_client.wire.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
 
@@ -29,6 +30,10 @@ class Schedules:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[HostedMixture, str], _Known] = OrderedDict()
         self._weights = 0
+        self._lock = threading.Lock()
+        renew_in_forks(self, Schedules._renew)
+
+    def _renew(self) -> None:
         self._lock = threading.Lock()
 
     def get(self, mixture: HostedMixture, schedule: str) -> PlanBlocks:

@@ -12,6 +12,7 @@ from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.turns import Turns
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire import methods
 from mixserve_client.wire.description import encode_mixture, encode_names, provenance_obstacle
 from mixserve_client.wire.key import KeyWords
@@ -50,10 +51,14 @@ class MixServicer:
         }
         # Streams copy rows in turns, and so leave the interpreter's lock to single calls: with 200 readers on two
         # cores, a call took 64 instead of 1,188 ms (p99). Devices and slow sources are waited for side by side.
-        self._turns = Turns(max(1, _cores() // 2))
+        self._renew()
+        renew_in_forks(self, MixServicer._renew)
         self._slots = slots or NoSlots()
         self._replies = Replies(self._slots)
         self._schedules = Schedules()
+
+    def _renew(self) -> None:
+        self._turns = Turns(max(1, _cores() // 2))
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
 """The standard health service of a server."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from mixserve.serving.threads import CallThreads
 from mixserve_client.wire import methods
 
 SERVICE_NAME = health.SERVICE_NAME
@@ -15,7 +14,7 @@ class Health:
     """Says NOT_SERVING until `serving()`, and again from `stopping()` on; answers in threads of its own."""
 
     def __init__(self, server: grpc.Server):
-        self._threads = ThreadPoolExecutor(2, "mixserve-health")
+        self._threads = CallThreads(2, "mixserve-health")
         self._servicer = health.HealthServicer(experimental_thread_pool=self._threads)
         for service in _SERVICES:
             self._servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -1,16 +1,19 @@
 """The standard reflection service of a server, in threads of its own: its streams may stay open for ever."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from mixserve.serving.threads import CallThreads
+
 _THREADS = 2
 
 
-def add_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
-    """Let clients ask `server` which services it has, these and reflection itself, and for their descriptors."""
+def add_reflection(server: grpc.Server, services: tuple[str, ...]) -> CallThreads:
+    """Let clients ask `server` which services it has, these and reflection itself, and for their descriptors. Returns
+    the threads that answer."""
+    threads = CallThreads(_THREADS, "mixserve-reflection")
     servicer = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
     answer = servicer.ServerReflectionInfo
 
@@ -19,6 +22,7 @@ def add_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:
     ) -> Iterable[reflection_pb2.ServerReflectionResponse]:
         return answer(requests, context)
 
-    info.experimental_thread_pool = ThreadPoolExecutor(_THREADS, "mixserve-reflection")  # pyright: ignore[reportFunctionMemberAccess]
+    info.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
     servicer.ServerReflectionInfo = info  # pyright: ignore[reportAttributeAccessIssue]
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    return threads

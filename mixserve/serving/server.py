@@ -1,9 +1,12 @@
 """A servicer behind a gRPC port: starts, warms up, answers, drains."""
 
+import atexit
 import errno
 import logging
+import os
 import socket
 import threading
+import weakref
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -41,6 +44,7 @@ _OPTIONS = [
 ]
 _THREADS = 16
 _SEND_S = 2.0
+_EXIT_S = 1.0
 
 
 class MixServer:
@@ -54,11 +58,14 @@ class MixServer:
         self._calls = CallCounter()
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()
-        self._server = grpc.server(CallThreads(_THREADS, "mixserve-call"), options=_OPTIONS)
+        self._threads = CallThreads(_THREADS, "mixserve-call")
+        self._server = grpc.server(self._threads, options=_OPTIONS)
         self._sessions = SessionThreads(services.state.end_silent)
         self._server.add_generic_rpc_handlers((self._mix_handlers(), self._state_handlers()))
         self._health = Health(self._server)
-        add_reflection(self._server, (methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
+        self._reflection = add_reflection(
+            self._server, (methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME)
+        )
         try:
             self.address = _bind(self._server, address)
         except BaseException:
@@ -66,6 +73,8 @@ class MixServer:
             self._sessions.close()
             raise
         self._stopped = threading.Event()
+        self._pid = os.getpid()
+        _made.add(self)
 
     def start(self) -> None:
         """Listen, warm up, and then serve; calls that come before get Unavailable, and clients try again."""
@@ -78,13 +87,20 @@ class MixServer:
 
     def stop(self, grace_s: float = 30.0) -> bool:
         """Drain, then end: health goes NOT_SERVING and new calls get Unavailable at once, running ones have
-        `grace_s` seconds to finish. False if some were still running then: their threads live on."""
+        `grace_s` seconds to finish. False if some were still running then: their threads live on.
+
+        Does nothing in a forked process: the server is its parent's.
+        """
+        if os.getpid() != self._pid:
+            return True
         self._not_ready = "is stopping; ask another replica, or wait for its successor"
         self._health.stopping()
         finished = self._calls.wait_for_none(grace_s)
         # The last replies are on their way still; health watchers would stay for as long as they may.
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         self._health.close()
+        self._reflection.shutdown()
+        self._threads.shutdown()
         self._streams.close()
         self._sessions.close()
         self._services.close()
@@ -96,6 +112,13 @@ class MixServer:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the server has stopped; False if it has not after `timeout_s`."""
         return self._stopped.wait(timeout_s)
+
+    def end_calls(self) -> None:
+        """End the calls under way, soon: what is left to do where the interpreter ends and nobody has stopped this."""
+        if os.getpid() == self._pid and not self._stopped.is_set():
+            self._not_ready = "is stopping; ask another replica, or wait for its successor"
+            self._calls.wait_for_none(_EXIT_S)
+            self._server.stop(grace=None).wait(_EXIT_S)
 
     def __enter__(self) -> "MixServer":
         return self
@@ -131,6 +154,16 @@ class MixServer:
     def _check_ready(self) -> None:
         if self._not_ready is not None:
             raise Unavailable(f"this server {self._not_ready}")
+
+
+_made: "weakref.WeakSet[MixServer]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all_calls() -> None:
+    # Before the threads are joined: what is registered last is called first.
+    for server in list(_made):
+        server.end_calls()
 
 
 @contextmanager

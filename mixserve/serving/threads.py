@@ -2,21 +2,39 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
+
+from mixserve_client.errors import Unavailable
+from mixserve_client.workers import Workers
 
 
 class CallThreads(ThreadPoolExecutor):
-    """Takes calls until the interpreter ends.
+    """Up to `count` daemon threads, each started when a call finds none that is idle.
 
-    From then on a pool raises, and gRPC's own thread would die of it: a process that did not stop its server would
-    never end. What comes so late is not answered.
+    It is a ThreadPoolExecutor, since gRPC takes nothing else, but not one whose threads the interpreter waits for at
+    its end: a stream that a client holds open would keep a process that did not stop its server from ending.
+
+    Once the interpreter ends, a pool raises, and gRPC's own thread would die of it. What comes so late is not answered.
     """
+
+    def __init__(self, count: int, name: str):
+        super().__init__(count, name)
+        self._workers = Workers(count, on_exit=_nothing, name=name)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """As in the base."""
         try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError:
+            return self._workers.submit(partial(fn, *args, **kwargs))
+        except Unavailable:
             late: Future[Any] = Future()
             late.cancel()
             return late
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """Let the threads end after the calls that they have; nothing is waited for."""
+        self._workers.close()
+
+
+def _nothing() -> None:
+    pass

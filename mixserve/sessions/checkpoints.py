@@ -36,6 +36,7 @@ from mixserve.sessions.orbax_files import read_orbax, write_orbax
 from mixserve.sessions.storage import StateFolder, make_folder, storing, sync_folder
 from mixserve.state import State
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
+from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire.session import is_name
 
 _logger = logging.getLogger("mixserve")
@@ -67,6 +68,10 @@ class Checkpoints:
         self._folder = folder
         self._path = folder.checkpoints(mixture)
         self._mixture = mixture
+        self._lock = threading.Lock()
+        renew_in_forks(self, Checkpoints._renew)
+
+    def _renew(self) -> None:
         self._lock = threading.Lock()
 
     def save(self, session: str, name: str, state: State, fingerprint: str, keep_last: int | None) -> dict[str, Any]:

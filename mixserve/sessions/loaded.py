@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mixserve.sessions.session import Session
 from mixserve_client.errors import Overloaded, StorageFailed, Unavailable
+from mixserve_client.forks import renew_in_forks
 
 MOST = 10_000
 # What sessions keep of what clients sent, and of what functions said of batches.
@@ -42,6 +43,12 @@ class LoadedSessions:
         self._entries: dict[Key, Entry] = {}
         # When holders were heard of whose session left memory and is to be read from its journal again.
         self._heard: dict[Key, float] = {}
+        renew_in_forks(self, LoadedSessions._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        for entry in self._entries.values():
+            entry.lock = threading.Lock()
 
     def get(self, key: Key) -> Session | None:
         """The session, not entered: to look at it."""

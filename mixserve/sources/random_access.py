@@ -10,6 +10,7 @@ import numpy as np
 
 from mixserve.faults import WrongRecord
 from mixserve.sources.source import ElementSpec, RecordIds, Records
+from mixserve_client.forks import PerProcess
 from mixserve_client.wire.tree import flatten, unflatten
 
 
@@ -42,6 +43,7 @@ class RandomAccessSource:
         self.content_id: str | None = content_id or getattr(data, "content_id", None)
         self._data = data
         self._thread_count = threads
+        self._threads = PerProcess(partial(ThreadPoolExecutor, threads, "mixserve-read"))
         self._batched = getattr(data, "__getitems__", None) or getattr(data, "_getitems", None)
 
     def __len__(self) -> int:
@@ -77,16 +79,12 @@ class RandomAccessSource:
     def _spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         return _spec(_arrays(self._items([0])[0]))
 
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._thread_count, "mixserve-read")
-
     def _items(self, ids: list[int]) -> Sequence[Any]:
         if self._batched is not None:
             return self._batched(ids)
         if len(ids) == 1 or self._thread_count == 1:
             return [self._data[record_id] for record_id in ids]
-        return list(self._threads.map(self._data.__getitem__, ids))
+        return list(self._threads.here.map(self._data.__getitem__, ids))
 
 
 def _arrays(item: Any) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, UInt32
 
+from mixserve.forked import check_jax
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records, content_bytes
 from mixserve_client.wire.key import IMPLEMENTATION
@@ -147,6 +148,7 @@ class ReferenceSource:
             return jax.tree.map(np.asarray, self.module.get_batch_at(record_id, 1, key))
 
     def _group(self, record_ids: RecordIds, keys: UInt32[np.ndarray, "some 2"]) -> Records:
+        check_jax()
         size = _SMALL_GROUP if len(keys) <= _SMALL_GROUP else _GROUP
         padding = size - len(keys)
         ids, words = np.pad(record_ids, (0, padding)).astype(np.int32), np.pad(keys, ((0, padding), (0, 0)))

@@ -655,7 +655,7 @@ def test_a_lease_lasts_a_positive_number_of_seconds(ttl_s):
 def test_a_lease_may_last_longer_than_a_thread_can_wait(connect):
     client = connect(session_ttl_s=1e12)
     session = client.session("run")
-    client._leases._changed.set()
+    client._leases._changed.put(None)
     iter(session)
     thread = client._leases._thread
     assert thread is not None

@@ -37,7 +37,7 @@ class GrpcTransport:
         self._target = target
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Callable[..., Any]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a client may be collected, and closed, wherever this thread is
         self._closed = False
 
     @property

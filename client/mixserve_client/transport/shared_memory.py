@@ -36,7 +36,7 @@ class SharedMemoryTransport:
         self._in_vain = 0  # how often it was asked since shared memory carried a reply
         self._ask_again_at = 0.0
         self._said = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a client may be collected, and closed, wherever this thread is
 
     @property
     def name(self) -> str:
@@ -48,8 +48,11 @@ class SharedMemoryTransport:
     def stream(self, method: str, request: bytes, timeout_s: float | None, replies: int, reply_bytes: int) -> Replies:
         if reply_bytes < _LEAST_BYTES:
             return self._inner.stream(method, request, timeout_s, replies, reply_bytes)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         lent = self._lent(replies, reply_bytes, timeout_s)
         try:
+            if deadline is not None:
+                timeout_s = max(0.0, deadline - time.monotonic())
             carried = self._inner.stream(method, lent.named(request), timeout_s, replies, reply_bytes)
             return _Replies(carried, lent, self._carried)
         except BaseException:
@@ -63,23 +66,24 @@ class SharedMemoryTransport:
                 self._pool.close()
 
     def _lent(self, count: int, size: int, timeout_s: float | None) -> "_Lent":
-        pool = self._connected(timeout_s)
-        return _Lent(pool, [] if pool is None else pool.take(count, size))
+        """Slots, where they can be had; nobody waits long for them, since gRPC carries everything as well."""
+        until = time.monotonic() + (_PATIENCE_S if timeout_s is None else min(timeout_s / 2, _PATIENCE_S))
+        pool = self._connected(until)
+        return _Lent(pool, [] if pool is None else pool.take(count, size, until))
 
-    def _connected(self, timeout_s: float | None) -> SlotPool | None:
-        """The pool, where there is one; nobody waits long for it, since gRPC carries everything as well."""
-        patience_s = _PATIENCE_S if timeout_s is None else min(timeout_s, _PATIENCE_S)
-        if not self._lock.acquire(timeout=patience_s):
+    def _connected(self, until: float) -> SlotPool | None:
+        """The pool, where there is one, waited for until then."""
+        if not self._lock.acquire(timeout=_left_s(until)):
             return None
         try:
-            if self._pool is not None and not self._pool.is_alive():
+            if self._pool is not None and not self._pool.is_alive(until):
                 self._pool.close()
                 self._pool, self._asked = None, False
             if not self._asked and time.monotonic() >= self._ask_again_at:
                 # A server that is not there yet has not answered: the first answer that it gives is this one.
-                path = self._path(patience_s)
+                path = self._path(_left_s(until))
                 self._ask_later()
-                self._pool, self._asked = self._opened(path)
+                self._pool, self._asked = self._opened(path, until)
             return self._pool
         except DeadlineExceeded:
             self._ask_later()
@@ -105,10 +109,10 @@ class SharedMemoryTransport:
         except ServerFault:  # how a server answers that is older than this call
             return ""
 
-    def _opened(self, path: str) -> tuple[SlotPool | None, bool]:
+    def _opened(self, path: str, until: float) -> tuple[SlotPool | None, bool]:
         """The pool, where it can be had, and whether that is the server's last word."""
         try:
-            return (SlotPool(path, self._folder) if path else None), True
+            return (SlotPool(path, self._folder, until) if path else None), True
         except OSError as error:
             if str(error) != self._said:
                 self._said = str(error)
@@ -117,6 +121,11 @@ class SharedMemoryTransport:
             if isinstance(error, TimeoutError):
                 self._ask_later(much=True)
             return None, isinstance(error, PermissionError)
+
+
+def _left_s(until: float) -> float:
+    """How long is left, a moment at least: none would not wait for what is there."""
+    return max(0.001, until - time.monotonic())
 
 
 class _Lent:

@@ -25,6 +25,7 @@ _REFUSAL_BYTES = 512
 _ANSWER_S = 2.0
 _BYTES = 256 << 20
 _SHORT_S = 10.0
+_NEVER = -1  # in the place of a number of forks
 
 
 class Slot(Memory):
@@ -43,12 +44,15 @@ class SlotPool:
     again: `lose` it.
     """
 
-    def __init__(self, path: str, folder: str):
-        """Connect to the server's socket at `path`. Raises OSError where it is not that of a server of this user."""
+    def __init__(self, path: str, folder: str, until: float):
+        """Connect to the server's socket at `path`, by `until`, a time of `time.monotonic()`, and within 2 s.
+
+        Raises OSError where it is not that of a server of this user.
+        """
         check_socket(Path(path), Path(folder).absolute())
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._connection.settimeout(_ANSWER_S)
+            self._connection.settimeout(_answer_s(until))
             self._connection.connect(path)
             if peer_user(self._connection) != os.geteuid():
                 raise PermissionError(f"{path} is served by another user")
@@ -59,23 +63,28 @@ class SlotPool:
         self._idle = IdleMemory[Slot]()
         self._bytes, self._most = 0, _BYTES
         self._short_until = 0.0  # memory is short until then
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as that of its transport
 
-    def take(self, count: int, size: int) -> list[Slot]:
-        """Up to `count` slots of at least `size` bytes; fewer where the others are in use, or memory is short."""
+    def take(self, count: int, size: int, until: float) -> list[Slot]:
+        """Up to `count` slots of at least `size` bytes; fewer where the others are in use, memory is short, or it is
+        later than `until`, a time of `time.monotonic()`."""
         size = rounded(size)
-        with self._lock:
+        if not self._lock.acquire(timeout=_answer_s(until)):
+            return []
+        try:
             self._take_back()
             taken = list[Slot]()
             while len(taken) < count and (slot := self._idle.take(size)) is not None:
                 taken.append(slot)
-            while len(taken) < count and time.monotonic() >= self._short_until and self._make_room(size):
+            while len(taken) < count and self._short_until <= time.monotonic() < until and self._make_room(size):
                 try:
-                    taken.append(self._new(size))
+                    taken.append(self._new(size, until))
                 except OSError as error:
                     _logger.info("no more shared memory than %d bytes: %s", self._bytes, error)
                     self._short_until = time.monotonic() + _SHORT_S
             return taken
+        finally:
+            self._lock.release()
 
     def lend(self, slot: Slot, size: int) -> memoryview:
         """The first `size` bytes of the slot, which the server has written: read-only."""
@@ -88,17 +97,27 @@ class SlotPool:
 
     def lose(self, slot: Slot) -> None:
         """The server may be writing to the slot still: nobody will use it again."""
-        with self._lock:
-            self._lose(slot)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._lose(slot)
+            finally:
+                self._lock.release()
+        else:  # another thread may wait for an answer of the server: the next one who takes slots loses it
+            slot.lent_after = _NEVER
+            self._returned.put(slot)
 
-    def is_alive(self) -> bool:
-        """Whether the server that was connected to is still there, as far as that can be known."""
-        with self._lock:
+    def is_alive(self, until: float) -> bool:
+        """Whether the server that was connected to is still there, as far as that can be known by `until`."""
+        if not self._lock.acquire(timeout=_answer_s(until)):
+            return True
+        try:
             if self._connection.fileno() < 0:
                 return False
             ended = select.poll()
             ended.register(self._connection, select.POLLIN)  # nothing comes unasked but the end
             return not ended.poll(0)
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """The server forgets all slots; arrays over them stay as they are."""
@@ -126,14 +145,14 @@ class SlotPool:
             self._lose(slot)
         return self._bytes + size <= self._most
 
-    def _new(self, size: int) -> Slot:
+    def _new(self, size: int, until: float) -> Slot:
         descriptor = os.memfd_create("mixserve-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             # Without pages behind it, the first write beyond what the system has left would end the writer.
             os.posix_fallocate(descriptor, 0, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             mapping = mmap.mmap(descriptor, size)
-            answer = self._asked(size, descriptor)
+            answer = self._asked(size, descriptor, until)
             (slot,) = SLOT_ID.unpack_from(answer) if len(answer) >= SLOT_ID.size else (0,)
             if not slot:
                 raise OSError(f"the server refused a slot: {answer[SLOT_ID.size :].decode(errors='replace')}")
@@ -142,8 +161,9 @@ class SlotPool:
         finally:
             os.close(descriptor)
 
-    def _asked(self, size: int, descriptor: int) -> bytes:
+    def _asked(self, size: int, descriptor: int, until: float) -> bytes:
         try:
+            self._connection.settimeout(_answer_s(until))
             socket.send_fds(self._connection, [SLOT_PACKET.pack(size, 0)], [descriptor])
             return self._connection.recv(_REFUSAL_BYTES)
         except BaseException:
@@ -154,3 +174,8 @@ class SlotPool:
         self._bytes -= slot.size
         with suppress(OSError):  # the server is gone, and all slots with it
             self._connection.send(SLOT_PACKET.pack(0, slot.id))
+
+
+def _answer_s(until: float) -> float:
+    """How long to wait for an answer that is wanted by `until`: a moment at least, since no time means no waiting."""
+    return max(0.001, min(until - time.monotonic(), _ANSWER_S))

@@ -1,0 +1,28 @@
+"""Whether JAX can be used in this process: its threads do not survive a fork, and a program would wait for them."""
+
+import os
+import sys
+
+from mixserve_client.errors import InvalidRequest
+
+_lost_jax = False
+
+
+def check_jax() -> None:
+    """Raises InvalidRequest in a process that was forked off one that had used JAX."""
+    if _lost_jax:
+        raise InvalidRequest(
+            f"this process ({os.getpid()}) was forked off one that had used JAX, whose threads it lacks, so that a "
+            "program of JAX would never end: start processes with the method 'spawn' or 'forkserver', fork before the "
+            "node is made, or serve(...) the node and use MixClient.connect(...) here"
+        )
+
+
+def _look() -> None:
+    # Not by JAX's own function: it takes a lock that another thread of the parent may have held.
+    global _lost_jax
+    _lost_jax = _lost_jax or bool(getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_look)
