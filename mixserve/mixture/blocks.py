@@ -10,6 +10,7 @@ from jaxtyping import Int64, UInt32
 
 from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.sampling import check_end, rounded_up
+from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire.request import POSITION_LIMIT, Range, ranges_of
 
 _BLOCK, _BLOCK_OF_MANY_SOURCES, _LEAST_BLOCK, _MANY_SOURCES = 4096, 1024, 64, 32
@@ -136,6 +137,11 @@ class _Kept:
     """The blocks of the last readers, up to 256 of 64 MiB, and where these stopped. Used under its lock."""
 
     def __init__(self) -> None:
+        self._renew()
+        renew_in_forks(self, _Kept._renew)
+
+    def _renew(self) -> None:
+        # A forked process begins without any: those under way are its parent's, as are their locks.
         self.blocks: OrderedDict[_Name, _Block] = OrderedDict()
         self.ends: OrderedDict[_Name, None] = OrderedDict()
         self.lock = threading.Lock()

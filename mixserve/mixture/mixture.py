@@ -27,6 +27,7 @@ from mixserve.mixture.scheduled import ScheduledPlanner
 from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
 from mixserve.shown import shown
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
+from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire.description import Field
 
 _KEPT_PLANNERS = 256
@@ -58,7 +59,8 @@ class Mixture:
         self.lengths = tuple(len(child) for child in children)
         self._check_children()
         self._content_ids = self._checked_ids(content_ids or (None,) * len(self.children))
-        self._identifying = threading.Lock()
+        self._renew_lock()
+        renew_in_forks(self, Mixture._renew_lock)
         self._planner_of = lru_cache(_KEPT_PLANNERS)(self._categorical_planner)
         for entry in sampling.schedule.entries:
             self._check_shares(entry.shares)
@@ -220,6 +222,9 @@ class Mixture:
     def content_digest(self) -> bytes:
         """What identifies this mixture where it is a child of another."""
         return bytes.fromhex(self.fingerprint)
+
+    def _renew_lock(self) -> None:
+        self._identifying = threading.Lock()
 
     def _nested(self) -> dict[int, AnyPlanner]:
         return {i: child.planner for i, child in enumerate(self.children) if isinstance(child, Mixture)}

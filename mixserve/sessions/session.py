@@ -99,8 +99,8 @@ class Session:
     ) -> "Session":
         """The session that a journal tells of.
 
-        Raises FileNotFoundError if there is none, CorruptCheckpoint for a damaged one, StorageFailed if there is no room
-        for it, and FingerprintMismatch if the mixture is another by now; that only if `strict`.
+        Raises FileNotFoundError if there is none, CorruptCheckpoint for a damaged one, StorageFailed if there is no
+        room for it, and FingerprintMismatch if the mixture is another by now; that only if `strict`.
         """
         record, state = read_record(journal)
         current = node.mixture.fingerprint

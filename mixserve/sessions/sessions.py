@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from mixserve.faults import faults
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.sessions.journal import Journal
@@ -108,7 +109,8 @@ class Sessions:
         """The holders of these sessions live; those that are not held under the given leases are passed over."""
         for mixture, name, lease in held:
             key = Key(mixture, name)
-            with suppress(MixserveError):
+            # Each by itself: a source that fails while one is loaded must not end the leases of the others.
+            with suppress(MixserveError), faults(f"the lease of the session {name!r}"):
                 session = self._loaded.get(key)  # not entered: it may be busy
                 if session is None and not self._is_kept(key):
                     continue
@@ -128,7 +130,7 @@ class Sessions:
             key = Key(mixture, name)
             if self._loaded.get(key) is None and not self._is_kept(key):
                 continue
-            with suppress(MixserveError), self._entered(key) as session:
+            with suppress(MixserveError), faults(f"the release of the session {name!r}"), self._entered(key) as session:
                 if session.lease == lease:
                     session.release()
                     session.dropped = self._folder is not None

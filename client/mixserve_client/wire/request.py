@@ -18,6 +18,7 @@ from mixserve_client.wire.key import IMPLEMENTATION, KeyWords, check_wire_key
 POSITION_LIMIT = 2**63 - 1
 POSITIONS_PER_REQUEST = 1 << 16
 _SLOTS = 15
+_SHOWN_BITS = 256
 
 Positions = npt.NDArray[np.int64]
 Range = tuple[int, int]  # start and size
@@ -152,8 +153,15 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
         number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         allowed = "" if least is None else f" of at least {least}" if most is None else f" in {least}..{most}"
-        raise InvalidRequest(f"{name} must be an integer{allowed}, got {value!r:.100}")
+        raise InvalidRequest(f"{name} must be an integer{allowed}, got {_shown(value)}")
     return number
+
+
+def _shown(value: Any) -> str:
+    """`value` for a message. Python refuses to write integers of more than 4,300 digits."""
+    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    return f"{value!r:.100}"
 
 
 def encode_batch_request(request: BatchRequest) -> bytes:
