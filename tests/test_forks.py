@@ -165,6 +165,8 @@ def test_what_needs_no_jax_works_whatever_locks_other_threads_hold(epoch_node):
         held.next_batch(2)
         locks = [
             epoch_node._cache.value._lock,
+            epoch_node.mixture._identifying,
+            epoch_node.mixture.blocks._kept.lock,
             services.mix._replies._kept._lock,
             services.mix._replies._bytes._lock,
             services.mix._schedules._lock,
@@ -174,7 +176,9 @@ def test_what_needs_no_jax_works_whatever_locks_other_threads_hold(epoch_node):
         for lock in locks:
             lock.acquire()
         turns = services.mix._turns
-        taken = sum(iter(lambda: turns.acquire(blocking=False), False))
+        taken = turns._free
+        for _ in range(taken):
+            turns.__enter__()
         found = [
             in_a_fork(task)
             for task in (
@@ -189,7 +193,8 @@ def test_what_needs_no_jax_works_whatever_locks_other_threads_hold(epoch_node):
         ]
         for lock in locks:
             lock.release()
-        turns.release(taken)
+        for _ in range(taken):
+            turns.__exit__()
     assert found[:6] == [*[str(expected)] * 4, "['held']", "[0]"]
     assert found[6] == repr(records)
 
