@@ -228,6 +228,7 @@ def test_a_hanging_source_does_not_keep_a_terminated_server(tmp_path):
     (tmp_path / "hanging.py").write_text(
         "import jax, numpy as np, threading\n"
         "class Hanging:\n"
+        "    content_id = 'is not read at the start'\n"
         "    def __len__(self): return 3\n"
         "    def element_spec(self): return {'x': jax.ShapeDtypeStruct((), np.int32)}\n"
         "    def take(self, record_ids): threading.Event().wait()\n"

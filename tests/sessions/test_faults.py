@@ -81,7 +81,11 @@ class Records:
 
 def make_node(gate=None, weights=(0.5, 0.5), **options):
     gate = gate or Gate()
-    sources = [RandomAccessSource(Records(1000 * i, gate), name=f"source-{i}") for i in range(2)]
+    # With an id, a gate that is shut does not hold up what only asks for the fingerprint.
+    sources = [
+        RandomAccessSource(Records(1000 * i, gate), name=f"source-{i}", content_id=f"from {1000 * i} on")
+        for i in range(2)
+    ]
     return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=weights, **options), sources)
 
 
