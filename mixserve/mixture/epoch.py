@@ -23,6 +23,7 @@ from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
 from mixserve.mixture.permutation import permuted, sides
 from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import ALL, EPOCH, NEVER, Sampling, check_end
+from mixserve.mixture.schedule import Schedule
 from mixserve.mixture.threefry import threefry
 from mixserve_client.wire.request import POSITION_LIMIT
 
@@ -47,10 +48,12 @@ class EpochPlanner:
         lengths: Sequence[int],
         nested: Mapping[int, AnyPlanner] | None = None,
         *,
+        schedule: Schedule | None = None,
         keyed: bool = False,
         like: Counts | None = None,
     ):
-        """What the schedule shares with that of the counts `like` is taken from there."""
+        """`schedule` is in the place of that of `sampling`; what it shares with that of the counts `like` is taken from
+        there."""
         self.grain = sampling.block_size
         self.source_count = len(lengths)
         self._leaves = Leaves(self.source_count, nested or {})
@@ -63,7 +66,7 @@ class EpochPlanner:
         self._lengths = np.array([max(1, length) for length in lengths], np.uint64)
         grids = np.array([sides(int(length)) for length in self._lengths], np.uint64)
         self._grids = np.ascontiguousarray(grids.T)
-        self.counts = Counts(sampling.schedule, like)
+        self.counts = Counts(schedule or sampling.schedule, like)
         self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_KEPT_KEYS)(self._derived_keys)
         self.end = None if sampling.stop == NEVER else self.counts.end(lengths, of_all=sampling.stop == ALL)
 

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -132,8 +131,10 @@ class Mixture:
 
         Raises ValueError where an entry does not fit this mixture.
         """
-        for entry in schedule.entries[schedule.entries.shared_with(known.entries) :]:
+        added = schedule.entries[schedule.entries.shared_with(known.entries) :]
+        for entry in added:
             self._check_shares(entry.shares)
+        self.sampling.check_borders(added)
         return self.blocks.beside(self._planner(schedule, like.planner))
 
     def pass_ends(self) -> Sequence[int | None]:
@@ -231,9 +232,14 @@ class Mixture:
 
     def _planner(self, schedule: Schedule, like: AnyPlanner | None = None) -> AnyPlanner:
         if self.sampling.mode == EPOCH:
-            sampling = replace(self.sampling, schedule=schedule)
-            keyed, counts = any(map(is_keyed, self.leaves)), like.counts if isinstance(like, EpochPlanner) else None
-            return EpochPlanner(sampling, self.lengths, self._nested(), keyed=keyed, like=counts)
+            return EpochPlanner(
+                self.sampling,
+                self.lengths,
+                self._nested(),
+                schedule=schedule,
+                keyed=any(map(is_keyed, self.leaves)),
+                like=like.counts if isinstance(like, EpochPlanner) else None,
+            )
         if len(schedule.entries) == 1:
             return self._planner_of(schedule.entries[0].shares)
         return ScheduledPlanner(schedule, self._planner_of)

@@ -1,9 +1,10 @@
 """How a mixture draws: with replacement, or in passes; under which weights; and where it ends."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
 
-from mixserve.mixture.schedule import Schedule
+from mixserve.mixture.schedule import Entry, Schedule
 from mixserve_client.errors import OutOfRange
 
 CATEGORICAL, EPOCH = "categorical", "epoch"
@@ -42,7 +43,11 @@ class Sampling:
             raise ValueError(f"block_size must be an integer, got {self.block_size!r}") from None
         if not 1 <= self.block_size <= _LARGEST_BLOCK:
             raise ValueError(f"block_size must be an integer in 1..{_LARGEST_BLOCK}, got {self.block_size!r}")
-        for start, _ in self.schedule.entries if self.mode == EPOCH else ():
+        self.check_borders(self.schedule.entries)
+
+    def check_borders(self, entries: Iterable[Entry]) -> None:
+        """Raises ValueError where the weights of such entries would change within a block."""
+        for start, _ in entries if self.mode == EPOCH else ():
             if start % self.block_size:
                 raise ValueError(
                     f"in epoch mode weights change at multiples of block_size = {self.block_size}, got {start}"

@@ -183,3 +183,78 @@ def test_ranges_that_lie_closely_are_planned_from_few_blocks():
     assert plan.source_ids.tolist() == whole.source_ids[places].tolist()
     assert plan.record_ids.tolist() == whole.record_ids[places].tolist()
     assert len(begun) <= 2
+
+
+class Slow:
+    """A planner whose plans begin, under one key, when they are let go."""
+
+    source_count, grain, cost, end = 2, 1, 2, None
+
+    def __init__(self):
+        self.planner = Planner((0.5, 0.5), (10, 20), sizes=(1024,))
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.plan = self.planner.plan
+
+    def begin_each(self, key, positions):
+        if int(key[1]) == 1:
+            self.reached.set()
+            assert self.go.wait(DEADLINE_S)
+        return self.planner.begin_each(key, positions)
+
+
+def test_a_plan_that_takes_long_to_begin_holds_up_nobody_else():
+    slow = Slow()
+    blocks = PlanBlocks(slow)  # type: ignore[arg-type]
+    keys = [np.array([0, number], np.uint32) for number in range(3)]
+
+    def going_on(key: np.ndarray) -> Plan:
+        blocks.plan(key, [(0, 10)])
+        return blocks.plan(key, [(10, 10)])
+
+    waiting = threading.Thread(target=going_on, args=(keys[1],), daemon=True)
+    waiting.start()
+    assert slow.reached.wait(DEADLINE_S)
+    found = list[Plan]()
+    other = threading.Thread(target=lambda: found.append(going_on(keys[2])), daemon=True)
+    other.start()
+    other.join(DEADLINE_S / 4)
+    slow.go.set()
+    waiting.join(DEADLINE_S)
+    assert len(found) == 1
+    assert_plans_equal(found[0], slow.planner.plan(keys[2], 10, 10))
+
+
+def test_an_error_is_not_kept_and_nothing_of_it_is_counted():
+    slow, fails = Slow(), [True]
+    begin_each = slow.begin_each
+
+    def failing(key: Any, positions: Any) -> Any:
+        if fails.pop() if fails else False:
+            raise MemoryError("no room")
+        return begin_each(key, positions)
+
+    slow.begin_each = failing
+    blocks, key = PlanBlocks(slow), np.array([0, 2], np.uint32)  # type: ignore[arg-type]
+    blocks.plan(key, [(0, 10)])
+    with pytest.raises(MemoryError):
+        blocks.plan(key, [(10, 10)])
+    assert blocks._kept._bytes == 0
+    assert_plans_equal(blocks.plan(key, [(20, 10)]), slow.planner.plan(key, 20, 10))
+
+
+def test_blocks_are_kept_up_to_so_many_bytes():
+    class Large:
+        source_count, grain, cost, end, mode = 1, 1 << 16, 1, None, "epoch"
+
+        def begin_each(self, key, positions):
+            return lambda: Plan(np.zeros(len(positions), np.int32), np.zeros(len(positions), np.int64))
+
+        def plan(self, key, start, size):
+            return self.begin_each(key, np.arange(start, start + size))()
+
+    blocks, key = PlanBlocks(Large()), np.array([0, 3], np.uint32)  # type: ignore[arg-type]
+    for at in range(0, 200 << 16, 1 << 15):
+        blocks.plan(key, [(at, 1 << 15)])
+    held = sum(block.bytes for block in blocks._kept.blocks.values())
+    assert held == blocks._kept._bytes
+    assert (1 << 20) < held <= 64 << 20  # 256 blocks of such a size were 335 MB

@@ -1,0 +1,64 @@
+"""What a schedule costs does not grow with its entries: neither one entry more, nor a plan of a few positions."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
+from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.schedules import Schedules
+from mixserve_client.wire.schedule import ScheduleEntry
+from tests.processes import ONE_SIZE
+
+pytestmark = pytest.mark.alone
+BLOCK = 16
+
+
+def hosted(**options: object) -> HostedMixture:
+    sources = [ArraySource({"x": np.arange(10**6)}, name=f"{i}") for i in range(2)]
+    config = MixDataSourcesConfig(num_sources=2, weights=(0.5, 0.5), plan_sizes=ONE_SIZE, **options)  # type: ignore[arg-type]
+    return HostedMixture("train", MixDataSourcesNode(config, sources))
+
+
+def least(task: Callable[[int], object]) -> float:
+    tries = list[float]()
+    for number in range(7):
+        began = time.perf_counter()
+        task(number)
+        tries.append(time.perf_counter() - began)
+    return min(tries)
+
+
+MODES = {
+    "categorical": {},
+    "epoch": {"sampling": "epoch", "block_size": BLOCK},
+    "ending": {"sampling": "epoch", "block_size": BLOCK, "stop": "all_exhausted"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_entry_more_and_two_positions_far_apart(mode):
+    mixture = hosted(**MODES[mode])
+    key = np.array([0, 3], np.uint32)
+    weights = [(0.5, 0.5), (0.4, 0.6), (0.6, 0.4)]
+
+    def costs(entries: int) -> tuple[float, float]:
+        schedules = Schedules()
+        last = (entries - 1) * BLOCK
+        told = [ScheduleEntry(at, weights[at // BLOCK % 3]) for at in range(0, last + 1, BLOCK)]
+        grown = [schedules.define(mixture, "", told).id]
+
+        def add(number: int) -> None:
+            entry = ScheduleEntry(last + (number + 1) * BLOCK, weights[number % 3])
+            grown.append(schedules.define(mixture, grown[-1], [entry]).id)
+
+        one_more = least(add)
+        blocks = schedules.get(mixture, grown[-1])
+        far = least(lambda number: blocks.plan(key, [(number, 1), (last - 20 + number, 1)]))
+        return one_more, far
+
+    few, many = costs(20), costs(20_000)
+    assert many[0] < 10 * few[0] + 1e-3, (few, many)
+    assert many[1] < 10 * few[1] + 5e-3, (few, many)  # it was 0.2 s
