@@ -26,6 +26,8 @@ class Own(BaseException):
 class Source:
     """Raises what it is told to, once each."""
 
+    content_id = "is not read for the fingerprint"
+
     def __init__(self):
         self.raises: list[BaseException] = []
 
@@ -214,6 +216,15 @@ class Pressed(Source):
         return super().take(record_ids)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard, which a process that was started in the background does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("way", [single, large, positions, session])
 def test_ctrl_c_in_the_callers_own_thread_stays_what_it_is(way):
     source = Pressed()
@@ -224,6 +235,7 @@ def test_ctrl_c_in_the_callers_own_thread_stays_what_it_is(way):
         assert way(client, "train")["x"].shape[1:] == (ROW,)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("is_kept", [False, True])
 def test_a_session_that_ctrl_c_interrupts_goes_on_where_it_stood(tmp_path, is_kept):
     source = Pressed()
