@@ -66,7 +66,7 @@ def serve_and_stop_while_it_begins_to_wait(config: str) -> None:
             return
         callers = [frame, frame.f_back, frame.f_back and frame.f_back.f_back]
         if any(caller and caller.f_code is run.__code__ for caller in callers) and (
-            called.__name__ in ("read", "get", "allocate_lock")
+            called.__name__ in ("select", "read", "get", "allocate_lock")
         ):
             sys.setprofile(None)
             os.kill(os.getpid(), signal.SIGTERM)

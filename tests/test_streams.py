@@ -115,7 +115,7 @@ def test_a_stream_that_nobody_reads_is_cancelled_and_its_thread_is_free_again(
 
 
 def test_a_reader_that_is_slow_but_reads_is_not_cancelled(big_node, monkeypatch):
-    monkeypatch.setattr(streams, "_STALLED_S", 0.5)
+    monkeypatch.setattr(streams, "_STALLED_S", 1.5)  # all replies together take longer
     monkeypatch.setattr(streams, "_LOOK_EVERY_S", 0.05)
     with serve({"train": big_node}, shared_memory=False) as server, plain(server) as client:
         expected = client.get_batch_at(0, 200 * SIZE, 3)["tokens"].reshape(200, SIZE, ROW)

@@ -62,6 +62,8 @@ class MixClient:
     """
 
     def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
+        if isinstance(transports, str):
+            raise InvalidRequest(f"a client of an address is made by MixClient.connect({transports!r:.100})")
         made = tuple(transports)
         self._begin(lambda: made, patience_s)
 
@@ -76,6 +78,8 @@ class MixClient:
         socket is in, where that is not /dev/shm; False forces gRPC.
         """
         addresses = tuple(address) if not isinstance(address, str) and isinstance(address, Iterable) else (address,)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(shared_memory, bool | str) or (not shared_memory and shared_memory is not False):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"shared_memory must be True, False or a folder, got {shared_memory!r:.100}")
         client = cls.__new__(cls)
         client._begin(partial(_transports, addresses, shared_memory), patience_s)
         client._pickled = addresses, patience_s, shared_memory
@@ -351,6 +355,8 @@ class MixClient:
         return fresh
 
     def _described(self, mixture: str | None, deadline: float | None) -> MixtureDescription:
+        if mixture is not None and not isinstance(mixture, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"mixture must be the name of a mixture, got {mixture!r:.100}")
         return self._mixtures.get(mixture or "") or self._mixture(mixture, deadline)
 
     def _view(

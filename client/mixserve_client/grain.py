@@ -9,6 +9,7 @@ import grain
 
 from mixserve_client.client import MixClient
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.schedule import copied_pairs
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import check_integer
 from mixserve_client.wire.tree import flatten, unflatten
@@ -46,11 +47,11 @@ class RemoteMapDataset(grain.MapDataset[Any]):
         """The batch of that number; for a slice the data set of these batches. Raises what `get_batch_at` raises."""
         if isinstance(index, slice):
             return self.slice(index)
-        return self._rows(index % self._length, 1)
+        return self._rows(check_integer("index", index) % self._length, 1)
 
     def _getitems(self, indices: Sequence[int]) -> Sequence[Any]:
         # Batches that follow each other come by one request.
-        batches, numbers = list[Any](), [index % self._length for index in indices]
+        batches, numbers = list[Any](), [check_integer("index", index) % self._length for index in indices]
         begin = 0
         for place in range(1, len(numbers) + 1):
             if place < len(numbers) and numbers[place] == numbers[place - 1] + 1:
@@ -79,6 +80,7 @@ class RemoteIterDataset(grain.IterDataset[Any]):
     def __init__(self, client: MixClient, *, batch_size: int, key: Any, **options: Any):
         """Raises what `client.batches` raises."""
         super().__init__()
+        options |= {name: copied_pairs(options[name]) for name in ("schedule", "skip") if name in options}
         client.batches(batch_size, key, **options).close()
         self._client = client
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}

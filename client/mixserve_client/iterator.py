@@ -18,7 +18,7 @@ from mixserve_client.one_thread import OneThreaded
 from mixserve_client.reader_state import ReaderState
 from mixserve_client.reading import Reading
 from mixserve_client.retry import deadline_in, seconds
-from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead
+from mixserve_client.schedule import Pairs, Schedule, Weights, check_weights_ahead, copied_pairs
 from mixserve_client.skips import Skips, part
 from mixserve_client.spans import Scattered, Share, Span, batches_ahead, reply_batches, whole_replies
 from mixserve_client.state_file import load_state, write_state
@@ -26,6 +26,7 @@ from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import POSITION_LIMIT, Content, check_integer, check_positions
+from mixserve_client.wire.shown import shown
 
 if TYPE_CHECKING:
     from mixserve_client.client import MixClient
@@ -44,7 +45,8 @@ class _InFlight:
     left: int
     readings: tuple[Reading, ...]
     weight: int  # what one of them counts of what may be in flight: parts are asked for one by one
-    short: bool = False
+    cut: bool = False  # whether the positions end in its group
+    short: bool = False  # and in its batch
 
     def cancel(self) -> None:
         for reading in self.readings:
@@ -99,6 +101,7 @@ class BatchIterator(OneThreaded):
         self._stop: int = POSITION_LIMIT if stop is None else check_integer("stop", stop, 0, POSITION_LIMIT)
         self._words = key_words(key)
         self._mixture_name = mixture
+        schedule, skip = copied_pairs(schedule), copied_pairs(skip)
         self._given_schedule: Pairs | None = schedule
         self._content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         self._own_skips = self._skips = Skips.of(skip)
@@ -137,22 +140,21 @@ class BatchIterator(OneThreaded):
                 batch = joined([reading.take(deadline) for reading in first.readings])
             else:
                 batch = no_rows(view.fields)
+            record = view.record(batch)
+            short = first.end if first.short else None
+            position = group + self._share.group if first.left > 1 else first.end
             first.left -= 1
             self._ahead -= first.weight
-            short = first.end if first.short else None
-            if first.left:
-                self._position = group + self._share.group
-            else:
-                self._position = first.end
+            if not first.left:
                 self._in_flight.popleft()
             if self._ahead <= self._few:
                 self._ask(deadline)
         except BaseException:
-            self._position = before
             self._forget()
             raise
-        self._group, self._short = group, short
-        return view.record(batch)
+        # At last, and at once: until then a signal handler finds the place before this batch, and an error leaves it.
+        self._position, self._group, self._short = position, group, short
+        return record
 
     @OneThreaded._in_turn
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
@@ -173,7 +175,7 @@ class BatchIterator(OneThreaded):
         if from_position is not None:
             check_weights_ahead(from_position, self._position)
         end = self._client._end(schedule, deadline)  # pyright: ignore[reportPrivateUsage]
-        self._ask_again(start)
+        self._ask_again(start, ends_anew=view.mixture.stop != "never")
         self._view, self._end = replace(view, schedule=schedule), end
         return start
 
@@ -408,7 +410,7 @@ class BatchIterator(OneThreaded):
         half = max(1, most // 2)
         self._few = most - half
         while most - self._ahead >= half and (start := self._skips.first_from(self._asked)) < stop:
-            whole, short = (min(stop, self._skips.border_after(start)) - start) // size, False
+            whole, there = (min(stop, self._skips.border_after(start)) - start) // size, size
             if whole:
                 # The first is asked for by itself: it is waited for, and a reply of many is planned whole.
                 some = min(half, whole) if self._in_flight else 1
@@ -420,8 +422,8 @@ class BatchIterator(OneThreaded):
                 if not share.has_batch(there, whole=self._drop_remainder):
                     return
                 spans, count = _asked_for(part(ranges, *share.of(there))), 1
-                short = not share.has_batch(there, whole=True)
-            asked = _InFlight(end, count, self._started(view, spans), max(1, len(spans)), short)
+            readings, short = self._started(view, spans), not share.has_batch(there, whole=True)
+            asked = _InFlight(end, count, readings, max(1, len(spans)), there < size, short)
             self._in_flight.append(asked)
             self._ahead += count * asked.weight
             self._asked = end
@@ -434,9 +436,9 @@ class BatchIterator(OneThreaded):
             readings.append(self._client._start(view, span, after))  # pyright: ignore[reportPrivateUsage]
         return tuple(readings[len(before) :])
 
-    def _ask_again(self, start: int) -> None:
-        """Drop what is in flight and reaches behind `start`."""
-        while self._in_flight and self._in_flight[-1].end > start:
+    def _ask_again(self, start: int, *, ends_anew: bool = False) -> None:
+        """Drop what is in flight and reaches behind `start`, or was cut short by the end, if that is another now."""
+        while self._in_flight and (self._in_flight[-1].end > start or (ends_anew and self._in_flight[-1].cut)):
             dropped = self._in_flight.pop()
             dropped.cancel()
             self._ahead -= dropped.left * dropped.weight
@@ -508,7 +510,7 @@ def _checked_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, i
         index, count = -1, 0
     if not 0 <= index < count <= (count if most is None else most):
         limit, size = ("", "") if most is None else (" <= batch_size", f" for batch_size {most}")
-        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {pair!r:.100}{size}")
+        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {shown(pair)}{size}")
     return index, count
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator, Place
+from mixserve_client.one_thread import OneThreaded
 from mixserve_client.schedule import Weights
 from mixserve_client.state_file import load_state, write_state
 from mixserve_client.wire.request import check_integer
@@ -26,14 +27,15 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class DeviceBatches:
-    """Batches on devices; made by `device_batches` and `global_batches`.
+class DeviceBatches(OneThreaded):
+    """Batches on devices; made by `device_batches` and `global_batches`. For one thread at a time, as BatchIterator is.
 
     The state is that behind the last batch that was yielded, whatever is on devices already.
     """
 
     def __init__(self, batches: BatchIterator, put: Callable[[Any], Any], buffer: int):
         """`put` puts a batch on devices."""
+        super().__init__()
         self._batches = batches
         self._put = put
         self._buffer = check_integer("buffer", buffer, 0)
@@ -44,6 +46,7 @@ class DeviceBatches:
     def __iter__(self) -> Self:
         return self
 
+    @OneThreaded._in_turn
     def __next__(self) -> Any:
         """The next batch; `buffer` more are on their way. Raises what the iterator's `next` raises, when the batches
         before are yielded."""
@@ -59,6 +62,7 @@ class DeviceBatches:
         batch, self._place = self._ahead.popleft()
         return batch
 
+    @OneThreaded._in_turn
     def __len__(self) -> int:
         """How many batches are left. Raises TypeError where there is no end."""
         return len(self._batches) + len(self._ahead)
@@ -66,22 +70,26 @@ class DeviceBatches:
     def __bool__(self) -> bool:
         return True
 
+    @OneThreaded._in_turn
     def get_state(self) -> dict[str, Any]:
         """Where this is, as `BatchIterator.get_state` says it."""
         return self._batches._state_at(self._place or self._batches._place)
 
+    @OneThreaded._in_turn
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; what is on devices already is dropped. Raises as `BatchIterator` does."""
         self._batches.set_state(state)
         self._ahead.clear()
         self._place = self._failed = None
 
+    @OneThreaded._in_turn
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
         """Change the weights from `from_position` on, where it is None from the next batch that has not been yielded:
         `BatchIterator.schedule_weights`. What is on devices already is asked for again."""
         self._go_back()
         return self._batches.schedule_weights(weights, from_position)
 
+    @OneThreaded._in_turn
     def skip(self, start: int, stop: int) -> None:
         """Leave out the positions [start, stop) as well: `BatchIterator.skip`."""
         self._go_back()
@@ -97,8 +105,9 @@ class DeviceBatches:
 
     def close(self) -> None:
         """Drop what is in flight; the client stays open."""
-        self._ahead.clear()
+        self._closed = True
         self._batches.close()
+        self._settle()
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +116,9 @@ class DeviceBatches:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _drop(self) -> None:
+        self._go_back()
 
     def _go_back(self) -> None:
         """Drop what is on devices ahead of what was yielded: the iterator stands where this does."""
@@ -122,11 +134,10 @@ class DeviceBatches:
             batch = next(self._batches, None)
             if batch is None:
                 return False
-            arrays = self._put(batch)
+            self._ahead.append((self._put(batch), self._batches._place))
         except BaseException:
             self._batches._return_to(before)
             raise
-        self._ahead.append((arrays, self._batches._place))
         return True
 
 
@@ -168,14 +179,15 @@ def _own_rows(sharding: jax.sharding.Sharding, batch_size: int) -> tuple[int, in
         indices = sharding.addressable_devices_indices_map((batch_size,)).values()
     except (ValueError, IndexError) as error:
         raise InvalidRequest(f"batch_size {batch_size} cannot be sharded so: {error}") from error
-    ranges = [index[0].indices(batch_size)[:2] for index in indices if index is not None]
-    begin, end = min(start for start, _ in ranges), max(stop for _, stop in ranges)
-    rows = end - begin
-    held = {row for start, stop in ranges for row in range(start, stop)}
-    if len(held) != rows or batch_size % rows or begin % rows:
+    ranges = sorted({index[0].indices(batch_size)[:2] for index in indices if index is not None})
+    begin, end = ranges[0][0], max(stop for _, stop in ranges)
+    rows, reached = end - begin, begin
+    for start, stop in ranges:
+        reached = max(reached, stop) if 0 <= start <= reached else -1
+    if reached != end or batch_size % rows or begin % rows:
         raise InvalidRequest(
-            "the rows of a process must be one n-th of a batch, in a row; the sharding gives this one "
-            f"{sorted(held)[:8]}… of {batch_size}: order the devices of the mesh by process"
+            "the rows of a process must be one n-th of a batch, in a row; the sharding gives this one the ranges "
+            f"{ranges[:4]}… of {batch_size}: order the devices of the mesh by process"
         )
     return begin, rows
 

@@ -1,15 +1,34 @@
 """Objects for one thread at a time: a second one gets an error, instead of waiting for what the first one took."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mixserve_client.errors import InvalidRequest
 
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound="OneThreaded")
+
+
+def is_owned(lock: Any) -> bool:
+    """Whether this thread has the RLock."""
+    return lock._is_owned()
+
+
+@contextmanager
+def owned(lock: Any, timeout_s: float) -> Generator[bool]:
+    """Whether the RLock could be had in that time; it is released at the end, whenever a signal comes."""
+    before = is_owned(lock)
+    taken = False
+    try:
+        taken = lock.acquire(timeout=timeout_s)
+        yield taken
+    finally:
+        if taken or (not before and is_owned(lock)):
+            lock.release()
 
 
 class OneThreaded:
@@ -27,17 +46,22 @@ class OneThreaded:
         @wraps(method)
         def call(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
             turn = self._turn
-            if not turn.acquire(False):
-                raise InvalidRequest(
-                    "another thread is in a call of this iterator, which is for one thread at a time: make one for "
-                    "each thread with client.batches(...), or hold a lock around its calls"
-                )
+            before = is_owned(turn)
             try:
-                return method(self, *args, **kwargs)
+                if not turn.acquire(False):
+                    raise InvalidRequest(
+                        "another thread is in a call of this iterator, which is for one thread at a time: make one for "
+                        "each thread with client.batches(...), or hold a lock around its calls"
+                    )
+                try:
+                    return method(self, *args, **kwargs)
+                finally:
+                    turn.release()
+                    if self._closed:
+                        self._settle()
             finally:
-                turn.release()
-                if self._closed:
-                    self._settle()
+                if not before and is_owned(turn):  # a signal came just after it was acquired
+                    turn.release()
 
         return call
 

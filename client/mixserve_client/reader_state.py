@@ -8,6 +8,7 @@ from mixserve_client.errors import InvalidRequest
 from mixserve_client.skips import Skips
 from mixserve_client.wire.key import KeyWords, key_words
 from mixserve_client.wire.request import POSITION_LIMIT, check_integer
+from mixserve_client.wire.shown import shown
 
 _VERSION = 1
 _KEYS = ("version", "mixture", "fingerprint", "key", "position")
@@ -45,7 +46,7 @@ class ReaderState:
             )
         state: dict[str, Any] = {name: _plain(value) for name, value in cast(Mapping[str, Any], given).items()}
         if check_integer("the state's version", state["version"]) != _VERSION:
-            raise InvalidRequest(f"the state's version must be {_VERSION}, got {state['version']!r:.100}")
+            raise InvalidRequest(f"the state's version must be {_VERSION}, got {shown(state['version'])}")
         worker = state.get("worker")
         if worker is not None and not (isinstance(worker, list) and len(cast(list[Any], worker)) == 2):
             raise InvalidRequest(f"the state's worker must be a pair of integers, got {worker!r:.100}")

@@ -270,7 +270,7 @@ def seconds(name: str, value: Any) -> float:
     """`value` as a positive number of seconds. Raises InvalidRequest."""
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not number > 0:
         raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r:.100}")

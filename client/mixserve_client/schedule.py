@@ -132,6 +132,25 @@ class Schedule:
         return numbers
 
 
+def copied_pairs(given: Any) -> Any:
+    """A copy of a user's schedule or skips, which may be an iterator that can be read once, and may be changed later.
+    What is no list of pairs stays as it is, to be refused."""
+    listed: Any = _copied(given)
+    if not isinstance(listed, list):
+        return listed
+    pairs = cast(list[Any], listed)
+    return [tuple(map(_copied, cast(Any, pair))) if isinstance(pair, tuple | list) else pair for pair in pairs]
+
+
+def _copied(value: Any) -> Any:
+    """A list for anything that can be iterated, but for dicts, strings and sets."""
+    if isinstance(value, Mapping):
+        return dict(cast(Mapping[Any, Any], value))
+    if isinstance(value, str | bytes | Set) or not hasattr(value, "__iter__"):
+        return cast(Any, value)
+    return list(value)
+
+
 def check_weights_ahead(start: int, position: int) -> None:
     """Raises InvalidRequest where weights would change batches that were yielded already."""
     if start < position:

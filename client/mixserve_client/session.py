@@ -19,6 +19,7 @@ from mixserve_client.errors import (
     ServerFault,
     Unavailable,
 )
+from mixserve_client.one_thread import owned
 from mixserve_client.retry import deadline_in, wait_s
 from mixserve_client.wire import methods
 from mixserve_client.wire.key import key_words
@@ -144,7 +145,9 @@ class Session(SessionView):
         self._resumed = opened.resumed
         self._sequence = opened.sequence
         self._unanswered: bytes | None = None
-        self._lock = threading.Lock()
+        # A signal handler takes a state while the thread that it interrupts is in a call.
+        self._lock = threading.RLock()
+        self._moving = False
         self._closed = False
         self._pid = os.getpid()
         self._leases.add(held, opened.ttl_s)
@@ -270,6 +273,16 @@ class Session(SessionView):
         self._check_process()
         with self._turn() as deadline:
             self._check_open()
+            if self._moving:
+                raise InvalidRequest(
+                    f"{operation} moves the session, and interrupts a call that does: in a signal handler take its "
+                    "state, or close it"
+                )
+            return self._moved(operation, arguments, deadline)
+
+    def _moved(self, operation: str, arguments: dict[str, Any], deadline: float | None) -> CallReply:
+        self._moving = True
+        try:
             request = CallRequest(self._mixture, self._name, operation, arguments, self._lease, self._sequence)
             data = encode_call_request(request)
             if data != self._unanswered:
@@ -287,6 +300,8 @@ class Session(SessionView):
             self._unanswered = None
             self._index, self._epoch = reply.index, reply.epoch
             return reply
+        finally:
+            self._moving = False
 
     def _ask(self, operation: str, **arguments: Any) -> CallReply:
         self._check_process()
@@ -300,12 +315,12 @@ class Session(SessionView):
         """This thread's turn, and the deadline of its call. Raises DeadlineExceeded where other threads' calls take
         until then."""
         deadline = deadline_in(self._timeout_s)
-        if not self._lock.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
-            raise DeadlineExceeded("timeout_s ran out while calls of other threads had the session; allow more time")
-        try:
+        with owned(self._lock, -1 if deadline is None else wait_s(deadline)) as is_mine:
+            if not is_mine:
+                raise DeadlineExceeded(
+                    "timeout_s ran out while calls of other threads had the session; allow more time"
+                )
             yield deadline
-        finally:
-            self._lock.release()
 
     def __reduce__(self) -> Any:
         raise TypeError(

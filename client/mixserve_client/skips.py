@@ -9,6 +9,7 @@ from typing import Any
 from mixserve_client.appended import Appended
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.wire.request import POSITION_LIMIT, check_integer
+from mixserve_client.wire.shown import shown
 
 Range = tuple[int, int]  # from, to
 
@@ -81,8 +82,8 @@ def _checked(given: Any) -> list[Range]:
     try:
         pairs = [(check_integer("skip", start), check_integer("skip", stop)) for start, stop in given]
     except (TypeError, ValueError):
-        raise InvalidRequest(f"skip must be a list of pairs of integers (from, to), got {given!r:.200}") from None
+        raise InvalidRequest(f"skip must be a list of pairs of integers (from, to), got {shown(given, 200)}") from None
     for start, stop in pairs:
         if not 0 <= start < stop <= POSITION_LIMIT:
-            raise InvalidRequest(f"skip must have ranges with 0 <= from < to <= 2^63 - 1, got {(start, stop)}")
+            raise InvalidRequest(f"skip must have ranges with 0 <= from < to <= 2^63 - 1, got {shown((start, stop))}")
     return pairs

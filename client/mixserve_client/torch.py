@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.iterator import BatchIterator
+from mixserve_client.schedule import copied_pairs
 from mixserve_client.wire.dtypes import DTYPES
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.tree import flatten, unflatten
@@ -36,6 +37,7 @@ class RemoteIterableDataset(IterableDataset[Any]):
         """
         super().__init__()
         self._client = client
+        options |= {name: copied_pairs(options[name]) for name in ("schedule", "skip") if name in options}
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
         self._shard = shard
         self._rank: tuple[int, int] | None = None  # the shard in the process that sent this to a worker

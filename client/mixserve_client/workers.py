@@ -32,7 +32,7 @@ class Workers:
         self._tasks: _Tasks = SimpleQueue()
         self._idle: _Idle = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may close another client wherever this thread is
         self._closed = threading.Event()
         self.pid = os.getpid()
         # Also where the owner is dropped without being closed.
@@ -56,9 +56,11 @@ class Workers:
         """Call `on_exit`, and let the threads end after the tasks that they have; closing twice is closing once."""
         with self._lock:
             finish = self._finish.detach()  # calling it does nothing once the interpreter has begun to end
-            if finish is not None:
-                _, end, arguments, _ = finish
-                end(*arguments)
+            self._closed.set()
+        # Without the lock: this may take seconds, and a signal handler may close, too.
+        if finish is not None:
+            _, end, arguments, _ = finish
+            end(*arguments)
 
     def join(self, until: float) -> None:
         """Wait until the threads have ended, but no longer than until then, a time of `time.monotonic()`."""

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mixserve.cli.show import MOST_ROWS, show_rest
+from mixserve.sessions.storage import open_regular
 from mixserve_client import InvalidRequest, MixClient, MixtureDescription, OutOfRange
 from mixserve_client.skips import Skips
 from mixserve_client.wire.request import check_positions
@@ -21,6 +22,7 @@ from mixserve_client.wire.tree import flatten
 
 _MOST_ROWS = 64
 _ROWS_AT_ONCE = 1 << 17
+_STATE_BYTES = 256 << 20
 
 Range = tuple[int, int]  # start and size
 
@@ -118,10 +120,11 @@ def _client(
 def _loaded(file: Path) -> dict[str, Any]:
     """The JSON object in the file. Raises InvalidRequest."""
     try:
-        state = json.loads(file.read_text("utf-8"))
+        with open_regular(file.resolve(), _STATE_BYTES) as (opened, _):
+            state = json.loads(opened.read())
     except OSError as error:
         raise InvalidRequest(f"--state {file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest(
             f"--state {file}: must be the JSON of an iterator's get_state(), but is not JSON: {error}"
         ) from error

@@ -3,7 +3,9 @@
 import logging
 import math
 import os
+import select
 import signal
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,8 @@ from mixserve.config import Config, ConfigError, checked_seconds, load_config
 _logger = logging.getLogger("mixserve")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOK_EVERY_S = 1.0
+_PROGRAMS_S = 20.0
 
 
 def run(
@@ -33,7 +37,9 @@ def run(
     _logger.setLevel(logging.INFO)
     # A handler runs in the main thread, between two of its steps. One that waits for a lock has no next step if the
     # signal came just before the wait, or to another thread: only a byte in a pipe is waited for without a race.
-    woken = _woken_by_signals()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     is_serving = was_told = False
 
     def stop(*_: object) -> None:
@@ -65,23 +71,26 @@ def run(
     _logger.info(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
     )
+    from mixserve.mixture import programs
+
     is_serving = True
+    # Sources may be code of the user's that set signals for itself: asyncio does.
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    for number in _SIGNALS:
+        signal.signal(number, stop)
     while not was_told:
-        os.read(woken, 1)
+        # Should code of the user's undo that later, a signal is heard within a second all the same.
+        if select.select([woken], [], [], _LOOK_EVERY_S)[0]:
+            os.read(woken, 1)
     _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)
     finished = server.stop(grace_s)
     _logger.info("stopped")
     if not finished:
         _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
-        os._exit(0)  # the interpreter would wait for their threads
-
-
-def _woken_by_signals() -> int:
-    """A descriptor to read from: every signal that has a handler puts a byte there."""
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    return woken
+    programs.finish(_PROGRAMS_S)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)  # the interpreter would wait for threads of calls, and of the user's own code
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mixserve.faults import WrongRecord
 from mixserve.sources import RecordIds, ReferenceSource, content_bytes, is_keyed
+from mixserve_client.wire.description import Field
 from mixserve_client.wire.tree import flatten
 
 _logger = logging.getLogger("mixserve")
@@ -46,7 +48,7 @@ def checked_id(name: str, content_id: Any) -> str | None:
 
 
 def identify(
-    names: Sequence[str], sources: Sequence[Any], content_ids: Sequence[str | None], row_bytes: int
+    names: Sequence[str], sources: Sequence[Any], content_ids: Sequence[str | None], fields: Sequence[Field]
 ) -> list[Content]:
     """What identifies the content of each source: its `content_id`, else its `content_digest()`, else a sample.
 
@@ -63,7 +65,7 @@ def identify(
         elif len(source) == 0:
             found[place] = Content(b"")
         else:
-            unknown[place] = _Sample(source, row_bytes)
+            unknown[place] = _Sample(source, fields)
     _read(unknown.values())
     for place, sample in unknown.items():
         found[place], doubt = sample.result()
@@ -80,8 +82,10 @@ def identify(
 class _Sample:
     """Some records of a source, to be read twice."""
 
-    def __init__(self, source: Any, row_bytes: int):
+    def __init__(self, source: Any, fields: Sequence[Field]):
         self._source = source
+        self._fields = {field.name: (field.dtype, field.shape) for field in fields}
+        row_bytes = sum(field.nbytes for field in fields)
         self._step = max(1, _BYTES_AT_ONCE // max(1, row_bytes))
         self._digests: list[bytes] = []
         self._failure = ""
@@ -115,6 +119,8 @@ class _Sample:
                 return None
             for name, leaf in flatten(self._taken(ids[at : at + self._step])).items():
                 array = np.ascontiguousarray(leaf)
+                if (array.dtype, array.shape[1:]) != self._fields.get(name):
+                    raise WrongRecord(f"they have the leaf {name!r:.100} as {array.dtype}{list(array.shape[1:])}")
                 digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
                 digest.update(array.tobytes())
         return digest.digest()

@@ -58,7 +58,8 @@ class EpochPlanner:
         self.source_count = len(lengths)
         self._leaves = Leaves(self.source_count, nested or {})
         self.leaf_count = self._leaves.count
-        self.cost = 1 + self._leaves.cost
+        # Each block counts and lists its sources anew.
+        self.cost = 1 + self.source_count // self.grain + self._leaves.cost
         self._keyed = keyed or bool(self._leaves.nested)
         self._keeps_order = np.array(
             [s in self._leaves.nested and self._leaves.nested[s].mode == EPOCH for s in range(len(lengths))]

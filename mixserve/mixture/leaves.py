@@ -48,7 +48,7 @@ class AnyPlanner(Protocol):
     source_count: int
     leaf_count: int
     grain: int  # positions are planned in aligned blocks of so many
-    cost: int  # of a position: how many numbers are drawn for it, 1 in epoch mode
+    cost: int  # of a position: how many numbers are drawn for it; in epoch mode 1 and its part of its block's sources
     end: int | None  # the first position that does not exist
 
     def programs(self, *, first: bool) -> set[ProgramName]:

@@ -23,7 +23,7 @@ from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import ScheduledPlanner
-from mixserve.mixture.spec import NoNumbers, common_fields, numeric_leaves
+from mixserve.mixture.spec import NoNumbers, check_text, common_fields, numeric_leaves
 from mixserve.shown import shown
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
@@ -196,8 +196,7 @@ class Mixture:
 
     @cached_property
     def _contents(self) -> Sequence[Content]:
-        row_bytes = sum(field.nbytes for field in self.fields)
-        return identify(self.names, self.children, self._content_ids, row_bytes)
+        return identify(self.names, self.children, self._content_ids, self.fields)
 
     def unknown_contents(self) -> Sequence[bool]:
         """Per child, whether the fingerprint does not cover the content of all its records."""
@@ -311,4 +310,6 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
             f"sources of a mixture must have different names, got {shown(sorted(twice))} more than once; "
             "rename them, or give all names in source_names"
         )
+    for name in names:
+        check_text("the name of a source", name)
     return tuple(names)

@@ -6,6 +6,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -94,13 +95,23 @@ def drop_unstarted() -> None:
             _forget(name, future)
 
 
+def finish(timeout_s: float) -> None:
+    """Wait until those under way are made and kept, but for no longer than that."""
+    until = time.monotonic() + timeout_s
+    for thread in _making():
+        thread.join(max(0.0, until - time.monotonic()))
+
+
 def forget() -> None:
     """Forget all programs in memory, so that they are loaded or compiled again; waits for those that are being made."""
-    for thread in threading.enumerate():
-        if thread.name.startswith(_THREAD):
-            thread.join()
+    for thread in _making():
+        thread.join()
     with _lock:
         _programs.clear()
+
+
+def _making() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD)]
 
 
 _programs: dict[ProgramName, Future[jax.stages.Compiled]] = {}

@@ -27,12 +27,23 @@ def numeric_leaves(name: str, source: AnySource) -> Leaves:
         raise  # another time the source may well have one
     except Exception as error:  # whatever the source raises
         raise NoNumbers(f"{_only_iterable(name)}; its element_spec says: {error}") from error
-    for leaf, (_, dtype) in leaves.items():
+    for leaf, (shape, dtype) in leaves.items():
+        check_text(f"the name of a leaf of the source {name!r}", leaf)
+        if any(dim < 0 for dim in shape):
+            raise ValueError(f"the leaf {leaf!r} of the source {name!r} cannot have the shape {list(shape)!r:.100}")
         try:
             dtype_name(dtype)
         except TypeError as error:
             raise NoNumbers(f"{_only_iterable(name)}: leaf {leaf!r}: {error}") from error
     return leaves
+
+
+def check_text(what: str, text: str) -> None:
+    """Raises ValueError for a name that no message can carry."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # lone surrogates, as names of files may have them
+        raise ValueError(f"{what} must be text that UTF-8 can hold, got {text!r:.100}") from error
 
 
 def _only_iterable(name: str) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.gather import Buffers
+from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode
 from mixserve.sources import is_array_backed
@@ -23,8 +24,15 @@ from mixserve_client.wire.schedule import ScheduleEntry
 
 _REPLY_BYTES = 16 << 20
 _SIZE = 1 << 16
+# Every source adds a draw to each position; 2^20 of them take about 30 ms. Some positions are always allowed.
+_PLANNED_DRAWS, _LEAST_SIZE = 1 << 20, 256
 # A reply is one protobuf message, which cannot pass 2 GiB.
 _LARGEST_ROW_BYTES = 1 << 30
+
+
+def planned_at_once(planner: AnyPlanner) -> int:
+    """How many positions to plan at once, or for one call: about 30 ms. Others wait meanwhile."""
+    return max(_LEAST_SIZE, _PLANNED_DRAWS // planner.cost)
 
 
 class HostedMixture:
@@ -58,7 +66,10 @@ class HostedMixture:
             fingerprint=mixture.fingerprint,
             fields=mixture.fields,
             sources=tuple(SourceDescription(*source) for source in described),
-            limits=Limits(max(1, min(_SIZE, _REPLY_BYTES // max(1, self._row_bytes))), _REPLY_BYTES),
+            limits=Limits(
+                max(1, min(_SIZE, _REPLY_BYTES // max(1, self._row_bytes), planned_at_once(mixture.planner))),
+                _REPLY_BYTES,
+            ),
             placement=self.node.placement,
             sampling=sampling.mode,
             block_size=sampling.block_size if sampling.mode == EPOCH else 0,

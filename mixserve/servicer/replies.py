@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve.mixture.gather import Buffers
-from mixserve.servicer.hosted import View
+from mixserve.servicer.hosted import View, planned_at_once
 from mixserve.servicer.kept_replies import KeptReplies, KeptReply
 from mixserve.servicer.reused_bytes import ReusedBytes
 from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
@@ -19,9 +19,7 @@ from mixserve_client.wire.request import PositionsRequest, Range, StreamRequest
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20
 
-# What is planned at once: others wait meanwhile, and a reader waits for its first batch. Every source adds a draw to
-# each position; 2^20 of them take about 30 ms.
-_PLANNED_POSITIONS, _PLANNED_DRAWS = 1 << 17, 1 << 20
+_PLANNED_POSITIONS = 1 << 17
 
 # Smaller ones cost less than to look whether somebody else has them.
 _LEAST_KEPT_BYTES = 128 << 10
@@ -118,13 +116,13 @@ def _planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> It
     """(first row, rows) of what is wanted, in parts of `reply_rows` rows at most. None keeps others waiting for the
     plans of millions of positions, nor its reader for batches that come later."""
     blocks = view.blocks
-    most = max(1, min(_PLANNED_POSITIONS, _PLANNED_DRAWS // blocks.planner.cost))
+    most = min(_PLANNED_POSITIONS, planned_at_once(blocks.planner))
     if isinstance(wanted, StreamRequest):
         size = wanted.first.size
         batches = max(1, most // blocks.positions_for(size, wanted.stride))
         # Each reply by itself: those of readers of the same rows are cut alike, wherever their streams begin.
         for begin, rows in _parts(0, wanted.rows, wanted.reply_rows):
-            yield from _parts(begin, rows, batches * size)
+            yield from _parts(begin, rows, batches * size if size <= most else most)
         return
     begin = 0
     for rows in blocks.planned_at_once(wanted.positions, most):

@@ -22,6 +22,7 @@ from mixserve_client.wire.request import (
     PositionsRequest,
     StreamRequest,
     check_positions,
+    check_small,
     decode_batch_request,
     decode_empty_request,
     decode_mixture_request,
@@ -86,10 +87,12 @@ class MixServicer:
         Raises MixserveError: the request's own error, or ServerFault with an id under which the log has the cause.
         """
         with faults(method):
+            check_small(method, request)
             return self._handlers[method](request)
 
     def stream(self, method: str, request: bytes) -> Generator[bytes]:
         """The replies to `request`, made one by one as they are taken; the iteration raises as `handle` does."""
+        check_small(method, request)
         with closing(self._streams[method](request)) as replies:
             while True:
                 with faults(method):  # not around the yield: a reader that stops is no fault

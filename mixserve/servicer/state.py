@@ -9,6 +9,7 @@ from mixserve.servicer.mixtures import Mixtures
 from mixserve.sessions import Sessions
 from mixserve_client.errors import InvalidRequest, UnknownMixture
 from mixserve_client.wire import methods
+from mixserve_client.wire.request import check_small
 from mixserve_client.wire.session import (
     HeldSession,
     decode_call_request,
@@ -43,6 +44,8 @@ class StateServicer:
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`. Raises as `MixServicer.handle` does."""
         with faults(method):
+            if method != methods.CALL_SESSION:  # whose states and statistics may be large
+                check_small(method, request)
             return self._handlers[method](request)
 
     def end_silent(self) -> None:

@@ -42,7 +42,7 @@ from mixserve_client.wire.session import is_name
 _logger = logging.getLogger("mixserve")
 
 MOST_CHECKPOINTS, MOST_SESSIONS = 1000, 10_000
-_FOLDER = re.compile(r"(?P<name>.+)\.(?P<number>\d{10,18})", re.ASCII)
+_FOLDER = re.compile(r"(?P<name>.+)\.(?P<number>\d{10,17})", re.ASCII)
 # What is read while others save and delete is looked at again so many times.
 _ATTEMPTS = 10
 

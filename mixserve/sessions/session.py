@@ -105,8 +105,13 @@ class Session:
         record, state = read_record(journal)
         current = node.mixture.fingerprint
         if record["session"] != name:
-            raise InvalidRequest(
-                f"the name {name!r} differs from that of the session {record['session']!r} by case alone"
+            if record["session"].casefold() == name.casefold():  # a file system that does not tell them apart
+                raise InvalidRequest(
+                    f"the name {name!r} differs from that of the session {record['session']!r} by case alone"
+                )
+            raise CorruptCheckpoint(
+                f"the journal {journal.path} is that of the session {record['session']!r}, and not of {name!r}: was it "
+                "copied? Open the session with fresh=True to begin anew"
             )
         if strict and record["fingerprint"] != current:
             raise FingerprintMismatch(

@@ -248,7 +248,7 @@ class Sessions:
         assert journal is not None
         try:
             found = self._listing.stood(journal)
-        except FileNotFoundError:  # by now checkpoints are all that there is of it
+        except (FileNotFoundError, NotADirectoryError):  # by now checkpoints are all that there is of it
             return SessionDescription(*key, "", 0.0, 0, 0, checkpoints, saved_only=True)
         lives = time.monotonic() - self._started < self._ttl_s
         holder = found.holder if lives else ""

@@ -74,4 +74,8 @@ def is_array_backed(source: Any) -> bool:
 def content_bytes(source: Any) -> bytes:
     """The `content_digest()` of `source`, empty if it has none."""
     digest: Any = getattr(source, "content_digest", None)
-    return b"" if digest is None else digest()
+    if callable(digest):
+        digest = digest()
+    if digest is not None and not isinstance(digest, bytes):
+        raise TypeError(f"content_digest() of {source!r:.200} must give bytes, got {digest!r:.100}")
+    return digest or b""

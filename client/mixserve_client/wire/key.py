@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.wire.shown import shown
 
 IMPLEMENTATION = "threefry2x32"
 _ALLOWED = (
@@ -31,7 +32,7 @@ def key_words(key: Any) -> KeyWords:
     if isinstance(key, int | np.integer):
         seed = operator.index(cast(int, key))
         if not 0 <= seed < 1 << 32:
-            raise InvalidRequest(f"{_ALLOWED}; got the seed {seed}")
+            raise InvalidRequest(f"{_ALLOWED}; got the seed {shown(seed)}")
         return np.array([0, seed], np.uint32)
     if _is_typed_jax_key(key):
         return _typed_key_words(key)
@@ -54,7 +55,7 @@ def _listed_words(words: list[Any]) -> KeyWords:
     except TypeError:
         found = []
     if len(found) != 2 or not all(0 <= word < 1 << 32 for word in found):
-        raise InvalidRequest(f"{_ALLOWED}; got {words!r:.200}")
+        raise InvalidRequest(f"{_ALLOWED}; got {shown(words, 200)}")
     return np.array(found, np.uint32)
 
 
@@ -63,7 +64,8 @@ def check_wire_key(implementation: str, words: list[int]) -> KeyWords:
     if implementation != IMPLEMENTATION:
         raise InvalidRequest(f"key.implementation must be {IMPLEMENTATION!r}, got {implementation!r:.100}")
     if len(words) != 2:
-        raise InvalidRequest(f"key.words must be 2 words of 32 bits, got {len(words)} words")
+        more = " or more" if len(words) > 2 else ""
+        raise InvalidRequest(f"key.words must be 2 words of 32 bits, got {len(words)}{more} words")
     return np.array(words, np.uint32)
 
 

@@ -14,11 +14,13 @@ from mixserve_client.errors import InvalidRequest, OutOfRange
 from mixserve_client.wire import frame
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.key import IMPLEMENTATION, KeyWords, check_wire_key
+from mixserve_client.wire.shown import shown
 
 POSITION_LIMIT = 2**63 - 1
 POSITIONS_PER_REQUEST = 1 << 16
-_SLOTS = 15
-_SHOWN_BITS = 256
+# What a request of any call may have, but for those of sessions that carry states: 2^16 positions have half of it.
+SMALL_REQUEST_BYTES = 2 << 20
+_SLOTS, _MOST_SLOTS = 15, 1 << 13
 
 Positions = npt.NDArray[np.int64]
 Range = tuple[int, int]  # start and size
@@ -119,12 +121,12 @@ def check_any_positions(positions: Any) -> Positions:
         given = np.empty(0, np.object_)
     # Integers beyond 64 bits are objects.
     if given.ndim != 1 or not given.size or not (given.dtype.kind in "iu" or all(type(one) is int for one in given)):
-        raise InvalidRequest(f"positions must be a list of integers, one at least, got {positions!r:.200}")
+        raise InvalidRequest(f"positions must be a list of integers, one at least, got {shown(positions, 200)}")
     least, most = int(given.min()), int(given.max())
     if least < 0:
-        raise InvalidRequest(f"positions must be at least 0, got {least}")
+        raise InvalidRequest(f"positions must be at least 0, got {shown(least)}")
     if most >= POSITION_LIMIT:
-        raise OutOfRange(f"positions must be at most 2^63 - 2, got {most}; positions are 64-bit")
+        raise OutOfRange(f"positions must be at most 2^63 - 2, got {shown(most)}; positions are 64-bit")
     return given.astype(np.int64)
 
 
@@ -137,11 +139,13 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None, name: 
     start, size = check_integer("start", start), check_integer(name, size)
     if size < 1 or (size_limit is not None and size > size_limit):
         allowed = "at least 1" if size_limit is None else f"in 1..{size_limit}"
-        raise InvalidRequest(f"{name} must be {allowed}, got {size}")
+        raise InvalidRequest(f"{name} must be {allowed}, got {shown(size)}")
     if start < 0:
-        raise InvalidRequest(f"start must be at least 0, got {start}")
+        raise InvalidRequest(f"start must be at least 0, got {shown(start)}")
     if start + size > POSITION_LIMIT:
-        raise OutOfRange(f"start + {name} must be at most 2^63 - 1, got {start} + {size}; positions are 64-bit")
+        raise OutOfRange(
+            f"start + {name} must be at most 2^63 - 1, got {shown(start)} + {shown(size)}; positions are 64-bit"
+        )
     return start, size
 
 
@@ -153,15 +157,8 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
         number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         allowed = "" if least is None else f" of at least {least}" if most is None else f" in {least}..{most}"
-        raise InvalidRequest(f"{name} must be an integer{allowed}, got {_shown(value)}")
+        raise InvalidRequest(f"{name} must be an integer{allowed}, got {shown(value)}")
     return number
-
-
-def _shown(value: Any) -> str:
-    """`value` for a message. Python refuses to write integers of more than 4,300 digits."""
-    if isinstance(value, int) and value.bit_length() > _SHOWN_BITS:
-        return f"an integer of {value.bit_length()} bits"
-    return f"{value!r:.100}"
 
 
 def encode_batch_request(request: BatchRequest) -> bytes:
@@ -223,7 +220,7 @@ def decode_stream_request(data: bytes) -> StreamRequest:
             f"the last batch must end at 2^63 - 1 or before, got {count} batches of {first.size}, {stride} apart, "
             f"from {first.start} on; positions are 64-bit"
         )
-    return StreamRequest(first, stride, count, reply_rows, tuple(message.slots))
+    return StreamRequest(first, stride, count, reply_rows, _slots(message.slots))
 
 
 def decode_positions_request(data: bytes) -> PositionsRequest:
@@ -245,7 +242,7 @@ def decode_positions_request(data: bytes) -> PositionsRequest:
         message.expected_fingerprint,
         message.schedule,
         _content(message),
-        tuple(message.slots),
+        _slots(message.slots),
     )
 
 
@@ -271,8 +268,14 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
         message.expected_fingerprint,
         message.schedule,
         _content(message),
-        tuple(message.slots),
+        _slots(message.slots),
     )
+
+
+def _slots(slots: Sequence[int]) -> tuple[int, ...]:
+    if len(slots) > _MOST_SLOTS:
+        raise InvalidRequest(f"slots must be at most {_MOST_SLOTS}, got {len(slots)} of them")
+    return tuple(slots)
 
 
 def _key_message(words: KeyWords) -> mix_pb2.Key:
@@ -282,7 +285,7 @@ def _key_message(words: KeyWords) -> mix_pb2.Key:
 def _key(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> KeyWords:
     if not message.HasField("key"):
         raise InvalidRequest("key is required: without a key a batch is not defined; send two threefry2x32 words")
-    return check_wire_key(message.key.implementation, list(message.key.words))
+    return check_wire_key(message.key.implementation, list(message.key.words[:3]))
 
 
 def _content(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Content:
@@ -315,6 +318,12 @@ def decode_empty_request(name: str, data: bytes) -> None:
         getattr(mix_pb2, name).FromString(data)
     except DecodeError as error:
         raise not_a(name, data) from error
+
+
+def check_small(method: str, data: bytes) -> None:
+    """Raises InvalidRequest for a request that is larger than its method needs, before it is read."""
+    if len(data) > SMALL_REQUEST_BYTES:
+        raise InvalidRequest(f"a request for {method} must have at most {SMALL_REQUEST_BYTES} bytes, got {len(data)}")
 
 
 def not_a(message: str, data: bytes) -> InvalidRequest:

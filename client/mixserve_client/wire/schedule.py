@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from mixserve_client.errors import CorruptReply
+from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.reply import parse_reply
 from mixserve_client.wire.request import not_a
 
-_MOST_WEIGHTS = 1 << 20
+_MOST_WEIGHTS, _MOST_ENTRIES = 1 << 20, 1 << 16
 
 
 class ScheduleEntry(NamedTuple):
@@ -78,6 +78,8 @@ def decode_schedule_request(data: bytes) -> ScheduleRequest:
         message = mix_pb2.DefineScheduleRequest.FromString(data)
     except DecodeError as error:
         raise not_a("DefineScheduleRequest", data) from error
+    if len(message.entries) > _MOST_ENTRIES:
+        raise InvalidRequest(f"entries must be at most {_MOST_ENTRIES} in one request, got {len(message.entries)}")
     entries: Sequence[ScheduleEntry] = [entry_of(entry) for entry in message.entries]
     return ScheduleRequest(message.mixture, message.expected_fingerprint, message.parent, tuple(entries))
 

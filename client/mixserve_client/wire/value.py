@@ -94,7 +94,7 @@ def _fill(message: state_pb2.Value, value: Any, path: str, depth: int) -> None:
         message.flag = value
     elif isinstance(value, int):
         if not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
-            raise ValueError(f"{path or 'the value'} must be an integer of 64 bits, got {value:.3e}")
+            raise ValueError(f"{path or 'the value'} must be an integer of 64 bits, got one of {value.bit_length()}")
         message.integer = value
     elif isinstance(value, float) and not isinstance(value, np.generic):
         message.number = value
