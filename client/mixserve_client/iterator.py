@@ -103,6 +103,8 @@ class BatchIterator(OneThreaded):
         self._mixture_name = mixture
         schedule, skip = copied_pairs(schedule), copied_pairs(skip)
         self._given_schedule: Pairs | None = schedule
+        if not isinstance(provenance, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(f"provenance must be True or False, got {shown(provenance)}")
         self._content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
         self._own_skips = self._skips = Skips.of(skip)
         self._view: View | None = None

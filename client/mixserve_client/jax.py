@@ -117,6 +117,11 @@ class DeviceBatches(OneThreaded):
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "batches on devices cannot be pickled: keep get_state(), or pickle an iterator of client.batches"
+        )
+
     def _drop(self) -> None:
         self._go_back()
 

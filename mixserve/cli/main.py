@@ -80,7 +80,8 @@ def check(
     placement: Placement = None,
     mixture: Annotated[str | None, typer.Option(help="Only this mixture.")] = None,
     simulate: Annotated[
-        int | None, typer.Option(help="Plan so many positions, and show what each source gets; reads no data.", min=1)
+        int | None,
+        typer.Option(help="Plan so many positions, and show what each source gets; reads no data.", min=1, max=1 << 40),
     ] = None,
     key: Annotated[int, typer.Option(help="Seed of the key of the simulation, in 0..2^32-1.")] = 0,
     plot: Annotated[

@@ -1,5 +1,6 @@
 """What an attack on the client found: batches that depended on what was read ahead, and calls that hung."""
 
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -104,6 +105,11 @@ def test_device_batches_are_for_one_thread_at_a_time(client):
     assert sorted(numbers) == sorted(client.get_batch_at(0, len(numbers), 7)["x"].tolist())
 
 
+def test_device_batches_say_why_they_cannot_be_pickled(client):
+    with pytest.raises(TypeError, match=r"keep get_state\(\)"):
+        pickle.dumps(device_batches(client.batches(1, 7)))
+
+
 def test_a_batch_that_is_interrupted_comes_next(client, monkeypatch):
     from mixserve_client import view
 
@@ -178,6 +184,7 @@ def test_rows_of_a_process_are_not_listed_one_by_one(client):
         ),  # type: ignore[arg-type]
         (lambda c: c.get_batch_at(0, 1, 7, mixture=["train"]), "mixture must be the name"),
         (lambda c: c.get_batch_at(0, 1, 7, mixture=0), "mixture must be the name"),
+        (lambda c: c.batches(1, 7, provenance=np.array([1, 2])), "provenance must be True or False"),
         (lambda c: c.mixtures(timeout_s=10**400), "positive number of seconds"),
         (lambda c: c.session("x", fresh=True).set_statistics({"a": 10**400}), "integer of 64 bits"),
         (lambda c: c.get_batch_at(10**5000, 1, 7), "an integer of|at most"),
