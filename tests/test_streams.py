@@ -239,3 +239,20 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
                     whole = other.get_batch_at(5 + number * size, size, 3)
                     assert_batches_equal({"tokens": came[number]}, whole)
         client.close()
+
+
+def test_nobody_waits_while_a_thread_is_free():
+    """Else a stream would end early for another one that is about to begin."""
+    threads, go = streams._CountingThreads(2, "test"), threading.Event()
+    try:
+        seen = list[int]()
+        for _ in range(4):
+            threads.submit(go.wait, DEADLINE_S)
+            seen.append(threads.waiting)
+        assert seen == [0, 0, 1, 2]
+        go.set()
+        until(lambda: threads._free == 2)
+        assert threads.waiting == 0
+    finally:
+        go.set()
+        threads.shutdown()

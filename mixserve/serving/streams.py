@@ -74,21 +74,31 @@ class StreamThreads:
 
 
 class _CountingThreads(CallThreads):
-    """Knows how many tasks wait for a thread."""
+    """Knows how many tasks wait although all threads are busy."""
 
     def __init__(self, count: int, name: str):
         super().__init__(count, name)
         self._counting = threading.Lock()
-        self.waiting = 0
+        self._free = count  # threads that run nothing, started or not
+        self._queued = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks no thread is free for: one that was submitted a moment ago is about to be taken."""
+        return max(0, self._queued - self._free)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        self._count(1)
+        self._count(queued=1, free=0)
         return super().submit(self._run, fn, *args, **kwargs)
 
     def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._count(-1)
-        return fn(*args, **kwargs)
+        self._count(queued=-1, free=-1)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            self._count(queued=0, free=1)
 
-    def _count(self, change: int) -> None:
+    def _count(self, *, queued: int, free: int) -> None:
         with self._counting:
-            self.waiting += change
+            self._queued += queued
+            self._free += free
