@@ -251,7 +251,7 @@ def test_nobody_waits_while_a_thread_is_free():
             seen.append(threads.waiting)
         assert seen == [0, 0, 1, 2]
         go.set()
-        until(lambda: threads._free == 2)
+        until(lambda: threads._under_way == 0)
         assert threads.waiting == 0
     finally:
         go.set()

@@ -389,7 +389,7 @@ class AsyncBatchIterator:
 
     async def close(self) -> None:
         """Drop what is in flight, and end a wait for it; the client stays open. Closing twice is closing once."""
-        # At once, also where a call is under way that nobody awaits any more: its thread drops what it asks for.
+        # At once, also if a cancelled call is still in flight: its thread drops what it requested.
         self._iterator.close()
         await self._turns.at_last(self._iterator.close)
 
@@ -405,7 +405,7 @@ class AsyncBatchIterator:
         return f"Async{self._iterator!r}"
 
     def _renew_after_fork(self) -> None:
-        """Go on behind what this process got: its parent may have been in the midst of a call."""
+        """Resume after the last batch that a caller got: the parent may have been inside a call."""
         self._iterator._renew_after_fork()  # pyright: ignore[reportPrivateUsage]
         self._iterator._return_to(self._got)  # pyright: ignore[reportPrivateUsage]
 

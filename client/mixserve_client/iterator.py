@@ -221,7 +221,7 @@ class BatchIterator(OneThreaded):
         end = self._end_of(view, deadline)
         self._check_worker(taken, skips, end)
         position, group, short = taken.position, None, None
-        if taken.read:  # what is left of the group is cut anew, by all workers alike
+        if taken.read:  # all workers cut the rest of the group in the same way
             group, short = position, taken.short
             _, position = skips.taken(position, self._share.group, POSITION_LIMIT)
         self._position, self._words, self._view, self._skips, self._end = position, taken.words, view, skips, end
@@ -370,8 +370,8 @@ class BatchIterator(OneThreaded):
                 wanted = f"stop {state.short} at most, since the last batch was short"
         if wanted:
             raise InvalidRequest(
-                f"the state of a worker needs {wanted}: else workers would lose rows, or read some twice. Make the "
-                "iterators of all workers anew, with start= the first position that has not been read"
+                f"the state of a worker needs {wanted}: else workers would lose rows, or read some twice. Make new "
+                "iterators for all workers, with start= the first position that has not been read"
             )
 
     def _mixture(self, deadline: float | None = None) -> MixtureDescription:
@@ -439,7 +439,7 @@ class BatchIterator(OneThreaded):
         return tuple(readings[len(before) :])
 
     def _ask_again(self, start: int, *, ends_anew: bool = False) -> None:
-        """Drop what is in flight and reaches behind `start`, or was cut short by the end, if that is another now."""
+        """Drop in-flight batches that end after `start`, and those that the old end cut short if it has changed."""
         while self._in_flight and (self._in_flight[-1].end > start or (ends_anew and self._in_flight[-1].cut)):
             dropped = self._in_flight.pop()
             dropped.cancel()

@@ -40,7 +40,7 @@ class DeviceBatches(OneThreaded):
         self._put = put
         self._buffer = check_integer("buffer", buffer, 0)
         self._ahead: deque[tuple[Any, Place]] = deque()  # and where the iterator stood after each
-        self._place: Place | None = None  # behind what was yielded last
+        self._place: Place | None = None  # after the last yielded batch
         self._failed: Exception | None = None  # how asking for more ended, while batches are ahead
 
     def __iter__(self) -> Self:

@@ -39,7 +39,6 @@ def run(
     # signal came just before the wait, or to another thread: only a byte in a pipe is waited for without a race.
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     is_serving = was_told = False
 
     def stop(*_: object) -> None:
@@ -50,8 +49,12 @@ def run(
             os._exit(1)
         was_told = True
 
-    for number in _SIGNALS:
-        signal.signal(number, stop)
+    def hear_signals() -> None:
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, stop)
+
+    hear_signals()
     _check_grace(grace_s)
     config = load_config(config_file)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
@@ -74,10 +77,7 @@ def run(
     from mixserve.mixture import programs
 
     is_serving = True
-    # Sources may be code of the user's that set signals for itself: asyncio does.
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    for number in _SIGNALS:
-        signal.signal(number, stop)
+    hear_signals()  # again: a source's code may have set them for itself, as asyncio does
     while not was_told:
         # Should code of the user's undo that later, a signal is heard within a second all the same.
         if select.select([woken], [], [], _LOOK_EVERY_S)[0]:

@@ -79,26 +79,24 @@ class _CountingThreads(CallThreads):
     def __init__(self, count: int, name: str):
         super().__init__(count, name)
         self._counting = threading.Lock()
-        self._free = count  # threads that run nothing, started or not
-        self._queued = 0
+        self._most = count
+        self._under_way = 0  # submitted, and not ended
 
     @property
     def waiting(self) -> int:
         """How many tasks no thread is free for: one that was submitted a moment ago is about to be taken."""
-        return max(0, self._queued - self._free)
+        return max(0, self._under_way - self._most)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        self._count(queued=1, free=0)
+        self._changed(1)
         return super().submit(self._run, fn, *args, **kwargs)
 
     def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._count(queued=-1, free=-1)
         try:
             return fn(*args, **kwargs)
         finally:
-            self._count(queued=0, free=1)
+            self._changed(-1)
 
-    def _count(self, *, queued: int, free: int) -> None:
+    def _changed(self, by: int) -> None:
         with self._counting:
-            self._queued += queued
-            self._free += free
+            self._under_way += by
