@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, UnknownSchedule
-from mixserve_client.transport import Replies, Reply, Transport
+from mixserve_client.transport import Interrupted, Replies, Reply, Transport
 from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve_client")
@@ -126,6 +126,8 @@ class PatientReplies:
                     raise Unavailable("the server ended a stream without a reply")
             except UnknownSchedule as error:
                 telling.asked(error)
+            except Interrupted:
+                continue
             except (Unavailable, Overloaded) as error:
                 patience.lost(transport, error)
 

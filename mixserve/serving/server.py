@@ -29,6 +29,7 @@ from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve.shown import shown
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import MixserveError, Unavailable, class_of
+from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
 from mixserve_client.wire.error import error_metadata, error_text
 from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
@@ -52,6 +53,7 @@ class MixServer:
 
     def __init__(self, services: Services, address: str, memory: SharedMemory | None = None):
         """`memory` is what the services' slots are; both are closed with the server."""
+        GATE.check()
         keep_freed_memory()
         self._services = services
         self._memory = memory
@@ -74,6 +76,7 @@ class MixServer:
             raise
         self._stopped = threading.Event()
         self._pid = os.getpid()
+        GATE.add_server(self)
         _made.add(self)
 
     def start(self) -> None:
@@ -98,6 +101,7 @@ class MixServer:
         finished = self._calls.wait_for_none(grace_s)
         # The last replies are on their way still; health watchers would stay for as long as they may.
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
+        GATE.remove_server(self)
         self._health.close()
         self._reflection.shutdown()
         self._threads.shutdown()

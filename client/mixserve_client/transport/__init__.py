@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+from mixserve_client.errors import Unavailable
+
 Reply = bytes | memoryview
+
+
+class Interrupted(Unavailable):
+    """A stream had to end, through no fault of the server's: ask again at once."""
 
 
 class Replies(Protocol):

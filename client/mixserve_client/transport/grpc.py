@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import grpc
 
 from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable
+from mixserve_client.transport import Interrupted
+from mixserve_client.transport.forking import GATE
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
 
@@ -45,7 +48,7 @@ class GrpcTransport:
         return f"grpc {self._target}"
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
-        with self._errors():
+        with GATE.passed(), self._errors():
             return self._method(method, "unary_unary")(request, timeout=timeout_s)
 
     def stream(
@@ -56,7 +59,7 @@ class GrpcTransport:
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
-        with self._errors():
+        with GATE.passed(), self._errors():
             return _Replies(self._method(method, "unary_stream")(request, timeout=timeout_s), self._errors)
 
     def close(self) -> None:
@@ -131,10 +134,23 @@ class _Replies:
     def __init__(self, call: Any, errors: Callable[[], AbstractContextManager[None]]):
         self._call = call
         self._errors = errors
+        self._interrupted = False
+        number = GATE.add(self)
+        if not call.add_callback(partial(GATE.remove, number)):
+            GATE.remove(number)
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._errors():
-            yield from self._call
+        try:
+            with self._errors():
+                yield from self._call
+        except Unavailable as error:
+            if self._interrupted:
+                raise Interrupted("this process was forked meanwhile") from error
+            raise
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        self._call.cancel()
 
     def cancel(self) -> None:
         self._call.cancel()
