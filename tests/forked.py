@@ -78,6 +78,30 @@ def wait_for_line(process: Forked, pattern: Callable[[str], Any], deadline_s: fl
     return found
 
 
+HANGS = "it hangs"
+SOON_S = 10
+
+
+def in_a_fork(task: Callable[[], object]) -> str:
+    """What `task` returns or raises in a process that is forked off here."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SOON_S)
+        try:
+            said = repr(task())
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".replace(str(os.getpid()), "{pid}")
+        os.write(writing, said.encode())
+        os._exit(0)  # what JAX and gRPC do at the end of a process is not for one that lacks their threads
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    _, status = os.waitpid(pid, 0)
+    return HANGS if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else said
+
+
 def _run(
     reading: Connection,
     log: str,
