@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,12 @@ from mixserve.mixture.plan import Planner
 from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
-from mixserve.mixture.scheduled import ScheduledPlanner
+from mixserve.mixture.scheduled import Planners, ScheduledPlanner
 from mixserve.mixture.spec import NoNumbers, check_text, common_fields, numeric_leaves
 from mixserve.shown import shown
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.wire.description import Field
-
-_KEPT_PLANNERS = 256
 
 
 class Mixture:
@@ -60,7 +58,6 @@ class Mixture:
         self._content_ids = self._checked_ids(content_ids or (None,) * len(self.children))
         self._renew_lock()
         renew_in_forks(self, Mixture._renew_lock)
-        self._planner_of = lru_cache(_KEPT_PLANNERS)(self._categorical_planner)
         for entry in sampling.schedule.entries:
             self._check_shares(entry.shares)
         self.leaves: tuple[AnySource, ...] = tuple(leaf for child in children for leaf in _leaves_of(child))
@@ -240,12 +237,15 @@ class Mixture:
                 like=like.counts if isinstance(like, EpochPlanner) else None,
             )
         if len(schedule.entries) == 1:
-            return self._planner_of(schedule.entries[0].shares)
-        return ScheduledPlanner(schedule, self._planner_of)
+            (planner,) = self._planners.of([schedule.entries[0].shares])
+            return planner
+        return ScheduledPlanner(schedule, self._planners, like if isinstance(like, ScheduledPlanner) else None)
 
-    def _categorical_planner(self, shares: Shares) -> Planner:
+    @cached_property
+    def _planners(self) -> Planners:
         keyed = any(map(is_keyed, self.leaves))
-        return Planner(shares, self.lengths, self._nested(), keyed=keyed, sizes=self.plan_sizes)
+        planner = Planner(self.shares, self.lengths, self._nested(), keyed=keyed, sizes=self.plan_sizes)
+        return Planners(planner, self.shares)
 
     def _check_shares(self, shares: Sequence[float]) -> None:
         """Raises ValueError where `shares` are not those of these sources, or name one without records."""

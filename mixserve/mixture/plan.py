@@ -9,6 +9,7 @@ mixtures, counted through the whole tree. Without nested mixtures leaves and sou
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,6 @@ class Planner:
         sizes: Sequence[int] = PLAN_SIZES,
     ):
         self.sizes = tuple(sizes)
-        self.log_weights = log_shares(shares)
         self.lengths = np.asarray([min(length, _LONGEST_INT32) for length in lengths], np.int32)
         self._long_lengths = np.asarray([length if length > _LONGEST_INT32 else 0 for length in lengths], np.uint64)
         self.source_count = len(shares)
@@ -61,14 +61,25 @@ class Planner:
             self._leaf_long_lengths[first : first + planner.leaf_count] = 0
         self.parts = Parts(long=bool(self._long_lengths.any()), fetch=keyed or bool(self._leaves.nested))
         self._padded_count = padded(self.source_count)
-        padding = self._padded_count - self.source_count
-        weights_and_lengths = (
-            np.pad(self.log_weights, (0, padding), constant_values=-np.inf),
-            np.pad(self.lengths, (0, padding)),
-        )
-        self._padded_weights, self._padded_lengths = in_a_clean_thread(
-            lambda: jax.tree.map(on_cpu, weights_and_lengths)
-        )
+        self._padding = self._padded_count - self.source_count
+        lengths_and_padding = np.pad(self.lengths, (0, self._padding))
+        self._padded_lengths = in_a_clean_thread(lambda: on_cpu(lengths_and_padding))
+        in_a_clean_thread(lambda: self._weigh(shares))
+
+    def _weigh(self, shares: Sequence[float]) -> None:
+        self.log_weights = log_shares(shares)
+        self._padded_weights = on_cpu(np.pad(self.log_weights, (0, self._padding), constant_values=-np.inf))
+
+    def reweighted(self, all_shares: Sequence[Sequence[float]]) -> Sequence["Planner"]:
+        """Planners of the same sources under each of these shares, which takes little longer than to make one."""
+        made = [copy(self) for _ in all_shares]
+
+        def weigh() -> None:
+            for planner, shares in zip(made, all_shares, strict=True):
+                planner._weigh(shares)
+
+        in_a_clean_thread(weigh)
+        return made
 
     def programs(self, *, first: bool) -> set[ProgramName]:
         own = draws(self.source_count, self.parts, first_sizes(self.sizes) if first else self.sizes)
@@ -113,12 +124,21 @@ class Planner:
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         """The float bits that the choices of the first `size` positions compare: a probe of this machine's numbers."""
+        return self.score_words_of([self], key, size)
+
+    @staticmethod
+    def score_words_of(planners: "Sequence[Planner]", key: UInt32[np.ndarray, "2"], size: int) -> bytes:
+        """The score words of all `planners`, which are of the same sources, one after another."""
         places = np.zeros((size, 4), np.uint32)
         places[:, :2], places[:, 3] = key, np.arange(size)
-        made = program(ProgramName(self._padded_count, size, None))
-        # Checks that a user has set would stop at the score of a weight 0, -inf.
-        scores = in_a_clean_thread(lambda: np.asarray(made(places, self._padded_weights)))
-        return scores[:, : self.source_count].tobytes()
+        sources = planners[0].source_count
+        made = program(ProgramName(padded(sources), size, None))
+
+        def words() -> bytes:
+            scores = [np.asarray(made(places, planner._padded_weights)) for planner in planners]
+            return b"".join(found[:, :sources].tobytes() for found in scores)
+
+        return in_a_clean_thread(words)  # checks that a user has set would stop at the score of a weight 0, -inf
 
     def _program(self, size: int) -> ProgramName:
         return ProgramName(self._padded_count, size, self.parts)

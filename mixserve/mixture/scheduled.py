@@ -1,6 +1,8 @@
 """Plans with replacement under weights that change: every position by the entry in force."""
 
-from collections.abc import Callable
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt32
@@ -10,23 +12,63 @@ from mixserve.mixture.plan import Planner
 from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import CATEGORICAL
 from mixserve.mixture.schedule import Schedule, Shares
+from mixserve_client.forks import renew_in_forks
+
+_KEPT = 256
+_AT_ONCE = 256
+# What an entry costs beside its positions, in draws, and over how many entries their distance is averaged.
+_ENTRY_DRAWS = 8192
+_ENTRIES = 16
+_FAR = 1 << 63
+
+
+class Planners:
+    """The planners of one mixture under any shares: those used last are kept."""
+
+    def __init__(self, first: Planner, shares: Shares):
+        self._first = first
+        self._kept = OrderedDict({shares: first})
+        self._renew()
+        renew_in_forks(self, Planners._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def of(self, all_shares: Sequence[Shares]) -> list[Planner]:
+        """The planner of each of these shares. Making many takes little longer than making one."""
+        with self._lock:
+            found = {shares: self._kept[shares] for shares in all_shares if shares in self._kept}
+        missing = list(dict.fromkeys(shares for shares in all_shares if shares not in found))
+        if missing:
+            found |= zip(missing, self._first.reweighted(missing), strict=True)
+        with self._lock:
+            for shares in list(found)[-_KEPT:]:
+                self._kept[shares] = found[shares]
+                self._kept.move_to_end(shares)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return [found[shares] for shares in all_shares]
 
 
 class ScheduledPlanner:
-    """`planner_of` gives the planner of one entry's shares."""
+    """Plans a position by that of `planners` whose shares are in force there."""
 
     mode = CATEGORICAL
     grain = 1
     end: int | None = None
 
-    def __init__(self, schedule: Schedule, planner_of: Callable[[Shares], Planner]):
+    def __init__(self, schedule: Schedule, planners: Planners, like: "ScheduledPlanner | None" = None):
+        """`like` is the planner of a schedule that this one follows, where it follows one."""
         self._schedule = schedule
-        self._planner_of = planner_of
-        first = planner_of(schedule.entries[0].shares)
-        self.source_count, self.leaf_count, self.cost = first.source_count, first.leaf_count, first.cost
+        self._planners = planners
+        (first,) = planners.of([schedule.entries[0].shares])
+        self._first = first
+        self.source_count, self.leaf_count = first.source_count, first.leaf_count
+        self._distance = self._least_distance(like)
+        self.cost = first.cost + _ENTRY_DRAWS // self._distance
 
     def programs(self, *, first: bool) -> set[ProgramName]:
-        return self._planner_of(self._schedule.entries[0].shares).programs(first=first)  # all share them
+        return self._first.programs(first=first)  # all share them
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))
@@ -34,19 +76,36 @@ class ScheduledPlanner:
     def plan_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Plan:
         order = np.argsort(positions, kind="stable")
         ascending = positions[order].astype(np.uint64)
-        begun: list[Callable[[], Plan]] = []
+        parts: list[tuple[Shares, np.ndarray]] = []
         at = 0
         while at < len(ascending):  # entries without one of the positions cost nothing
             entry, border = self._schedule.at(int(ascending[at]))
             last = len(ascending) if border is None else int(np.searchsorted(ascending, np.uint64(border)))
-            here = order[at:last]
-            part = keys if keys.ndim == 1 else keys[here]
-            begun.append(self._planner_of(entry.shares).begin_each(part, positions[here]))
+            parts.append((entry.shares, order[at:last]))
             at = last
-        return Plan.joined([finish() for finish in begun]).at(np.argsort(order))
+        planned = list[Plan]()
+        for begin in range(0, len(parts), _AT_ONCE):
+            some = parts[begin : begin + _AT_ONCE]
+            begun: list[Callable[[], Plan]] = []
+            for planner, (_, here) in zip(self._planners.of([shares for shares, _ in some]), some, strict=True):
+                begun.append(planner.begin_each(keys if keys.ndim == 1 else keys[here], positions[here]))
+            planned += [finish() for finish in begun]
+        return Plan.joined(planned).at(np.argsort(order))
 
     def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
         return lambda: self.plan_each(keys, positions)  # each entry takes its time
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
-        return b"".join(self._planner_of(entry.shares).score_words(key, size) for entry in self._schedule.entries)
+        entries = self._schedule.entries
+        some = ([entry.shares for entry in entries[at : at + _AT_ONCE]] for at in range(0, len(entries), _AT_ONCE))
+        return b"".join(Planner.score_words_of(self._planners.of(shares), key, size) for shares in some)
+
+    def _least_distance(self, like: "ScheduledPlanner | None") -> int:
+        """How many positions lie between two entries, averaged over 16 of them where they are densest."""
+        entries, known, least = self._schedule.entries, 0, _FAR
+        if like is not None:
+            known = max(0, entries.shared_with(like._schedule.entries) - _ENTRIES)
+            least = like._distance
+        starts = [entry.start for entry in entries[known:]]
+        found = [(last - first) // _ENTRIES for first, last in zip(starts, starts[_ENTRIES:], strict=False)]
+        return max(1, min([least, *found]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
-from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.hosted import HostedMixture, planned_at_once
 from mixserve.servicer.schedules import Schedules
 from mixserve_client.wire.schedule import ScheduleEntry
 from tests.processes import ONE_SIZE
@@ -62,3 +62,33 @@ def test_an_entry_more_and_two_positions_far_apart(mode):
     few, many = costs(20), costs(20_000)
     assert many[0] < 10 * few[0] + 1e-3, (few, many)
     assert many[1] < 10 * few[1] + 5e-3, (few, many)  # it was 0.2 s
+
+
+def planned(weights: list[tuple[float, float]]) -> float:
+    """How long one plan takes whose every position has an entry of its own, under these weights."""
+    mixture, schedules = hosted(), Schedules()
+    told = [ScheduleEntry(at, pair) for at, pair in enumerate(weights)]
+    blocks = schedules.get(mixture, schedules.define(mixture, "", told).id)
+    return least(lambda number: blocks.planner.plan(np.array([0, number], np.uint32), 0, len(weights)))
+
+
+def test_an_entry_for_every_position():
+    few = planned([(0.5, 0.5), (0.4, 0.6)] * 300)
+    many = planned([(1.0, 1.0 + number) for number in range(600)])
+    assert many < 6 * few, (few, many)  # it was 30 times as long
+
+
+def test_others_wait_for_few_entries_at_once():
+    mixture, schedules = hosted(), Schedules()
+
+    def at_once(apart: int, entries: int) -> int:
+        told = [ScheduleEntry(at * apart, (1.0, 1.0 + at)) for at in range(entries)]
+        first = schedules.define(mixture, "", told[:-1]).id
+        return planned_at_once(schedules.get(mixture, schedules.define(mixture, first, told[-1:]).id).planner)
+
+    plain = planned_at_once(mixture.node.mixture.planner)
+    assert at_once(1, 3) == at_once(20_000, 100) == plain
+    assert at_once(1, 100) == 256
+    assert at_once(1000, 100) > 20 * 1000
+    told = [*(ScheduleEntry(at, (1.0, 1.0 + at)) for at in range(100)), ScheduleEntry(10**6, (1.0, 1.0))]
+    assert planned_at_once(schedules.get(mixture, schedules.define(mixture, "", told).id).planner) == 256

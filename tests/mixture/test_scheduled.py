@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.plan import Planner
 from mixserve.mixture.schedule import Entry, Schedule, normalised
-from mixserve.mixture.scheduled import ScheduledPlanner
+from mixserve.mixture.scheduled import Planners, ScheduledPlanner
 from mixserve_client.wire.key import key_words
 from tests.mixture.test_permutation import most
 from tests.profiles import examples
@@ -29,7 +29,7 @@ PLANNERS = {shares: Planner(shares, LENGTHS) for shares in SHARES}
 )
 def test_every_position_is_drawn_by_the_entry_in_force(starts, base, start, size):
     entries = [Entry(at, SHARES[i % 3]) for i, at in enumerate([0, *(base + s for s in starts)])]
-    planner, key = ScheduledPlanner(Schedule(tuple(entries)), PLANNERS.__getitem__), key_words(5)
+    planner, key = ScheduledPlanner(Schedule(tuple(entries)), Planners(PLANNERS[SHARES[0]], SHARES[0])), key_words(5)
     found = planner.plan(key, base + start, size)
     plain = {shares: PLANNERS[shares].plan(key, base + start, size) for shares in SHARES}
     for place in range(0, size, 7):
