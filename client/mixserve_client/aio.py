@@ -108,6 +108,10 @@ class AsyncMixClient:
 
     def __init__(self, client: MixClient):
         """Take over `client`, also one of `mixserve.local_client`: it ends with this one."""
+        if not isinstance(client, MixClient):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidRequest(
+                f"an asyncio client is made of a MixClient, or by AsyncMixClient.connect(address); got {client!r:.100}"
+            )
         self._client = client
         self._workers = PerProcess(partial(Workers, _THREADS, on_exit=client.close))
         self._opening = _Turns(self._workers)
@@ -119,6 +123,10 @@ class AsyncMixClient:
     ) -> Self:
         """A client of the server at `address`, as `MixClient.connect` makes it. Never blocks."""
         return cls(MixClient.connect(address, patience_s=patience_s, shared_memory=shared_memory))
+
+    def __reduce__(self) -> Any:
+        """A client of the same servers, as that of `MixClient`."""
+        return type(self), (self._client,)
 
     @property
     def transport(self) -> str:
@@ -327,6 +335,9 @@ class AsyncBatchIterator:
         self._got = iterator._place  # pyright: ignore[reportPrivateUsage]
         renew_in_forks(self, AsyncBatchIterator._renew_after_fork)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an asyncio iterator cannot be pickled: pickle its client, and keep its get_state()")
+
     def __aiter__(self) -> Self:
         return self
 
@@ -430,6 +441,9 @@ class AsyncSessionView:
     def __init__(self, view: SessionView, workers: PerProcess[Workers]):
         self._view = view
         self._turns = _Turns(workers)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a session cannot be pickled: it is one process's; pickle the client, and open it there")
 
     @property
     def name(self) -> str:

@@ -32,6 +32,7 @@ from mixserve_client.wire.request import (
     Content,
     check_any_positions,
     check_positions,
+    check_truth,
     encode_batch_request,
     encode_mixture_request,
 )
@@ -65,6 +66,8 @@ class MixClient:
         if isinstance(transports, str):
             raise InvalidRequest(f"a client of an address is made by MixClient.connect({transports!r:.100})")
         made = tuple(transports)
+        if any(isinstance(transport, str) for transport in made):
+            raise InvalidRequest(f"a client of addresses is made by MixClient.connect({list(made)!r:.100})")
         self._begin(lambda: made, patience_s)
 
     @classmethod
@@ -143,7 +146,7 @@ class MixClient:
         Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
         DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.
         """
-        content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
+        content = Content.RECORDS_AND_PROVENANCE if check_truth("provenance", provenance) else Content.RECORDS
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
         view = self._view(key, mixture, schedule, content, deadline)
@@ -167,7 +170,7 @@ class MixClient:
         them is planned whole, so that those of few blocks come faster. Other arguments and errors are those of
         `get_batch_at`.
         """
-        content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
+        content = Content.RECORDS_AND_PROVENANCE if check_truth("provenance", provenance) else Content.RECORDS
         wanted = Scattered(check_any_positions(positions))
         deadline = deadline_in(timeout_s)
         view = self._view(key, mixture, schedule, content, deadline)
@@ -270,9 +273,9 @@ class MixClient:
         request = OpenRequest(
             *held,
             holder=f"process {os.getpid()} on {socket.gethostname()}",
-            fresh=fresh,
-            take_over=take_over,
-            strict=strict,
+            fresh=check_truth("fresh", fresh),
+            take_over=check_truth("take_over", take_over),
+            strict=check_truth("strict", strict),
             expected_fingerprint=described.fingerprint,
         )
         self._leases.settle(described.name, name, deadline)
@@ -296,7 +299,7 @@ class MixClient:
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
         self._check_one_server()
-        request = encode_list_request(mixture or "")
+        request = encode_list_request(_checked_mixture(mixture) or "")
         return decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
 
     def close(self) -> None:
@@ -355,9 +358,7 @@ class MixClient:
         return fresh
 
     def _described(self, mixture: str | None, deadline: float | None) -> MixtureDescription:
-        if mixture is not None and not isinstance(mixture, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest(f"mixture must be the name of a mixture, got {mixture!r:.100}")
-        return self._mixtures.get(mixture or "") or self._mixture(mixture, deadline)
+        return self._mixtures.get(_checked_mixture(mixture) or "") or self._mixture(mixture, deadline)
 
     def _view(
         self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
@@ -376,7 +377,7 @@ class MixClient:
 
     def _size(self, view: View, start: int, size: int, deadline: float | None, allow_short: bool) -> int:
         """How many of the rows [start, start + size) to ask for."""
-        end = self._end(view.schedule, deadline) if allow_short else None
+        end = self._end(view.schedule, deadline) if check_truth("allow_short", allow_short) else None
         return size if end is None or start >= end else min(size, end - start)
 
     def _start(self, view: View, span: Span | Scattered, after: Reading | None) -> Reading:
@@ -401,6 +402,13 @@ class MixClient:
         if rows != size:
             raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
         return batch
+
+
+def _checked_mixture(name: str | None) -> str | None:
+    """Raises InvalidRequest for what cannot be the name of a mixture."""
+    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"mixture must be the name of a mixture, got {name!r:.100}")
+    return name
 
 
 def _transports(addresses: tuple[str, ...], shared_memory: bool | str) -> list[Transport]:

@@ -25,7 +25,7 @@ from mixserve_client.state_file import load_state, write_state
 from mixserve_client.view import View
 from mixserve_client.wire.description import MixtureDescription
 from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import POSITION_LIMIT, Content, check_integer, check_positions
+from mixserve_client.wire.request import POSITION_LIMIT, Content, check_integer, check_positions, check_truth
 from mixserve_client.wire.shown import shown
 
 if TYPE_CHECKING:
@@ -103,13 +103,11 @@ class BatchIterator(OneThreaded):
         self._mixture_name = mixture
         schedule, skip = copied_pairs(schedule), copied_pairs(skip)
         self._given_schedule: Pairs | None = schedule
-        if not isinstance(provenance, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest(f"provenance must be True or False, got {shown(provenance)}")
-        self._content = Content.RECORDS_AND_PROVENANCE if provenance else Content.RECORDS
+        self._content = Content.RECORDS_AND_PROVENANCE if check_truth("provenance", provenance) else Content.RECORDS
         self._own_skips = self._skips = Skips.of(skip)
         self._view: View | None = None
-        self._drop_remainder = drop_remainder
-        self._strict = strict
+        self._drop_remainder = check_truth("drop_remainder", drop_remainder)
+        self._strict = check_truth("strict", strict)
         self._prefetch = check_integer("prefetch", prefetch, 0)
         self._timeout_s = None if timeout_s is None else seconds("timeout_s", timeout_s)
         self._in_flight: deque[_InFlight] = deque()

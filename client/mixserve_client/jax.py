@@ -152,6 +152,8 @@ def device_batches(batches: BatchIterator, sharding: Any = None, *, buffer: int 
 
     Without x64, values of 64 bits become those of 32; raises InvalidRequest at a batch that has some which do not fit.
     """
+    if not isinstance(batches, BatchIterator):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidRequest(f"batches must be an iterator of client.batches(...), got {batches!r:.100}")
     return DeviceBatches(batches, lambda batch: jax.device_put(fitting(batch), sharding), buffer)
 
 

@@ -102,7 +102,10 @@ class MemoryPool:
 
 def _private(size: int) -> mmap.mmap:
     # Shared, which is the default, would mean shared with the processes that are forked from this one.
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"there is no memory for a batch of {size} bytes: ask for fewer rows at a time") from error
 
 
 _forks = 0

@@ -1,5 +1,6 @@
 """All services of a server behind one pair of functions."""
 
+import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mixserve.servicer.replies import Slots
 from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.state import StateServicer
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
+from mixserve.shown import shown
 
 
 class Services:
@@ -30,6 +32,8 @@ class Services:
         Raises ValueError for what are no nodes, OSError where the state folder cannot be had.
         """
         mixtures = Mixtures(nodes, placement)
+        if not isinstance(state_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"state_dir must be a folder, or None for none, got {shown(state_dir)}")
         folder = None if state_dir is None else StateFolder(Path(state_dir))
         hosted = {mixture.name: mixture.node for mixture in mixtures}
         self.mix = MixServicer(mixtures, slots=slots)

@@ -257,6 +257,9 @@ def _check_socket_is_free(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as probe:
         if probe.connect_ex(path) == 0:
             raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: another server does; choose another path")
+    if os.path.lexists(path) and not Path(path).is_socket():
+        what = "a folder" if Path(path).is_dir() else "a file that is no socket"
+        raise OSError(errno.EEXIST, f"cannot listen on {address}: there is {what}; choose another path")
 
 
 def _bind_error(address: str) -> OSError:

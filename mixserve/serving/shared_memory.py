@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mixserve.shown import shown
 from mixserve_client.transport.handshake import (
     DEFAULT_FOLDER,
     SLOT_ID,
@@ -160,7 +161,12 @@ class SharedMemory:
 
 
 def open_shared_memory(folder: bool | str) -> SharedMemory | None:
-    """Shared memory in `folder`, in /dev/shm for True; None for False, and where this host does not offer it."""
+    """Shared memory in `folder`, in /dev/shm for True; None for False, and where this host does not offer it.
+
+    Raises ValueError for what is neither.
+    """
+    if not isinstance(folder, bool | str | os.PathLike) or folder == "":  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"shared_memory must be True, False or a folder, got {shown(folder)}")
     if folder is False:
         return None
     try:

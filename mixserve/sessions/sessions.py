@@ -8,6 +8,8 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from numbers import Real
+from typing import Any
 
 from mixserve.faults import faults
 from mixserve.node import MixDataSourcesNode
@@ -18,6 +20,7 @@ from mixserve.sessions.loaded import Key, LoadedSessions
 from mixserve.sessions.operations import ABOUT_CHECKPOINTS, Subject, operation_named
 from mixserve.sessions.session import Session
 from mixserve.sessions.storage import StateFolder
+from mixserve.shown import shown
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,
@@ -56,14 +59,14 @@ class Sessions:
         ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
     ):
-        if not 0 < ttl_s < math.inf:
-            raise ValueError(f"session_ttl_s must be a positive, finite number of seconds, got {ttl_s}")
+        if not _is_positive(ttl_s):
+            raise ValueError(f"session_ttl_s must be a positive, finite number of seconds, got {shown(ttl_s)}")
         if ttl_s < LEAST_TTL_S:
             raise ValueError(
                 f"session_ttl_s must be at least {LEAST_TTL_S} s, for clients to renew leases in time, got {ttl_s}"
             )
-        if not 0 < journal_days < math.inf:
-            raise ValueError(f"journal_days must be a positive, finite number of days, got {journal_days}")
+        if not _is_positive(journal_days):
+            raise ValueError(f"journal_days must be a positive, finite number of days, got {shown(journal_days)}")
         self._nodes = dict(nodes)
         self._folder = folder
         self._checkpoints = {name: Checkpoints(folder, name) for name in nodes} if folder is not None else {}
@@ -272,3 +275,7 @@ class Sessions:
 
 def _silent_s(session: Session) -> float:
     return time.monotonic() - session.renewed
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and 0 < float(number) < math.inf

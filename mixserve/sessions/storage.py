@@ -21,6 +21,7 @@ from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote
 
+from mixserve.shown import shown
 from mixserve_client.errors import StorageFailed
 
 _NAME_BYTES_LIMIT = 200
@@ -151,6 +152,12 @@ class StateFolder:
         return f" (process {pid})" if pid.isdecimal() else ""
 
 
+def _named(error: OSError) -> str:
+    """What the operating system says, and of what."""
+    said, path = error.strerror or str(error), error.filename2 or error.filename
+    return said if path is None else f"{said}: {shown(str(path))}"
+
+
 @contextmanager
 def storing(what: str) -> Generator[None]:
     """Turns what the operating system says while `what` is written into StorageFailed."""
@@ -158,7 +165,7 @@ def storing(what: str) -> Generator[None]:
         yield
     except OSError as error:
         raise StorageFailed(
-            f"{what} cannot be kept on the server: {error.strerror or error}; what was kept before is still there. "
+            f"{what} cannot be kept on the server: {_named(error)}; what was kept before is still there. "
             "Make room for it, or let the server write to its state folder, and ask again"
         ) from error
 

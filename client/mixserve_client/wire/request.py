@@ -161,6 +161,13 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
     return number
 
 
+def check_truth(name: str, value: Any) -> bool:
+    """`value`, if it is True or False. Raises InvalidRequest, with the name: "no" would count as true."""
+    if type(value) not in (bool, np.bool_):
+        raise InvalidRequest(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
 def encode_batch_request(request: BatchRequest) -> bytes:
     """The GetBatchAtRequest message, without slots."""
     return _batch_message(request).SerializeToString()
