@@ -131,8 +131,8 @@ class _Peel:
             return None
         place = int(np.searchsorted(self._sources, source))
         n = self._longest_here(place, records)
-        for before in reversed(range(place)):
-            n = self._longest_that_leaves(before, n)
+        for weight, rest, owed in reversed(self._steps[:place].tolist()):
+            n = _longest_that_leaves(n, weight, rest, owed)
         return n
 
     def end(self, records: Sequence[int], of_all: bool) -> int:
@@ -141,7 +141,7 @@ class _Peel:
         n: int | None = None
         for place in reversed(range(len(self._sources))):
             most = records[int(self._sources[place])]
-            n = None if n is None else self._longest_that_leaves(place, n)
+            n = None if n is None else _longest_that_leaves(n, *self._steps[place].tolist())
             if most >= 0:
                 here = self._longest_here(place, most)
                 n = here if n is None else max(n, here) if of_all else min(n, here)
@@ -154,10 +154,11 @@ class _Peel:
         weight, rest, owed = self._steps[place].tolist()
         return max(records, ((records + 1) * rest - owed - 1) // weight)
 
-    def _longest_that_leaves(self, place: int, left: int) -> int:
-        """Of what reaches a source, the most of which it leaves at most `left`."""
-        weight, rest, owed = self._steps[place].tolist()
-        return max(left, (left * rest + owed) // (rest - weight))
+
+def _longest_that_leaves(left: int, weight: int, rest: int, owed: int) -> int:
+    """Of what reaches a source, the most of which it leaves at most `left`."""
+    n = (left * rest + owed) // (rest - weight)
+    return n if n > left else left
 
 
 def _halves(number: int) -> tuple[int, int]:
