@@ -14,6 +14,8 @@ from mixserve_client.wire.request import POSITION_LIMIT
 from mixserve_client.wire.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
 
 _WEIGHTS, _SCHEDULES = 1 << 22, 1024
+# What an entry takes beside its weights, in weights: about 1 KiB in epoch mode.
+_OF_AN_ENTRY = 32
 
 
 class _Known(NamedTuple):
@@ -25,7 +27,8 @@ class _Known(NamedTuple):
 
 class Schedules:
     """Safe to use from many threads. The least recently used are forgotten, so that up to 1,024 schedules of 4
-    million weights together stay; those that grew from one another share their memory."""
+    million weights together stay, an entry being as much as 32 weights; those that grew from one another share their
+    memory."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[HostedMixture, str], _Known] = OrderedDict()
@@ -69,7 +72,9 @@ class Schedules:
         try:
             schedule = grown.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
             blocks = own.planned_by(schedule, grown, own.blocks if known is None else known.blocks)
-            found = _Known(schedule, entries[-1].start, blocks, len(schedule.entries) * len(own.lengths))
+            found = _Known(
+                schedule, entries[-1].start, blocks, len(schedule.entries) * (len(own.lengths) + _OF_AN_ENTRY)
+            )
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         self._keep(mixture, ids[-1], found)
