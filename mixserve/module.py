@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from mixserve.faults import user_code
 from mixserve.held import DeviceData, Opaque, Owned
-from mixserve.state import State, below, check_same_shape, plain
+from mixserve.state import State, below, check_same_shape, plain, plain_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ class DataSourceModule(nnx.Module):
             "statistics": {
                 "known": statistics.values is not None,
                 "reset": statistics.is_reset,
-                "values": plain(statistics.values or {}, "statistics.values"),
+                "values": plain_statistics(statistics.values or {}, "statistics.values"),
             },
         }
 
@@ -221,7 +221,7 @@ class DataSourceModule(nnx.Module):
                 f"{below(path, 'statistics.values')} must be empty where known is False, got {values!r:.100}"
             )
         try:
-            kept = plain(values, below(path, "statistics.values")) if said["known"] else None
+            kept = plain_statistics(values, below(path, "statistics.values")) if said["known"] else None
         except TypeError as error:
             raise ValueError(str(error)) from error
         for name in ("_applied_count", "_skipped_count"):

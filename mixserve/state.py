@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mixserve_client.wire.dtypes import DTYPES
 from mixserve_client.wire.value import decode_value, encode_value
 
 State = dict[str, Any]
@@ -16,7 +17,7 @@ _OBJECT_BYTES = 64  # a Python object, and its place in a container
 
 
 class Frozen(dict[Any, Any]):
-    """A private copy of values that the wire can hold, which nobody changes: its plain form and digest are made once.
+    """A private copy of values that the wire can hold, which nobody changes: its digest is made once.
 
     States hold such statistics as they are, so that writing down a session costs what has changed of it.
     """
@@ -26,15 +27,7 @@ class Frozen(dict[Any, Any]):
         data = encode_value(values)
         super().__init__(decode_value(data))
         self.bytes = value_bytes(dict(self))
-        self.plain = _plain_frozen(self, hashlib.blake2b(data, digest_size=16).digest())
-        self.digest = self.plain.digest
-
-
-def _plain_frozen(values: Frozen, digest: bytes) -> Frozen:
-    made = Frozen.__new__(Frozen)
-    made.update({key: _plain(child, str(key), copy=False) for key, child in values.items()})
-    made.bytes, made.digest, made.plain = values.bytes, digest, made
-    return made
+        self.digest = hashlib.blake2b(data, digest_size=16).digest()
 
 
 def value_bytes(value: Any) -> int:
@@ -55,20 +48,31 @@ def plain(value: Any, path: str) -> Any:
 
     Raises TypeError, naming the path, for anything else.
     """
-    return _plain(value, path, copy=True)
+    return _on_host(value, path, keep_kinds=False)
 
 
-def _plain(value: Any, path: str, *, copy: bool) -> Any:
+def plain_statistics(values: Any, path: str) -> Any:
+    """As `plain`, but tuples stay tuples, and arrays of no dimension and NumPy scalars keep their dtypes.
+
+    The user gets these back as they are, before and after a state was saved.
+    """
+    return _on_host(values, path, keep_kinds=True)
+
+
+def _on_host(value: Any, path: str, *, keep_kinds: bool) -> Any:
     if isinstance(value, Frozen):
-        return value.plain
+        return value
     if isinstance(value, Mapping):
-        return {key: _plain(child, below(path, key), copy=copy) for key, child in value.items()}
+        return {key: _on_host(child, below(path, key), keep_kinds=keep_kinds) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(child, below(path, index), copy=copy) for index, child in enumerate(value)]
+        children = [_on_host(child, below(path, place), keep_kinds=keep_kinds) for place, child in enumerate(value)]
+        return tuple(children) if keep_kinds and isinstance(value, tuple) else children
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return (np.array if copy else np.asarray)(value) if np.shape(value) else value.item()
+        # A scalar of a dtype that no message holds, as text, is kept as Python's.
+        is_number = not np.shape(value) and not (keep_kinds and DTYPES.get(value.dtype.name) == value.dtype)
+        return value.item() if is_number else value if isinstance(value, np.generic) else np.array(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a state holds dicts of arrays, numbers and strings; {path} is {type(value).__name__}")

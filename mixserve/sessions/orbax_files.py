@@ -12,7 +12,7 @@ from mixserve.state import State
 from mixserve_client.errors import StorageFailed
 from mixserve_client.wire.dtypes import dtype_named
 
-_ARRAY = "~array"
+_DICT, _TUPLE, _ARRAY, _EMPTY = "~dict", "~tuple", "~array", "~empty"
 # Orbax numbers its saves for the whole process, and two at a time take each other's signals: they fail, or wait without
 # end.
 _one_at_a_time = threading.Lock()
@@ -73,15 +73,18 @@ def _without_arrays(value: Any, arrays: dict[str, Any]) -> Any:
     """`value` for JSON; its arrays go into `arrays`. Those without elements, which Orbax refuses, stay."""
     if isinstance(value, dict):
         # Pairs: keys may be numbers, which JSON would turn into strings.
-        return {"~dict": [[key, _without_arrays(child, arrays)] for key, child in value.items()]}
+        return {_DICT: [[key, _without_arrays(child, arrays)] for key, child in value.items()]}
     if isinstance(value, list):
         return [_without_arrays(child, arrays) for child in value]
-    if isinstance(value, np.ndarray):
+    if isinstance(value, tuple):  # which JSON would turn into a list
+        return {_TUPLE: [_without_arrays(child, arrays) for child in value]}
+    if isinstance(value, np.ndarray | np.generic):
         if not value.size:
-            return {"~empty": [value.dtype.name, list(value.shape)]}
+            return {_EMPTY: [value.dtype.name, list(value.shape)]}
         name, dtype = str(len(arrays)), value.dtype
         # Orbax's store has not all dtypes that NumPy has not itself: their bytes are kept.
-        arrays[name] = value if dtype.isbuiltin == 1 else np.ascontiguousarray(value).view(np.uint8)
+        stored = np.ascontiguousarray(value)  # of one dimension at least
+        arrays[name] = stored if dtype.isbuiltin == 1 else stored.view(np.uint8)
         return {_ARRAY: [name, dtype.name, list(value.shape)]}
     return value
 
@@ -92,8 +95,10 @@ def _with_arrays(value: Any, arrays: dict[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
-    if kind == "~dict":
+    if kind == _DICT:
         return {key: _with_arrays(child, arrays) for key, child in content}
+    if kind == _TUPLE:
+        return tuple([_with_arrays(child, arrays) for child in content])
     if kind == _ARRAY:
         name, dtype, shape = content
         return np.asarray(arrays[name]).view(dtype_named(dtype)).reshape(shape)

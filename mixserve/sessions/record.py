@@ -106,5 +106,6 @@ def _digested(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _digested(child) for key, child in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_digested(child) for child in cast(list[Any], value)]
+        children = map(_digested, cast(list[Any], value))
+        return tuple(children) if isinstance(value, tuple) else list(children)
     return value

@@ -13,9 +13,19 @@ from mixserve_client.wire._generated import state_pb2
 from mixserve_client.wire.dtypes import DTYPES
 from mixserve_client.wire.value import DEPTH_LIMIT, decode_value, encode_value
 
-scalars = st.one_of(
+plain_scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(max_size=20)
 )
+
+
+def filled(dtype, shape):
+    """Arrays whose values depend on their places, and no NaN."""
+    return np.arange(math.prod(shape)).reshape(shape).astype(DTYPES[dtype])
+
+
+# Arrays of no dimension are the ones that anything on the way might take for numbers.
+arrays = st.builds(filled, st.sampled_from(sorted(DTYPES)), st.sampled_from([(), (), (0,), (1,), (2, 3)]))
+scalars = plain_scalars | arrays | arrays.map(lambda array: array[()])
 keys = st.text(max_size=8) | st.integers(-(2**63), 2**63 - 1)
 trees = st.recursive(
     scalars,
@@ -29,18 +39,18 @@ trees = st.recursive(
 
 
 def kinds(tree):
+    """What must come back: types, and of arrays, as NumPy's scalars become, dtype, shape and bytes."""
     if isinstance(tree, dict):
-        return {key: kinds(child) for key, child in tree.items()}
-    return [type(tree), *map(kinds, tree)] if isinstance(tree, list | tuple) else type(tree)
+        return [(key, kinds(child)) for key, child in tree.items()]
+    if isinstance(tree, np.ndarray | np.generic):
+        return tree.dtype, tree.shape, tree.tobytes()
+    return [type(tree), *map(kinds, tree)] if isinstance(tree, list | tuple) else (type(tree), tree)
 
 
 @given(trees)
 @settings(deadline=None)
 def test_trees_come_back_with_their_kinds(tree):
-    back = decode_value(encode_value(tree))
-    assert back == tree
-    assert kinds(back) == kinds(tree)
-    assert list(back) == list(tree) if isinstance(tree, dict) else True
+    assert kinds(decode_value(encode_value(tree))) == kinds(tree)
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))

@@ -60,11 +60,15 @@ leaves = st.one_of(
         )
     ),
     st.sampled_from(sorted(DTYPES)).map(lambda name: np.empty((0, 2), DTYPES[name])),
+    st.sampled_from(sorted(DTYPES)).map(lambda name: np.ones((), DTYPES[name])),
+    st.sampled_from(sorted(DTYPES)).map(lambda name: np.ones((), DTYPES[name])[()]),
 )
 trees = st.recursive(
     leaves,
     lambda children: st.one_of(
-        st.lists(children, max_size=3), st.dictionaries(st.text(max_size=8) | st.integers(-9, 9), children, max_size=3)
+        st.lists(children, max_size=3),
+        st.lists(children, max_size=3).map(tuple),
+        st.dictionaries(st.text(max_size=8) | st.integers(-9, 9), children, max_size=3),
     ),
     max_leaves=8,
 )
