@@ -281,7 +281,7 @@ class MixClient:
         self._leases.settle(described.name, name, deadline)
         try:
             reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
-            return Session(self._connections, held, decode_opened(reply), timeout_s)
+            return Session(self._connections, held, decode_opened(reply), timeout_s, described.fields)
         except BaseException as error:
             # The server may have given it all the same.
             if isinstance(error, DeadlineExceeded):
@@ -300,7 +300,11 @@ class MixClient:
         """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
         self._check_one_server()
         request = encode_list_request(_checked_mixture(mixture) or "")
-        return decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
+        found = decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
+        other = next((session.mixture for session in found if mixture and session.mixture != mixture), None)
+        if other is not None:
+            raise CorruptReply(f"the server lists sessions of the mixture {other!r:.100}, {mixture!r} was asked for")
+        return found
 
     def close(self) -> None:
         """Let go of sessions, end the calls under way and the connections; closing twice is closing once."""

@@ -3,9 +3,10 @@
 import os
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -21,7 +22,9 @@ from mixserve_client.errors import (
 )
 from mixserve_client.one_thread import owned
 from mixserve_client.retry import deadline_in, wait_s
+from mixserve_client.session_values import check_record, check_records, check_rows
 from mixserve_client.wire import methods
+from mixserve_client.wire.description import Field
 from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import check_positions
 from mixserve_client.wire.session import (
@@ -35,6 +38,12 @@ from mixserve_client.wire.session import (
 )
 
 State = dict[str, Any]
+_MAY_END = ("next_record", "next_batch")
+Check = Callable[[Any], object]  # of the value of an answer; raises CorruptReply
+
+
+def _is_any(value: Any) -> None:
+    """The check of what promises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +89,13 @@ class SessionView:
 
     def get_statistics(self) -> dict[str, Any] | None:
         """The precomputed statistics where configured, else those computed or set last, else None."""
-        return self._ask("get_statistics").value
+        return _statistics(self._ask("get_statistics").value)
 
     def get_operation_stats(self) -> dict[str, int]:
         """How many calls of `process` gave a result (`applied_count`), and how many were refused (`skipped_count`)."""
         counts = _checked(self._ask("get_operation_stats").value, dict, "counts")
-        return {str(name): _checked(count, int, "counts") for name, count in counts.items()}
+        known = {"applied_count": None, "skipped_count": None} | counts
+        return {str(name): _checked(count, int, f"count {name!s:.100}") for name, count in known.items()}
 
     def save_checkpoint(self, name: str, *, keep_last: int | None = None) -> Checkpoint:
         """Keep the session's state on the server under `name`, in the place of what was kept there.
@@ -93,9 +103,8 @@ class SessionView:
         It is whole and on the disk when this returns. Of the session's checkpoints the newest `keep_last` stay, all
         where it is None. Raises StorageFailed where the server cannot keep it; then nothing has changed.
         """
-        return _checkpoint(
-            self._move("save_checkpoint", name=check_name("checkpoint", name), keep_last=keep_last).value
-        )
+        name = check_name("checkpoint", name)
+        return _checkpoint(self._move("save_checkpoint", _named(name), name=name, keep_last=keep_last).value)
 
     def list_checkpoints(self) -> tuple[Checkpoint, ...]:
         """The session's checkpoints, in the order in which they were saved."""
@@ -103,18 +112,21 @@ class SessionView:
 
     def delete_checkpoint(self, name: str) -> Checkpoint:
         """Delete a checkpoint, and say what it was. Raises UnknownCheckpoint and StorageFailed."""
-        return _checkpoint(self._move("delete_checkpoint", name=check_name("checkpoint", name)).value)
+        name = check_name("checkpoint", name)
+        return _checkpoint(self._move("delete_checkpoint", _named(name), name=name).value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r}, mixture={self._mixture!r})"
 
-    def _ask(self, operation: str, **arguments: Any) -> CallReply:
+    def _ask(self, operation: str, /, **arguments: Any) -> CallReply:
         """Do what moves nothing, and may be done twice."""
         request = CallRequest(self._mixture, self._name, operation, arguments, self._lease)
         return self._sent(encode_call_request(request), deadline_in(self._timeout_s))
 
-    def _move(self, operation: str, **arguments: Any) -> CallReply:
-        return self._ask(operation, **arguments)
+    def _move(self, operation: str, check: Check = _is_any, /, **arguments: Any) -> CallReply:
+        reply = self._ask(operation, **arguments)
+        check(reply.value)
+        return reply
 
     def _sent(self, request: bytes, deadline: float | None) -> CallReply:
         return decode_call_reply(self._connections.here.caller.call(methods.CALL_SESSION, request, deadline))
@@ -137,8 +149,11 @@ class Session(SessionView):
         held: HeldSession,
         opened: OpenedSession,
         timeout_s: float | None,
+        fields: tuple[Field, ...],
     ):
+        """`fields` are those of the mixture's records, which answers are held to."""
         super().__init__(connections, held.mixture, held.name, timeout_s, held.lease)
+        self._fields = fields
         self._leases = connections.here.leases
         self._held = held
         self._index, self._epoch = opened.index, opened.epoch
@@ -177,7 +192,7 @@ class Session(SessionView):
 
     def __next__(self) -> Any:
         """The record at `index`, by a request of its own: `next_batch` is quicker. Raises StopIteration at the end."""
-        return self._read("next_record")
+        return self._read("next_record", partial(check_record, fields=self._fields))
 
     def next_batch(self, size: int) -> Any:
         """The records from `index` on as arrays of shape (size, *field.shape), fewer at the epoch's end.
@@ -185,7 +200,7 @@ class Session(SessionView):
         One call gives up to 65,536 records and 256 MiB. Raises StopIteration where there is none left.
         """
         _, size = check_positions(0, size)
-        return self._read("next_batch", size=size)
+        return self._read("next_batch", partial(check_records, fields=self._fields, most=size), size=size)
 
     def reset(self) -> None:
         """Set `index` and `epoch` to 0, and reset the sources that can be."""
@@ -201,7 +216,7 @@ class Session(SessionView):
     def compute_statistics(self, start: int, size: int, key: Any) -> dict[str, Any] | None:
         """What the mixture's `batch_stats_fn` says of the batch at these positions; None where none is configured."""
         start, size = check_positions(start, size)
-        return self._move("compute_statistics", start=start, size=size, key=key_words(key)).value
+        return self._move("compute_statistics", _statistics, start=start, size=size, key=key_words(key)).value
 
     def set_statistics(self, stats: dict[str, Any]) -> None:
         """Keep `stats`, a dict of arrays, numbers and strings, in the place of computed ones."""
@@ -229,7 +244,8 @@ class Session(SessionView):
             with suppress(InvalidRequest):
                 self._move("process", start=0, size=0, key=None)  # which is refused, and counted
             raise
-        return self._move("process", start=start, size=size, key=words).value
+        check = partial(check_rows, fields=self._fields, size=size)
+        return self._move("process", check, start=start, size=size, key=words).value
 
     def restore_checkpoint(self, name: str, *, session: str | None = None, strict: bool = True) -> None:
         """Go on where a checkpoint was saved, of this session or of another one of the same mixture.
@@ -262,14 +278,15 @@ class Session(SessionView):
     ) -> None:
         self.close()
 
-    def _read(self, operation: str, **arguments: Any) -> Any:
-        reply = self._move(operation, **arguments)
+    def _read(self, operation: str, check: Check, /, **arguments: Any) -> Any:
+        reply = self._move(operation, check, **arguments)
         if reply.ended:
             raise StopIteration
         return reply.value
 
-    def _move(self, operation: str, **arguments: Any) -> CallReply:
-        """Do one numbered thing. What has not been answered yet keeps its number when it is asked for again."""
+    def _move(self, operation: str, check: Check = _is_any, /, **arguments: Any) -> CallReply:
+        """Do one numbered thing. What has not been answered yet keeps its number when it is asked for again: so does
+        what was answered with a value that `check` refuses."""
         self._check_process()
         with self._turn() as deadline:
             self._check_open()
@@ -278,9 +295,9 @@ class Session(SessionView):
                     f"{operation} moves the session, and interrupts a call that does: in a signal handler take its "
                     "state, or close it"
                 )
-            return self._moved(operation, arguments, deadline)
+            return self._moved(operation, arguments, deadline, check)
 
-    def _moved(self, operation: str, arguments: dict[str, Any], deadline: float | None) -> CallReply:
+    def _moved(self, operation: str, arguments: dict[str, Any], deadline: float | None, check: Check) -> CallReply:
         self._moving = True
         try:
             request = CallRequest(self._mixture, self._name, operation, arguments, self._lease, self._sequence)
@@ -297,13 +314,15 @@ class Session(SessionView):
                 if operation == "process":
                     self._unanswered = None
                 raise
+            if not (reply.ended and operation in _MAY_END):
+                check(reply.value)
             self._unanswered = None
             self._index, self._epoch = reply.index, reply.epoch
             return reply
         finally:
             self._moving = False
 
-    def _ask(self, operation: str, **arguments: Any) -> CallReply:
+    def _ask(self, operation: str, /, **arguments: Any) -> CallReply:
         self._check_process()
         with self._turn() as deadline:
             self._check_open()
@@ -353,8 +372,24 @@ def _checkpoint(described: Any) -> Checkpoint:
     return Checkpoint(**{name: _checked(entries[name], known[name], name) for name in known if name in entries})
 
 
+def _named(name: str) -> Check:
+    """The check of a description of the checkpoint of that name."""
+
+    def check(described: Any) -> None:
+        if (got := _checkpoint(described).name) != name:
+            raise CorruptReply(f"the server answered about the checkpoint {got!r:.100}, {name!r} was asked for")
+
+    return check
+
+
+def _statistics(value: Any) -> dict[str, Any] | None:
+    """`value`, known to be statistics or None. Raises CorruptReply."""
+    return None if value is None else _checked(value, dict, "statistics")
+
+
 def _checked(value: Any, kind: type, what: str) -> Any:
-    """`value`, known to be of that type; an int is a float too. Raises CorruptReply."""
-    if not isinstance(value, (int, float) if kind is float else kind):
+    """`value`, known to be of that type; an int is a float too, and a bool neither. Raises CorruptReply."""
+    is_right = isinstance(value, (int, float) if kind is float else kind) and (kind is bool) == isinstance(value, bool)
+    if not is_right:
         raise CorruptReply(f"the server's {what} must be a {kind.__name__}, got {value!r:.200}")
     return value
