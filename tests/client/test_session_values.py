@@ -246,6 +246,31 @@ def test_what_a_source_that_reads_through_jax_gives_is_right():
         check_rows(batch, fields, 3)
 
 
+def test_a_key_that_looks_like_a_path_is_not_that_path():
+    for name in ("a/b", "", "~t0"):
+        with pytest.raises(CorruptReply, match=r"in '|keys of records"):
+            check_records({name: np.zeros((3, 2), np.int32)}, (Field(name, np.dtype(np.int32), (2,)),), 3)
+
+
+def test_flat_records_are_held_to_their_fields_too():
+    fields = (Field("x", np.dtype(np.int32), (2,)), Field("y", np.dtype(np.int8), ()))
+    right = {"x": np.zeros((3, 2), np.int32), "y": np.zeros(3, np.int8)}
+    check_records(right, fields, 4)
+    for change in (
+        {"x": np.zeros((3, 1), np.int32)},
+        {"x": np.zeros((3, 2), np.uint32)},
+        {"y": np.zeros(2, np.int8)},
+        {"y": np.zeros((), np.int8)},
+        {"z": np.zeros(3, np.int8)},
+        {"y": 7},
+    ):
+        with pytest.raises(CorruptReply, match=f"'{next(iter(change))}'"):
+            check_records(right | change, fields, 4)
+    for rows in (0, 5):
+        with pytest.raises(CorruptReply, match=rf"expected in 'x' int32\[4, 2\], got int32\[{rows}, 2\]"):
+            check_records(resized(right, rows), fields, 4)
+
+
 def test_a_record_that_is_one_array_is_checked_too():
     fields = (Field("", np.dtype(np.int32), (2,)),)
     check_record(np.zeros(2, np.int32), fields)

@@ -23,7 +23,7 @@ def flatten(record: Any) -> dict[str, Any]:
 
 def unflatten(leaves: Mapping[str, Any]) -> Any:
     """The record whose leaves are these. Raises ValueError where the names are not those of one record."""
-    if not any(map(_is_path, leaves)):
+    if not any(map(is_path, leaves)):
         return dict(leaves)
     if list(leaves) == [""]:
         return leaves[""]
@@ -43,7 +43,7 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether `name` stands for anything else than a key of a flat record."""
     return not name or "/" in name or "~" in name
 
