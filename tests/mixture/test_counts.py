@@ -115,8 +115,12 @@ def test_counts_that_take_over_what_they_share_are_the_same(schedule, n):
     assert known.at(n).tolist() == Counts(schedule).at(n).tolist()
 
 
+EXACTLY_THERE = [Entry(0, normalised([1, 0])), Entry(2, normalised([1, 1])), Entry(3, normalised([1, 0]))]
+
+
 @settings(max_examples=examples(100), deadline=None)
 @given(schedule=schedules(most=4, sources=8), lengths=st.lists(st.integers(1, 400), min_size=8, max_size=8))
+@example(Schedule(EXACTLY_THERE), [3, 1])  # the last record of a source is that before the last entry
 def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):
     counts = Counts(schedule)
     lengths = lengths[: len(schedule.entries[0].shares)]
@@ -130,7 +134,8 @@ def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):
             continue
         weighted = [share > 0 for share in schedule.entries[-1].shares]
         start = schedule.entries[-1].start
-        assert end > start or (counts.at(start) > lengths)[weighted].all()
+        exhausted = (counts.at(start) >= lengths)[weighted]
+        assert end > start or (exhausted.all() if of_all else exhausted.any())
         within = [counts.at(n) <= lengths for n in (end, end + 1)]
         if of_all:
             assert within[0][weighted].any() or end == start
