@@ -31,6 +31,7 @@ from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import (
     Content,
     check_any_positions,
+    check_mixture,
     check_positions,
     check_truth,
     encode_batch_request,
@@ -299,7 +300,7 @@ class MixClient:
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
         self._check_one_server()
-        request = encode_list_request(_checked_mixture(mixture) or "")
+        request = encode_list_request(check_mixture(mixture))
         found = decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
         other = next((session.mixture for session in found if mixture and session.mixture != mixture), None)
         if other is not None:
@@ -362,7 +363,7 @@ class MixClient:
         return fresh
 
     def _described(self, mixture: str | None, deadline: float | None) -> MixtureDescription:
-        return self._mixtures.get(_checked_mixture(mixture) or "") or self._mixture(mixture, deadline)
+        return self._mixtures.get(check_mixture(mixture)) or self._mixture(mixture, deadline)
 
     def _view(
         self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
@@ -406,13 +407,6 @@ class MixClient:
         if rows != size:
             raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
         return batch
-
-
-def _checked_mixture(name: str | None) -> str | None:
-    """Raises InvalidRequest for what cannot be the name of a mixture."""
-    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(f"mixture must be the name of a mixture, got {name!r:.100}")
-    return name
 
 
 def _transports(addresses: tuple[str, ...], shared_memory: bool | str) -> list[Transport]:

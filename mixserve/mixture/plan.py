@@ -132,7 +132,7 @@ class Planner:
         places = np.zeros((size, 4), np.uint32)
         places[:, :2], places[:, 3] = key, np.arange(size)
         sources = planners[0].source_count
-        made = program(ProgramName(padded(sources), size, None))
+        made = program(ProgramName(planners[0]._padded_count, size, None))
 
         def words() -> bytes:
             scores = [np.asarray(made(places, planner._padded_weights)) for planner in planners]

@@ -13,7 +13,7 @@ from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.state import Frozen, State
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
 from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import check_positions
+from mixserve_client.wire.request import check_positions, check_truth
 from mixserve_client.wire.session import check_name
 from mixserve_client.wire.tree import unflatten
 from mixserve_client.wire.value import value_message
@@ -247,9 +247,7 @@ def _save_checkpoint(on: Subject, given: Arguments) -> Any:
 def _restore_checkpoint(on: Subject, given: Arguments) -> None:
     name = check_name("checkpoint", _argument(given, "name"))
     session = check_name("session", given.get("session", on.session))
-    strict = given.get("strict", True)
-    if not isinstance(strict, bool):
-        raise InvalidRequest(f"strict must be True or False, got {strict!r:.100}")
+    strict = check_truth("strict", given.get("strict", True))
     state, fingerprint = _checkpoints(on).load(session, name)
     if strict and fingerprint != on.node.mixture.fingerprint:
         raise FingerprintMismatch(

@@ -57,6 +57,7 @@ def test_what_is_neither_true_nor_false(client, call):
 REFUSED = {
     "a mixture's number": (lambda client: client.sessions(mixture=5), "mixture must be the name of a mixture, got 5"),
     "bytes": (lambda client: client.sessions(mixture=b"x"), "mixture must be the name of a mixture, got b'x'"),
+    "half a letter": (lambda client: client.sessions(mixture="\ud800"), "mixture must be the name of a mixture, got "),
     "a described number": (lambda client: client.mixture(5), "mixture must be the name of a mixture, got 5"),
     "an asyncio client of an address": (lambda _: AsyncMixClient("host:1"), r"AsyncMixClient\.connect"),
     "an asyncio client of nothing": (lambda _: AsyncMixClient(None), "got None"),

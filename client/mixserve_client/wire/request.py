@@ -304,11 +304,17 @@ def _content(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest
         ) from None
 
 
+def check_mixture(name: Any) -> str:
+    """`name`, if a mixture may be called so, and "" for None. Raises InvalidRequest."""
+    name = "" if name is None else name
+    if not isinstance(name, str) or not name.isprintable():
+        raise InvalidRequest(f"mixture must be the name of a mixture, got {name!r:.100}")
+    return name
+
+
 def encode_mixture_request(mixture: str) -> bytes:
     """The GetMixtureRequest message. Raises InvalidRequest for a name that is no text."""
-    if not isinstance(mixture, str) or not mixture.isprintable():  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidRequest(f"mixture must be the name of a mixture, got {mixture!r:.100}")
-    return mix_pb2.GetMixtureRequest(mixture=mixture).SerializeToString()
+    return mix_pb2.GetMixtureRequest(mixture=check_mixture(mixture)).SerializeToString()
 
 
 def decode_mixture_request(data: bytes) -> str:
