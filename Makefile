@@ -10,6 +10,10 @@ PROCESSES ?= 2
 PYTHONS ?= 3.11 3.12 3.13 3.14
 PIP := -m pip --disable-pip-version-check install --quiet
 
+# Images and CI often forbid Python to keep its bytecode; the tests start hundreds of processes, which would each compile
+# all of the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-pythons test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
 
@@ -24,7 +28,7 @@ demo: $(READY) ## Train on two real texts while server and trainer are killed; w
 test: $(READY) ## Run the tests; with HYPOTHESIS_PROFILE=thorough more examples of each property
 	@rm -rf build/tests && mkdir -p build/tests; failed=0; \
 	  $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not alone" --junitxml=build/tests/beside.xml || failed=1; \
-	  $(BIN)/python -m pytest -m alone --junitxml=build/tests/alone.xml || failed=1; \
+	  $(BIN)/python -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests) --junitxml=build/tests/alone.xml || failed=1; \
 	  $(BIN)/python -m tests.slowest build/tests/beside.xml build/tests/alone.xml; exit $$failed
 
 test-pythons: ## Run the tests under every Python from 3.11 on that is here, each in an environment of its own
