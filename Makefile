@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
 PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers/tensorflow/.jax
-PROCESSES ?= 2
+# Tests wait for other processes a third of the time, so that one more than two cores fills them.
+PROCESSES ?= 3
 PYTHONS ?= 3.11 3.12 3.13 3.14
 PIP := -m pip --disable-pip-version-check install --quiet
 
@@ -37,7 +38,7 @@ test-pythons: ## Run the tests under every Python from 3.11 on that is here, eac
 	  else echo "SKIPPED: there is no python$$version here"; fi; done
 
 test-examples: $(READY) ## Run the examples, and the code of the pages in docs; takes minutes
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --durations=10 tests/examples
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 tests/examples
 
 crash: $(READY) ## Kill servers 200 times while sessions are saved, restored and read; takes ten minutes
 	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} $(BIN)/python -m pytest -s tests/crash
@@ -118,7 +119,7 @@ test-datarax: .venv-datarax/.ready ## Compare batches with the reference's own i
 	touch $@
 
 test-torch: .venv-frameworks/.ready ## Run the tests that need PyTorch, in an environment of its own; about 2 GB
-	.venv-frameworks/bin/python -m pytest -n $(PROCESSES) --dist worksteal --durations=10 tests/frameworks
+	.venv-frameworks/bin/python -m pytest -n 2 --dist worksteal --durations=10 tests/frameworks
 
 # Its metadata asks for an older NumPy and for clients of clouds that nothing here needs. About 6 GB: torchvision's
 # wheels on PyPI need PyTorch with CUDA.

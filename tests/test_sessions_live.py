@@ -81,7 +81,6 @@ def status(server: ServerProcess, entry: str) -> int:
     return int(found[1]) * (1024 if found[2] else 1)
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_thousand_sessions_take_little_memory_and_no_threads_and_end_with_their_leases(config, tmp_path):
     with (
