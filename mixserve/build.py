@@ -30,7 +30,7 @@ from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.shown import said_by, short, shown
 from mixserve.sources import ArraySource, FollowsReference, Source, TokenSource
 from mixserve_client.errors import MixserveError
-from mixserve_client.wire.dtypes import dtype_named
+from mixserve_client.schema.dtypes import dtype_named
 
 T = TypeVar("T")
 _FILES = 1 << 16

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mixserve.address import checked_host
 from mixserve.shown import names_shown, short, shown
 from mixserve.yaml_file import read_yaml
-from mixserve_client.wire.session import LEAST_TTL_S
+from mixserve_client.schema.sessions import LEAST_TTL_S
 
 Paths = str | Annotated[list[str], Field(min_length=1)]
 Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mixserve_client.wire.dtypes import DTYPES
+from mixserve_client.schema.dtypes import DTYPES
 from mixserve_client.wire.value import decode_value, encode_value
 
 State = dict[str, Any]

@@ -17,7 +17,7 @@ from mixserve.sessions import loaded
 from mixserve_client import MixClient, Overloaded, StorageFailed, UnknownCheckpoint, errors
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
-from mixserve_client.wire.error import RETRY_AFTER_METADATUM, error_metadata, error_of, shortened
+from mixserve_client.wire.error import RETRY_AFTER_METADATUM, error_metadata, error_of, shorten
 from tests.conftest import make_node
 from tests.processes import ONE_SIZE
 
@@ -94,7 +94,7 @@ def test_an_error_of_a_class_of_the_users_own_arrives_as_the_one_that_it_is_made
 
 @given(st.text(max_size=60) | st.text(alphabet="aü…\n%\U0001f600", max_size=300), st.integers(20, 200))
 def test_a_text_is_cut_in_its_middle_to_what_fits(text, most):
-    short = shortened(text, most)
+    short = shorten(text, most)
     encoded = "".join(c if " " <= c <= "~" and c != "%" else "%%%" * len(c.encode()) for c in short)
     assert len(encoded) <= most
     if short != text:
@@ -105,7 +105,7 @@ def test_a_text_is_cut_in_its_middle_to_what_fits(text, most):
 
 def test_a_text_of_many_megabytes_is_cut_at_once():
     text, began = "ü" * (64 << 20), time.monotonic()
-    assert len(shortened(text)) < 4096
+    assert len(shorten(text)) < 4096
     assert time.monotonic() - began < 1
 
 

@@ -212,8 +212,9 @@ def a_view_of_a_session_connects_anew(address: str) -> None:
         session.next_batch(3)
         view, index = client.view_session("viewed"), session.index
         assert view.get_state()["index"] == index
-        made = client._connections.here
-        assert in_a_fork(lambda: (view.get_state()["index"], client._connections.here is made)) == f"({index}, False)"
+        resources = client.catalog.resources
+        made = resources.here
+        assert in_a_fork(lambda: (view.get_state()["index"], resources.here is made)) == f"({index}, False)"
         assert view.get_state()["index"] == index
 
 
@@ -228,7 +229,7 @@ def an_asyncio_client_has_threads_of_its_own(address: str) -> None:
         return x(await anext(batches)), await asynchronous.mixtures()
 
     async def forked_in_the_midst() -> str:
-        async with batches._turns._lock, opened._turns._lock:
+        async with batches._turns._lock, opened.turns._lock:
             loop = asyncio.get_running_loop()
 
             def anew() -> Any:

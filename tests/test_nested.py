@@ -5,7 +5,7 @@ import numpy as np
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource
 from mixserve_client import MixClient
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.tree import flatten
 from tests.conftest import assert_batches_equal
 
 

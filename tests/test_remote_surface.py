@@ -24,7 +24,7 @@ from mixserve_client import (
     ServerFault,
     Session,
 )
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.tree import flatten
 from tests.processes import ONE_SIZE
 from tests.profiles import examples
 from tests.test_reference_members import DOCUMENTED_ATTRIBUTES, DOCUMENTED_METHODS, USED_METHODS

@@ -18,10 +18,10 @@ from mixserve import local_client, serve
 from mixserve.build import build_nodes
 from mixserve.config import load_config
 from mixserve_client import MixClient, UnknownSchedule
-from mixserve_client.schedule import Schedule
-from mixserve_client.view import View
+from mixserve_client.reading.schedule import Schedule
+from mixserve_client.reading.selection import Selection
+from mixserve_client.schema.keys import key_words
 from mixserve_client.wire import methods
-from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import encode_batch_request
 from tests.conftest import assert_batches_equal, make_node
 from tests.forked import Forked
@@ -83,7 +83,7 @@ def knows(address: str, state: dict[str, Any]) -> bool:
     """Whether the server at `address` knows the schedule of an iterator's state, without telling it."""
     with MixClient.connect(address, patience_s=DEADLINE_S, shared_memory=False) as client:
         mixture = client.mixture()
-        view = View(mixture, key_words(state["key"]), Schedule.of(mixture, state["schedule"]))
+        view = Selection(mixture, key_words(state["key"]), Schedule.of(mixture, state["schedule"]))
         try:
             client._caller.call(methods.GET_BATCH_AT, encode_batch_request(view.request(0, 1)))
         except UnknownSchedule:

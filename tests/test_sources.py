@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixserve import ArraySource, RandomAccessSource, Source, TokenSource
 from mixserve.sources import content_bytes
-from mixserve_client.wire.dtypes import DTYPES
+from mixserve_client.schema.dtypes import DTYPES
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)

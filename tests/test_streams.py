@@ -15,16 +15,17 @@ from mixserve import MixServer, serve
 from mixserve.cli.health import probe
 from mixserve.serving import streams
 from mixserve_client import MixClient
-from mixserve_client import spans as spans_module
-from mixserve_client.batch_stream import BatchStream
-from mixserve_client.memory import MemoryPool
-from mixserve_client.schedule import Schedule
-from mixserve_client.spans import Span
-from mixserve_client.view import View
+from mixserve_client.reading import ranges as ranges_module
+from mixserve_client.reading.ranges import StridedRange
+from mixserve_client.reading.schedule import Schedule
+from mixserve_client.reading.selection import Selection
+from mixserve_client.reading.stream import BatchStream
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.requests import BatchRequest, StreamRequest
+from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import BatchRequest, StreamRequest, encode_stream_request
+from mixserve_client.wire.request import encode_stream_request
 from tests.client.test_shared_memory import serving_on
 from tests.conftest import assert_batches_equal
 from tests.memory_server import memory_server
@@ -159,7 +160,7 @@ def test_a_stream_ends_early_while_another_waits(big_node, monkeypatch):
 @pytest.mark.alone
 @pytest.mark.parametrize("shared_memory", [False, True], ids=["grpc", "shared memory"])
 def test_many_iterators_share_two_threads_evenly(big_node, few_threads, monkeypatch, tmp_path, shared_memory):
-    monkeypatch.setattr(spans_module, "_READ_AHEAD_BYTES", 2 << 20)
+    monkeypatch.setattr(ranges_module, "_READ_AHEAD_BYTES", 2 << 20)
     iterators, clients = 40, 10
     together, stop = threading.Barrier(iterators + 1), threading.Event()
     counts, sums = [0] * iterators, [np.uint64(0)] * iterators
@@ -226,8 +227,8 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
         address = serving_on(first)
         client = plain(address)
         mixture = client.mixture()
-        view = View(mixture, key_words(3), Schedule(mixture))
-        stream = BatchStream(client._caller, view, Span(5, size, size, count), MemoryPool())
+        view = Selection(mixture, key_words(3), Schedule(mixture))
+        stream = BatchStream(client._caller, view, StridedRange(5, size, size, count), MemoryPool())
         batches = (batch for some in stream for batch in some)
         came = [next(batches)["tokens"].copy() for _ in range(2)]
         first.kill()

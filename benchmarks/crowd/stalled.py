@@ -14,9 +14,10 @@ from benchmarks.common.targets import Row
 from benchmarks.crowd.iterating import MODULE as ITERATING
 from benchmarks.crowd.iterating import TCP, total_speed
 from benchmarks.crowd.scenario import Outcome, Step, Window, ask, children, new_key, server
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.requests import BatchRequest, StreamRequest
 from mixserve_client.wire import methods
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import BatchRequest, StreamRequest, encode_stream_request
+from mixserve_client.wire.request import encode_stream_request
 
 MODULE = "benchmarks.crowd.stalled"
 _READERS, _CLIENTS = 6, 2

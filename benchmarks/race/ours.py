@@ -14,7 +14,7 @@ from benchmarks.common.pipes import Server, start_server
 from benchmarks.common.work import ROW_BYTES, WEIGHTS, load
 from benchmarks.race.contestant import Contestant
 from mixserve_client import MixClient
-from mixserve_client.spans import batches_ahead
+from mixserve_client.reading.ranges import batches_ahead
 
 if TYPE_CHECKING:
     from mixserve import MixDataSourcesNode

@@ -27,10 +27,11 @@ from mixserve_client.errors import (
     UnknownSchedule,
     UnknownSession,
 )
-from mixserve_client.iterator import BatchIterator
-from mixserve_client.session import Checkpoint, Session, SessionView
-from mixserve_client.wire.description import Field, Limits, MixtureDescription, SourceDescription
-from mixserve_client.wire.session import SessionDescription
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
+from mixserve_client.schema.sessions import SessionDescription
+from mixserve_client.sessions.session import Checkpoint, Session, SessionView
 
 __all__ = [
     "AsyncBatchIterator",

@@ -3,55 +3,33 @@
 import os
 import secrets
 import socket
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from mixserve_client.assembly import Batch
-from mixserve_client.batch_stream import BatchStream, check_fingerprint, decoded
-from mixserve_client.connection import Connection, Connections, MakeTransports
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
-from mixserve_client.iterator import BatchIterator
-from mixserve_client.leases import Leases
-from mixserve_client.memory import MemoryPool
-from mixserve_client.reading import Reading
-from mixserve_client.retry import PatientCaller, deadline_in
-from mixserve_client.schedule import Pairs, Schedule
-from mixserve_client.session import Session, SessionView, is_definite
-from mixserve_client.spans import Scattered, Span
-from mixserve_client.transport import Transport
-from mixserve_client.transport.grpc import GrpcTransport
-from mixserve_client.transport.handshake import DEFAULT_FOLDER
-from mixserve_client.transport.shared_memory import SharedMemoryTransport
-from mixserve_client.view import View
+from mixserve_client.options import BatchOptions, ConnectOptions
+from mixserve_client.reading.assembly import Batch
+from mixserve_client.reading.batches import Batches
+from mixserve_client.reading.catalog import MixtureCatalog
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.reading.ranges import PositionList
+from mixserve_client.reading.reader import Reader
+from mixserve_client.rpc.deadlines import deadline_in
+from mixserve_client.rpc.resources import ClientResources, Resources
+from mixserve_client.rpc.retry import RetryingCaller
+from mixserve_client.schema.checks import check_mixture, check_truth
+from mixserve_client.schema.fields import Content
+from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.positions import check_any_positions, check_positions
+from mixserve_client.schema.schedule import Pairs
+from mixserve_client.schema.sessions import HeldSession, OpenRequest, SessionDescription, check_name
+from mixserve_client.sessions.leases import LeaseKeeper, SharedLeases, leases_of
+from mixserve_client.sessions.session import Session, SessionView, is_definite
+from mixserve_client.transport.base import Transport
 from mixserve_client.wire import methods
-from mixserve_client.wire.description import MixtureDescription, decode_mixture, decode_names
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import (
-    Content,
-    check_any_positions,
-    check_mixture,
-    check_positions,
-    check_truth,
-    encode_batch_request,
-    encode_mixture_request,
-)
-from mixserve_client.wire.schedule import decode_schedule
-from mixserve_client.wire.session import (
-    HeldSession,
-    OpenRequest,
-    SessionDescription,
-    check_name,
-    decode_opened,
-    decode_sessions,
-    encode_list_request,
-    encode_open_request,
-)
-from mixserve_client.workers import Workers
-
-# A larger batch comes as a stream, in pieces that suit its way.
-_CALL_BYTES = 128 << 10
+from mixserve_client.wire.mixture import decode_names
+from mixserve_client.wire.session import decode_opened, decode_sessions, encode_list_request, encode_open_request
 
 
 class MixClient:
@@ -69,7 +47,8 @@ class MixClient:
         made = tuple(transports)
         if any(isinstance(transport, str) for transport in made):
             raise InvalidRequest(f"a client of addresses is made by MixClient.connect({list(made)!r:.100})")
-        self._begin(lambda: made, patience_s)
+        self._begin(MixtureCatalog(Resources(lambda: ClientResources(made, patience_s))))
+        _ = self.catalog.resources.here  # what is wrong with the arguments shows now
 
     @classmethod
     def connect(
@@ -81,24 +60,23 @@ class MixClient:
         on this host, of the same user, hands batches over in shared memory; `shared_memory` is the folder that its
         socket is in, where that is not /dev/shm; False forces gRPC.
         """
-        addresses = tuple(address) if not isinstance(address, str) and isinstance(address, Iterable) else (address,)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not isinstance(shared_memory, bool | str) or (not shared_memory and shared_memory is not False):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidRequest(f"shared_memory must be True, False or a folder, got {shared_memory!r:.100}")
+        options = ConnectOptions(address, patience_s=patience_s, shared_memory=shared_memory)
+        return cls._of(MixtureCatalog.connect(options))
+
+    @classmethod
+    def _of(cls, catalog: MixtureCatalog) -> Self:
         client = cls.__new__(cls)
-        client._begin(partial(_transports, addresses, shared_memory), patience_s)
-        client._pickled = addresses, patience_s, shared_memory
+        client._begin(catalog)
         return client
 
-    def _begin(self, make_transports: MakeTransports, patience_s: float) -> None:
-        self._connections = Connections(partial(Connection, make_transports, patience_s))
-        _ = self._connections.here  # what is wrong with the arguments shows now
-        self._pickled: tuple[tuple[str, ...], float, bool | str] | None = None
-        self._mixtures: dict[str, MixtureDescription] = {}
+    def _begin(self, catalog: MixtureCatalog) -> None:
+        self.catalog = catalog
+        self._shared_leases: SharedLeases = leases_of(catalog.resources)
 
     @property
     def transport(self) -> str:
         """How batches travel at present: `in-process`, `grpc` and the address, or `shared memory, grpc` and that."""
-        return self._caller.transport.name
+        return self.catalog.resources.here.caller.transport.name
 
     def mixtures(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
         """The names of the mixtures that the server holds, sorted."""
@@ -110,14 +88,14 @@ class MixClient:
         Raises UnknownMixture, FingerprintMismatch where it is no longer the mixture that this client has used, and
         whatever a call may raise.
         """
-        return self._mixture(name, deadline_in(timeout_s))
+        return self.catalog.ask(check_mixture(name), deadline_in(timeout_s))
 
     def end(
         self, *, mixture: str | None = None, schedule: Pairs | None = None, timeout_s: float | None = None
     ) -> int | None:
         """The first position that does not exist, under a schedule of your own where one is given; None for no end."""
         deadline = deadline_in(timeout_s)
-        return self._end(Schedule.of(self._described(mixture, deadline), schedule), deadline)
+        return self.catalog.reader(0, mixture, schedule, Content.RECORDS, deadline).end(deadline)
 
     def get_batch_at(
         self,
@@ -150,9 +128,9 @@ class MixClient:
         content = Content.RECORDS_AND_PROVENANCE if check_truth("provenance", provenance) else Content.RECORDS
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
-        view = self._view(key, mixture, schedule, content, deadline)
-        size = self._size(view, start, size, deadline, allow_short)
-        return view.record(self._rows(view, start, size, deadline))
+        reader = self.catalog.reader(key, mixture, schedule, content, deadline)
+        size = _existing(reader, start, size, deadline, allow_short=allow_short)
+        return reader.selection.record(reader.rows(start, size, deadline))
 
     def get_batch_by_positions(
         self,
@@ -172,10 +150,10 @@ class MixClient:
         `get_batch_at`.
         """
         content = Content.RECORDS_AND_PROVENANCE if check_truth("provenance", provenance) else Content.RECORDS
-        wanted = Scattered(check_any_positions(positions))
+        wanted = PositionList(check_any_positions(positions))
         deadline = deadline_in(timeout_s)
-        view = self._view(key, mixture, schedule, content, deadline)
-        return view.record(self._streamed(view, wanted, deadline))
+        reader = self.catalog.reader(key, mixture, schedule, content, deadline)
+        return reader.selection.record(reader.batch(wanted, deadline))
 
     def get_plan_at(
         self,
@@ -194,8 +172,8 @@ class MixClient:
         """
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
-        view = self._view(key, mixture, schedule, Content.PROVENANCE, deadline)
-        return self._rows(view, start, self._size(view, start, size, deadline, allow_short), deadline)
+        reader = self.catalog.reader(key, mixture, schedule, Content.PROVENANCE, deadline)
+        return reader.rows(start, _existing(reader, start, size, deadline, allow_short=allow_short), deadline)
 
     def batches(
         self,
@@ -227,10 +205,9 @@ class MixClient:
 
         For loaders that take batches from several workers in turn: worker (w, m) yields the w-th of every m batches.
         """
-        return BatchIterator(
-            self,
-            batch_size=batch_size,
-            key=key,
+        options = BatchOptions(
+            batch_size,
+            key,
             mixture=mixture,
             start=start,
             stop=stop,
@@ -244,6 +221,7 @@ class MixClient:
             prefetch=prefetch,
             timeout_s=timeout_s,
         )
+        return BatchIterator(Batches(self.catalog, options))
 
     def session(
         self,
@@ -269,7 +247,7 @@ class MixClient:
         """
         self._check_one_server()
         deadline = deadline_in(timeout_s)
-        described = self._described(mixture, deadline)
+        described = self.catalog.get(mixture, deadline)
         held = HeldSession(described.name, check_name("session", name), secrets.token_hex(16))
         request = OpenRequest(
             *held,
@@ -282,7 +260,9 @@ class MixClient:
         self._leases.settle(described.name, name, deadline)
         try:
             reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
-            return Session(self._connections, held, decode_opened(reply), timeout_s, described.fields)
+            return Session(
+                self.catalog.resources, self._leases, held, decode_opened(reply), timeout_s, described.fields
+            )
         except BaseException as error:
             # The server may have given it all the same.
             if isinstance(error, DeadlineExceeded):
@@ -294,8 +274,8 @@ class MixClient:
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """What may be asked of a session that others hold: its state, and its checkpoints."""
         self._check_one_server()
-        described = self._described(mixture, deadline_in(timeout_s))
-        return SessionView(self._connections, described.name, name, timeout_s)
+        described = self.catalog.get(mixture, deadline_in(timeout_s))
+        return SessionView(self.catalog.resources, described.name, name, timeout_s)
 
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
@@ -309,7 +289,7 @@ class MixClient:
 
     def close(self) -> None:
         """Let go of sessions, end the calls under way and the connections; closing twice is closing once."""
-        self._workers.close()
+        self.catalog.resources.here.close()
 
     def __enter__(self) -> Self:
         return self
@@ -324,25 +304,15 @@ class MixClient:
 
     def __reduce__(self) -> Any:
         """A client of the same servers, which expects the mixtures that this one knows."""
-        if self._pickled is None:
-            raise TypeError("this client cannot be pickled: its server is this process; use MixClient.connect(...)")
-        return _unpickled, (type(self), *self._pickled, dict(self._mixtures))
+        return type(self)._of, (self.catalog,)
 
     @property
-    def _caller(self) -> PatientCaller:
-        return self._connections.here.caller
+    def _caller(self) -> RetryingCaller:
+        return self.catalog.resources.here.caller
 
     @property
-    def _leases(self) -> Leases:
-        return self._connections.here.leases
-
-    @property
-    def _workers(self) -> Workers:
-        return self._connections.here.workers
-
-    @property
-    def _memory(self) -> MemoryPool:
-        return self._connections.here.memory
+    def _leases(self) -> LeaseKeeper:
+        return self._shared_leases.here
 
     def _check_one_server(self) -> None:
         if self._caller.replicas > 1:
@@ -351,79 +321,21 @@ class MixClient:
                 "to the one that shall hold it"
             )
 
-    def _mixture(self, name: str | None, deadline: float | None) -> MixtureDescription:
-        request = encode_mixture_request(name or "")
-        fresh = decode_mixture(self._caller.call(methods.GET_MIXTURE, request, deadline))
-        if name and fresh.name != name:
-            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, {name!r:.100} was asked for")
-        known = self._mixtures.setdefault(fresh.name, fresh)
-        check_fingerprint(known, fresh.fingerprint)
-        if not name:
-            self._mixtures.setdefault("", known)
-        return fresh
 
-    def _described(self, mixture: str | None, deadline: float | None) -> MixtureDescription:
-        return self._mixtures.get(check_mixture(mixture)) or self._mixture(mixture, deadline)
-
-    def _view(
-        self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
-    ) -> View:
-        words = key_words(key)
-        described = self._described(mixture, deadline)
-        return View(described, words, Schedule.of(described, schedule), content)
-
-    def _end(self, schedule: Schedule, deadline: float | None) -> int | None:
-        """The mixture's end under a schedule."""
-        if schedule.mixture.stop == "never" or not schedule.entries:
-            return schedule.mixture.end
-        (definition,) = schedule.definitions(whole=False)
-        reply = self._caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)
-        return decode_schedule(reply).end
-
-    def _size(self, view: View, start: int, size: int, deadline: float | None, allow_short: bool) -> int:
-        """How many of the rows [start, start + size) to ask for."""
-        end = self._end(view.schedule, deadline) if check_truth("allow_short", allow_short) else None
-        return size if end is None or start >= end else min(size, end - start)
-
-    def _start(self, view: View, span: Span | Scattered, after: Reading | None) -> Reading:
-        """The batches of `span`, fetched in the background once those of `after` are nearly here."""
-        return Reading(BatchStream(self._caller, view, span, self._memory), self._workers, after)
-
-    def _rows(self, view: View, start: int, size: int, deadline: float | None) -> Batch:
-        if size <= view.mixture.limits.size and size * view.row_bytes <= _CALL_BYTES:
-            return self._fetch(view, start, size, deadline)
-        return self._streamed(view, Span(start, size, size, 1), deadline)
-
-    def _streamed(self, view: View, span: Span | Scattered, deadline: float | None) -> Batch:
-        """The one batch of `span`."""
-        stream = BatchStream(self._caller, view, span, self._memory, deadline)
-        (batch,) = (batch for batches in stream for batch in batches)
-        return batch
-
-    def _fetch(self, view: View, start: int, size: int, deadline: float | None) -> Batch:
-        request = encode_batch_request(view.request(start, size))
-        reply = self._caller.call(methods.GET_BATCH_AT, request, deadline, view.schedule.definitions)
-        batch, rows = decoded(reply, view)
-        if rows != size:
-            raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
-        return batch
+def _existing(reader: Reader, start: int, size: int, deadline: float | None, *, allow_short: bool) -> int:
+    """How many of the rows [start, start + size) to ask for."""
+    end = reader.end(deadline) if check_truth("allow_short", allow_short) else None
+    return size if end is None or start >= end else min(size, end - start)
 
 
-def _transports(addresses: tuple[str, ...], shared_memory: bool | str) -> list[Transport]:
-    transports: list[Transport] = [GrpcTransport(target) for target in addresses]
-    if shared_memory is False:
-        return transports
-    folder = DEFAULT_FOLDER if shared_memory is True else shared_memory
-    return [SharedMemoryTransport(transport, folder) for transport in transports]
-
-
-def _unpickled(
+def _unpickled(  # pyright: ignore[reportUnusedFunction]
     cls: type[MixClient],
     addresses: tuple[str, ...],
     patience_s: float,
     shared_memory: bool | str,
-    mixtures: dict[str, MixtureDescription],
+    mixtures: Mapping[str, MixtureDescription],
 ) -> MixClient:
+    """What pickles of older clients call."""
     client = cls.connect(addresses, patience_s=patience_s, shared_memory=shared_memory)
-    client._mixtures.update(mixtures)  # pyright: ignore[reportPrivateUsage]
+    client.catalog.expect(mixtures)
     return client

@@ -8,11 +8,11 @@ from typing import Any
 import grain
 
 from mixserve_client.client import MixClient
-from mixserve_client.iterator import BatchIterator
-from mixserve_client.schedule import copied_pairs
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import check_integer
-from mixserve_client.wire.tree import flatten, unflatten
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.schedule import copy_pairs
+from mixserve_client.schema.tree import flatten, unflatten
 
 
 class RemoteMapDataset(grain.MapDataset[Any]):
@@ -80,7 +80,7 @@ class RemoteIterDataset(grain.IterDataset[Any]):
     def __init__(self, client: MixClient, *, batch_size: int, key: Any, **options: Any):
         """Raises what `client.batches` raises."""
         super().__init__()
-        options |= {name: copied_pairs(options[name]) for name in ("schedule", "skip") if name in options}
+        options |= {name: copy_pairs(options[name]) for name in ("schedule", "skip") if name in options}
         client.batches(batch_size, key, **options).close()
         self._client = client
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}

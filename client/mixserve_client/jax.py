@@ -7,15 +7,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-import numpy as np
 
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.iterator import BatchIterator, Place
-from mixserve_client.one_thread import OneThreaded
-from mixserve_client.schedule import Weights
-from mixserve_client.state_file import load_state, write_state
-from mixserve_client.wire.request import check_integer
+from mixserve_client.jax_dtypes import fitting
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.reading.state import StreamCheckpoint
+from mixserve_client.reading.state_file import load_state, write_state
+from mixserve_client.rpc.one_thread import OneThreaded
+from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.schedule import Weights
 
 
 def __getattr__(name: str) -> Any:
@@ -33,14 +34,14 @@ class DeviceBatches(OneThreaded):
     The state is that behind the last batch that was yielded, whatever is on devices already.
     """
 
-    def __init__(self, batches: BatchIterator, put: Callable[[Any], Any], buffer: int):
+    def __init__(self, iterator: BatchIterator, put: Callable[[Any], Any], buffer: int):
         """`put` puts a batch on devices."""
         super().__init__()
-        self._batches = batches
+        self._iterator = iterator
         self._put = put
         self._buffer = check_integer("buffer", buffer, 0)
-        self._ahead: deque[tuple[Any, Place]] = deque()  # and where the iterator stood after each
-        self._place: Place | None = None  # after the last yielded batch
+        self._ahead: deque[tuple[Any, StreamCheckpoint]] = deque()  # and where the iterator stood after each
+        self._place: StreamCheckpoint | None = None  # after the last yielded batch
         self._failed: Exception | None = None  # how asking for more ended, while batches are ahead
 
     def __iter__(self) -> Self:
@@ -50,7 +51,7 @@ class DeviceBatches(OneThreaded):
     def __next__(self) -> Any:
         """The next batch; `buffer` more are on their way. Raises what the iterator's `next` raises, when the batches
         before are yielded."""
-        self._place = self._place or self._batches._place
+        self._place = self._place or self._iterator.batches.checkpoint
         try:
             while self._failed is None and len(self._ahead) <= self._buffer and self._ask():
                 pass
@@ -65,7 +66,7 @@ class DeviceBatches(OneThreaded):
     @OneThreaded._in_turn
     def __len__(self) -> int:
         """How many batches are left. Raises TypeError where there is no end."""
-        return len(self._batches) + len(self._ahead)
+        return len(self._iterator) + len(self._ahead)
 
     def __bool__(self) -> bool:
         return True
@@ -73,12 +74,12 @@ class DeviceBatches(OneThreaded):
     @OneThreaded._in_turn
     def get_state(self) -> dict[str, Any]:
         """Where this is, as `BatchIterator.get_state` says it."""
-        return self._batches._state_at(self._place or self._batches._place)
+        return self._iterator.batches.state_at(self._place or self._iterator.batches.checkpoint)
 
     @OneThreaded._in_turn
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; what is on devices already is dropped. Raises as `BatchIterator` does."""
-        self._batches.set_state(state)
+        self._iterator.set_state(state)
         self._ahead.clear()
         self._place = self._failed = None
 
@@ -87,13 +88,13 @@ class DeviceBatches(OneThreaded):
         """Change the weights from `from_position` on, where it is None from the next batch that has not been yielded:
         `BatchIterator.schedule_weights`. What is on devices already is asked for again."""
         self._go_back()
-        return self._batches.schedule_weights(weights, from_position)
+        return self._iterator.schedule_weights(weights, from_position)
 
     @OneThreaded._in_turn
     def skip(self, start: int, stop: int) -> None:
         """Leave out the positions [start, stop) as well: `BatchIterator.skip`."""
         self._go_back()
-        self._batches.skip(start, stop)
+        self._iterator.skip(start, stop)
 
     async def save(self, directory: Any) -> Awaitable[None]:
         """What Orbax calls to save these beside a model, as `BatchIterator.save` does; each process writes the same."""
@@ -106,7 +107,7 @@ class DeviceBatches(OneThreaded):
     def close(self) -> None:
         """Drop what is in flight; the client stays open."""
         self._closed = True
-        self._batches.close()
+        self._iterator.close()
         self._settle()
 
     def __enter__(self) -> Self:
@@ -128,20 +129,20 @@ class DeviceBatches(OneThreaded):
     def _go_back(self) -> None:
         """Drop what is on devices ahead of what was yielded: the iterator stands where this does."""
         if self._ahead and self._place is not None:
-            self._batches._return_to(self._place)
+            self._iterator.batches.return_to(self._place)
             self._ahead.clear()
         self._place = self._failed = None
 
     def _ask(self) -> bool:
         """Put one more batch on devices; False at the end."""
-        before = self._ahead[-1][1] if self._ahead else self._place or self._batches._place
+        before = self._ahead[-1][1] if self._ahead else self._place or self._iterator.batches.checkpoint
         try:
-            batch = next(self._batches, None)
+            batch = next(self._iterator, None)
             if batch is None:
                 return False
-            self._ahead.append((self._put(batch), self._batches._place))
+            self._ahead.append((self._put(batch), self._iterator.batches.checkpoint))
         except BaseException:
-            self._batches._return_to(before)
+            self._iterator.batches.return_to(before)
             raise
         return True
 
@@ -206,21 +207,3 @@ def _global(array: Any, batch_size: int, begin: int, sharding: jax.sharding.Shar
         return array[(slice(start - begin, stop - begin), *index[1:])]
 
     return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, part)
-
-
-def fitting(batch: Any) -> Any:
-    """The batch in the dtypes that JAX has as x64 is set. Raises InvalidRequest where a value does not fit."""
-
-    def fit(path: Any, array: np.ndarray) -> np.ndarray:
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-        if dtype == array.dtype:
-            return array
-        narrowed = array.astype(dtype)
-        if not np.array_equal(narrowed.astype(array.dtype), array, equal_nan=array.dtype.kind in "fc"):
-            raise InvalidRequest(
-                f"the field {jax.tree_util.keystr(path)} has values of {array.dtype} that {dtype} cannot hold; set "
-                "jax_enable_x64, or leave the field on the host"
-            )
-        return narrowed
-
-    return jax.tree_util.tree_map_with_path(fit, batch)

@@ -1,8 +1,8 @@
 """The node's surface over a client: a Flax NNX module whose batches come from a server. Needs `flax`."""
 # pyright: standard
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,26 @@ from jax.core import Tracer
 
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.jax import fitting
-from mixserve_client.session import Session, State
-from mixserve_client.wire.description import MixtureDescription
-from mixserve_client.wire.key import IMPLEMENTATION, key_words
-from mixserve_client.wire.request import check_integer, check_positions
-from mixserve_client.wire.tree import unflatten
+from mixserve_client.jax_dtypes import fitting
+from mixserve_client.rpc.forwarding import named_as
+from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.keys import IMPLEMENTATION, key_words
+from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.tree import unflatten
+from mixserve_client.sessions.session import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def of_session(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """The operation of `Session`, on the session of a node."""
+
+    def call(self: "RemoteMixDataSourcesNode", *args: P.args, **kwargs: P.kwargs) -> T:
+        return method(self.session, *args, **kwargs)
+
+    return named_as(method, call)
 
 
 class _Remote:
@@ -37,8 +51,8 @@ class _Remote:
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Remote":
         return self
 
-    def described(self) -> MixtureDescription:
-        return self.client._described(self.mixture, None)  # pyright: ignore[reportPrivateUsage]
+    def describe(self) -> MixtureDescription:
+        return self.client.catalog.get(self.mixture, None)
 
     def rows(self, start: int, size: int, words: Any) -> Any:
         """The batch in JAX's dtypes; what goes wrong is kept."""
@@ -78,7 +92,7 @@ class RemoteMixDataSourcesNode(nnx.Module):
         return remote.session
 
     def __len__(self) -> int:
-        return sum(source.length for source in self._remote.described().sources)
+        return sum(source.length for source in self._remote.describe().sources)
 
     def supports_indexed_access(self) -> bool:
         """That batches may be asked for by position: what pipelines ask their source."""
@@ -89,7 +103,7 @@ class RemoteMixDataSourcesNode(nnx.Module):
         return unflatten(
             {
                 field.name: jax.ShapeDtypeStruct(field.shape, jax.dtypes.canonicalize_dtype(field.dtype))
-                for field in self._remote.described().fields
+                for field in self._remote.describe().fields
             }
         )
 
@@ -152,49 +166,17 @@ class RemoteMixDataSourcesNode(nnx.Module):
         """The batch at these positions, counted in `get_operation_stats` of the session."""
         return self.session.process(input, size, key)
 
-    def compute_statistics(self, start: int, size: int, key: Any) -> dict[str, Any] | None:
-        """What the mixture's `batch_stats_fn` says of the batch at these positions."""
-        return self.session.compute_statistics(start, size, key)
-
-    def next_batch(self, size: int) -> Any:
-        """The session's next records as arrays, fewer at the epoch's end; then StopIteration."""
-        return self.session.next_batch(size)
-
-    def reset(self) -> None:
-        """Set the session's `index` and `epoch` to 0."""
-        self.session.reset()
-
-    def get_state(self) -> State:
-        """The state of the session's node."""
-        return self.session.get_state()
-
-    def set_state(self, state: State) -> None:
-        """Take over a state that `get_state` gave."""
-        self.session.set_state(state)
-
-    def get_statistics(self) -> dict[str, Any] | None:
-        """The session's statistics."""
-        return self.session.get_statistics()
-
-    def set_statistics(self, stats: dict[str, Any]) -> None:
-        """Keep `stats` in the place of computed ones."""
-        self.session.set_statistics(stats)
-
-    def reset_statistics(self) -> None:
-        """Forget computed statistics, and leave precomputed ones unmentioned."""
-        self.session.reset_statistics()
-
-    def get_operation_stats(self) -> dict[str, int]:
-        """How many calls of `process` gave a result, and how many were refused."""
-        return self.session.get_operation_stats()
-
-    def reset_operation_stats(self) -> None:
-        """Set both counts to zero."""
-        self.session.reset_operation_stats()
-
-    def reset_cache(self) -> None:
-        """Forget the batches that the node on the server keeps."""
-        self.session.reset_cache()
+    next_batch = of_session(Session.next_batch)
+    reset = of_session(Session.reset)
+    get_state = of_session(Session.get_state)
+    set_state = of_session(Session.set_state)
+    compute_statistics = of_session(Session.compute_statistics)
+    get_statistics = of_session(Session.get_statistics)
+    set_statistics = of_session(Session.set_statistics)
+    reset_statistics = of_session(Session.reset_statistics)
+    get_operation_stats = of_session(Session.get_operation_stats)
+    reset_operation_stats = of_session(Session.reset_operation_stats)
+    reset_cache = of_session(Session.reset_cache)
 
     def __repr__(self) -> str:
         return f"RemoteMixDataSourcesNode({self._remote.client!r}, mixture={self._remote.mixture!r})"

@@ -10,11 +10,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.iterator import BatchIterator
-from mixserve_client.schedule import copied_pairs
-from mixserve_client.wire.dtypes import DTYPES
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.tree import flatten, unflatten
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.schema.dtypes import DTYPES
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.schedule import copy_pairs
+from mixserve_client.schema.tree import flatten, unflatten
 
 _DTYPES = {dtype: getattr(torch, name) for name, dtype in DTYPES.items() if hasattr(torch, name)}
 
@@ -37,7 +37,7 @@ class RemoteIterableDataset(IterableDataset[Any]):
         """
         super().__init__()
         self._client = client
-        options |= {name: copied_pairs(options[name]) for name in ("schedule", "skip") if name in options}
+        options |= {name: copy_pairs(options[name]) for name in ("schedule", "skip") if name in options}
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
         self._shard = shard
         self._rank: tuple[int, int] | None = None  # the shard in the process that sent this to a worker
@@ -103,7 +103,7 @@ class RemoteIterableDataset(IterableDataset[Any]):
     @property
     def _can_travel(self) -> bool:
         """Whether the client can be used in another process; then no server in this one has its replies."""
-        return self._client._pickled is not None  # pyright: ignore[reportPrivateUsage]
+        return self._client.catalog.can_travel
 
     def _check_can_travel(self) -> None:
         if not self._can_travel:

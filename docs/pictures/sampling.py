@@ -12,7 +12,7 @@ from mixserve.mixture.leaves import Plan
 from mixserve.mixture.plan import Planner
 from mixserve.mixture.sampling import EPOCH, Sampling
 from mixserve.mixture.schedule import Entry, Schedule, normalised
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 
 NAMES, WEIGHTS, LENGTHS = ("web", "code", "notes"), (0.5, 0.3, 0.2), (30, 18, 4)
 POSITIONS, BLOCK, SEED = 60, 10, 21

@@ -16,9 +16,9 @@ from rich.table import Table
 from mixserve.cli.show import MOST_ROWS, show_rest
 from mixserve.sessions.storage import open_regular
 from mixserve_client import InvalidRequest, MixClient, MixtureDescription, OutOfRange
-from mixserve_client.skips import Skips
-from mixserve_client.wire.request import check_positions
-from mixserve_client.wire.tree import flatten
+from mixserve_client.reading.skips import Skips
+from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.tree import flatten
 
 _MOST_ROWS = 64
 _ROWS_AT_ONCE = 1 << 17

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mixserve_client import InvalidRequest, MixClient
-from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.schema.dtypes import dtype_name
 
 
 def run(

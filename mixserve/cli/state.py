@@ -23,9 +23,9 @@ from mixserve_client.errors import (
     UnknownCheckpoint,
     UnknownSession,
 )
-from mixserve_client.session import Checkpoint, SessionView
-from mixserve_client.wire.dtypes import dtype_name
-from mixserve_client.wire.session import SessionDescription, check_name
+from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.sessions import SessionDescription, check_name
+from mixserve_client.sessions.session import Checkpoint, SessionView
 
 _MOST_CHECKPOINTS = 4
 # What Python calls by an argument's name in the server's messages.

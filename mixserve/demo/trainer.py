@@ -13,7 +13,7 @@ from mixserve.demo.model import new_learner, train_step
 from mixserve.demo.stream import BATCH_SIZE, KEY, chained, open_stream
 from mixserve.mixture.plan import Planner
 from mixserve_client import MixClient, MixtureDescription
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 
 JOURNAL = "journal.jsonl"
 STATE = "trainer.npz"

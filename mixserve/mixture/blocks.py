@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt32
 from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.sampling import check_end, rounded_up
 from mixserve_client.forks import renew_in_forks
-from mixserve_client.wire.request import POSITION_LIMIT, Range, ranges_of
+from mixserve_client.schema.positions import POSITION_LIMIT, Range, ranges_of
 
 _BLOCK, _BLOCK_OF_MANY_SOURCES, _LEAST_BLOCK, _MANY_SOURCES = 4096, 1024, 64, 32
 _BLOCK_COST = 1 << 20

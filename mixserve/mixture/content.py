@@ -13,8 +13,8 @@ import numpy as np
 
 from mixserve.faults import WrongRecord
 from mixserve.sources import RecordIds, ReferenceSource, content_bytes, is_keyed
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.tree import flatten
 
 _logger = logging.getLogger("mixserve")
 

@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve_client.appended import Appended
-from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.schema.positions import POSITION_LIMIT
 
 _UNIT = 1 << 32
 _ONE = 1 << 64  # what sources are owed is counted in 2^-64 records

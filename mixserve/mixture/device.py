@@ -16,7 +16,7 @@ from mixserve.mixture.gather import Buffers
 from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.plan import Plan, pieces
 from mixserve.sources import AnySource, ArrayBacked, is_array_backed
-from mixserve_client.wire.description import Field
+from mixserve_client.schema.fields import Field
 
 DeviceBuffers = Mapping[str, Shaped[Array, "rows ..."]]
 

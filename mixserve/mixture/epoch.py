@@ -25,7 +25,7 @@ from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import ALL, EPOCH, NEVER, Sampling, check_end
 from mixserve.mixture.schedule import Schedule
 from mixserve.mixture.threefry import threefry
-from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.schema.positions import POSITION_LIMIT
 
 # Numbers that no position has.
 _ORDER, _ROWS = 0xFFFFFFFF << 32 | 1, 0xFFFFFFFF << 32 | 2

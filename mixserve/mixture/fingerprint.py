@@ -9,9 +9,9 @@ import numpy as np
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.programs import PROBE_POSITIONS
 from mixserve.mixture.sampling import EPOCH, Sampling
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.dtypes import dtype_name
-from mixserve_client.wire.key import IMPLEMENTATION
+from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.keys import IMPLEMENTATION
 
 # Raise it with any change to the arithmetic of plans or to what this digest covers.
 ALGORITHM_VERSION = 2

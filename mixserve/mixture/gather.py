@@ -10,8 +10,8 @@ from mixserve.faults import WrongRecord, user_code
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
 from mixserve.sources import AnySource, ArrayBacked, KeyedSource, Source, is_array_backed, is_keyed
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.tree import flatten
 
 Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
 

@@ -27,7 +27,7 @@ from mixserve.mixture.spec import NoNumbers, check_text, common_fields, numeric_
 from mixserve.shown import shown
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
-from mixserve_client.wire.description import Field
+from mixserve_client.schema.fields import Field
 
 
 class Mixture:

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from mixserve.sources import AnySource
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.dtypes import dtype_name
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.tree import flatten
 
 Leaves = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 

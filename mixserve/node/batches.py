@@ -13,8 +13,8 @@ from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.plan import Planner, traceable
 from mixserve.sources import ReferenceSource
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.tree import flatten
 
 _ALIGNMENT = 64
 

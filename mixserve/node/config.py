@@ -12,7 +12,7 @@ from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import BLOCK_SIZE, CATEGORICAL, EPOCH, NEVER, Sampling, rounded_up
 from mixserve.mixture.schedule import Entry, Schedule, Shares, normalised
 from mixserve.module import StructuralConfig
-from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.schema.positions import POSITION_LIMIT
 
 _LARGEST_PLAN = 1 << 16
 PLACEMENTS = ("auto", "host", "device")

@@ -30,9 +30,9 @@ from mixserve.node.record_stream import RecordStream
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
 from mixserve.state import State, below, check_same_shape
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.wire.key import IMPLEMENTATION, key_words
-from mixserve_client.wire.request import check_positions
-from mixserve_client.wire.tree import unflatten
+from mixserve_client.schema.keys import IMPLEMENTATION, key_words
+from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.tree import unflatten
 
 logger = logging.getLogger(__name__)
 

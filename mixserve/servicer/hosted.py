@@ -10,17 +10,11 @@ from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode
 from mixserve.sources import is_array_backed
-from mixserve_client.wire.description import (
-    PROVENANCE,
-    Field,
-    Limits,
-    MixtureDescription,
-    SourceDescription,
-    content_fields,
-)
-from mixserve_client.wire.key import KeyWords
-from mixserve_client.wire.request import Content, Range
-from mixserve_client.wire.schedule import ScheduleEntry
+from mixserve_client.schema.fields import PROVENANCE, Content, Field, content_fields
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
+from mixserve_client.schema.positions import Range
+from mixserve_client.schema.schedule import ScheduleEntry
 
 _REPLY_BYTES = 16 << 20
 _SIZE = 1 << 16

@@ -12,9 +12,10 @@ from mixserve.mixture.gather import Buffers
 from mixserve.servicer.hosted import View, planned_at_once
 from mixserve.servicer.kept_replies import KeptReplies, KeptReply
 from mixserve.servicer.reused_bytes import ReusedBytes
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.positions import Range
+from mixserve_client.schema.requests import PositionsRequest, StreamRequest
 from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
-from mixserve_client.wire.key import KeyWords
-from mixserve_client.wire.request import PositionsRequest, Range, StreamRequest
 
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20

@@ -51,7 +51,7 @@ class ReusedBytes:
     def take(self, size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
         """A bytes object of undefined content, and a writable view to fill it through before anyone else sees it."""
         if not self._reuse:
-            return frame.unfilled_bytes(size)
+            return frame.empty_bytes(size)
         with self._lock:
             alone = references(self._alone, 0)
             known = self._known.pop(size, None) or deque()
@@ -61,7 +61,7 @@ class ReusedBytes:
                 if is_free:
                     self._known[size] = known  # at the end
                     return known[-1], frame.writable(known[-1])
-            fresh, memory = frame.unfilled_bytes(size)
+            fresh, memory = frame.empty_bytes(size)
             if size <= _IDLE_BYTES:
                 known.append(fresh)
                 self._bytes += size

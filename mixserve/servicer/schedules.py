@@ -10,8 +10,8 @@ from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import InvalidRequest, UnknownSchedule
 from mixserve_client.forks import renew_in_forks
-from mixserve_client.wire.request import POSITION_LIMIT
-from mixserve_client.wire.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
+from mixserve_client.schema.positions import POSITION_LIMIT
+from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
 
 _WEIGHTS, _SCHEDULES = 1 << 22, 1024
 # What an entry takes beside its weights, in weights: about 1 KiB in epoch mode.

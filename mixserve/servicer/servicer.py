@@ -13,15 +13,14 @@ from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.turns import Turns
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import renew_in_forks
+from mixserve_client.schema.fields import Content, provenance_obstacle
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
+from mixserve_client.schema.server import ServerDescription
 from mixserve_client.wire import methods
-from mixserve_client.wire.description import encode_mixture, encode_names, provenance_obstacle
-from mixserve_client.wire.key import KeyWords
+from mixserve_client.wire.mixture import encode_mixture, encode_names
 from mixserve_client.wire.request import (
-    BatchRequest,
-    Content,
-    PositionsRequest,
-    StreamRequest,
-    check_positions,
     check_small,
     decode_batch_request,
     decode_empty_request,
@@ -30,7 +29,7 @@ from mixserve_client.wire.request import (
     decode_stream_request,
 )
 from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
-from mixserve_client.wire.server import ServerDescription, encode_server
+from mixserve_client.wire.server import encode_server
 
 
 class MixServicer:

@@ -8,10 +8,10 @@ from mixserve.faults import faults
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.sessions import Sessions
 from mixserve_client.errors import InvalidRequest, UnknownMixture
+from mixserve_client.schema.sessions import HeldSession
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import check_small
 from mixserve_client.wire.session import (
-    HeldSession,
     decode_call_request,
     decode_held,
     decode_list_request,

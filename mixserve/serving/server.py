@@ -27,8 +27,8 @@ from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve.shown import shown
-from mixserve_client.allocator import keep_freed_memory
 from mixserve_client.errors import MixserveError, Unavailable, class_of
+from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
 from mixserve_client.wire.error import error_metadata, error_text

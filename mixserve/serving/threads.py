@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from mixserve_client.errors import Unavailable
-from mixserve_client.workers import Workers
+from mixserve_client.rpc.threads import DaemonThreadPool
 
 
 class CallThreads(ThreadPoolExecutor):
@@ -20,7 +20,7 @@ class CallThreads(ThreadPoolExecutor):
 
     def __init__(self, count: int, name: str):
         super().__init__(count, name)
-        self._workers = Workers(count, on_exit=_nothing, name=name)
+        self._workers = DaemonThreadPool(count, on_exit=_nothing, name=name)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """As in the base."""

@@ -37,7 +37,7 @@ from mixserve.sessions.storage import StateFolder, make_folder, storing, sync_fo
 from mixserve.state import State
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
 from mixserve_client.forks import renew_in_forks
-from mixserve_client.wire.session import is_name
+from mixserve_client.schema.sessions import is_name
 
 _logger = logging.getLogger("mixserve")
 

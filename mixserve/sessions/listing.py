@@ -9,7 +9,7 @@ from pathlib import Path
 from mixserve.sessions.journal import Journal
 from mixserve.sessions.record import read_record
 from mixserve_client.errors import CorruptCheckpoint
-from mixserve_client.wire.session import is_name
+from mixserve_client.schema.sessions import is_name
 
 _KEPT = 20_000
 _SHOWN = 500

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from mixserve.sessions.storage import open_regular, sync_folder
 from mixserve_client.errors import CorruptCheckpoint
-from mixserve_client.wire.session import is_name
+from mixserve_client.schema.sessions import is_name
 
 FORMAT = 1
 MANIFEST = "manifest.json"

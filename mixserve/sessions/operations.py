@@ -12,10 +12,11 @@ from mixserve.node.record_stream import BehindTheEnd
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.state import Frozen, State
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import check_positions, check_truth
-from mixserve_client.wire.session import check_name
-from mixserve_client.wire.tree import unflatten
+from mixserve_client.schema.checks import check_truth
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.sessions import check_name
+from mixserve_client.schema.tree import unflatten
 from mixserve_client.wire.value import value_message
 
 Arguments = dict[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 from mixserve.sessions.manifest import CHECKPOINT_BYTES
 from mixserve.state import State
 from mixserve_client.errors import StorageFailed
-from mixserve_client.wire.dtypes import dtype_named
+from mixserve_client.schema.dtypes import dtype_named
 
 _DICT, _TUPLE, _ARRAY, _EMPTY = "~dict", "~tuple", "~array", "~empty"
 # Orbax numbers its saves for the whole process, and two at a time take each other's signals: they fail, or wait without

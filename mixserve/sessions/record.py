@@ -7,7 +7,7 @@ from typing import Any, cast
 from mixserve.sessions.journal import Journal
 from mixserve.state import Frozen, State
 from mixserve_client.errors import CorruptCheckpoint
-from mixserve_client.wire.session import HOLDER_LIMIT, is_lease, is_name
+from mixserve_client.schema.sessions import HOLDER_LIMIT, is_lease, is_name
 from mixserve_client.wire.value import decode_value, encode_value
 
 FORMAT = 1

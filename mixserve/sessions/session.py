@@ -34,7 +34,7 @@ from mixserve_client.errors import (
     UnknownCheckpoint,
     from_wire,
 )
-from mixserve_client.wire.session import CallReply, CallRequest, OpenRequest
+from mixserve_client.schema.sessions import CallReply, CallRequest, OpenRequest
 from mixserve_client.wire.value import encode_value
 
 _NOBODY = ""

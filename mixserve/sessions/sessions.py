@@ -29,7 +29,7 @@ from mixserve_client.errors import (
     StorageFailed,
     UnknownSession,
 )
-from mixserve_client.wire.session import (
+from mixserve_client.schema.sessions import (
     LEAST_TTL_S,
     CallReply,
     CallRequest,

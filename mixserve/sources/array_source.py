@@ -8,8 +8,8 @@ import numpy as np
 
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
-from mixserve_client.wire.dtypes import dtype_name
-from mixserve_client.wire.tree import flatten, unflatten
+from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.tree import flatten, unflatten
 
 
 class ArraySource:

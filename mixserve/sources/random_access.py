@@ -11,7 +11,7 @@ import numpy as np
 from mixserve.faults import WrongRecord
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.forks import PerProcess
-from mixserve_client.wire.tree import flatten, unflatten
+from mixserve_client.schema.tree import flatten, unflatten
 
 
 class RandomAccess(Protocol):

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from mixserve.faults import WrongRecord, user_code
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.tree import flatten
+from mixserve_client.schema.fields import Field
+from mixserve_client.schema.tree import flatten
 
 
 def read_record(source: Any, index: int) -> Any:

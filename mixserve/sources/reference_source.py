@@ -16,8 +16,8 @@ from jaxtyping import Array, Int, UInt32
 from mixserve.forked import check_jax
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records, content_bytes
-from mixserve_client.wire.key import IMPLEMENTATION
-from mixserve_client.wire.tree import flatten, unflatten
+from mixserve_client.schema.keys import IMPLEMENTATION
+from mixserve_client.schema.tree import flatten, unflatten
 
 logger = logging.getLogger(__name__)
 

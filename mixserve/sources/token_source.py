@@ -11,7 +11,7 @@ import numpy as np
 from mixserve.sources.array_source import ArraySource
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
-from mixserve_client.wire.dtypes import dtype_name
+from mixserve_client.schema.dtypes import dtype_name
 
 Tokens = str | PathLike[str] | np.ndarray
 

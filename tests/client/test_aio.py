@@ -31,8 +31,9 @@ from mixserve_client import (
     Unavailable,
     UnknownCheckpoint,
     UnknownMixture,
-    aio,
 )
+from mixserve_client.aio import client as aio_client
+from mixserve_client.aio import turns
 from mixserve_client.transport.in_process import InProcessTransport
 from tests.conftest import assert_batches_equal, make_node
 
@@ -437,19 +438,19 @@ def test_records_whose_call_was_cancelled_come_next(gate, gated_client, node, la
     async def scenario() -> None:
         async with await gated_client.session("run") as session:
             await cancelled(gate, session.next_batch(4))
-            assert_batches_equal(await again(gate, session._turns, session.next_batch(4), late), rows(0, 4))
+            assert_batches_equal(await again(gate, session.turns, session.next_batch(4), late), rows(0, 4))
             await cancelled(gate, session.next_record())
-            record = await again(gate, session._turns, session.next_record(), late)
+            record = await again(gate, session.turns, session.next_record(), late)
             assert_batches_equal(record, {name: array[4] for name, array in whole.items()})
             # What may be done twice does not drop the records.
             await cancelled(gate, session.next_batch(4))
-            assert (await again(gate, session._turns, session.get_state(), late))["index"] == session.index == 9
+            assert (await again(gate, session.turns, session.get_state(), late))["index"] == session.index == 9
             await cancelled(gate, session.get_state())
             gate.open.set()
             assert_batches_equal(await session.next_batch(4), rows(5, 9))
             # Another read goes on behind them.
             await cancelled(gate, session.next_batch(4))
-            assert_batches_equal(await again(gate, session._turns, session.next_batch(3), late), rows(13, 16))
+            assert_batches_equal(await again(gate, session.turns, session.next_batch(3), late), rows(13, 16))
             assert session.index == 16
 
     run(scenario())
@@ -460,19 +461,19 @@ def test_what_was_done_once_is_not_done_twice(gate, gated_client, expected, late
     async def scenario() -> None:
         async with await gated_client.session("run") as session:
             await cancelled(gate, session.process(8, 8, jax.random.key(7)))
-            batch = await again(gate, session._turns, session.process(8, 8, jax.random.key(7)), late)
+            batch = await again(gate, session.turns, session.process(8, 8, jax.random.key(7)), late)
             assert_batches_equal(batch, expected(1))
             await cancelled(gate, session.process(8, 0))
             with pytest.raises(InvalidRequest):
-                await again(gate, session._turns, session.process(8, 0), late)
+                await again(gate, session.turns, session.process(8, 0), late)
             assert await session.get_operation_stats() == {"applied_count": 1, "skipped_count": 1}
             await session.next_batch(3)
             records = aiter(session)
             await cancelled(gate, anext(records))
-            await again(gate, session._turns, anext(records), late)
+            await again(gate, session.turns, anext(records), late)
             assert (session.index, session.epoch) == (1, 1)
             await cancelled(gate, session.set_statistics({"mean": 1}))
-            await again(gate, session._turns, session.set_statistics({"mean": 2}), late)
+            await again(gate, session.turns, session.set_statistics({"mean": 2}), late)
             assert await session.get_statistics() == {"mean": 2}
 
     run(scenario())
@@ -506,10 +507,10 @@ def test_a_call_that_has_not_begun_is_not_made(gate, gated_client, expected):
         await session.reset()
         await cancelled(gate, session.next_batch(3))
         gate.open.set()
-        await asyncio.to_thread(session._turns._running.exception, DEADLINE_S)
+        await asyncio.to_thread(session.turns._running.exception, DEADLINE_S)
         batches = gated_client.batches(8, 7, prefetch=0)
         gate.open.clear()
-        busy = [asyncio.ensure_future(gated_client.get_batch_at(0, 8, 7)) for _ in range(aio._THREADS)]
+        busy = [asyncio.ensure_future(gated_client.get_batch_at(0, 8, 7)) for _ in range(aio_client._THREADS)]
         await gate.holds_one()
         for call in (anext(batches), session.reset(), gated_client.session("other"), gated_client.mixtures()):
             with pytest.raises(TimeoutError):
@@ -530,7 +531,7 @@ def test_a_call_that_has_not_begun_is_not_made(gate, gated_client, expected):
 def test_closing_a_client_ends_its_calls():
     async def scenario() -> None:
         lost = AsyncMixClient.connect("127.0.0.1:1", patience_s=600)
-        waiting = [asyncio.ensure_future(lost.mixtures()) for _ in range(2 * aio._THREADS)]
+        waiting = [asyncio.ensure_future(lost.mixtures()) for _ in range(2 * aio_client._THREADS)]
         waiting.append(asyncio.ensure_future(anext(lost.batches(8, 0))))
         await asyncio.sleep(0)
         await asyncio.gather(lost.close(), lost.close())
@@ -594,12 +595,12 @@ def test_closing_an_iterator_ends_its_wait(gate, gated_client):
 
 
 def test_closing_an_iterator_ends_its_search_for_a_server(client, monkeypatch):
-    monkeypatch.setattr(aio, "_CLOSE_S", 2 * DEADLINE_S)
+    monkeypatch.setattr(turns, "_CLOSE_S", 2 * DEADLINE_S)
     described = client.mixture()
 
     async def scenario() -> None:
         async with AsyncMixClient.connect("127.0.0.1:1", patience_s=600) as lost:
-            lost._client._mixtures[""] = described
+            lost.client.catalog._known[""] = described
             batches = lost.batches(8, 7)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(batches), 0.1)
@@ -611,7 +612,7 @@ def test_closing_an_iterator_ends_its_search_for_a_server(client, monkeypatch):
 
 
 def test_leaving_does_not_wait_for_a_server_that_is_away(monkeypatch):
-    monkeypatch.setattr(aio, "_CLOSE_S", 0.1)
+    monkeypatch.setattr(turns, "_CLOSE_S", 0.1)
 
     async def scenario() -> None:
         async with AsyncMixClient.connect("127.0.0.1:1", patience_s=600) as lost, lost.batches(8, 7) as batches:
@@ -631,12 +632,12 @@ def test_leaving_a_session_in_the_midst_of_a_call_lets_go_of_it(gate, gated_clie
             gate.open.set()
         async with await gated_client.session("run") as session:
             assert (session.resumed, session.index) == (True, 6)
-            monkeypatch.setattr(aio, "_CLOSE_S", 0.01)
+            monkeypatch.setattr(turns, "_CLOSE_S", 0.01)
             await cancelled(gate, session.next_batch(3))
-            running = session._turns._running
+            running = session.turns._running
         gate.open.set()
         await asyncio.to_thread(running.exception, DEADLINE_S)
-        await asyncio.to_thread(session._session.close)  # which waits for the other one
+        await asyncio.to_thread(session.session.close)  # which waits for the other one
         async with await gated_client.session("run") as session:
             assert (session.resumed, session.index) == (True, 9)
 

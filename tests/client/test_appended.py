@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixserve_client.appended import Appended
-from mixserve_client.schedule import Schedule
-from mixserve_client.skips import Skips
-from mixserve_client.wire.description import Limits, MixtureDescription, SourceDescription
+from mixserve_client.reading.schedule import Schedule
+from mixserve_client.reading.skips import Skips
+from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.lists(st.integers(), max_size=3)), max_size=20))

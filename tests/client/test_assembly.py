@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve_client import Field
-from mixserve_client.assembly import batches_of, no_rows
-from mixserve_client.memory import IdleMemory, Memory, MemoryPool
+from mixserve_client.reading.assembly import batches_of, no_rows
+from mixserve_client.transport.buffers import IdleMemory, Memory, MemoryPool
 from tests.conftest import assert_batches_equal
 from tests.profiles import examples
 

@@ -111,12 +111,12 @@ def test_device_batches_say_why_they_cannot_be_pickled(client):
 
 
 def test_a_batch_that_is_interrupted_comes_next(client, monkeypatch):
-    from mixserve_client import view
+    from mixserve_client.reading import selection
 
     batches = client.batches(4, 7)
     first = next(batches)
     with monkeypatch.context() as patch:
-        patch.setattr(view, "unflatten", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(selection, "unflatten", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             next(batches)
     assert batches.get_state()["position"] == 4
@@ -133,7 +133,7 @@ def in_time(task: Callable[[], Any]) -> None:
 
 def test_a_signal_handler_may_take_the_state_of_the_session_that_it_interrupts(client, monkeypatch):
     session = client.session("interrupted")
-    sent, seen = session._sent, []
+    sent, seen = session._send, []
 
     def interrupted(*args: Any) -> Any:
         if not seen:
@@ -143,7 +143,7 @@ def test_a_signal_handler_may_take_the_state_of_the_session_that_it_interrupts(c
                 session.next_batch(3)
         return sent(*args)
 
-    monkeypatch.setattr(session, "_sent", interrupted)
+    monkeypatch.setattr(session, "_send", interrupted)
     in_time(lambda: session.next_batch(2))
     assert seen == [None, 0]
     assert session.index == 2
@@ -152,7 +152,7 @@ def test_a_signal_handler_may_take_the_state_of_the_session_that_it_interrupts(c
 
 def test_closing_in_a_handler_while_closing_does_not_hang(client, monkeypatch):
     made = MixClient.connect("127.0.0.1:9")
-    workers, ended = made._workers, []
+    workers, ended = made.catalog.resources.here.threads, []
 
     def closes_again() -> None:
         ended.append(None)

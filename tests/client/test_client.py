@@ -28,7 +28,7 @@ from mixserve_client import (
     UnknownMixture,
     errors,
 )
-from mixserve_client.spans import Share
+from mixserve_client.reading.ranges import Shard
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
 from tests.conftest import assert_batches_equal, make_node
@@ -88,7 +88,7 @@ def test_a_batch_larger_than_a_request_is_put_together_in_place(client, node):
 
 @given(st.integers(1, 10**6), st.integers(1, 64))
 def test_shards_are_cut_without_gap_or_overlap(size, count):
-    shards = [Share(size, (index, count), (0, 1)).of(size) for index in range(count)]
+    shards = [Shard(size, (index, count), (0, 1)).of(size) for index in range(count)]
     assert [offset for offset, _ in shards] == [index * size // count for index in range(count)]
     assert sum(rows for _, rows in shards) == size
     assert all(end == offset + rows for (offset, rows), (end, _) in pairwise(shards))

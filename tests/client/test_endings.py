@@ -10,9 +10,11 @@ import pytest
 
 from mixserve import local_client
 from mixserve.servicer import Services
-from mixserve_client import AsyncMixClient, BatchIterator, MixClient, retry
+from mixserve_client import AsyncMixClient, BatchIterator, MixClient
 from mixserve_client.errors import Unavailable
-from mixserve_client.retry import PatientCaller
+from mixserve_client.reading.batches import Batches
+from mixserve_client.rpc import retry
+from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
 
@@ -50,7 +52,7 @@ def test_a_stream_that_is_ended_does_not_sleep_out_its_delay(monkeypatch, how):
     monkeypatch.setattr(retry, "_FIRST_DELAY_S", 60.0)
     monkeypatch.setattr(retry, "_LONGEST_DELAY_S", 60.0)
     away = Away()
-    caller = PatientCaller([away], 600)
+    caller = RetryingCaller([away], 600)
     replies = caller.stream(methods.STREAM_BATCHES, lambda: retry.Request(b"", 1, 1))
     ended = list[object]()
 
@@ -128,7 +130,7 @@ class Counting(Services):
 def test_closing_an_asyncio_iterator_while_it_asks_for_more_leaves_nothing_running(node, monkeypatch):
     """Its `anext` was cancelled, and its thread is about to ask for more when `close` gives up waiting for it."""
     services = Counting({"train": node})
-    ask, asking, go_on = BatchIterator._ask, threading.Event(), threading.Event()
+    ask, asking, go_on = Batches.refill, threading.Event(), threading.Event()
 
     def slow(self: BatchIterator, *arguments: Any, **options: Any) -> None:
         asking.set()
@@ -139,7 +141,7 @@ def test_closing_an_asyncio_iterator_while_it_asks_for_more_leaves_nothing_runni
         client = AsyncMixClient(MixClient([InProcessTransport(services)]))
         batches = client.batches(8, 7, prefetch=2)
         await anext(batches)
-        monkeypatch.setattr(BatchIterator, "_ask", slow)
+        monkeypatch.setattr(Batches, "refill", slow)
         waiting = asyncio.ensure_future(_all(batches))
         await asyncio.to_thread(asking.wait, DEADLINE_S)
         waiting.cancel()
@@ -149,7 +151,7 @@ def test_closing_an_asyncio_iterator_while_it_asks_for_more_leaves_nothing_runni
         closing.cancel()  # as a timeout around it does
         await asyncio.wait([closing])
         go_on.set()
-        inner = batches._iterator
+        inner = batches._iterator.batches
         await asyncio.to_thread(wait_until, lambda: not services.open, "a stream is open")
         await asyncio.to_thread(wait_until, lambda: not inner._in_flight, "batches are in flight")
         await client.close()

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from mixserve.servicer import Services
 from mixserve_client import CorruptReply, Field, FingerprintMismatch, MixClient, MixserveError, Overloaded
-from mixserve_client.session import Session
+from mixserve_client.sessions.session import Session
 from mixserve_client.transport import grpc as grpc_transport
 from mixserve_client.transport.in_process import InProcessTransport
-from mixserve_client.wire import description, frame, methods
+from mixserve_client.wire import frame, methods
+from mixserve_client.wire import mixture as wire_mixture
 from mixserve_client.wire._generated import mix_pb2, state_pb2
 from mixserve_client.wire.batch import check_batch, decode_batch, encode_slot_reply
 from mixserve_client.wire.reply import DESCRIPTION_BYTES, LARGEST_REPLY_BYTES, parse_reply
@@ -188,7 +189,7 @@ IMPOSSIBLE = {
 
 
 def test_a_description_that_is_right_is_taken():
-    mixture = description.decode_mixture(described(end=LIMIT, block_size=1 << 16).SerializeToString())
+    mixture = wire_mixture.decode_mixture(described(end=LIMIT, block_size=1 << 16).SerializeToString())
     assert (mixture.end, mixture.block_size, mixture.weights) == (LIMIT, 1 << 16, (0.5, 0.5))
 
 
@@ -197,7 +198,7 @@ def test_a_description_that_cannot_be_is_corrupt_before_anything_is_made_of_it(c
     data = described(**changes).SerializeToString()
     tracemalloc.start()
     try:
-        ends_soon(lambda: description.decode_mixture(data))
+        ends_soon(lambda: wire_mixture.decode_mixture(data))
         assert tracemalloc.get_traced_memory()[1] < 50 * len(data) + (1 << 20)
     finally:
         tracemalloc.stop()
@@ -223,9 +224,9 @@ OTHERS = {
     "an end before the beginning": (decode_schedule, mix_pb2.Schedule(end=-1).SerializeToString()),
     "a path with a NUL": (decode_server, mix_pb2.Server(shared_memory="/dev/shm/\0").SerializeToString()),
     "a path of a megabyte": (decode_server, mix_pb2.Server(shared_memory="x" * (1 << 20)).SerializeToString()),
-    "names that are empty": (description.decode_names, mix_pb2.ListMixturesReply(names=[""]).SerializeToString()),
-    "a name twice": (description.decode_names, mix_pb2.ListMixturesReply(names=["a", "a"]).SerializeToString()),
-    "a description that is too large": (description.decode_mixture, bytes(DESCRIPTION_BYTES + 1)),
+    "names that are empty": (wire_mixture.decode_names, mix_pb2.ListMixturesReply(names=[""]).SerializeToString()),
+    "a name twice": (wire_mixture.decode_names, mix_pb2.ListMixturesReply(names=["a", "a"]).SerializeToString()),
+    "a description that is too large": (wire_mixture.decode_mixture, bytes(DESCRIPTION_BYTES + 1)),
 }
 
 

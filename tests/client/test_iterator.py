@@ -18,7 +18,7 @@ from tests.conftest import assert_batches_equal, make_node
 from tests.profiles import examples
 
 
-def joined(batches) -> dict[str, np.ndarray]:
+def concatenate(batches) -> dict[str, np.ndarray]:
     batches = list(batches)
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -34,7 +34,7 @@ def test_batches_in_a_row_are_one_large_batch(client, batch_size, start, rows, p
     with client.batches(batch_size, 3, start=start, stop=start + rows, prefetch=prefetch) as batches:
         got = list(batches)
     assert [len(batch["id"]) for batch in got[:-1]] == [batch_size] * (len(got) - 1)
-    assert_batches_equal(joined(got), client.get_batch_at(start, rows, 3))
+    assert_batches_equal(concatenate(got), client.get_batch_at(start, rows, 3))
 
 
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -44,7 +44,7 @@ def test_shards_put_together_are_the_global_batches(client, batch_size, data):
     stop = data.draw(st.integers(1, 100))
     shards = [client.batches(batch_size, 3, stop=stop, shard=(index, count)) for index in range(count)]
     for whole in client.batches(batch_size, 3, stop=stop):
-        assert_batches_equal(joined(next(shard) for shard in shards), whole)
+        assert_batches_equal(concatenate(next(shard) for shard in shards), whole)
     for shard in shards:
         assert next(shard, None) is None
 
@@ -337,7 +337,7 @@ def test_closing_a_client_ends_iterators_that_wait_for_a_server():
     with local_client({"train": make_node()}) as client:
         described = client.mixture()
     lost = MixClient.connect("127.0.0.1:1", patience_s=600)
-    lost._mixtures[""] = described
+    lost.catalog._known[""] = described
     ended: list[BaseException] = []
 
     def wait() -> None:

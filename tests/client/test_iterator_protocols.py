@@ -65,7 +65,7 @@ def test_reset_goes_back_to_the_beginning_with_what_was_given_there(client):
 def test_prefetching_may_begin_before_the_first_batch(client):
     batches = client.batches(SIZE, 7)
     batches.start_prefetch()
-    assert batches._in_flight
+    assert batches.batches._in_flight
     assert batches.get_state()["position"] == 0
     batches.start_prefetch()
     assert_all_equal(following(batches), following(client.batches(SIZE, 7)))
@@ -116,7 +116,7 @@ def test_a_pickled_iterator_goes_on_at_its_place(connected):
     batches.reset()
     other.reset()
     assert_all_equal(following(other, 12), following(batches, 12))
-    other._client.close()
+    other.batches._catalog.resources.here.close()
     batches.close()
     with pytest.raises(InvalidRequest, match="closed"):
         next(pickle.loads(pickle.dumps(batches)))

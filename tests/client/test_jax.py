@@ -168,7 +168,7 @@ with MixClient.connect(address, patience_s=60) as client:
         whole = client.get_batch_at(8, 8, 7)["tokens"]
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(shard.data, whole[shard.index])
-        print(batches._batches, flush=True)
+        print(batches._iterator, flush=True)
         for stop in (22, 23, 24):  # a last batch of 7 rows is cut off in the first process alone
             batches = global_batches(client, 8, 7, NamedSharding(mesh, spec), stop=stop)
             assert [len(batch["tokens"]) for batch in batches] == [8] * (stop // 8), stop

@@ -15,9 +15,9 @@ import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
 from mixserve_client import AsyncMixClient, MixClient
-from mixserve_client.connection import Connection
 from mixserve_client.grain import RemoteIterDataset, RemoteMapDataset
 from mixserve_client.jax import RemoteMixDataSourcesNode, device_batches, global_batches
+from mixserve_client.rpc.resources import ClientResources
 from tests.processes import ONE_SIZE
 
 DEADLINE_S = 20
@@ -53,7 +53,7 @@ def wait_until(is_so: Callable[[], bool], what: str) -> None:
         time.sleep(0.005)
 
 
-def assert_ends(connection: "weakref.ref[Connection]", before: set[threading.Thread]) -> None:
+def assert_ends(connection: "weakref.ref[ClientResources]", before: set[threading.Thread]) -> None:
     wait_until(lambda: connection() is None, "the connection is still there")
     wait_until(lambda: threads() <= before, f"still there: {threads() - before}")
 
@@ -89,7 +89,7 @@ def test_what_a_client_hands_out_outlives_it_and_then_all_ends(connect, route, k
     make, use = HANDED_OUT[kind]
     with without_collector():
         before, client = threads(), connect[route]()
-        made, connection = make(client), weakref.ref(client._connections.here)
+        made, connection = make(client), weakref.ref(client.catalog.resources.here)
         del client
         for _ in range(2):
             use(made)
@@ -127,9 +127,9 @@ ASYNCHRONOUS: dict[str, tuple[Callable[[AsyncMixClient], Any], Callable[[Any], A
 def test_what_an_asyncio_client_hands_out_outlives_it_and_then_all_ends(connect, route, kind):
     make, use = ASYNCHRONOUS[kind]
 
-    async def scenario() -> "weakref.ref[Connection]":
+    async def scenario() -> "weakref.ref[ClientResources]":
         client = AsyncMixClient(connect[route]())
-        made, connection = await make(client), weakref.ref(client._client._connections.here)
+        made, connection = await make(client), weakref.ref(client.client.catalog.resources.here)
         del client
         for _ in range(2):
             await use(made)
@@ -144,7 +144,7 @@ def test_what_an_asyncio_client_hands_out_outlives_it_and_then_all_ends(connect,
 def test_a_session_is_renewed_for_as_long_as_it_is_there_and_no_longer(connect):
     with without_collector():
         before, session = threads(), connect["grpc"]().session("d")
-        connection, leases = weakref.ref(session._connections.here), session._leases
+        connection, leases = weakref.ref(session._resources.here), session._leases
         assert list(leases._held) == [session._held]
         session.next_batch(2)
         del session
@@ -156,11 +156,12 @@ def test_an_iterator_that_is_dropped_leaves_nothing_running(connect):
     """Its client lives on."""
     lost = MixClient.connect("127.0.0.1:1", patience_s=600)
     with connect["grpc"]() as client:
-        lost._mixtures[""] = client.mixture()
+        lost.catalog._known[""] = client.mixture()
     with lost, without_collector():
         batches = lost.batches(4, 7)
         batches.start_prefetch()
-        readings = [weakref.ref(reading) for asked in batches._in_flight for reading in asked.readings]
+        fetching = batches.batches._in_flight._fetching
+        readings = [weakref.ref(reading) for asked in fetching for reading in asked.readings]
         assert readings
-        del batches
+        del batches, fetching
         wait_until(lambda: all(reading() is None for reading in readings), "it still looks for its server")

@@ -12,6 +12,7 @@ import pytest
 from mixserve import local_client
 from mixserve.servicer import Services
 from mixserve_client import BatchIterator, InvalidRequest, MixClient, Unavailable
+from mixserve_client.reading.batches import Batches
 from mixserve_client.transport.in_process import InProcessTransport
 from tests.conftest import assert_batches_equal
 
@@ -119,7 +120,7 @@ def test_closing_ends_the_wait_of_another_thread_and_all_that_is_in_flight(gate,
     batches.close()
     gate.open.set()
     assert isinstance(waiting.result(), Unavailable)
-    assert not batches._in_flight
+    assert not batches.batches._in_flight
     with pytest.raises(InvalidRequest, match="closed"):
         next(batches)
     assert batches.get_state()["position"] == 0
@@ -129,14 +130,14 @@ def test_closing_while_another_thread_asks_for_more_leaves_nothing_in_flight(gat
     """That thread has its batch, and asks for those after it when the iterator is closed."""
     gate.open.set()
     next(batches)
-    ask, asking, go_on = BatchIterator._ask, threading.Event(), threading.Event()
+    ask, asking, go_on = Batches.refill, threading.Event(), threading.Event()
 
     def slow(self: BatchIterator, *arguments: Any, **options: Any) -> None:
         asking.set()
         assert go_on.wait(DEADLINE_S)
         ask(self, *arguments, **options)
 
-    monkeypatch.setattr(BatchIterator, "_ask", slow)
+    monkeypatch.setattr(Batches, "refill", slow)
     taken = list[Any]()
 
     def take() -> None:
@@ -149,7 +150,7 @@ def test_closing_while_another_thread_asks_for_more_leaves_nothing_in_flight(gat
     batches.close()
     go_on.set()
     thread.join(DEADLINE_S)
-    assert not batches._in_flight
+    assert not batches.batches._in_flight
 
 
 def test_a_signal_handler_may_take_the_state_while_its_thread_waits(gate, batches):

@@ -18,16 +18,12 @@ from mixserve import (
 )
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve_client import InvalidRequest, MixClient, OutOfRange
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.positions import POSITIONS_PER_REQUEST, ranges_of
+from mixserve_client.schema.requests import PositionsRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import (
-    POSITIONS_PER_REQUEST,
-    PositionsRequest,
-    decode_positions_request,
-    encode_positions_request,
-    ranges_of,
-)
+from mixserve_client.wire.request import decode_positions_request, encode_positions_request
 from tests.conftest import arrays, assert_batches_equal, make_node
 from tests.profiles import examples
 

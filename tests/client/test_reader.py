@@ -20,16 +20,13 @@ from mixserve import (
 )
 from mixserve.servicer import Services, replies, schedules
 from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, UnknownSchedule
+from mixserve_client.schema.fields import Content
+from mixserve_client.schema.requests import BatchRequest, StreamRequest
+from mixserve_client.schema.schedule import ScheduleEntry, ScheduleRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
-from mixserve_client.wire.request import (
-    BatchRequest,
-    Content,
-    StreamRequest,
-    encode_batch_request,
-    encode_stream_request,
-)
-from mixserve_client.wire.schedule import ScheduleEntry, ScheduleRequest, decode_schedule, encode_schedule_request
+from mixserve_client.wire.request import encode_batch_request, encode_stream_request
+from mixserve_client.wire.schedule import decode_schedule, encode_schedule_request
 from tests.conftest import TRANSPORTS, assert_batches_equal, make_node
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -60,7 +57,7 @@ def reader(request: pytest.FixtureRequest) -> Iterator[MixClient]:
         yield made
 
 
-def joined(batches: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def concatenate(batches: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
@@ -112,12 +109,12 @@ def test_a_schedule_is_the_same_by_position_and_by_iterator(reader, mixture):
     own = reader.get_batch_at(0, 128, 3, mixture=mixture, provenance=True)
     assert_batches_equal(own, {name: array[:128] for name, array in whole.items()})
     iterator = reader.batches(30, 3, mixture=mixture, schedule=SCHEDULE, provenance=True, stop=320)
-    assert_batches_equal(joined(list(iterator)), whole)
+    assert_batches_equal(concatenate(list(iterator)), whole)
     live = reader.batches(32, 3, mixture=mixture, provenance=True, stop=320)
     found = [next(live) for _ in range(4)]
     assert live.schedule_weights(SCHEDULE[0][1]) == 128
     assert live.schedule_weights({"source-0": 1, "source-1": 0, "source-2": 0}, from_position=256) == 256
-    assert_batches_equal(joined(found + list(live)), whole)
+    assert_batches_equal(concatenate(found + list(live)), whole)
 
 
 @pytest.mark.parametrize("mixture", ENDLESS)
@@ -132,7 +129,7 @@ def test_weights_change_from_the_next_batch_whatever_was_prefetched(reader, mixt
     after = [next(iterator) for _ in range(3)]
     again = reader.batches(48, 0, mixture=mixture)
     again.set_state(state)
-    assert_batches_equal(next(again), joined(after))
+    assert_batches_equal(next(again), concatenate(after))
     with pytest.raises(InvalidRequest, match="from_position must be at least 96"):
         iterator.schedule_weights((1, 1, 1), from_position=95)
 
@@ -153,9 +150,9 @@ def test_skipped_positions_do_not_come(reader, mixture):
     kept, stop = kept[kept < end], min(320, end)
     whole = reader.get_batch_at(0, stop, 3, mixture=mixture)
     expected = {name: array[kept] for name, array in whole.items()}
-    assert_batches_equal(joined(list(reader.batches(16, 3, mixture=mixture, skip=skip, stop=stop))), expected)
+    assert_batches_equal(concatenate(list(reader.batches(16, 3, mixture=mixture, skip=skip, stop=stop))), expected)
     shards = [list(reader.batches(16, 3, mixture=mixture, skip=skip, stop=stop, shard=(i, 3))) for i in range(3)]
-    assert_batches_equal(joined([rows for of_batch in zip(*shards, strict=True) for rows in of_batch]), expected)
+    assert_batches_equal(concatenate([rows for of_batch in zip(*shards, strict=True) for rows in of_batch]), expected)
     iterator = reader.batches(16, 3, mixture=mixture, skip=skip[:1], stop=stop)
     found = [next(iterator) for _ in range(2)]
     for one in skip[1:]:
@@ -164,7 +161,7 @@ def test_skipped_positions_do_not_come(reader, mixture):
     assert state["skip"] == [[40, 70], [100, 131], [200, 210]]
     again = reader.batches(16, 0, mixture=mixture, stop=stop)
     again.set_state(state)
-    assert_batches_equal(joined(found + list(again)), expected)
+    assert_batches_equal(concatenate(found + list(again)), expected)
     with pytest.raises(InvalidRequest, match="where the next batch begins"):
         iterator.skip(31, 40)
 
@@ -186,7 +183,7 @@ def test_the_mixtures_end_follows_the_schedule(reader):
     assert reader.end(mixture="epoch", schedule=only_last) is None
     assert reader.mixture("ending").end == max(source.pass_end for source in reader.mixture("ending").sources)
     batches = list(reader.batches(8, 3, mixture="ending", schedule=only_last, provenance=True))
-    assert sorted(joined(batches)["record_id"].tolist()) == list(range(30))
+    assert sorted(concatenate(batches)["record_id"].tolist()) == list(range(30))
     short = reader.get_batch_at(20, 100, 3, mixture="ending", schedule=only_last, allow_short=True)
     assert len(short["id"]) == 10
 
@@ -205,15 +202,15 @@ def test_weights_cannot_change_what_was_yielded_by_moving_the_end():
             iterator.schedule_weights((1, 1, 1))
         assert iterator.get_state() == state
         found += list(iterator)
-        assert_batches_equal(joined(found), client.get_batch_at(0, end, 3, provenance=True))
+        assert_batches_equal(concatenate(found), client.get_batch_at(0, end, 3, provenance=True))
         # While there is time, the end moves, and what was before it stays.
         early = client.batches(16, 3, provenance=True)
         before = [next(early) for _ in range(2)]
         assert early.schedule_weights((0, 0, 1)) == 64
-        whole = joined(before + list(early))
+        whole = concatenate(before + list(early))
         assert len(whole["id"]) == 74
         assert sorted(whole["record_id"][64:]) == list(range(10))
-        assert_batches_equal({name: array[:64] for name, array in whole.items()}, joined(found[:4]))
+        assert_batches_equal({name: array[:64] for name, array in whole.items()}, concatenate(found[:4]))
 
 
 @pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted"])
@@ -221,12 +218,12 @@ def test_an_ending_mixture_takes_a_schedule_that_its_server_never_heard_of(stop)
     node = make_node(sampling="epoch", block_size=4, stop=stop)
     schedule = [(4, (1, 1, 1)), (8, (1, 2, 1)), (12, (2, 1, 1))]
     with local_client({"train": node}) as client:
-        whole = joined(list(client.batches(3, 3, schedule=schedule)))
+        whole = concatenate(list(client.batches(3, 3, schedule=schedule)))
         state = client.batches(3, 3, schedule=schedule).get_state()
     with local_client({"train": node}) as client:
         again = client.batches(3, 0)
         again.set_state(state)
-        assert_batches_equal(joined(list(again)), whole)
+        assert_batches_equal(concatenate(list(again)), whole)
     with local_client({"train": node}) as client:
         short = client.get_batch_at(0, 1000, 3, schedule=schedule, allow_short=True)
         assert_batches_equal(short, whole)
@@ -244,11 +241,11 @@ def test_a_server_that_forgets_is_told_again(monkeypatch):
 
 
 def test_long_schedules_are_told_in_pieces(reader, monkeypatch):
-    monkeypatch.setattr("mixserve_client.schedule._WEIGHTS_AT_ONCE", 9)
+    monkeypatch.setattr("mixserve_client.reading.schedule._WEIGHTS_AT_ONCE", 9)
     schedule = [(64 * i, (i % 3, 1, i % 2)) for i in range(20)]
     found = reader.get_batch_at(0, 1280, 3, mixture="epoch", schedule=schedule)
     parts = [reader.get_batch_at(64 * i, 64, 3, mixture="epoch", schedule=schedule[: i + 1]) for i in range(20)]
-    assert_batches_equal(joined(parts), found)
+    assert_batches_equal(concatenate(parts), found)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +327,7 @@ def test_definitions_on_the_wire(reader):
 
 
 def test_schedules_have_a_limit_that_the_client_knows(monkeypatch):
-    monkeypatch.setattr("mixserve_client.wire.schedule._MOST_WEIGHTS", 12)
+    monkeypatch.setattr("mixserve_client.schema.schedule._MOST_WEIGHTS", 12)
     with local_client({"train": NODES["categorical"]}) as client:
         three = [(i + 1, (1, 1, 1)) for i in range(3)]
         iterator = client.batches(8, 0, schedule=three)
@@ -348,7 +345,7 @@ def test_schedules_have_a_limit_that_the_client_knows(monkeypatch):
 
 def test_a_server_that_is_older_than_schedules(reader):
     described = replace(reader.mixture("categorical"), schedule=(), leaves=(), stop="")
-    reader._mixtures["categorical"] = described
+    reader.catalog._known["categorical"] = described
     for options in ({"schedule": [(0, (1, 0, 0))]}, {"provenance": True}):
         with pytest.raises(InvalidRequest, match="this server is older than schedules and provenance"):
             reader.get_batch_at(0, 4, 0, mixture="categorical", **options)
@@ -374,4 +371,4 @@ def test_readers_of_positions_far_apart_do_not_wait_for_all_plans():
             decode_batch(reply)[1] for reply in servicer.stream(methods.STREAM_BATCHES, encode_stream_request(request))
         ]
     assert max(len(reply["record_id"]) for reply in cut) <= 30
-    assert_batches_equal(joined(cut), joined(whole))
+    assert_batches_equal(concatenate(cut), concatenate(whole))

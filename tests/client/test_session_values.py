@@ -13,11 +13,12 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve_client import AsyncMixClient, CorruptReply, Field, MixClient
 from mixserve_client.nnx import RemoteMixDataSourcesNode
-from mixserve_client.session_values import check_record, check_records, check_rows
+from mixserve_client.schema.sessions import CallReply
+from mixserve_client.schema.tree import flatten
+from mixserve_client.sessions.values import check_record, check_records, check_rows
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
-from mixserve_client.wire.session import CallReply, decode_call_reply, encode_call_reply, encode_sessions
-from mixserve_client.wire.tree import flatten
+from mixserve_client.wire.session import decode_call_reply, encode_call_reply, encode_sessions
 from tests.hostile import Answers
 from tests.processes import ONE_SIZE
 

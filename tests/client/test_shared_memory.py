@@ -29,8 +29,8 @@ from mixserve import MixDataSourcesNode, MixServer, local_client, serve
 from mixserve.servicer import Services
 from mixserve.serving.shared_memory import SharedMemory
 from mixserve_client import DeadlineExceeded, MixClient, Unavailable
-from mixserve_client import spans as spans_module
-from mixserve_client.reading import Reading
+from mixserve_client.reading import ranges as ranges_module
+from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.transport import slots as slots_module
 from tests.conftest import assert_batches_equal
 from tests.forked import Forked, wait_for_line
@@ -108,7 +108,7 @@ def expected(near) -> np.ndarray:
 def few_slots(monkeypatch) -> int:
     """New clients have slots for a few replies only, and read little ahead: the number of bytes of slots."""
     monkeypatch.setattr(slots_module, "_BYTES", 4 << 20)
-    monkeypatch.setattr(spans_module, "_READ_AHEAD_BYTES", 2 << 20)
+    monkeypatch.setattr(ranges_module, "_READ_AHEAD_BYTES", 2 << 20)
     return 4 << 20
 
 
@@ -233,7 +233,7 @@ def test_iterators_that_are_dropped_midway_lose_no_memory_for_good(near, folder,
 def test_closed_iterators_give_their_memory_back_at_once(near, folder, few_slots):
     """Not when the collector of circles comes by, which may be much later: gRPC would carry everything meanwhile."""
     gc.collect()
-    before = [known for known in gc.get_objects() if isinstance(known, Reading)]  # of others
+    before = [known for known in gc.get_objects() if isinstance(known, BackgroundStream)]  # of others
     gc.disable()
     try:
         with connect(near, folder) as client:
@@ -245,7 +245,7 @@ def test_closed_iterators_give_their_memory_back_at_once(near, folder, few_slots
             with pytest.raises(DeadlineExceeded):  # an error that was raised leads back to what raised it, too
                 next(client.batches(SIZE, 3, timeout_s=1e-6))
             del batches
-            until(lambda: sum(isinstance(known, Reading) for known in gc.get_objects()) <= len(before))
+            until(lambda: sum(isinstance(known, BackgroundStream) for known in gc.get_objects()) <= len(before))
     finally:
         gc.enable()
 
@@ -664,7 +664,7 @@ def test_memory_of_a_client_that_closes_is_forgotten_too(far):
 
 
 def test_a_killed_server_comes_back_and_shared_memory_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(spans_module, "_READ_AHEAD_BYTES", 2 << 20)
+    monkeypatch.setattr(ranges_module, "_READ_AHEAD_BYTES", 2 << 20)
 
     def sockets() -> list[Path]:
         return list(tmp_path.glob("*/*.sock"))

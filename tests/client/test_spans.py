@@ -9,15 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixserve_client import CorruptReply, FingerprintMismatch, InvalidRequest, MixserveError, OutOfRange, UnknownMixture
-from mixserve_client.spans import Span, batches_ahead, reply_batches, whole_replies
+from mixserve_client.reading.ranges import StridedRange, batches_ahead, reply_batches, whole_replies
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.positions import POSITION_LIMIT
+from mixserve_client.schema.requests import BatchRequest, StreamRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.batch import decode_batch, decode_slot_reply, encode_slot_reply
-from mixserve_client.wire.key import key_words
 from mixserve_client.wire.request import (
-    POSITION_LIMIT,
-    BatchRequest,
-    StreamRequest,
     decode_batch_request,
     decode_stream_request,
     encode_batch_request,
@@ -28,14 +27,14 @@ from tests.profiles import examples
 
 
 @st.composite
-def spans(draw: st.DrawFn) -> Span:
+def spans(draw: st.DrawFn) -> StridedRange:
     size, count = draw(st.integers(1, 20)), draw(st.integers(1, 10))
     stride = size + draw(st.one_of(st.just(0), st.integers(1, 50)))
     last_start = POSITION_LIMIT - (count - 1) * stride - size
-    return Span(draw(st.one_of(st.integers(0, 100), st.integers(0, last_start))), size, stride, count)
+    return StridedRange(draw(st.one_of(st.integers(0, 100), st.integers(0, last_start))), size, stride, count)
 
 
-def positions(span: Span) -> list[int]:
+def positions(span: StridedRange) -> list[int]:
     return [span.start + batch * span.stride + row for batch in range(span.count) for row in range(span.size)]
 
 
@@ -94,7 +93,7 @@ def test_a_reply_holds_a_batch_at_least_and_more_only_of_small_ones(batch_bytes)
     assert 1 <= reply_batches(batch_bytes + 1) <= reply_batches(batch_bytes)
 
 
-def request_of(span: Span, reply_rows: int = 7, slots: tuple[int, ...] = ()) -> StreamRequest:
+def request_of(span: StridedRange, reply_rows: int = 7, slots: tuple[int, ...] = ()) -> StreamRequest:
     first = BatchRequest("train", span.start, span.size, key_words(5), "f")
     return StreamRequest(first, span.stride, span.count, reply_rows, slots)
 
@@ -137,7 +136,7 @@ def test_stream_requests_come_back(span, reply_rows, slots, name):
 @given(slots=slot_ids, more=slot_ids)
 def test_slots_that_are_joined_to_a_request_are_those_that_protobuf_reads(slots, more):
     batch = encode_batch_request(BatchRequest("train", 3, 4, key_words(5)))
-    stream = encode_stream_request(request_of(Span(3, 4, 9, 2)))
+    stream = encode_stream_request(request_of(StridedRange(3, 4, 9, 2)))
     for kind, plain in ((mix_pb2.GetBatchAtRequest, batch), (mix_pb2.StreamBatchesRequest, stream)):
         expected = kind.FromString(plain)
         expected.slots.extend(slots)

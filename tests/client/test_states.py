@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from mixserve import local_client
 from mixserve_client import InvalidRequest, MixClient
-from mixserve_client.iterator import BatchIterator
-from mixserve_client.reader_state import ReaderState
-from mixserve_client.skips import Skips
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.reading.skips import Skips
+from mixserve_client.reading.state import ReaderState
 from tests.conftest import make_node
 from tests.processes import ONE_SIZE
 from tests.profiles import examples

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixserve_client.wire.tree import flatten, unflatten
+from mixserve_client.schema.tree import flatten, unflatten
 
 leaves = st.integers()
 records = st.recursive(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixserve_client.schema.dtypes import DTYPES
 from mixserve_client.wire._generated import state_pb2
-from mixserve_client.wire.dtypes import DTYPES
 from mixserve_client.wire.value import DEPTH_LIMIT, decode_value, encode_value
 
 plain_scalars = st.one_of(

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve_client import CorruptReply, Field, InvalidRequest, OutOfRange
+from mixserve_client.schema.dtypes import DTYPES, dtype_name, dtype_named
+from mixserve_client.schema.keys import key_words
 from mixserve_client.wire import description, frame, health, methods, request
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, frame_batch, view_batch
-from mixserve_client.wire.dtypes import DTYPES, dtype_name, dtype_named
-from mixserve_client.wire.key import key_words
 from tests.profiles import examples
 
 FIELDS = (
@@ -27,7 +27,7 @@ FIELDS = (
 
 
 def framed(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[bytes, dict[str, np.ndarray]]:
-    message, memory = frame.unfilled_bytes(batch_bytes(fingerprint, fields, size))
+    message, memory = frame.empty_bytes(batch_bytes(fingerprint, fields, size))
     return message, frame_batch(memory, fingerprint, fields, size)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
-from mixserve_client.wire.dtypes import DTYPES
+from mixserve_client.schema.dtypes import DTYPES
 from tests.processes import ONE_SIZE
 
 FOREIGN = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")  # what PyTorch lacks

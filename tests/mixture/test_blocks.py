@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.plan import Plan, Planner
 from mixserve.mixture.schedule import normalised
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 from tests.profiles import examples
 
 LIMIT = 2**63 - 1

@@ -19,7 +19,7 @@ from mixserve.mixture.leaves import Plan
 from mixserve.mixture.sampling import Sampling
 from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve_client import InvalidRequest, OutOfRange
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 from tests.mixture.test_64_bits import Computed
 from tests.mixture.test_counts import schedules, weights_of
 from tests.mixture.test_permutation import most

@@ -9,7 +9,7 @@ import pytest
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.servicer.hosted import HostedMixture, planned_at_once
 from mixserve.servicer.schedules import Schedules
-from mixserve_client.wire.schedule import ScheduleEntry
+from mixserve_client.schema.schedule import ScheduleEntry
 from tests.processes import ONE_SIZE
 
 pytestmark = pytest.mark.alone

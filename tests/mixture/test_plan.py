@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mixserve.mixture.plan import Planner, pieces
 from mixserve.mixture.programs import PLAN_SIZES, forget
 from mixserve.mixture.schedule import normalised
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 from tests.profiles import examples
 from tests.reference import draw, draw_one_eagerly
 

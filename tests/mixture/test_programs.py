@@ -23,7 +23,7 @@ from mixserve.mixture.compilation_cache import CompilationCache, choose_folder, 
 from mixserve.mixture.draw import Parts
 from mixserve.mixture.plan import Planner
 from mixserve.mixture.programs import ProgramName, begin, draws, forget, load, program
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 from tests.forked import Forked
 
 PARTS = Parts(long=False, fetch=False)

@@ -11,7 +11,7 @@ from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.plan import Planner
 from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve.mixture.scheduled import Planners, ScheduledPlanner
-from mixserve_client.wire.key import key_words
+from mixserve_client.schema.keys import key_words
 from tests.mixture.test_permutation import most
 from tests.profiles import examples
 

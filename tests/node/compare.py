@@ -13,8 +13,8 @@ import numpy as np
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve_client import InvalidRequest, MixClient, MixserveError, MixtureDescription, OutOfRange
-from mixserve_client.wire.dtypes import dtype_name
-from mixserve_client.wire.request import POSITION_LIMIT
+from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.positions import POSITION_LIMIT
 
 _SCRIPT = Path(__file__).with_name("read_batch.mjs")
 _REFUSED = 3

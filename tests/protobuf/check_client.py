@@ -7,9 +7,14 @@ import sys
 import numpy as np
 
 import mixserve_client
-from mixserve_client.wire import batch, description, frame, request, schedule, session, value
+from mixserve_client.schema import sessions
+from mixserve_client.schema.dtypes import DTYPES
+from mixserve_client.schema.fields import Content, Field
+from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
+from mixserve_client.schema.requests import BatchRequest
+from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, ScheduleRequest
+from mixserve_client.wire import batch, frame, mixture, request, schedule, session, value
 from mixserve_client.wire._generated import mix_pb2
-from mixserve_client.wire.dtypes import DTYPES
 
 _HEAVY = ("jax", "flax", "grain", "torch", "mixserve")
 _FINGERPRINT = "0123456789abcdef" * 4
@@ -34,11 +39,11 @@ def _check_sessions() -> None:
     array = value.decode_value(value.encode_value(np.arange(6, dtype=np.uint16).reshape(2, 3)))
     assert array.dtype == np.uint16
     assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
-    wanted = session.OpenRequest("train", "run-17", "0" * 32, "holder", fresh=True, take_over=True, strict=False)
+    wanted = sessions.OpenRequest("train", "run-17", "0" * 32, "holder", fresh=True, take_over=True, strict=False)
     assert session.decode_open_request(session.encode_open_request(wanted)) == wanted
-    call = session.CallRequest("train", "run-17", "set_state", {"state": tree}, "0" * 32, 7)
+    call = sessions.CallRequest("train", "run-17", "set_state", {"state": tree}, "0" * 32, 7)
     assert session.decode_call_request(session.encode_call_request(call)) == call
-    reply = session.CallReply(tree, False, 2**53 + 1, 3)
+    reply = sessions.CallReply(tree, False, 2**53 + 1, 3)
     assert session.decode_call_reply(session.encode_call_reply(reply)) == reply
     for known in (b"\xff", b"\x0a\xff"):
         try:
@@ -58,7 +63,7 @@ def _check_lightness() -> None:
 
 def _check_requests() -> None:
     words = np.array([2**32 - 1, 7], np.uint32)
-    wanted = request.BatchRequest("train", 2**53 + 1, 256, words, _FINGERPRINT)
+    wanted = BatchRequest("train", 2**53 + 1, 256, words, _FINGERPRINT)
     data = request.encode_batch_request(wanted)
     theirs = mix_pb2.GetBatchAtRequest(
         mixture="train",
@@ -83,43 +88,43 @@ def _check_requests() -> None:
 
 
 def _check_descriptions() -> None:
-    mixture = description.MixtureDescription(
+    described = MixtureDescription(
         name="train",
         fingerprint=_FINGERPRINT,
         fields=_fields(),
         sources=(
-            description.SourceDescription("web", 2**40, 0.7, 2**41),
-            description.SourceDescription("code", 1, 0.3),
+            SourceDescription("web", 2**40, 0.7, 2**41),
+            SourceDescription("code", 1, 0.3),
         ),
-        limits=description.Limits(size=65536, reply_bytes=1 << 24),
+        limits=Limits(size=65536, reply_bytes=1 << 24),
         placement="host",
         sampling="epoch",
         block_size=2048,
         stop="all_exhausted",
         end=2**41,
-        schedule=(schedule.ScheduleEntry(0, (0.7, 0.3)), schedule.ScheduleEntry(2**40, (0.1, 0.9))),
+        schedule=(ScheduleEntry(0, (0.7, 0.3)), ScheduleEntry(2**40, (0.1, 0.9))),
         leaves=("web", "code/a", "code/b"),
     )
-    assert description.decode_mixture(description.encode_mixture(mixture)) == mixture
-    assert description.decode_names(description.encode_names(("a", "b"))) == ("a", "b")
+    assert mixture.decode_mixture(mixture.encode_mixture(described)) == described
+    assert mixture.decode_names(mixture.encode_names(("a", "b"))) == ("a", "b")
 
 
 def _check_schedules() -> None:
-    entries = (schedule.ScheduleEntry(2048, (0.1, 1e-300)), schedule.ScheduleEntry(2**62, (0.0, 1.0)))
-    wanted = schedule.ScheduleRequest("train", _FINGERPRINT, "ab" * 32, entries)
+    entries = (ScheduleEntry(2048, (0.1, 1e-300)), ScheduleEntry(2**62, (0.0, 1.0)))
+    wanted = ScheduleRequest("train", _FINGERPRINT, "ab" * 32, entries)
     assert schedule.decode_schedule_request(schedule.encode_schedule_request(wanted)) == wanted
-    for defined in (schedule.DefinedSchedule("cd" * 32, None), schedule.DefinedSchedule("cd" * 32, 2**62)):
+    for defined in (DefinedSchedule("cd" * 32, None), DefinedSchedule("cd" * 32, 2**62)):
         assert schedule.decode_schedule(schedule.encode_schedule(defined)) == defined
-    request_with = request.BatchRequest(
-        *("train", 0, 4, np.array([0, 1], np.uint32)), schedule="ab" * 32, content=request.Content.PROVENANCE
+    request_with = BatchRequest(
+        *("train", 0, 4, np.array([0, 1], np.uint32)), schedule="ab" * 32, content=Content.PROVENANCE
     )
     got = request.decode_batch_request(request.encode_batch_request(request_with))
-    assert (got.schedule, got.content) == ("ab" * 32, request.Content.PROVENANCE)
+    assert (got.schedule, got.content) == ("ab" * 32, Content.PROVENANCE)
 
 
 def _check_batches() -> None:
     size = 3
-    message, memory = frame.unfilled_bytes(batch.batch_bytes(_FINGERPRINT, _fields(), size))
+    message, memory = frame.empty_bytes(batch.batch_bytes(_FINGERPRINT, _fields(), size))
     arrays = batch.frame_batch(memory, _FINGERPRINT, _fields(), size)
     random = np.random.default_rng(0)
     for array in arrays.values():
@@ -140,9 +145,9 @@ def _check_batches() -> None:
             assert array.tobytes() == arrays[name].tobytes(), f"we read other bytes of the field {name!r}"
 
 
-def _fields() -> tuple[description.Field, ...]:
+def _fields() -> tuple[Field, ...]:
     """One field per dtype, of zero to three dimensions."""
-    return tuple(description.Field(name, dtype, (2, 3, 5)[: i % 4]) for i, (name, dtype) in enumerate(DTYPES.items()))
+    return tuple(Field(name, dtype, (2, 3, 5)[: i % 4]) for i, (name, dtype) in enumerate(DTYPES.items()))
 
 
 if __name__ == "__main__":

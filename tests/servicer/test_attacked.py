@@ -10,9 +10,11 @@ import pytest
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, local_client
 from mixserve.servicer import Services
 from mixserve_client import InvalidRequest, MixClient
+from mixserve_client.schema.fields import Content
+from mixserve_client.schema.keys import key_words
+from mixserve_client.schema.requests import BatchRequest, StreamRequest
 from mixserve_client.wire import methods
-from mixserve_client.wire.key import key_words
-from mixserve_client.wire.request import BatchRequest, Content, StreamRequest, encode_stream_request
+from mixserve_client.wire.request import encode_stream_request
 from tests.processes import ONE_SIZE
 
 

@@ -11,18 +11,11 @@ import pytest
 from mixserve import local_client, serve
 from mixserve.servicer import Services
 from mixserve_client import FingerprintMismatch, MixClient, SessionTaken, StorageFailed
-from mixserve_client import leases as client_leases
 from mixserve_client.errors import DeadlineExceeded, MixserveError
+from mixserve_client.schema.sessions import CallRequest, HeldSession, OpenRequest
+from mixserve_client.sessions import leases as client_leases
 from mixserve_client.wire import methods
-from mixserve_client.wire.session import (
-    CallRequest,
-    HeldSession,
-    OpenRequest,
-    decode_call_reply,
-    encode_call_request,
-    encode_held,
-    encode_open_request,
-)
+from mixserve_client.wire.session import decode_call_reply, encode_call_request, encode_held, encode_open_request
 from tests.sessions.test_faults import DEADLINE_S, SOON_S, Gate, Wire, ids, make_node, stream
 
 DAY_S = 24 * 3600

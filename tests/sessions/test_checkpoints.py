@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from mixserve.sessions import StateFolder
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve_client.errors import CorruptCheckpoint, UnknownCheckpoint
-from mixserve_client.wire.dtypes import DTYPES
+from mixserve_client.schema.dtypes import DTYPES
 from mixserve_client.wire.value import encode_value
 from tests.profiles import examples
 

@@ -28,10 +28,11 @@ from mixserve_client import (
     UnknownSession,
 )
 from mixserve_client.errors import CorruptReply, Unavailable
+from mixserve_client.schema.sessions import CallRequest
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import state_pb2
-from mixserve_client.wire.session import CallRequest, decode_call_reply, encode_call_request
+from mixserve_client.wire.session import decode_call_reply, encode_call_request
 
 DEADLINE_S = 60
 SOON_S = 5.0

@@ -14,16 +14,11 @@ from mixserve.servicer import Services
 from mixserve.servicer.kept_replies import KeptReplies
 from mixserve.sessions import Sessions, checkpoints, listing, loaded, record, sessions
 from mixserve_client import InvalidRequest, MixClient, StorageFailed
+from mixserve_client.schema.sessions import CallRequest, HeldSession, OpenRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire import session as wire_session
 from mixserve_client.wire._generated import state_pb2
-from mixserve_client.wire.session import (
-    CallRequest,
-    HeldSession,
-    OpenRequest,
-    encode_held,
-    encode_open_request,
-)
+from mixserve_client.wire.session import encode_held, encode_open_request
 from tests.sessions.test_faults import DEADLINE_S, SOON_S, Wire, call_raw, ids, make_node, nested, stream
 
 LEASE = "a" * 32

@@ -24,14 +24,9 @@ from mixserve_client import (
     UnknownSession,
 )
 from mixserve_client.errors import Unavailable
+from mixserve_client.schema.sessions import CallRequest, OpenRequest
 from mixserve_client.wire import methods
-from mixserve_client.wire.session import (
-    CallRequest,
-    OpenRequest,
-    decode_call_reply,
-    encode_call_request,
-    encode_open_request,
-)
+from mixserve_client.wire.session import decode_call_reply, encode_call_request, encode_open_request
 from mixserve_client.wire.value import encode_value
 from tests.conftest import arrays, assert_batches_equal
 

@@ -31,7 +31,7 @@ class ForkGate:
         self._begin()
 
     @contextmanager
-    def passed(self) -> Generator[None]:
+    def hold(self) -> Generator[None]:
         """What is done inside is done inside gRPC. Raises InvalidRequest where gRPC cannot work in this process."""
         with self._changed:
             self.check()

@@ -8,15 +8,13 @@ from typing import Any, cast
 
 import grpc
 
-from mixserve_client.allocator import keep_freed_memory
-from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable
-from mixserve_client.transport import Interrupted
+from mixserve_client.errors import MixserveError, Unavailable
+from mixserve_client.schema.addresses import check_address
+from mixserve_client.transport.allocator import keep_freed_memory
+from mixserve_client.transport.base import Interrupted
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
-
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
-_ADDRESS_SCHEMES = ("dns:", "ipv4:", "ipv6:")
 
 # A reply may hold one row of the largest size; the size of all others is checked where they are read. The pings find a
 # peer that is gone or frozen without a word, so that no call waits for it forever.
@@ -32,12 +30,17 @@ _OPTIONS = [
 ]
 
 
+def plain_channel(target: str) -> grpc.Channel:
+    """A channel without encryption, which connects at its first call."""
+    return grpc.insecure_channel(target, options=_OPTIONS)
+
+
 class GrpcTransport:
     """One server by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
 
-    def __init__(self, target: str):
-        _check_target(target)
-        self._target = target
+    def __init__(self, target: str, open_channel: Callable[[str], grpc.Channel] = plain_channel):
+        self._target = check_address(target)
+        self._open_channel = open_channel
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Callable[..., Any]] = {}
         self._lock = threading.RLock()  # a client may be collected, and closed, wherever this thread is
@@ -48,7 +51,7 @@ class GrpcTransport:
         return f"grpc {self._target}"
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
-        with GATE.passed(), self._errors():
+        with GATE.hold(), self._errors():
             return self._method(method, "unary_unary")(request, timeout=timeout_s)
 
     def stream(
@@ -59,7 +62,7 @@ class GrpcTransport:
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
-        with GATE.passed(), self._errors():
+        with GATE.hold(), self._errors():
             return _Replies(self._method(method, "unary_stream")(request, timeout=timeout_s), self._errors)
 
     def close(self) -> None:
@@ -74,7 +77,7 @@ class GrpcTransport:
                 raise Unavailable(f"the client of {self._target} is closed; connect again")
             if self._channel is None:
                 keep_freed_memory()
-                self._channel = grpc.insecure_channel(self._target, options=_OPTIONS)
+                self._channel = self._open_channel(self._target)
             if method not in self._methods:
                 self._methods[method] = getattr(self._channel, kind)(method)
             return self._methods[method]
@@ -102,32 +105,6 @@ class GrpcTransport:
             # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
         return error_of(code, details, metadata)
-
-
-def _check_target(target: Any) -> None:
-    """Raises InvalidRequest for what gRPC would look for in vain, or at a port that nobody named."""
-    if isinstance(target, str) and target == target.strip() and _has_good_ports(target):
-        return
-    raise InvalidRequest(
-        f"a server's address must be host:port with a port in 1..65535, dns:///name:port or unix:///path, an IPv6 host "
-        f"in brackets as in [::1]:50051, and several servers a list of such; got {target!r:.100}"
-    )
-
-
-def _has_good_ports(target: str) -> bool:
-    if target.startswith(_ADDRESS_SCHEMES):  # where gRPC takes a port modulo 65536, and knows some by name
-        addresses = target.partition(":")[2].rpartition("/")[2].split(",")
-        ports = [address.rpartition(":")[2] for address in addresses]
-        return target.isprintable() and all(_is_port(port) or not port.isdecimal() for port in ports)
-    if target.startswith(_SCHEMES):
-        return True
-    host, _, port = target.rpartition(":")
-    is_host = host.isprintable() and not set(host) & set("/, ") and (":" not in host or host[0] + host[-1] == "[]")
-    return bool(host) and is_host and _is_port(port)
-
-
-def _is_port(port: str) -> bool:
-    return port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 1 << 16
 
 
 class _Replies:

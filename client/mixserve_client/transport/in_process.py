@@ -29,7 +29,7 @@ class InProcessTransport:
         self._on_close = on_close
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:  # noqa: ARG002
-        return self._opened().handle(method, request)
+        return self._require_open().handle(method, request)
 
     def stream(
         self,
@@ -39,13 +39,13 @@ class InProcessTransport:
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
-        return _Replies(self._opened().stream(method, request))
+        return _Replies(self._require_open().stream(method, request))
 
     def close(self) -> None:
         self._servicer = None
         self._on_close()
 
-    def _opened(self) -> Servicer:
+    def _require_open(self) -> Servicer:
         if self._servicer is None:
             raise Unavailable("this client is closed; make another one with local_client(...)")
         return self._servicer

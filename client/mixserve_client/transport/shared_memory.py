@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
-from mixserve_client.transport import Replies, Reply, Transport
+from mixserve_client.transport.base import Replies, Reply, Transport
 from mixserve_client.transport.slots import Slot, SlotPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_slot_reply
@@ -49,14 +49,14 @@ class SharedMemoryTransport:
         if reply_bytes < _LEAST_BYTES:
             return self._inner.stream(method, request, timeout_s, replies, reply_bytes)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        lent = self._lent(replies, reply_bytes, timeout_s)
+        lent = self._lease(replies, reply_bytes, timeout_s)
         try:
             if deadline is not None:
                 timeout_s = max(0.0, deadline - time.monotonic())
-            carried = self._inner.stream(method, lent.named(request), timeout_s, replies, reply_bytes)
-            return _Replies(carried, lent, self._carried)
+            carried = self._inner.stream(method, lent.attach(request), timeout_s, replies, reply_bytes)
+            return _Replies(carried, lent, self._note_success)
         except BaseException:
-            lent.lose()
+            lent.discard()
             raise
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ class SharedMemoryTransport:
             if self._pool is not None:
                 self._pool.close()
 
-    def _lent(self, count: int, size: int, timeout_s: float | None) -> "_Lent":
+    def _lease(self, count: int, size: int, timeout_s: float | None) -> "SlotLease":
         """Slots, where they can be had; nobody waits long for them, since gRPC carries everything as well."""
         until = time.monotonic() + (_PATIENCE_S if timeout_s is None else min(timeout_s / 2, _PATIENCE_S))
-        pool = self._connected(until)
-        return _Lent(pool, [] if pool is None else pool.take(count, size, until))
+        pool = self._connect(until)
+        return SlotLease(pool, [] if pool is None else pool.take(count, size, until))
 
-    def _connected(self, until: float) -> SlotPool | None:
+    def _connect(self, until: float) -> SlotPool | None:
         """The pool, where there is one, waited for until then."""
         if not self._lock.acquire(timeout=_left_s(until)):
             return None
@@ -83,7 +83,7 @@ class SharedMemoryTransport:
                 # A server that is not there yet has not answered: the first answer that it gives is this one.
                 path = self._path(_left_s(until))
                 self._ask_later()
-                self._pool, self._asked = self._opened(path, until)
+                self._pool, self._asked = self._open_pool(path, until)
             return self._pool
         except DeadlineExceeded:
             self._ask_later()
@@ -98,7 +98,7 @@ class SharedMemoryTransport:
             self._ask_again_at = time.monotonic() + (_LONGEST_DELAY_S if much else min(doubled_s, _LONGEST_DELAY_S))
         self._in_vain += 1
 
-    def _carried(self) -> None:
+    def _note_success(self) -> None:
         """Shared memory has carried a reply."""
         if self._in_vain:
             self._in_vain, self._ask_again_at = 0, 0.0
@@ -109,7 +109,7 @@ class SharedMemoryTransport:
         except ServerFault:  # how a server answers that is older than this call
             return ""
 
-    def _opened(self, path: str, until: float) -> tuple[SlotPool | None, bool]:
+    def _open_pool(self, path: str, until: float) -> tuple[SlotPool | None, bool]:
         """The pool, where it can be had, and whether that is the server's last word."""
         try:
             return (SlotPool(path, self._folder, until) if path else None), True
@@ -128,14 +128,14 @@ def _left_s(until: float) -> float:
     return max(0.001, until - time.monotonic())
 
 
-class _Lent:
+class SlotLease:
     """The slots that one request names, until each is written, given back or lost."""
 
     def __init__(self, pool: SlotPool | None, slots: list[Slot]):
         self._pool = pool
         self._slots = {slot.id: slot for slot in slots}
 
-    def named(self, request: bytes) -> bytes:
+    def attach(self, request: bytes) -> bytes:
         """The request with the slots in it."""
         return with_slots(request, list(self._slots)) if self._slots else request
 
@@ -157,16 +157,16 @@ class _Lent:
             self._pool.give_back(slot)
         self._slots.clear()
 
-    def lose(self) -> None:
+    def discard(self) -> None:
         """The call has failed: the server may be writing still."""
         for slot in self._slots.values():
             assert self._pool is not None
-            self._pool.lose(slot)
+            self._pool.discard(slot)
         self._slots.clear()
 
 
 class _Replies:
-    def __init__(self, replies: Replies, lent: _Lent, carried: Callable[[], None]):
+    def __init__(self, replies: Replies, lent: SlotLease, carried: Callable[[], None]):
         self._replies = replies
         self._lent = lent
         self._carried = carried
@@ -180,7 +180,7 @@ class _Replies:
                     self._carried()
                 yield reply
         except BaseException:
-            self._lent.lose()
+            self._lent.discard()
             raise
         self._lent.give_back()
 

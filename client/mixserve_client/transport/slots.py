@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
-from mixserve_client.memory import IdleMemory, Memory, drained, forks, rounded
+from mixserve_client.transport.buffers import IdleMemory, Memory, drain, forks, round_up
 from mixserve_client.transport.handshake import SLOT_ID, SLOT_PACKET, check_socket, peer_user
 
 _logger = logging.getLogger("mixserve_client")
@@ -41,7 +41,7 @@ class SlotPool:
 
     A slot is lent out three times over: to a request, which names it; to the server, which writes; and to the arrays
     over it. It is used again when the last array is gone. Where the server may still be writing, it is never used
-    again: `lose` it.
+    again: `discard` it.
     """
 
     def __init__(self, path: str, folder: str, until: float):
@@ -68,7 +68,7 @@ class SlotPool:
     def take(self, count: int, size: int, until: float) -> list[Slot]:
         """Up to `count` slots of at least `size` bytes; fewer where the others are in use, memory is short, or it is
         later than `until`, a time of `time.monotonic()`."""
-        size = rounded(size)
+        size = round_up(size)
         if not self._lock.acquire(timeout=_answer_s(until)):
             return []
         try:
@@ -95,11 +95,11 @@ class SlotPool:
         slot.lent_after = forks()
         self._returned.put(slot)
 
-    def lose(self, slot: Slot) -> None:
+    def discard(self, slot: Slot) -> None:
         """The server may be writing to the slot still: nobody will use it again."""
         if self._lock.acquire(blocking=False):
             try:
-                self._lose(slot)
+                self._discard(slot)
             finally:
                 self._lock.release()
         else:  # another thread may wait for an answer of the server: the next one who takes slots loses it
@@ -130,19 +130,19 @@ class SlotPool:
             self._most = 0
 
     def _take_back(self) -> None:
-        for slot in drained(self._returned):
+        for slot in drain(self._returned):
             assert isinstance(slot, Slot)
             if slot.lent_after == forks():
                 self._idle.put(slot)
             else:  # a process that was forked meanwhile may look at it still
-                self._lose(slot)
+                self._discard(slot)
 
     def _make_room(self, size: int) -> bool:
         """Whether there is room for another slot; idle ones of other sizes make way."""
         if size > self._most:
             return False
         while self._bytes + size > self._most and (slot := self._idle.take_oldest()) is not None:
-            self._lose(slot)
+            self._discard(slot)
         return self._bytes + size <= self._most
 
     def _new(self, size: int, until: float) -> Slot:
@@ -152,7 +152,7 @@ class SlotPool:
             os.posix_fallocate(descriptor, 0, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             mapping = mmap.mmap(descriptor, size)
-            answer = self._asked(size, descriptor, until)
+            answer = self._ask(size, descriptor, until)
             (slot,) = SLOT_ID.unpack_from(answer) if len(answer) >= SLOT_ID.size else (0,)
             if not slot:
                 raise OSError(f"the server refused a slot: {answer[SLOT_ID.size :].decode(errors='replace')}")
@@ -161,7 +161,7 @@ class SlotPool:
         finally:
             os.close(descriptor)
 
-    def _asked(self, size: int, descriptor: int, until: float) -> bytes:
+    def _ask(self, size: int, descriptor: int, until: float) -> bytes:
         try:
             self._connection.settimeout(_answer_s(until))
             socket.send_fds(self._connection, [SLOT_PACKET.pack(size, 0)], [descriptor])
@@ -170,7 +170,7 @@ class SlotPool:
             self._connection.close()  # an answer that comes late would be taken for the next one
             raise
 
-    def _lose(self, slot: Slot) -> None:
+    def _discard(self, slot: Slot) -> None:
         self._bytes -= slot.size
         with suppress(OSError):  # the server is gone, and all slots with it
             self._connection.send(SLOT_PACKET.pack(0, slot.id))

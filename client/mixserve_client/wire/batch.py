@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve_client.errors import CorruptReply
+from mixserve_client.schema.dtypes import dtype_name, dtype_named
+from mixserve_client.schema.fields import Field
 from mixserve_client.wire import frame
-from mixserve_client.wire.description import Field
-from mixserve_client.wire.dtypes import dtype_name, dtype_named
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +23,7 @@ _DIMENSIONS, _ARRAY_FIELDS, _OTHER_FIELDS = 64, 256, 256
 _VARINT_BYTES = 10
 
 
-class _Place(NamedTuple):
+class _ArrayLayout(NamedTuple):
     """Where one array lies in a framed batch."""
 
     field: Field
@@ -74,8 +74,8 @@ def decode_slot_reply(message: bytes) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=256)
-def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int, tuple[_Place, ...]]:
-    at, lead, places = 0, frame.delimited(_FINGERPRINT, fingerprint.encode()), list[_Place]()
+def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int, tuple[_ArrayLayout, ...]]:
+    at, lead, places = 0, frame.delimited(_FINGERPRINT, fingerprint.encode()), list[_ArrayLayout]()
     for field in fields:
         shape = b"".join(frame.varint(dim) for dim in (size, *field.shape))
         described = (
@@ -85,20 +85,20 @@ def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int
         )
         data_bytes = size * field.nbytes
         head = lead + _head(described, data_bytes, at + len(lead))
-        places.append(_Place(field, at, head, at + len(head), data_bytes))
+        places.append(_ArrayLayout(field, at, head, at + len(head), data_bytes))
         at, lead = places[-1].data_at + data_bytes, b""
     return at, tuple(places)
 
 
 def _head(described: bytes, data_bytes: int, at: int) -> bytes:
-    """All of an array's encoding before its data, padded so that the data of a head at offset `at` are aligned."""
+    """All of an array's encoding before its data, pad so that the data of a head at offset `at` are aligned."""
 
-    def padded(padding: int) -> bytes:
+    def pad(padding: int) -> bytes:
         body = described + frame.delimited(_PADDING, bytes(padding)) + frame.tag(_DATA) + frame.varint(data_bytes)
         return frame.tag(_ARRAYS) + frame.varint(len(body) + data_bytes) + body
 
     # Two rounds of paddings: a longer one may lengthen its own length prefixes, and so skip the aligned offset once.
-    heads = map(padded, range(1, 2 * _ALIGNMENT))
+    heads = map(pad, range(1, 2 * _ALIGNMENT))
     return next(head for head in heads if (at + len(head)) % _ALIGNMENT == 0)
 
 
@@ -155,7 +155,7 @@ def _decode_array(message: memoryview) -> tuple[str, Array]:
         elif number == _DTYPE:
             dtype = _text(value)
         elif number == _SHAPE:
-            shape += [value] if isinstance(value, int) else _packed(value)
+            shape += [value] if isinstance(value, int) else _read_packed(value)
         elif number == _DATA:
             data = _bytes(value)
     kind = dtype_named(dtype)
@@ -174,7 +174,7 @@ def _read_only(array: Array) -> Array:
     return array
 
 
-def _packed(view: memoryview) -> list[int]:
+def _read_packed(view: memoryview) -> list[int]:
     if len(view) > _DIMENSIONS * _VARINT_BYTES:
         raise ValueError(f"an array must have at most {_DIMENSIONS} dimensions, got a shape of {len(view)} bytes")
     values, at = list[int](), 0

@@ -15,7 +15,7 @@ _CUT = " … "
 
 def error_text(error: MixserveError) -> str:
     """What the error says, without its middle if that does not fit into a trailer."""
-    return shortened(str(error))
+    return shorten(str(error))
 
 
 def error_metadata(error: MixserveError) -> tuple[tuple[str, str], ...]:
@@ -32,7 +32,7 @@ def error_of(code: str, text: str, metadata: Iterable[tuple[str, str | bytes]]) 
     return from_wire(_word(found, ERROR_METADATUM), code, text, _seconds(_word(found, RETRY_AFTER_METADATUM)))
 
 
-def shortened(text: str, most: int = _TEXT_BYTES) -> str:
+def shorten(text: str, most: int = _TEXT_BYTES) -> str:
     """`text`, of which the middle is left out if gRPC would need more than `most` bytes for it.
 
     The beginning says what came, the end what to do. gRPC percent-encodes what is not printable ASCII.

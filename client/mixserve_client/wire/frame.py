@@ -104,7 +104,7 @@ class _Writable:
         }
 
 
-def unfilled_bytes(size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
+def empty_bytes(size: int) -> tuple[bytes, npt.NDArray[np.uint8]]:
     """A bytes object of undefined content, and a writable view to fill it through before anyone else sees it.
 
     grpc sends bytes objects only; filling one in place saves a copy of every batch. CPython's C API allows this for

@@ -1,55 +1,16 @@
-"""A reader's weight schedule <-> bytes, and its id: a chain of hashes, so that one entry more is one hash more."""
+"""A reader's weight schedule <-> bytes."""
 
-import hashlib
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import CorruptReply, InvalidRequest
+from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, ScheduleRequest
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.reply import parse_reply
 from mixserve_client.wire.request import not_a
 
-_MOST_WEIGHTS, _MOST_ENTRIES = 1 << 20, 1 << 16
-
-
-class ScheduleEntry(NamedTuple):
-    """Weights, one for each source, that hold from position `start` on."""
-
-    start: int
-    weights: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleRequest:
-    """`entries`, appended to the schedule whose id is `parent`, empty for none."""
-
-    mixture: str
-    expected_fingerprint: str
-    parent: str
-    entries: tuple[ScheduleEntry, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DefinedSchedule:
-    """A schedule that the server knows by now, and the mixture's end under it."""
-
-    id: str
-    end: int | None
-
-
-def most_entries(sources: int) -> int:
-    """How many entries the schedule of a mixture may have, those of its configuration included."""
-    return _MOST_WEIGHTS // sources
-
-
-def next_id(parent: str, entry: ScheduleEntry) -> str:
-    """The id of the schedule `parent` and one more entry; `parent` of the first entry is the mixture's fingerprint."""
-    packed = struct.pack(f"<q{len(entry.weights)}d", entry.start, *entry.weights)
-    return hashlib.sha256(bytes.fromhex(parent) + packed).hexdigest()
+_MOST_ENTRIES = 1 << 16
 
 
 def entry_message(entry: ScheduleEntry) -> mix_pb2.ScheduleEntry:

@@ -1,19 +1,11 @@
 """What a server offers <-> bytes."""
 
-from dataclasses import dataclass
-
 from mixserve_client.errors import CorruptReply
+from mixserve_client.schema.server import ServerDescription
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.reply import parse_reply
 
 _PATH_LETTERS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class ServerDescription:
-    """`shared_memory` is the path of the Unix socket where memory is handed in, empty where none is taken."""
-
-    shared_memory: str = ""
 
 
 def encode_server(description: ServerDescription) -> bytes:

@@ -1,127 +1,36 @@
-"""Requests and replies of sessions <-> bytes, and the one place that says how sessions and checkpoints may be named."""
+"""Requests and replies of sessions <-> bytes."""
 
 import math
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
 from mixserve_client.errors import CorruptReply, InvalidRequest
+from mixserve_client.schema.sessions import (
+    HELD_LIMIT,
+    HOLDER_LIMIT,
+    CallReply,
+    CallRequest,
+    HeldSession,
+    OpenedSession,
+    OpenRequest,
+    SessionDescription,
+    check_name,
+    is_lease,
+)
 from mixserve_client.wire._generated import state_pb2
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES, parse_reply
 from mixserve_client.wire.request import not_a
 from mixserve_client.wire.value import STATE_LEVELS, value_message, value_of
 
 REQUEST_BYTES_LIMIT = 16 << 20
-HELD_LIMIT = 1000  # sessions in one request
-LEAST_TTL_S = 0.2  # clients renew leases every tenth of a second at most
-_VALUES_LIMIT = (
-    1 << 20
-)  # in the arguments of one call: each takes a hundred bytes of memory, whatever it took on the wire
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-_LEASE = re.compile(r"[0-9a-f]{32}")
-HOLDER_LIMIT = 200
+# In the arguments of one call: each takes a hundred bytes of memory, whatever it took on the wire.
+_VALUES_LIMIT = 1 << 20
 _SEQUENCE_LIMIT = (1 << 63) - 1
 _SESSIONS_LIMIT = 1 << 20
 
 M = TypeVar("M", bound=Message)
-
-
-class HeldSession(NamedTuple):
-    """A session and the lease under which somebody holds it."""
-
-    mixture: str
-    name: str
-    lease: str
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
-    """Hold the session of that name: go on with it, or begin it."""
-
-    mixture: str
-    name: str
-    lease: str
-    holder: str = ""
-    fresh: bool = False
-    take_over: bool = False
-    strict: bool = True
-    expected_fingerprint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedSession:
-    """Where a session stood when it was opened, and for how long it is held."""
-
-    ttl_s: float
-    sequence: int
-    index: int
-    epoch: int
-    resumed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SessionDescription:
-    """A session that a server knows: who holds it (empty for nobody), where it stands, its checkpoints, and what is
-    wrong with its journal, and whether nothing but its checkpoints is left."""
-
-    mixture: str
-    name: str
-    holder: str
-    idle_s: float
-    index: int
-    epoch: int
-    checkpoints: tuple[str, ...]
-    damaged: str = ""
-    saved_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CallRequest:
-    """One operation on a session; without a number it does not move it, without a lease anybody may ask for it."""
-
-    mixture: str
-    name: str
-    operation: str
-    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
-    lease: str = ""
-    sequence: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CallReply:
-    """What an operation gave, and where the session stands now."""
-
-    value: Any
-    ended: bool
-    index: int
-    epoch: int
-
-
-def is_name(name: Any) -> bool:
-    """Whether sessions and checkpoints may be called so."""
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
-
-
-def is_lease(lease: Any) -> bool:
-    """Whether somebody may hold a session under it."""
-    return isinstance(lease, str) and _LEASE.fullmatch(lease) is not None
-
-
-def check_name(kind: str, name: Any) -> str:
-    """`name` itself, where sessions and checkpoints may be called so: it becomes the name of a file on the server.
-
-    Raises InvalidRequest.
-    """
-    if not is_name(name):
-        shown = f"{name!r:.60}…" if isinstance(name, str) and len(name) > 60 else f"{name!r:.100}"
-        raise InvalidRequest(
-            f"the name of a {kind} must be 1 to 128 letters of ASCII, digits, '.', '_' and '-', of which the first is "
-            f"a letter or a digit; got {shown}"
-        )
-    return name
 
 
 def encode_open_request(request: OpenRequest) -> bytes:

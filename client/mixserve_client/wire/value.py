@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from mixserve_client.schema.dtypes import dtype_name, dtype_named
 from mixserve_client.wire._generated import state_pb2
-from mixserve_client.wire.dtypes import dtype_name, dtype_named
 
 DEPTH_LIMIT = 24
 # A state has so many levels around statistics, and the request that sends one back has one more.

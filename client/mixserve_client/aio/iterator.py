@@ -1,0 +1,128 @@
+"""An iterator for asyncio, which loses no batch when a call is cancelled."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from mixserve_client.aio.turns import END, Turns
+from mixserve_client.forks import PerProcess, renew_in_forks
+from mixserve_client.reading.iterator import BatchIterator
+from mixserve_client.reading.state_file import read_state
+from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.schema.schedule import Weights
+
+T = TypeVar("T")
+
+
+class AsyncBatchIterator:
+    """Yields dicts of arrays; made by `AsyncMixClient.batches`. A `BatchIterator` whose calls take turns.
+
+    The state is the position behind the last batch that somebody got: one whose `anext` was cancelled comes next.
+    """
+
+    def __init__(self, iterator: BatchIterator, workers: PerProcess[DaemonThreadPool]):
+        self._iterator = iterator
+        self._batches = iterator.batches
+        self._turns = Turns(workers)
+        self._got = self._batches.checkpoint
+        renew_in_forks(self, AsyncBatchIterator._renew_after_fork)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an asyncio iterator cannot be pickled: pickle its client, and keep its get_state()")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        batch = await self._turns.once(partial(next, self._iterator, END), "next")
+        self._got = self._batches.checkpoint
+        if batch is END:
+            raise StopAsyncIteration
+        return batch
+
+    async def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
+        """Change the weights from `from_position` on, the next batch where it is None; returns from where they hold:
+        `BatchIterator.schedule_weights`."""
+        return await self._call(partial(self._iterator.schedule_weights, weights, from_position))
+
+    async def skip(self, start: int, stop: int) -> None:
+        """Leave out the positions [start, stop) as well: `BatchIterator.skip`."""
+        await self._call(partial(self._iterator.skip, start, stop))
+
+    async def get_state(self) -> dict[str, Any]:
+        """Where this iterator is, in plain JSON types; a `BatchIterator` can go on there, and the other way round."""
+        return await self._call(self._iterator.get_state)
+
+    async def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken: `BatchIterator.set_state`."""
+        await self._call(partial(self._iterator.set_state, state))
+
+    async def state_dict(self) -> dict[str, Any]:
+        """`get_state` by another name: `BatchIterator.state_dict`."""
+        return await self.get_state()
+
+    async def load_state_dict(self, state: dict[str, Any]) -> None:
+        """`set_state` by another name: `BatchIterator.load_state_dict`."""
+        await self.set_state(state)
+
+    async def save(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to save this iterator beside a model: `BatchIterator.save`."""
+        return await self._call(lambda: asyncio.run(self._iterator.save(directory)))
+
+    async def load(self, directory: Any) -> Awaitable[None]:
+        """What Orbax calls to go on where `save` was called: `BatchIterator.load`."""
+
+        async def take() -> None:
+            await self.set_state(state)
+
+        state = await self._call(lambda: read_state(directory))
+        return take()
+
+    async def reset(self) -> None:
+        """Go back to where this iterator began: `BatchIterator.reset`."""
+        await self._call(self._iterator.reset)
+
+    async def start_prefetch(self) -> None:
+        """Ask for the first batches now: `BatchIterator.start_prefetch`."""
+        await self._call(self._iterator.start_prefetch)
+
+    async def element_spec(self) -> Any:
+        """The structure of a batch, a Field in the place of each array: `BatchIterator.element_spec`."""
+        return await self._call(self._iterator.element_spec)
+
+    async def close(self) -> None:
+        """Drop what is in flight, and end a wait for it; the client stays open. Closing twice is closing once."""
+        # At once, also if a cancelled call is still in flight: its thread drops what it requested.
+        self._iterator.close()
+        await self._turns.at_last(self._iterator.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"Async{self._iterator!r}"
+
+    def _renew_after_fork(self) -> None:
+        """Resume after the last batch that a caller got: the parent may have been inside a call."""
+        self._batches.return_to(self._got)
+
+    async def _call(self, task: Callable[[], T]) -> T:
+        """What `task` gives in the place of a batch that nobody got."""
+        batches = self._batches
+
+        def in_place() -> T:
+            if batches.checkpoint != self._got:
+                batches.return_to(self._got)
+            try:
+                return task()
+            finally:
+                self._got = batches.checkpoint
+
+        return await self._turns.once(in_place, object())

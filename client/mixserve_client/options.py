@@ -1,0 +1,83 @@
+"""What a user sets: how a client connects, and what an iterator yields. Frozen, valid by construction, picklable."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.schema.addresses import check_address
+from mixserve_client.schema.checks import check_integer, check_mixture, check_pair, check_seconds, check_truth
+from mixserve_client.schema.keys import KeyWords, key_words
+from mixserve_client.schema.positions import POSITION_LIMIT, check_intervals, check_positions
+from mixserve_client.schema.schedule import Pairs, copy_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """How a client reaches its servers; `MixClient.connect` says what each option means. Raises InvalidRequest."""
+
+    address: str | Iterable[str]
+    patience_s: float = 600.0
+    shared_memory: bool | str = True
+
+    def __post_init__(self) -> None:
+        given: Any = self.address
+        several = isinstance(given, Iterable) and not isinstance(given, str)
+        addresses: list[Any] = list(cast(Iterable[Any], given)) if several else [given]
+        if not addresses:
+            raise InvalidRequest("at least one server address is needed, got none")
+        object.__setattr__(self, "address", tuple(map(check_address, addresses)))
+        object.__setattr__(self, "patience_s", check_seconds("patience_s", self.patience_s))
+        folder: Any = self.shared_memory
+        if not isinstance(folder, bool | str) or folder == "":
+            raise InvalidRequest(f"shared_memory must be True, False or a folder, got {folder!r:.100}")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses, one for each replica."""
+        return tuple(self.address)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchOptions:
+    """What an iterator yields, and how it reads; `MixClient.batches` says what each option means.
+
+    `key` takes whatever a user may pass for a key, and is its words; `schedule` and `skip` are copies. Whether the
+    schedule fits is known when the mixture is. Raises InvalidRequest and OutOfRange.
+    """
+
+    batch_size: int
+    key: KeyWords
+    mixture: str | None = None
+    start: int = 0
+    stop: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    worker: tuple[int, int] = (0, 1)
+    schedule: Pairs | None = None
+    provenance: bool = False
+    skip: Sequence[tuple[int, int]] = ()
+    drop_remainder: bool = False
+    strict: bool = True
+    prefetch: int = 2
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        start, size = check_positions(self.start, self.batch_size, name="batch_size")
+        checked = {
+            "batch_size": size,
+            "key": key_words(self.key),
+            "mixture": check_mixture(self.mixture) or None,
+            "start": start,
+            "stop": None if self.stop is None else check_integer("stop", self.stop, 0, POSITION_LIMIT),
+            "shard": check_pair("shard", self.shard, size),
+            "worker": check_pair("worker", self.worker),
+            "schedule": copy_pairs(self.schedule),
+            "provenance": check_truth("provenance", self.provenance),
+            "skip": check_intervals("skip", copy_pairs(self.skip)),
+            "drop_remainder": check_truth("drop_remainder", self.drop_remainder),
+            "strict": check_truth("strict", self.strict),
+            "prefetch": check_integer("prefetch", self.prefetch, 0),
+            "timeout_s": None if self.timeout_s is None else check_seconds("timeout_s", self.timeout_s),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)

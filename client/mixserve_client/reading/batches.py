@@ -1,0 +1,198 @@
+"""The batches of one iterator: what comes next, under which selection, and what is in flight of it."""
+
+from dataclasses import replace
+from typing import Any, Self
+
+from mixserve_client.errors import InvalidRequest
+from mixserve_client.options import BatchOptions
+from mixserve_client.reading.catalog import MixtureCatalog
+from mixserve_client.reading.in_flight import InFlight
+from mixserve_client.reading.ranges import Shard
+from mixserve_client.reading.reader import Reader
+from mixserve_client.reading.schedule import check_weights_ahead
+from mixserve_client.reading.skips import Skips
+from mixserve_client.reading.state import ReaderState, StreamCheckpoint
+from mixserve_client.reading.window import Window
+from mixserve_client.rpc.deadlines import deadline_in
+from mixserve_client.schema.fields import Content, Field
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.positions import POSITION_LIMIT
+from mixserve_client.schema.schedule import Weights
+
+
+class Batches:
+    """What a `BatchIterator` guards: for one thread at a time. Its docstrings say what the calls do and raise.
+
+    A call that raises leaves `checkpoint` where it was; what was in flight may be asked for again.
+    """
+
+    def __init__(self, catalog: MixtureCatalog, options: BatchOptions):
+        self.shard = Shard(options.batch_size, options.shard, options.worker)
+        self.checkpoint = StreamCheckpoint(options.start)
+        self._catalog = catalog
+        self._options = self._beginning = options  # `reset` goes back to the beginning
+        self._own_skips = self._skips = Skips.of(options.skip)  # the latter with those of a state
+        self._reader: Reader | None = None  # until a server has been asked
+        self._in_flight = InFlight(options.start)
+        self.cancel = self._in_flight.cancel  # from any thread; a method that does not keep these batches alive
+
+    @classmethod
+    def at(
+        cls,
+        catalog: MixtureCatalog,
+        options: BatchOptions,
+        beginning: BatchOptions,
+        own_skips: Any,
+        checkpoint: StreamCheckpoint,
+    ) -> Self:
+        """Batches that go on at `checkpoint`, and go back to `beginning`."""
+        batches = cls(catalog, options)
+        batches._beginning, batches._own_skips, batches.checkpoint = beginning, Skips.of(own_skips), checkpoint
+        return batches
+
+    def __reduce__(self) -> Any:
+        """Batches at the same place, of the same servers."""
+        options = replace(
+            self._options,
+            key=self.words,
+            mixture=self.mixture_name,
+            start=self.checkpoint.position,
+            schedule=self._options.schedule if self._reader is None else self._reader.selection.schedule.plain or None,
+            skip=self._skips.plain,
+        )
+        return type(self).at, (self._catalog, options, self._beginning, self._own_skips.plain, self.checkpoint)
+
+    @property
+    def mixture_name(self) -> str | None:
+        """The mixture's name; None until a server has said which one it has."""
+        return self._options.mixture if self._reader is None else self._reader.selection.mixture.name
+
+    @property
+    def words(self) -> KeyWords:
+        """Those of the key."""
+        return self._options.key if self._reader is None else self._reader.selection.words
+
+    def next(self) -> Any:
+        """The next batch. Raises StopIteration at the end."""
+        in_flight, before = self._in_flight, self.checkpoint.position
+        try:
+            deadline = self._deadline()
+            if not in_flight:
+                self.refill(deadline, at_least=1)
+                if not in_flight:
+                    raise StopIteration
+            selection = self._read(deadline).selection
+            group = self._skips.first_from(before)
+            record = selection.record(in_flight.first(selection.fields, deadline))
+            end, short = in_flight.pop()
+            position = group + self.shard.group if end is None else end
+            if in_flight.wants_more:
+                self.refill(deadline)
+        except BaseException:
+            self.forget()
+            raise
+        # At last, and at once: until then a signal handler finds the place before this batch, and an error leaves it.
+        self.checkpoint = StreamCheckpoint(position, group, end if short else None)
+        return record
+
+    def refill(self, deadline: float | None = None, at_least: int = 0) -> None:
+        """Ask for the batches that there is room for, so many `at_least`."""
+        deadline = deadline or self._deadline()
+        reader, options = self._read(deadline), self._options
+        stop, row_bytes = self._stop_before(reader.end(deadline)), reader.selection.row_bytes
+        window = Window(self.shard, self._skips, stop, options.drop_remainder, row_bytes, options.prefetch)
+        self._in_flight.refill(reader, window, at_least)
+
+    def schedule_weights(self, weights: Weights, from_position: int | None) -> int:
+        """Change the weights from a position on, and return the one from which they hold."""
+        if from_position is None and self.shard.worker[1] > 1:
+            raise InvalidRequest("from_position is required for one of several workers: give all of them the same")
+        deadline, position = self._deadline(), self.checkpoint.position
+        reader = self._read(deadline)
+        schedule = reader.selection.schedule.with_weights(position if from_position is None else from_position, weights)
+        start = schedule.entries[-1].start
+        if from_position is not None:
+            check_weights_ahead(from_position, position)
+        reader = reader.with_schedule(schedule)
+        reader.end(deadline)  # a server refuses weights that would never hold
+        self._in_flight.drop_after(start, position, cut=reader.selection.mixture.stop != "never")
+        self._reader = reader
+        return start
+
+    def skip(self, start: int, stop: int) -> None:
+        """Leave out the positions [start, stop) as well."""
+        added, position = Skips.of([(start, stop)]), self.checkpoint.position
+        if start < position:
+            raise InvalidRequest(f"start must be at least {position}, where the next batch begins, got {start}")
+        self._in_flight.drop_after(start, position)
+        self._own_skips, self._skips = self._own_skips | added, self._skips | added
+
+    def state_at(self, checkpoint: StreamCheckpoint) -> dict[str, Any]:
+        """The state at a `checkpoint` of before, under the schedule and skips of now."""
+        return ReaderState.at(checkpoint, self._read(self._deadline()).selection, self._skips, self.shard).plain()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        taken, deadline = ReaderState.of(state), self._deadline()
+        mixture, skips = self._catalog.get(self.mixture_name, deadline), self._own_skips | taken.skips
+        if self._options.strict:
+            taken.check_mixture(mixture)
+        reader = self._catalog.reader(taken.words, mixture.name, taken.schedule, self._content, deadline)
+        taken.check_worker(self.shard, skips, self._stop_before(reader.end(deadline)))
+        self._reader, self._skips, self.checkpoint = reader, skips, taken.checkpoint(skips, self.shard)
+        self.forget()
+
+    def reset(self) -> None:
+        """Go back to the beginning."""
+        self._options, self._reader = self._beginning, None
+        self._own_skips = self._skips = Skips.of(self._beginning.skip)
+        self.return_to(StreamCheckpoint(self._beginning.start))
+
+    def return_to(self, checkpoint: StreamCheckpoint) -> None:
+        """Go back to a `checkpoint` of before, under the same schedule and skips."""
+        self.checkpoint = checkpoint
+        self.forget()
+
+    def spec(self) -> Any:
+        """The structure of a batch, with a Field in the place of each array."""
+        selection = self._read(self._deadline()).selection
+        fields: dict[str, Field] = {
+            field.name: replace(field, shape=(self.shard.rows, *field.shape)) for field in selection.fields
+        }
+        return selection.record(fields)
+
+    def left(self) -> int:
+        """How many batches are left. Raises TypeError if there is no end."""
+        deadline = self._deadline()
+        stop = self._stop_before(self._read(deadline).end(deadline))
+        if stop == POSITION_LIMIT:
+            raise TypeError("these batches have no end, and so no length; give them a stop")
+        left = sum(size for _, size in self._skips.take(self.checkpoint.position, POSITION_LIMIT, stop)[0])
+        groups, rest = divmod(left, self.shard.group)
+        return groups + self.shard.has_batch(rest, whole=self._options.drop_remainder)
+
+    def forget(self) -> None:
+        """Drop all that is in flight; it is asked for again when it is needed."""
+        self._in_flight.drop_after(-1, self.checkpoint.position)
+
+    def leave_to_parent(self) -> None:
+        """In a forked process: what is in flight is the parent's."""
+        self._in_flight.leave_to_parent(self.checkpoint.position)
+
+    @property
+    def _content(self) -> Content:
+        return Content.RECORDS_AND_PROVENANCE if self._options.provenance else Content.RECORDS
+
+    def _deadline(self) -> float | None:
+        return deadline_in(self._options.timeout_s)
+
+    def _read(self, deadline: float | None) -> Reader:
+        """What reads them, known once a server has been asked."""
+        if self._reader is None:
+            options = self._options
+            self._reader = self._catalog.reader(options.key, options.mixture, options.schedule, self._content, deadline)
+        return self._reader
+
+    def _stop_before(self, end: int | None) -> int:
+        stop = POSITION_LIMIT if self._options.stop is None else self._options.stop
+        return stop if end is None else min(stop, end)

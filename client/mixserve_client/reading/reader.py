@@ -1,0 +1,78 @@
+"""Reads the rows of one selection, with the resources of a client."""
+
+from dataclasses import replace
+
+from mixserve_client.errors import CorruptReply
+from mixserve_client.reading.assembly import Batch
+from mixserve_client.reading.background import BackgroundStream
+from mixserve_client.reading.ranges import PositionList, StridedRange
+from mixserve_client.reading.schedule import Schedule
+from mixserve_client.reading.selection import Selection
+from mixserve_client.reading.stream import BatchStream, decode_reply
+from mixserve_client.rpc.resources import Resources
+from mixserve_client.wire import methods
+from mixserve_client.wire.request import encode_batch_request
+from mixserve_client.wire.schedule import decode_schedule
+
+# A larger batch comes as a stream, in pieces that suit its way.
+_CALL_BYTES = 128 << 10
+
+
+class Reader:
+    """A selection (mixture, key, schedule, content), and what it is read with; safe to use from many threads.
+
+    Deadlines are times of `time.monotonic()`.
+    """
+
+    def __init__(self, resources: Resources, selection: Selection):
+        self.selection = selection
+        self._resources = resources
+        self._end: int | None = None
+        self._knows_end = selection.mixture.stop == "never"
+
+    def with_schedule(self, schedule: Schedule) -> "Reader":
+        """The same under another schedule."""
+        return Reader(self._resources, replace(self.selection, schedule=schedule))
+
+    def end(self, deadline: float | None) -> int | None:
+        """The first position that does not exist, None if there is no end; asked for once."""
+        if not self._knows_end:
+            self._end = self._ask_end(deadline)
+            self._knows_end = True
+        return self._end
+
+    def rows(self, start: int, size: int, deadline: float | None) -> Batch:
+        """The rows [start, start + size)."""
+        selection = self.selection
+        if size > selection.mixture.limits.size or size * selection.row_bytes > _CALL_BYTES:
+            return self.batch(StridedRange(start, size, size, 1), deadline)
+        request = encode_batch_request(selection.request(start, size))
+        caller = self._resources.here.caller
+        reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)
+        batch, rows = decode_reply(reply, selection)
+        if rows != size:
+            raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
+        return batch
+
+    def batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
+        """The one batch of `wanted`, over streams."""
+        resources = self._resources.here
+        stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers, deadline)
+        (batch,) = (batch for batches in stream for batch in batches)
+        return batch
+
+    def start(self, wanted: StridedRange | PositionList, after: BackgroundStream | None) -> BackgroundStream:
+        """The batches of `wanted`, fetched in the background once those of `after` are nearly here."""
+        resources = self._resources.here
+        return BackgroundStream(
+            BatchStream(resources.caller, self.selection, wanted, resources.buffers), resources.threads, after
+        )
+
+    def _ask_end(self, deadline: float | None) -> int | None:
+        schedule = self.selection.schedule
+        if not schedule.entries:
+            return schedule.mixture.end
+        # A server that does not know the entries before the last one says so, and is told all of them.
+        (definition,) = schedule.definitions(whole=False)
+        caller = self._resources.here.caller
+        return decode_schedule(caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)).end

@@ -1,0 +1,78 @@
+"""What positions stand for: a mixture under a key and a schedule, and what comes with each row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mixserve_client.errors import FingerprintMismatch, InvalidRequest
+from mixserve_client.reading.schedule import Schedule
+from mixserve_client.schema.fields import PROVENANCE, Content, Field, content_fields, provenance_obstacle
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.positions import Positions
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest
+from mixserve_client.schema.tree import unflatten
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Everything of a request for batches but their positions. Raises InvalidRequest where records can carry no
+    provenance, and where the server would not understand."""
+
+    mixture: MixtureDescription
+    words: KeyWords
+    schedule: Schedule
+    content: Content = Content.RECORDS
+
+    def __post_init__(self) -> None:
+        mixture, obstacle = self.mixture, None
+        if self.content == Content.RECORDS_AND_PROVENANCE:
+            obstacle = provenance_obstacle(mixture.fields)
+        if not mixture.schedule and (self.content != Content.RECORDS or self.schedule.entries):
+            obstacle = "this server is older than schedules and provenance, and would pass over them; update it"
+        if obstacle is not None:
+            raise InvalidRequest(obstacle)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the mixture."""
+        return self.mixture.fingerprint
+
+    @cached_property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of a row."""
+        return content_fields(self.mixture.fields, self.content)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row over all fields."""
+        return sum(field.nbytes for field in self.fields)
+
+    def request(self, start: int, size: int) -> BatchRequest:
+        """The request for the rows [start, start + size)."""
+        mixture = self.mixture
+        return BatchRequest(mixture.name, start, size, self.words, mixture.fingerprint, self.schedule.id, self.content)
+
+    def positions_request(self, positions: Positions, reply_rows: int) -> PositionsRequest:
+        """The request for the rows at any positions."""
+        mixture, schedule = self.mixture, self.schedule.id
+        return PositionsRequest(
+            mixture.name, positions, self.words, reply_rows, mixture.fingerprint, schedule, self.content
+        )
+
+    def record(self, batch: dict[str, Any]) -> Any:
+        """The batch as records are nested on the server, with the provenance beside their outermost fields."""
+        if self.content == Content.RECORDS:
+            return unflatten(batch)
+        added: Mapping[str, Any] = {field.name: batch.pop(field.name) for field in PROVENANCE}
+        return unflatten(batch) | added if batch else added
+
+
+def check_fingerprint(known: MixtureDescription, fingerprint: str) -> None:
+    """Raises FingerprintMismatch where a server's mixture is no longer the one that is known."""
+    if fingerprint != known.fingerprint:
+        raise FingerprintMismatch(
+            f"the mixture {known.name!r} has the fingerprint {fingerprint:.100}, expected {known.fingerprint}: its "
+            "batches would be others; connect a new client to use it as it is now"
+        )

@@ -1,0 +1,194 @@
+"""The state of an iterator <-> plain JSON types, whatever a checkpointer made of these."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, cast
+
+from mixserve_client.errors import FingerprintMismatch, InvalidRequest
+from mixserve_client.reading.ranges import Shard
+from mixserve_client.reading.selection import Selection
+from mixserve_client.reading.skips import Skips
+from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.keys import KeyWords, key_words
+from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.positions import POSITION_LIMIT
+from mixserve_client.schema.shown import shown
+
+
+class StreamCheckpoint(NamedTuple):
+    """Where an iterator stands: where the next batch begins, or its group, and the group of the last batch, with where
+    the positions ended if that one was short."""
+
+    position: int
+    group: int | None = None
+    short: int | None = None
+
+
+_VERSION = 1
+_KEYS = ("version", "mixture", "fingerprint", "key", "position")
+_OPTIONAL_KEYS = ("schedule", "skip", "worker", "read", "batch_size", "short")
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """Where an iterator is: at `position` of a mixture, under a key, a schedule (its entries in plain types) and skips.
+
+    For one of several workers the position is that of its group of `batch_size` times as many rows as there are
+    workers, of which it has `read` its batch, or not yet. `short` is where the positions ended if that batch was a
+    short one. States of older clients lack these two.
+    """
+
+    mixture: str
+    fingerprint: str
+    words: KeyWords
+    position: int
+    schedule: Any = None
+    skips: Skips = field(default_factory=Skips)
+    worker: tuple[int, int] | None = None
+    read: bool = False
+    batch_size: int | None = None
+    short: int | None = None
+
+    @classmethod
+    def at(cls, checkpoint: StreamCheckpoint, selection: Selection, skips: Skips, shard: Shard) -> "ReaderState":
+        """The state of an iterator that stands at `checkpoint`."""
+        state = cls(
+            selection.mixture.name,
+            selection.fingerprint,
+            selection.words,
+            checkpoint.position,
+            selection.schedule.plain,
+            skips,
+        )
+        if shard.worker[1] == 1:
+            return state
+        return replace(
+            state,
+            position=checkpoint.position if checkpoint.group is None else checkpoint.group,
+            worker=shard.worker,
+            read=checkpoint.group is not None,
+            batch_size=shard.batch_size,
+            short=checkpoint.short,
+        )
+
+    @classmethod
+    def of(cls, given: Any) -> "ReaderState":
+        """The state in `given`: what `plain` gave, or what a checkpointer made of it, with scalars and arrays of NumPy,
+        JAX or PyTorch for integers and lists. Raises InvalidRequest."""
+        if not isinstance(given, Mapping) or set(given) - set(_OPTIONAL_KEYS) != set(_KEYS):  # pyright: ignore[reportUnknownArgumentType]
+            raise InvalidRequest(
+                f"a state must be a dict of exactly {', '.join(_KEYS)}, and of {', '.join(_OPTIONAL_KEYS)} where "
+                f"there are any; got {_shown(given)}"
+            )
+        state: dict[str, Any] = {name: _plain(value) for name, value in cast(Mapping[str, Any], given).items()}
+        if check_integer("the state's version", state["version"]) != _VERSION:
+            raise InvalidRequest(f"the state's version must be {_VERSION}, got {shown(state['version'])}")
+        worker = state.get("worker")
+        if worker is not None and not (isinstance(worker, list) and len(cast(list[Any], worker)) == 2):
+            raise InvalidRequest(f"the state's worker must be a pair of integers, got {worker!r:.100}")
+        return cls(
+            mixture=_text("mixture", state["mixture"]),
+            fingerprint=_text("fingerprint", state["fingerprint"]),
+            words=key_words(state["key"]),
+            position=check_integer("position", state["position"], 0, POSITION_LIMIT),
+            schedule=state.get("schedule"),
+            skips=Skips.of(state.get("skip", ())),
+            worker=None if worker is None else (check_integer("worker", worker[0]), check_integer("worker", worker[1])),
+            read=bool(state.get("read", False)),
+            batch_size=_optional("batch_size", state.get("batch_size"), 1),
+            short=_optional("short", state.get("short"), 0),
+        )
+
+    def checkpoint(self, skips: Skips, shard: Shard) -> StreamCheckpoint:
+        """Where an iterator goes on: all workers cut the rest of a group in the same way."""
+        if not self.read:
+            return StreamCheckpoint(self.position)
+        _, end = skips.take(self.position, shard.group, POSITION_LIMIT)
+        return StreamCheckpoint(end, self.position, self.short)
+
+    def check_mixture(self, mixture: MixtureDescription) -> None:
+        """Raises FingerprintMismatch if this may be the state of another mixture."""
+        if self.fingerprint != mixture.fingerprint:
+            raise FingerprintMismatch(
+                f"the state was taken from the mixture {self.mixture!r:.200} with the fingerprint "
+                f"{self.fingerprint:.100}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are "
+                "others; to go on at the same position of this one, make the iterator with strict=False"
+            )
+        if self.mixture != mixture.name and any(source.content_unknown for source in mixture.sources):
+            raise FingerprintMismatch(
+                f"the state was taken from the mixture {self.mixture!r:.200}, and this is {mixture.name!r}: they have "
+                "one fingerprint, but it does not cover the content of all sources, so their batches may be others. "
+                "Give the sources a content_id, or make the iterator with strict=False"
+            )
+
+    def check_worker(self, shard: Shard, skips: Skips, stop: int) -> None:
+        """Raises InvalidRequest if a worker of `shard`, which leaves out `skips` and ends at `stop`, cannot go on from
+        here without loss."""
+        if self.worker is None:
+            return
+        if self.worker != shard.worker:
+            raise InvalidRequest(
+                f"the state is that of worker {list(self.worker)}, and this is worker {list(shard.worker)}: give "
+                "every worker its own state, and keep their number"
+            )
+        wanted = ""
+        if self.batch_size not in (None, shard.batch_size):
+            wanted = f"batch_size {self.batch_size}, got {shard.batch_size}"
+        elif self.read:
+            what = self.position, (shard.worker[0] + 1) * shard.batch_size, self.short or POSITION_LIMIT
+            if self.skips.take(*what) != skips.take(*what):
+                wanted = "skips that leave out nothing of what the workers have read already"
+            elif self.short is not None and skips.first_from(self.short) < stop:
+                wanted = f"stop {self.short} at most, since the last batch was short"
+        if wanted:
+            raise InvalidRequest(
+                f"the state of a worker needs {wanted}: else workers would lose rows, or read some twice. Make new "
+                "iterators for all workers, with start= the first position that has not been read"
+            )
+
+    def plain(self) -> dict[str, Any]:
+        """In plain JSON types. Lists of schedules and skips are shared with other states of the same reader."""
+        state: dict[str, Any] = {
+            "version": _VERSION,
+            "mixture": self.mixture,
+            "fingerprint": self.fingerprint,
+            "key": self.words.tolist(),
+            "position": self.position,
+        }
+        if self.schedule:
+            state["schedule"] = self.schedule
+        if self.skips.ranges:
+            state["skip"] = self.skips.plain
+        if self.worker is not None:
+            state |= {"worker": list(self.worker), "read": self.read, "batch_size": self.batch_size}
+            if self.short is not None:
+                state["short"] = self.short
+        return state
+
+
+def _plain(value: Any) -> Any:
+    """`value` with lists in the place of tuples and arrays, and Python's numbers and strings in that of scalars."""
+    if isinstance(value, list | tuple):
+        # Schedules may have 100,000 entries of plain numbers, and most states are plain already.
+        return [one if type(one) in (int, float, str) else _plain(one) for one in cast(list[Any], value)]
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, JAX's, PyTorch's
+        return value.tolist()
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"the state's {name} must be a string, got {value!r:.100}")
+    return value
+
+
+def _optional(name: str, value: Any, least: int) -> int | None:
+    return None if value is None else check_integer(f"the state's {name}", value, least, POSITION_LIMIT)
+
+
+def _shown(state: Any) -> str:
+    """A state that is none, as far as it can be shown: it may be a whole checkpoint."""
+    if not isinstance(state, Mapping):
+        return f"{state!r:.100}"
+    keys = ", ".join(map(str, cast(Mapping[Any, Any], state)))
+    return f"a dict of {keys:.200}: pass the part that get_state() gave"

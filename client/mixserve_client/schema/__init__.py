@@ -1,0 +1,1 @@
+"""The vocabulary that client and server share: it knows no bytes."""

@@ -1,0 +1,52 @@
+"""The fields of a row, and what comes with each row beside its record."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from math import prod
+
+import numpy as np
+
+from mixserve_client.schema.dtypes import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of an element; in a batch its array has the shape (size, *shape)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one row of this field."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class Content(IntEnum):
+    """What comes for each position: its record, its provenance, or both."""
+
+    RECORDS = 0
+    RECORDS_AND_PROVENANCE = 1
+    PROVENANCE = 2
+
+
+# What a row's provenance consists of.
+PROVENANCE = (Field("source_id", np.dtype(np.int32), ()), Field("record_id", np.dtype(np.int64), ()))
+
+
+def content_fields(fields: tuple[Field, ...], content: Content) -> tuple[Field, ...]:
+    """The fields of a row with that content, of a mixture with these fields."""
+    records = () if content == Content.PROVENANCE else fields
+    return records if content == Content.RECORDS else (*records, *PROVENANCE)
+
+
+def provenance_obstacle(fields: tuple[Field, ...]) -> str | None:
+    """Why `source_id` and `record_id` cannot stand beside these fields; None where they can."""
+    names = {field.name.partition("/")[0] for field in fields}
+    taken = sorted(field.name for field in PROVENANCE if field.name in names)
+    if taken:
+        return f"records have fields {taken} of their own; rename them, or leave provenance out"
+    if any(name == "" or name.startswith(("~t", "~l")) for name in names):
+        return "provenance is added to records that are dicts, and these are none: ask for it alone, with get_plan_at"
+    return None

@@ -1,0 +1,77 @@
+"""Positions: 64-bit integers that each name one row, and the ranges that several of them make up."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixserve_client.errors import InvalidRequest, OutOfRange
+from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.shown import shown
+
+POSITION_LIMIT = 2**63 - 1
+POSITIONS_PER_REQUEST = 1 << 16
+
+Positions = npt.NDArray[np.int64]
+Range = tuple[int, int]  # start and size
+Interval = tuple[int, int]  # from and to
+
+
+def ranges_of(positions: Positions) -> list[Range]:
+    """The (start, size) ranges that give the positions, at least one, in their order: as few as there are."""
+    first = np.flatnonzero(np.diff(positions, prepend=positions[0]) != 1)
+    sizes = np.diff(first, append=len(positions))
+    return list(zip(positions[first].tolist(), sizes.tolist(), strict=True))
+
+
+def check_any_positions(positions: Any) -> Positions:
+    """The positions as an array, known to exist.
+
+    Raises InvalidRequest for what is no list of at least one integer, and negative ones; OutOfRange beyond 2^63 - 2.
+    """
+    try:
+        given = np.asarray(positions)
+    except (TypeError, ValueError):
+        given = np.empty(0, np.object_)
+    # Integers beyond 64 bits are objects.
+    if given.ndim != 1 or not given.size or not (given.dtype.kind in "iu" or all(type(one) is int for one in given)):
+        raise InvalidRequest(f"positions must be a list of integers, one at least, got {shown(positions, 200)}")
+    least, most = int(given.min()), int(given.max())
+    if least < 0:
+        raise InvalidRequest(f"positions must be at least 0, got {shown(least)}")
+    if most >= POSITION_LIMIT:
+        raise OutOfRange(f"positions must be at most 2^63 - 2, got {shown(most)}; positions are 64-bit")
+    return given.astype(np.int64)
+
+
+def check_positions(start: Any, size: Any, size_limit: int | None = None, name: str = "size") -> tuple[int, int]:
+    """`start` and `size` as ints, known to name positions that exist.
+
+    Raises InvalidRequest for a size outside 1..size_limit, a negative start and what is no integer, OutOfRange where
+    start + size would pass 2^63 - 1.
+    """
+    start, size = check_integer("start", start), check_integer(name, size)
+    if size < 1 or (size_limit is not None and size > size_limit):
+        allowed = "at least 1" if size_limit is None else f"in 1..{size_limit}"
+        raise InvalidRequest(f"{name} must be {allowed}, got {shown(size)}")
+    if start < 0:
+        raise InvalidRequest(f"start must be at least 0, got {shown(start)}")
+    if start + size > POSITION_LIMIT:
+        raise OutOfRange(
+            f"start + {name} must be at most 2^63 - 1, got {shown(start)} + {shown(size)}; positions are 64-bit"
+        )
+    return start, size
+
+
+def check_intervals(name: str, given: Any) -> list[Interval]:
+    """The intervals in `given`, pairs (from, to) of positions that exist. Raises InvalidRequest, with the name."""
+    try:
+        pairs = [(check_integer(name, start), check_integer(name, stop)) for start, stop in given]
+    except (TypeError, ValueError):
+        raise InvalidRequest(
+            f"{name} must be a list of pairs of integers (from, to), got {shown(given, 200)}"
+        ) from None
+    for start, stop in pairs:
+        if not 0 <= start < stop <= POSITION_LIMIT:
+            raise InvalidRequest(f"{name} must have ranges with 0 <= from < to <= 2^63 - 1, got {shown((start, stop))}")
+    return pairs

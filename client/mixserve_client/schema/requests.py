@@ -1,0 +1,76 @@
+"""What may be asked for: rows, streams of batches, and positions in any order."""
+
+from dataclasses import dataclass
+
+from mixserve_client.schema.fields import Content
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.positions import Positions, Range, ranges_of
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """Rows [start, start + size) of a mixture under a key; an empty `expected_fingerprint` accepts any.
+
+    `schedule` is the id of the reader's schedule, empty for the mixture's own.
+    """
+
+    mixture: str
+    start: int
+    size: int
+    key: KeyWords
+    expected_fingerprint: str = ""
+    schedule: str = ""
+    content: Content = Content.RECORDS
+    slots: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """The rows of `count` batches, each `stride` positions behind the one before, in replies of `reply_rows` rows."""
+
+    first: BatchRequest
+    stride: int
+    count: int
+    reply_rows: int
+    slots: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """The rows of all batches together."""
+        return self.first.size * self.count
+
+    def ranges(self, at: int, rows: int) -> list[Range]:
+        """(start, size) of the positions of the rows [at, at + rows), as few ranges as they are."""
+        size = self.first.size
+        if self.stride == size:
+            return [(self.first.start + at, rows)]
+        found = list[Range]()
+        while rows > 0:
+            batch, offset = divmod(at, size)
+            taken = min(rows, size - offset)
+            found.append((self.first.start + batch * self.stride + offset, taken))
+            at, rows = at + taken, rows - taken
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PositionsRequest:
+    """The rows at any `positions`, in their order, in replies of `reply_rows` rows."""
+
+    mixture: str
+    positions: Positions
+    key: KeyWords
+    reply_rows: int
+    expected_fingerprint: str = ""
+    schedule: str = ""
+    content: Content = Content.RECORDS
+    slots: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.positions)
+
+    def ranges(self, at: int, rows: int) -> list[Range]:
+        """(start, size) of the positions of the rows [at, at + rows)."""
+        return ranges_of(self.positions[at : at + rows])
