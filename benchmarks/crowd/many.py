@@ -17,7 +17,7 @@ from benchmarks.crowd import calling
 from benchmarks.crowd.iterating import counted
 from benchmarks.crowd.scenario import Outcome, Step, Window, ask, children, new_key, server
 from mixserve_client import MixClient
-from mixserve_client.transport import grpc as grpc_transport
+from mixserve_client.transport import connect
 
 MODULE = "benchmarks.crowd.many"
 _PROCESSES, _CLIENTS = 4, 50
@@ -60,7 +60,7 @@ def run(_repetitions: int, step: Step) -> Outcome:
 def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
     """How many batches each of the clients has got within a window."""
     # Else gRPC has the channels of a process share one connection.
-    grpc_transport._OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
+    connect._OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
     with ExitStack() as stack:
         clients = [stack.enter_context(MixClient.connect(address, shared_memory=False)) for _ in range(_CLIENTS)]
         for client in clients:

@@ -22,6 +22,7 @@ import pytest
 
 from mixserve import MixDataSourcesNode, local_client
 from mixserve_client import MixClient, Session, Unavailable
+from mixserve_client.transport.connect import plain_channel
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import methods
 from mixserve_client.wire.value import encode_value
@@ -495,7 +496,7 @@ class LosingTransport(GrpcTransport):
     """Loses a call of a session: its request, or its answer when that has come. `meanwhile` happens then."""
 
     def __init__(self, target: str, meanwhile: Callable[[], None]):
-        super().__init__(target)
+        super().__init__(target, plain_channel)
         self.loses = ""
         self.answers = list[bytes]()
         self._meanwhile = meanwhile

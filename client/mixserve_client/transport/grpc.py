@@ -14,31 +14,12 @@ from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
-from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
-
-# A reply may hold one row of the largest size; the size of all others is checked where they are read. The pings find a
-# peer that is gone or frozen without a word, so that no call waits for it forever.
-_OPTIONS = [
-    ("grpc.max_receive_message_length", LARGEST_REPLY_BYTES),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # also how long a connection may take to come about
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.enable_http_proxy", 0),  # data servers are near; a proxy for the web would stand in the way
-]
-
-
-def plain_channel(target: str) -> grpc.Channel:
-    """A channel without encryption, which connects at its first call."""
-    return grpc.insecure_channel(target, options=_OPTIONS)
 
 
 class GrpcTransport:
     """One server by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
 
-    def __init__(self, target: str, open_channel: Callable[[str], grpc.Channel] = plain_channel):
+    def __init__(self, target: str, open_channel: Callable[[str], grpc.Channel]):
         self._target = check_address(target)
         self._open_channel = open_channel
         self._channel: grpc.Channel | None = None
