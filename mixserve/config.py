@@ -5,16 +5,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mixserve.address import checked_host
 from mixserve.shown import names_shown, short, shown
+from mixserve.sources.kinds.base import Function, Name, Section, Weight
+from mixserve.sources.registry import KINDS, AnySourceConfig
 from mixserve.yaml_file import read_yaml
 from mixserve_client.schema.sessions import LEAST_TTL_S
 
-Paths = str | Annotated[list[str], Field(min_length=1)]
-Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function
-Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 _MOST_PROBLEMS = 5
 
 
@@ -23,19 +22,6 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(short(message))
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _checked_weight(weight: float) -> float:
-    if not math.isfinite(weight) or weight < 0:
-        raise ValueError(f"weights must be positive or zero, and finite, got {weight}")
-    return weight
-
-
-Weight = Annotated[float, AfterValidator(_checked_weight)]
 
 
 def checked_seconds(seconds: float) -> float:
@@ -54,60 +40,22 @@ def _checked_name(name: str) -> str:
     return name
 
 
-class _SourceConfig(_Section):
-    weight: Weight | None = None
-    content_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-
-
-class TokensConfig(_SourceConfig):
-    """Files of token ids, cut into windows."""
-
-    kind: Literal["tokens"]
-    path: Paths
-    dtype: str
-    sequence_length: int = Field(ge=1)
-    as_dtype: str | None = Field(default=None, alias="as")
-    field: str = "tokens"
-
-
-class ArraysConfig(_SourceConfig):
-    """`.npz` files, or folders of one `.npy` file per field, which are memory-mapped.
-
-    `dtypes` names the dtypes that NumPy's format cannot, such as bfloat16, by field.
-    """
-
-    kind: Literal["arrays"]
-    path: Paths
-    dtypes: dict[str, str] = {}
-
-
-class FactoryConfig(_SourceConfig):
-    """A function of yours that returns a Source, called with `arguments`."""
-
-    kind: Literal["factory"]
-    function: Function
-    arguments: dict[str, Any] = {}
-
-
-SourceConfig = Annotated[TokensConfig | ArraysConfig | FactoryConfig, Field(discriminator="kind")]
-
-
-class ScheduleEntryConfig(_Section):
+class ScheduleEntryConfig(Section):
     """The weights of the sources, by name, from a position on."""
 
     start: int = Field(alias="from", ge=0, lt=2**63 - 1)
     weights: dict[Name, Weight]
 
 
-class MixtureConfig(_Section):
+class MixtureConfig(Section):
     """One mixture: its sources by name, how and under which weights they are drawn, where rows are gathered, and what
     the node's own surface is set to."""
 
     sampling: Literal["categorical", "epoch"] = "categorical"
     block_size: int = Field(default=2048, ge=1, le=1 << 16)
     stop: Literal["never", "first_exhausted", "all_exhausted"] = "never"
-    sources: dict[Name, SourceConfig] = Field(min_length=1)
-    schedule: list[ScheduleEntryConfig] = []
+    sources: dict[Name, AnySourceConfig] = Field(min_length=1)
+    schedule: list[ScheduleEntryConfig] = Field(default=[])
     placement: Literal["auto", "host", "device"] = "auto"
     cacheable: bool = False
     batch_stats_fn: Function | None = None
@@ -151,7 +99,7 @@ class MixtureConfig(_Section):
         return tuple((entry.start, tuple(entry.weights[name] for name in self.sources)) for entry in later)
 
 
-class ServerConfig(_Section):
+class ServerConfig(Section):
     """Where the server listens, the folder where processes of the same host meet for shared memory, where sessions and
     checkpoints are kept (None: nowhere), after how much silence of its holder a session is free, and where compiled
     programs are kept (true: the user's cache folder).
@@ -165,7 +113,7 @@ class ServerConfig(_Section):
     compilation_cache: bool | Annotated[str, Field(min_length=1)] = True
 
 
-class Config(_Section):
+class Config(Section):
     """A whole configuration file."""
 
     mixtures: dict[Annotated[Name, AfterValidator(_checked_name)], MixtureConfig] = Field(min_length=1)
@@ -194,7 +142,7 @@ def load_config(path: Path) -> Config:
 
 def _said(problem: Any) -> str:
     # pydantic puts the kind of a source into the path; the file has no such level.
-    steps = [short(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in _KINDS)]
+    steps = [short(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in KINDS)]
     key, value = short(".".join(steps), 300), problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed here are {_allowed(_section(problem['loc']))}"
@@ -212,10 +160,7 @@ def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
     return ", ".join(f"{what} {names_shown(names)}" for what, names in parts if names)
 
 
-_KINDS: dict[str, type[_Section]] = {"tokens": TokensConfig, "arrays": ArraysConfig, "factory": FactoryConfig}
-
-
-def _section(place: tuple[Any, ...]) -> type[_Section]:
+def _section(place: tuple[Any, ...]) -> type[Section]:
     """The section whose key `place` is, by the depth at which the sections stand in the file."""
     if len(place) == 1:
         return Config
@@ -223,8 +168,8 @@ def _section(place: tuple[Any, ...]) -> type[_Section]:
         return ServerConfig
     if len(place) == 3:
         return MixtureConfig
-    return ScheduleEntryConfig if place[2] == "schedule" else _KINDS[place[4]]
+    return ScheduleEntryConfig if place[2] == "schedule" else KINDS[place[4]]
 
 
-def _allowed(section: type[_Section]) -> str:
+def _allowed(section: type[Section]) -> str:
     return ", ".join(field.alias or name for name, field in section.model_fields.items())

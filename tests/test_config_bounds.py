@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
-from mixserve.globbing import matches
 from mixserve.shown import MESSAGE_CHARACTERS, said_by, short, shown
+from mixserve.sources.kinds.globbing import matches
 from mixserve.yaml_file import MOST_LEVELS, BadYaml, parse_yaml
 from tests.processes import write_mixture
 from tests.profiles import examples
@@ -249,8 +249,8 @@ def test_globs_end_in_folders_that_link_to_themselves(folder):
 
 
 def test_globs_have_bounds(folder, monkeypatch):
-    monkeypatch.setattr("mixserve.globbing.MOST_FOLDERS", 50)
-    monkeypatch.setattr("mixserve.globbing.MOST_MATCHES", 20)
+    monkeypatch.setattr("mixserve.sources.kinds.globbing.MOST_FOLDERS", 50)
+    monkeypatch.setattr("mixserve.sources.kinds.globbing.MOST_MATCHES", 20)
     for i in range(30):  # no link leads back, and there are 2^30 ways through
         (folder / f"d{i}").mkdir()
         for link in "pq":

@@ -1,22 +1,26 @@
 """Sources of records: the protocol, and one file per kind of storage."""
 
-from mixserve.sources.array_source import ArraySource
-from mixserve.sources.random_access import RandomAccessSource
-from mixserve.sources.record import RecordCheck, read_record
-from mixserve.sources.reference_source import FollowsReference, ReferenceSource
-from mixserve.sources.source import (
-    AnySource,
-    ArrayBacked,
-    ElementSpec,
-    KeyedSource,
-    RecordIds,
-    Records,
-    Source,
-    content_bytes,
-    is_array_backed,
-    is_keyed,
-)
-from mixserve.sources.token_source import TokenSource
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixserve.sources.array_source import ArraySource
+    from mixserve.sources.random_access import RandomAccessSource
+    from mixserve.sources.record import RecordCheck, read_record
+    from mixserve.sources.reference_source import FollowsReference, ReferenceSource
+    from mixserve.sources.source import (
+        AnySource,
+        ArrayBacked,
+        ElementSpec,
+        KeyedSource,
+        RecordIds,
+        Records,
+        Source,
+        content_bytes,
+        is_array_backed,
+        is_keyed,
+    )
+    from mixserve.sources.token_source import TokenSource
 
 __all__ = [
     "AnySource",
@@ -37,3 +41,22 @@ __all__ = [
     "is_keyed",
     "read_record",
 ]
+
+# Loaded at first use: the registry, which lies in this package, is needed where JAX is not.
+_HOMES = {
+    "ArraySource": "array_source",
+    "FollowsReference": "reference_source",
+    "RandomAccessSource": "random_access",
+    "RecordCheck": "record",
+    "ReferenceSource": "reference_source",
+    "TokenSource": "token_source",
+    "read_record": "record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'mixserve.sources' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mixserve.sources.{_HOMES.get(name, 'source')}"), name)
+    globals()[name] = value
+    return value

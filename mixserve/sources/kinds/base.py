@@ -1,0 +1,41 @@
+"""What the sections of a configuration file share, and those of its sources: strict keys, names and weights."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Paths = str | Annotated[list[str], Field(min_length=1)]
+Function = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]  # module:function
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+
+
+def _checked_weight(weight: float) -> float:
+    if not math.isfinite(weight) or weight < 0:
+        raise ValueError(f"weights must be positive or zero, and finite, got {weight}")
+    return weight
+
+
+Weight = Annotated[float, AfterValidator(_checked_weight)]
+
+
+class Section(BaseModel):
+    """A section of the file, which may have no keys but its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Section):
+    """A source in the file. A subclass adds `kind`, a Literal of one name, and the keys of that kind."""
+
+    weight: Weight | None = None
+    content_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    def open(self, folder: Path) -> Any:
+        """The source, opened; paths are relative to `folder`. Errors name the key and the file that they are about.
+
+        JAX is imported here, not with the module: commands that only ask a server read no configuration, and what is
+        wrong with one is said without the second that JAX takes to load.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define open")

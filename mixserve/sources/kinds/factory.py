@@ -1,0 +1,30 @@
+"""`kind: factory`: a function of the user's own that returns a source."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mixserve.shown import shown
+from mixserve.sources.kinds.base import Function, SourceConfig
+from mixserve.sources.kinds.functions import import_function, running
+
+
+class FactoryConfig(SourceConfig):
+    """A function of yours that returns a Source, called with `arguments`."""
+
+    kind: Literal["factory"]
+    function: Function
+    arguments: dict[str, Any] = Field(default={})
+
+    def open(self, folder: Path) -> Any:
+        from mixserve.sources.reference_source import FollowsReference
+        from mixserve.sources.source import Source
+
+        function = import_function(self.function, folder, "function")
+        with running(folder, f"function: {self.function}"):
+            source = function(**self.arguments)
+            is_source = isinstance(source, Source | FollowsReference)  # which looks at attributes
+        if not is_source:
+            raise TypeError(f"function: {self.function} must return a Source, got {shown(source)}")
+        return source

@@ -1,0 +1,32 @@
+"""`kind: tokens`: files of token ids, cut into windows."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mixserve.sources.kinds.base import Paths, SourceConfig
+from mixserve.sources.kinds.files import find_files
+from mixserve_client.schema.dtypes import dtype_named
+
+
+class TokensConfig(SourceConfig):
+    """Files of token ids, cut into windows."""
+
+    kind: Literal["tokens"]
+    path: Paths
+    dtype: str
+    sequence_length: int = Field(ge=1)
+    as_dtype: str | None = Field(default=None, alias="as")
+    field: str = "tokens"
+
+    def open(self, folder: Path) -> Any:
+        from mixserve.sources.token_source import TokenSource
+
+        return TokenSource(
+            find_files(self.path, folder),
+            sequence_length=self.sequence_length,
+            dtype=dtype_named(self.dtype),
+            as_dtype=None if self.as_dtype is None else dtype_named(self.as_dtype),
+            field=self.field,
+        )
