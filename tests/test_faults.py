@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -187,19 +188,19 @@ def test_a_kept_reply_that_ends_with_what_is_no_exception_is_begun_anew():
             raise raises.pop()
         return b"made"
 
-    first, second = (kept.get("reader", 0, 4, lambda: finish) for _ in range(2))
+    first, second = (kept.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
     assert type(in_thread(first.result)) is SystemExit
     with pytest.raises(RuntimeError, match="raised SystemExit") as caught:
         second.result()
     assert type(caught.value.__cause__) is SystemExit
-    assert kept.get("reader", 0, 4, lambda: finish).result() == b"made"
+    assert kept.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
 
     raises.append(KeyboardInterrupt())
-    first, second = (kept.get("other", 0, 4, lambda: finish) for _ in range(2))
+    first, second = (kept.get("other", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
     with pytest.raises(KeyboardInterrupt):
         first.result()
     assert type(in_thread(second.result)) is Unavailable  # clients ask again
-    assert kept.get("other", 0, 4, lambda: finish).result() == b"made"
+    assert kept.get("other", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
 
 
 class Pressed(Source):

@@ -1,7 +1,7 @@
 """The node: a Flax NNX module whose batches are pure functions of (start, size, key)."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -18,6 +18,7 @@ from jaxtyping import Array, UInt32
 from mixserve.faults import user_code
 from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.mixture import device, programs
+from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture, names_of
@@ -26,12 +27,14 @@ from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
 from mixserve.node.kept_batches import KeptBatches
+from mixserve.node.pending_rows import PendingRows
 from mixserve.node.record_stream import RecordStream
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
 from mixserve.state import State, below, check_same_shape
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import IMPLEMENTATION, key_words
-from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.positions import Range, check_positions
 from mixserve_client.schema.tree import unflatten
 
 logger = logging.getLogger(__name__)
@@ -214,8 +217,23 @@ class MixDataSourcesNode(DataSourceModule):
 
         All have the leading length of the batch; 64-bit fields keep all their bits.
         """
-        plan = self.mixture.blocks.plan(key, [(start, len(next(iter(buffers.values()))))])
-        self.begin_gather(plan)(buffers)
+        self.begin_read(key, [(start, len(next(iter(buffers.values()))))]).write(buffers)
+
+    def begin_read(
+        self,
+        key: UInt32[np.ndarray, "2"],
+        ranges: Sequence[Range],
+        schedule: PlanBlocks | None = None,
+        content: Content | None = None,
+    ) -> PendingRows:
+        """Plan the rows of `ranges`, one range after another, and begin to gather them.
+
+        `schedule` has the plans under a reader's own weights, by default those of the node; `content` says what comes
+        for each position, by default its record. Gathering on a device is under way when this returns; a second one
+        may begin then. Raises OutOfRange.
+        """
+        plan = (self.mixture.blocks if schedule is None else schedule).plan(key, ranges)
+        return PendingRows(plan, content or Content.RECORDS, self.mixture.fields, self.begin_gather)
 
     def begin_gather(self, plan: Plan) -> Callable[[Buffers], None]:
         """Begin to fetch the records of a plan: what waits and writes them into host arrays of the stored dtypes.

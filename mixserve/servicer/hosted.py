@@ -1,16 +1,15 @@
 """A node under a name, and how the server describes it to clients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mixserve.mixture.blocks import PlanBlocks
-from mixserve.mixture.gather import Buffers
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.sampling import EPOCH
-from mixserve.node import MixDataSourcesNode
+from mixserve.node import MixDataSourcesNode, PendingRows
 from mixserve.sources import is_array_backed
-from mixserve_client.schema.fields import PROVENANCE, Content, Field, content_fields
+from mixserve_client.schema.fields import Content, Field, content_fields
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
 from mixserve_client.schema.positions import Range
@@ -112,16 +111,6 @@ class View:
         # The mixture itself, not its fingerprint: sources without a content_digest add nothing of their content to it.
         return self.mixture, self.schedule, self.content, key.tobytes()
 
-    def begin_read(self, ranges: Sequence[Range], key: KeyWords) -> Callable[[Buffers], None]:
-        """Begin to read the rows of `ranges`: what waits and writes them into arrays. Raises OutOfRange."""
-        plan = self.blocks.plan(key, ranges)
-        records = None if self.content == Content.PROVENANCE else self.mixture.node.begin_gather(plan)
-
-        def write(buffers: Buffers) -> None:
-            if self.content != Content.RECORDS:
-                source_id, record_id = (buffers[field.name] for field in PROVENANCE)
-                source_id[:], record_id[:] = plan.source_ids, plan.record_ids
-            if records is not None:
-                records({field.name: buffers[field.name] for field in self.mixture.description.fields})
-
-        return write
+    def begin_read(self, ranges: Sequence[Range], key: KeyWords) -> PendingRows:
+        """Plan the rows of `ranges`, and begin to gather them. Raises OutOfRange."""
+        return self.mixture.node.begin_read(key, ranges, self.blocks, self.content)

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 from mixserve.faults import for_others
+from mixserve.servicer.pending_reply import Pending
 from mixserve_client.forks import renew_in_forks
 
 _KEPT_S = 1.0
@@ -14,7 +15,7 @@ _KEPT_BYTES = 32 << 20
 # However small they are: what they answer takes memory, too, and one that is slow keeps those after it.
 _KEPT = 1024
 
-Finish = Callable[[], bytes]
+Begin = Callable[[], Pending]
 Clock = Callable[[], float]
 
 
@@ -30,15 +31,15 @@ class KeptReply:
         self._clock = clock
         self.is_shared = False
         self._lock = threading.Lock()
-        self._finish: Finish | None = None
+        self._pending: Pending | None = None
         self._reply: bytes | None = None
         self._error: Exception | None = None
 
-    def begin(self, begin: Callable[[], Finish]) -> "KeptReply":
-        """Begin to make it, where that has not been done; `begin` gives what waits for the reply."""
+    def begin(self, begin: Begin) -> "KeptReply":
+        """Begin to make it, where that has not been done."""
         with self._lock:
-            if self._finish is None and self._reply is None:
-                self._finish, self._error = begin(), None
+            if self._pending is None and self._reply is None:
+                self._pending, self._error = begin(), None
         return self
 
     def result(self) -> bytes:
@@ -46,17 +47,17 @@ class KeptReply:
         with self._lock:
             if self._reply is not None:
                 return self._reply
-            if self._finish is None:
+            if self._pending is None:
                 assert self._error is not None
                 raise self._error
             try:
-                reply = self._finish()
+                reply = self._pending.result()
             except BaseException as error:
-                self._finish, self._error = None, for_others(error)
+                self._pending, self._error = None, for_others(error)
                 raise
             self.ends = self._clock() + _KEPT_S
             if self.is_shared:
-                self._reply, self._finish = reply, None
+                self._reply, self._pending = reply, None
             return reply
 
 
@@ -79,7 +80,7 @@ class KeptReplies:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, reader: Hashable, rows: Hashable, size: int, begin: Callable[[], Finish]) -> KeptReply:
+    def get(self, reader: Hashable, rows: Hashable, size: int, begin: Begin) -> KeptReply:
         """The reply with those rows, of `size` bytes, to what reads under the name `reader`: that of another call where
         there is one, else begun with `begin`."""
         with self._lock:

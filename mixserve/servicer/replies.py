@@ -1,21 +1,20 @@
 """Positions of a mixture -> encoded batches, in messages or in memory that the client shares."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from mixserve.mixture.gather import Buffers
 from mixserve.servicer.hosted import View, planned_at_once
-from mixserve.servicer.kept_replies import KeptReplies, KeptReply
+from mixserve.servicer.kept_replies import KeptReplies
+from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, Place
 from mixserve.servicer.reused_bytes import ReusedBytes
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.requests import PositionsRequest, StreamRequest
-from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
+from mixserve_client.wire.batch import batch_bytes
 
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20
@@ -26,10 +25,6 @@ _PLANNED_POSITIONS = 1 << 17
 _LEAST_KEPT_BYTES = 128 << 10
 
 _FEW_RANGES = 64
-
-Memory = npt.NDArray[np.uint8]
-Begun = Callable[[], bytes]
-Write = Callable[[Buffers], None]
 
 
 class Slots(Protocol):
@@ -52,13 +47,6 @@ class NoSlots:
 
     def memory(self, slot: int) -> Memory | None:  # noqa: ARG002
         return None
-
-
-class Place(NamedTuple):
-    """A slot that a reply goes into, and its memory."""
-
-    slot: int
-    memory: Memory
 
 
 class Replies:
@@ -90,27 +78,16 @@ class Replies:
             return None
         return Place(slot, memory)
 
-    def begin(self, view: View, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Begun:
-        """Begin the reply that holds the rows of `ranges`, in `place` where there is one: what waits for it."""
-        rows = sum(size for _, size in ranges)
-        size = batch_bytes(view.fingerprint, view.fields, rows)
+    def begin(self, view: View, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Pending:
+        """Begin the reply that holds the rows of `ranges`, in `place` where there is one."""
         if place is not None and view.is_array_backed:  # gathering is copying: into its place at once
-            write = view.begin_read(ranges, key)
-            return partial(_write, view, write, place, rows, size)
-
-        def begin() -> Begun:
-            return partial(self._framed, view, rows, size, view.begin_read(ranges, key))
-
+            return PendingReply(view, key, ranges, place)
+        size = batch_bytes(view.fingerprint, view.fields, sum(size for _, size in ranges))
         if size < _LEAST_KEPT_BYTES and view.is_array_backed:
-            return begin()
-
+            return PendingReply(view, key, ranges, self._bytes)
+        begin = partial(PendingReply, view, key, ranges, self._bytes)
         kept = self._kept.get(view.identity(key), _identity(ranges), size, begin)
-        return kept.result if place is None else partial(_copied, kept, place)
-
-    def _framed(self, view: View, rows: int, size: int, write: Write) -> bytes:
-        reply, memory = self._bytes.take(size)
-        write(frame_batch(memory, view.fingerprint, view.fields, rows))
-        return reply
+        return kept if place is None else CopiedReply(kept, place)
 
 
 def _planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
@@ -141,14 +118,3 @@ def _identity(ranges: Sequence[Range]) -> Hashable:
     if len(ranges) <= _FEW_RANGES:
         return tuple(ranges)
     return hashlib.sha256(np.array(ranges, np.int64).tobytes()).digest()
-
-
-def _write(view: View, write: Write, place: Place, rows: int, size: int) -> bytes:
-    write(frame_batch(place.memory, view.fingerprint, view.fields, rows))
-    return encode_slot_reply(place.slot, size)
-
-
-def _copied(kept: KeptReply, place: Place) -> bytes:
-    reply = kept.result()
-    place.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
-    return encode_slot_reply(place.slot, len(reply))

@@ -1,13 +1,14 @@
 """A method's path and a request's bytes -> the reply's bytes, computed from the hosted nodes."""
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 
 from mixserve.faults import faults
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import View
 from mixserve.servicer.mixtures import Mixtures
+from mixserve.servicer.pending_reply import Pending
 from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.turns import Turns
@@ -116,7 +117,7 @@ class MixServicer:
         view = self._view(wanted)
         check_positions(wanted.start, wanted.size, view.mixture.description.limits.size)
         place = self._replies.place(view, wanted.size, next(iter(wanted.slots), 0))
-        return self._replies.begin(view, wanted.key, [(wanted.start, wanted.size)], place)()
+        return self._replies.begin(view, wanted.key, [(wanted.start, wanted.size)], place).result()
 
     def _stream_batches(self, request: bytes) -> Generator[bytes]:
         wanted = decode_stream_request(request)
@@ -134,7 +135,7 @@ class MixServicer:
     def _in_replies(self, view: View, key: KeyWords, wanted: StreamRequest | PositionsRequest) -> Iterator[bytes]:
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
         # Not so the first, for which the reader waits, and what is made by copying, of which nothing is under way.
-        begun: Callable[[], bytes] | None = None
+        pending: Pending | None = None
         copying = view.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
@@ -142,15 +143,15 @@ class MixServicer:
             with turns:
                 following = self._replies.begin(view, key, wanted.ranges(at, rows), place)
                 if copying or is_first:
-                    begun, following = following, None
-                reply = None if begun is None else begun()
+                    pending, following = following, None
+                reply = None if pending is None else pending.result()
             is_first = False
             if reply is not None:
                 yield reply
-            begun = following
-        if begun is not None:
+            pending = following
+        if pending is not None:
             with turns:
-                reply = begun()
+                reply = pending.result()
             yield reply
 
     def _define_schedule(self, request: bytes) -> bytes:

@@ -183,11 +183,11 @@ class Maker:
     def __init__(self, size: int = 100):
         self.size, self.begun, self.made = size, 0, 0
 
-    def begin(self) -> Callable[[], bytes]:
+    def begin(self) -> "Maker":
         self.begun += 1
-        return self._finish
+        return self
 
-    def _finish(self) -> bytes:
+    def result(self) -> bytes:
         self.made += 1
         return bytes(self.size)
 
@@ -208,7 +208,7 @@ def test_replies_that_nobody_shares_are_not_kept():
 def test_what_is_begun_is_tried_again_after_an_error():
     kept, maker = KeptReplies(), Maker()
 
-    def fails() -> Callable[[], bytes]:
+    def fails() -> Maker:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -3,6 +3,7 @@
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -265,8 +266,8 @@ def test_batches_that_are_kept_are_bounded_in_bytes(monkeypatch):
 def test_replies_that_are_kept_are_bounded_in_number_however_slow_the_oldest_is():
     kept = KeptReplies(lambda: 0.0)
     for number in range(3000):
-        kept.get(number // 2, number % 2, 1, lambda: lambda: b"x")
-        kept.get(number // 2, number % 2, 1, lambda: lambda: b"x")
+        kept.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
+        kept.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
     assert 1000 < len(kept._replies) <= 1024
     assert 1000 < len(kept._shared) <= 1024
     assert kept._bytes == len(kept._replies)

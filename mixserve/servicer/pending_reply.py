@@ -1,0 +1,74 @@
+"""A reply under way: its rows are planned, and a device gathers them, before anybody waits for it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mixserve.servicer.hosted import View
+from mixserve.servicer.reused_bytes import ReusedBytes
+from mixserve_client.schema.keys import KeyWords
+from mixserve_client.schema.positions import Range
+from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
+
+Memory = npt.NDArray[np.uint8]
+
+
+class Pending(Protocol):
+    """A message that is being made."""
+
+    def result(self) -> bytes:
+        """The message, waited for. Raises what making it raises."""
+        ...
+
+
+class Place(NamedTuple):
+    """A slot that a reply goes into, and its memory."""
+
+    slot: int
+    memory: Memory
+
+
+class PendingReply:
+    """The rows of `ranges`, begun when this is made, and framed in a slot or in a bytes object of a pool.
+
+    The message of a reply in a slot says only which slot that is. `result` may be asked for again: it makes the reply
+    anew. The ranges are not kept: those of positions in no order may be many.
+    """
+
+    __slots__ = ("_into", "_row_count", "_rows", "_view")
+
+    def __init__(self, view: View, key: KeyWords, ranges: Sequence[Range], into: Place | ReusedBytes):
+        """Raises OutOfRange."""
+        self._view = view
+        self._into = into
+        self._row_count = sum(size for _, size in ranges)
+        self._rows = view.begin_read(ranges, key)
+
+    def result(self) -> bytes:
+        size = batch_bytes(self._view.fingerprint, self._view.fields, self._row_count)
+        if isinstance(self._into, Place):
+            self._fill(self._into.memory)
+            return encode_slot_reply(self._into.slot, size)
+        reply, memory = self._into.take(size)
+        self._fill(memory)
+        return reply
+
+    def _fill(self, memory: Memory) -> None:
+        self._rows.write(frame_batch(memory, self._view.fingerprint, self._view.fields, self._row_count))
+
+
+class CopiedReply:
+    """A reply that several readers share, copied into the slot of one of them."""
+
+    __slots__ = ("_place", "_shared")
+
+    def __init__(self, shared: Pending, place: Place):
+        self._shared = shared
+        self._place = place
+
+    def result(self) -> bytes:
+        reply = self._shared.result()
+        self._place.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
+        return encode_slot_reply(self._place.slot, len(reply))
