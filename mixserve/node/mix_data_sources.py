@@ -16,13 +16,14 @@ from jax.core import Tracer
 from jaxtyping import Array, UInt32
 
 from mixserve.faults import user_code
-from mixserve.held import DeviceData, Opaque, Owned
 from mixserve.mixture import device, programs
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
+from mixserve.module.holders import DeviceData, Opaque, Owned
+from mixserve.module.state import State, below, check_same_shape
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
@@ -30,7 +31,6 @@ from mixserve.node.kept_batches import KeptBatches
 from mixserve.node.pending_rows import PendingRows
 from mixserve.node.record_stream import RecordStream
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
-from mixserve.state import State, below, check_same_shape
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import IMPLEMENTATION, key_words

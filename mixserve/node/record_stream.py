@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import grain
 
 from mixserve.faults import user_code
-from mixserve.state import check_same_shape
+from mixserve.module.state import check_same_shape
 
 _KEPT_EVERY, _KEPT = 1024, 16
 

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from mixserve.module.state import State
 from mixserve.sessions.manifest import (
     CHECKPOINT_BYTES,
     DESCRIBED,
@@ -34,7 +35,6 @@ from mixserve.sessions.manifest import (
 )
 from mixserve.sessions.orbax_files import read_orbax, write_orbax
 from mixserve.sessions.storage import StateFolder, make_folder, storing, sync_folder
-from mixserve.state import State
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.sessions import is_name

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mixserve.module import kept_statistics
+from mixserve.module.state import Frozen, State
 from mixserve.node import MixDataSourcesNode
 from mixserve.node.record_stream import BehindTheEnd
 from mixserve.sessions.checkpoints import Checkpoints
-from mixserve.state import Frozen, State
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
 from mixserve_client.schema.checks import check_truth
 from mixserve_client.schema.keys import key_words

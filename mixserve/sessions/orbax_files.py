@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mixserve.module.state import State
 from mixserve.sessions.manifest import CHECKPOINT_BYTES
-from mixserve.state import State
 from mixserve_client.errors import StorageFailed
 from mixserve_client.schema.dtypes import dtype_named
 

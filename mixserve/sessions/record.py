@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from mixserve.module.state import Frozen, State
 from mixserve.sessions.journal import Journal
-from mixserve.state import Frozen, State
 from mixserve_client.errors import CorruptCheckpoint
 from mixserve_client.schema.sessions import HOLDER_LIMIT, is_lease, is_name
 from mixserve_client.wire.value import decode_value, encode_value

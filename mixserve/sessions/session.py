@@ -9,6 +9,7 @@ from typing import Any
 
 from mixserve.faults import faults
 from mixserve.module import kept_statistics
+from mixserve.module.state import value_bytes
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.sessions.journal import Journal
@@ -24,7 +25,6 @@ from mixserve.sessions.operations import (
 )
 from mixserve.sessions.record import FORMAT, LEVELS, Record, hashes_of, parts_of, read_record
 from mixserve.sessions.storage import storing
-from mixserve.state import value_bytes
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,

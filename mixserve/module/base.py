@@ -12,8 +12,8 @@ from flax import nnx
 from jax.core import Tracer
 
 from mixserve.faults import user_code
-from mixserve.held import DeviceData, Opaque, Owned
-from mixserve.state import State, below, check_same_shape, plain, plain_statistics
+from mixserve.module.holders import DeviceData, Opaque, Owned
+from mixserve.module.state import State, below, check_same_shape, plain, plain_statistics
 
 
 @dataclass(frozen=True, eq=False)
