@@ -12,7 +12,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from mixserve.faults import user_code
-from mixserve.module.holders import DeviceData, Opaque, Owned
+from mixserve.module.holders import DeviceData, ModuleOwned, OpaqueHolder
 from mixserve.module.state import State, below, check_same_shape, plain, plain_statistics
 
 
@@ -72,8 +72,8 @@ class DataSourceModule(nnx.Module):
         self.stream_name = config.stream_name
         self._applied_count = nnx.Variable(_zero())
         self._skipped_count = nnx.Variable(_zero())
-        self._statistics = Owned(self, Statistics())
-        self._cache = Opaque(None)  # what has a clear(), where a subclass keeps results
+        self._statistics = ModuleOwned(self, Statistics())
+        self._cache = OpaqueHolder(None)  # what has a clear(), where a subclass keeps results
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} must define __len__")
@@ -241,16 +241,16 @@ class DataSourceModule(nnx.Module):
         """What a clone does at once: take what it shares with nobody. A subclass adds its own."""
         self._own_statistics()
 
-    def _owned(self, attribute: str, renewed: Callable[[Any], Any]) -> Owned:
+    def _owned(self, attribute: str, renewed: Callable[[Any], Any]) -> ModuleOwned:
         """This module's own holder under `attribute`: a clone replaces what it finds by one with `renewed(value)`."""
-        held: Owned = getattr(self, attribute)
+        held: ModuleOwned = getattr(self, attribute)
         # A new holder would compile a program anew: holders are told apart by identity.
         if not held.belongs_to(self) and not self._is_in_program():
-            held = Owned(self, renewed(held.value))
+            held = ModuleOwned(self, renewed(held.value))
             setattr(self, attribute, held)
         return held
 
-    def _own_statistics(self) -> Owned:
+    def _own_statistics(self) -> ModuleOwned:
         return self._owned("_statistics", lambda statistics: statistics)
 
     def _set_statistics(self, statistics: Statistics) -> None:

@@ -1,4 +1,4 @@
-"""What Flax NNX must not see as a tree: holders that it carries along by identity, and data that is no state."""
+"""Holders that hide host data from NNX, and the Variable type for device data."""
 
 import weakref
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 
 
-class Opaque:
+class OpaqueHolder:
     """Holds what NNX must neither see, copy nor trace: host data, caches.
 
     NNX would turn NumPy and memory-mapped attributes into JAX arrays at the first `nnx.jit`, narrow 64-bit integers,
@@ -18,15 +18,15 @@ class Opaque:
     def __init__(self, value: Any):
         self.value = value
 
-    def __copy__(self) -> "Opaque":
+    def __copy__(self) -> "OpaqueHolder":
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Opaque":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OpaqueHolder":
         return self
 
 
-class Owned(Opaque):
-    """Holds what one module alone may change. NNX shares it with clones, which must tell that it is not theirs."""
+class ModuleOwned(OpaqueHolder):
+    """Holds what one module alone may change. NNX shares it with clones, which can tell that it is not theirs."""
 
     __slots__ = ("_owner",)
 
@@ -39,7 +39,7 @@ class Owned(Opaque):
         return self._owner is not None and self._owner() is module
 
     def __reduce__(self) -> Any:
-        return Owned, (None, self.value)  # a module that comes out of a pickle is a clone
+        return ModuleOwned, (None, self.value)  # a module that comes out of a pickle is a clone
 
 
 class DeviceData(nnx.Variable):

@@ -22,7 +22,7 @@ from mixserve.mixture.gather import Buffers
 from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
-from mixserve.module.holders import DeviceData, Opaque, Owned
+from mixserve.module.holders import DeviceData, ModuleOwned, OpaqueHolder
 from mixserve.module.state import State, below, check_same_shape
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
@@ -80,15 +80,15 @@ class MixDataSourcesNode(DataSourceModule):
             [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
         )
         mixture = Mixture(children, config.how_to_sample, names, config.plan_sizes, config.content_ids)
-        self._mixture = Opaque(mixture)
-        self._private = Owned(self, _Private(tuple(sources), RecordStream()))
+        self._mixture = OpaqueHolder(mixture)
+        self._private = ModuleOwned(self, _Private(tuple(sources), RecordStream()))
         self.index = nnx.Variable(0)
         self.epoch = nnx.Variable(0)
         self.placement = device.choose_placement(config.placement, mixture)
         on_device = device.upload(mixture.leaves, mixture.fields) if self.placement == "device" else {}
         self._device_data = DeviceData(on_device)
         if config.cacheable:
-            self._cache = Opaque(KeptBatches())
+            self._cache = OpaqueHolder(KeptBatches())
 
     @property
     def mixture(self) -> Mixture:
