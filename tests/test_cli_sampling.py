@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mixserve import serve
 from mixserve.build import build_nodes
 from mixserve.cli.main import app
-from mixserve.cli.simulate import expected_distinct, expected_unseen, simulate
+from mixserve.cli.simulation import expected_distinct, expected_unseen, simulate
 from mixserve.config import load_config
 from mixserve.local import local_client
 from mixserve_client import MixClient

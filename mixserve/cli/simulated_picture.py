@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mixserve.cli.simulate import Simulated
+from mixserve.cli.simulation import Simulated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
