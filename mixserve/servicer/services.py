@@ -8,7 +8,7 @@ from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.replies import Slots
 from mixserve.servicer.servicer import MixServicer
-from mixserve.servicer.state import StateServicer
+from mixserve.servicer.session_servicer import SessionServicer
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
 from mixserve.shown import shown
 
@@ -43,7 +43,7 @@ class Services:
             if folder is not None:
                 folder.close()
             raise
-        self.state = StateServicer(mixtures, sessions)
+        self.state = SessionServicer(mixtures, sessions)
 
     def warm_up(self) -> None:
         """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""

@@ -21,7 +21,7 @@ from mixserve.serving.calls import CallCounter
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.reflection import add_reflection
-from mixserve.serving.sessions import SessionThreads
+from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads

@@ -13,7 +13,7 @@ from mixserve import local_client, serve
 from mixserve.node import kept_batches
 from mixserve.servicer import Services
 from mixserve.servicer.kept_replies import KeptReplies
-from mixserve.sessions import Sessions, checkpoints, listing, loaded, record, sessions
+from mixserve.sessions import Sessions, checkpoints, listing, loaded, record, registry
 from mixserve_client import InvalidRequest, MixClient, StorageFailed
 from mixserve_client.schema.sessions import CallRequest, HeldSession, OpenRequest
 from mixserve_client.wire import methods
@@ -184,7 +184,7 @@ def test_answers_that_are_kept_are_counted(wire, client, monkeypatch):
 
 
 def test_so_many_journals_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions, "MOST_JOURNALS", 3)
+    monkeypatch.setattr(registry, "MOST_JOURNALS", 3)
     nodes = {"one": make_node(), "two": make_node()}
     with local_client(nodes, state_dir=tmp_path) as client:
         for name in "ab":

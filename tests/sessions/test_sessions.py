@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
-from mixserve.serving import sessions as session_threads
+from mixserve.serving import session_threads
 from mixserve.sessions import Sessions, StateFolder, storage
 from mixserve_client import (
     CorruptCheckpoint,

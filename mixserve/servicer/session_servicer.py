@@ -22,7 +22,7 @@ from mixserve_client.wire.session import (
 )
 
 
-class StateServicer:
+class SessionServicer:
     """Answers the calls of StateService; safe to use from many threads."""
 
     def __init__(self, mixtures: Mixtures, sessions: Sessions):
