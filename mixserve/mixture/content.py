@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixserve.faults import WrongRecord
+from mixserve.error_boundary import WrongRecord
 from mixserve.sources import RecordIds, ReferenceSource, content_bytes, is_keyed
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.tree import flatten

@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from mixserve.faults import WrongRecord, user_code
+from mixserve.error_boundary import WrongRecord, user_code
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.rows import Rows
 from mixserve.sources import AnySource, ArrayBacked, KeyedSource, Source, is_array_backed, is_keyed

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from mixserve.faults import user_code
+from mixserve.error_boundary import user_code
 from mixserve.module.holders import DeviceData, ModuleOwned, OpaqueHolder
 from mixserve.module.state import State, below, check_same_shape, plain, plain_statistics
 

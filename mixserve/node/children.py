@@ -5,7 +5,7 @@ from typing import Any
 
 import grain
 
-from mixserve.faults import user_code
+from mixserve.error_boundary import user_code
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
 
 _LEAST_SHARE = 1e-300  # Grain counts in multiples of the least share, which must be a float

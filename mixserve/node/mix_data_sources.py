@@ -15,7 +15,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, UInt32
 
-from mixserve.faults import user_code
+from mixserve.error_boundary import user_code
 from mixserve.mixture import device, programs
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.gather import Buffers

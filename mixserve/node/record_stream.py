@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import grain
 
-from mixserve.faults import user_code
+from mixserve.error_boundary import user_code
 from mixserve.module.state import check_same_shape
 
 _KEPT_EVERY, _KEPT = 1024, 16

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from mixserve.faults import for_others
+from mixserve.error_boundary import for_others
 from mixserve.servicer.pending_reply import Pending
 from mixserve_client.forks import renew_in_forks
 

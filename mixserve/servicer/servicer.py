@@ -4,7 +4,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext
 
-from mixserve.faults import faults
+from mixserve.error_boundary import error_boundary
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import View
 from mixserve.servicer.mixtures import Mixtures
@@ -86,7 +86,7 @@ class MixServicer:
 
         Raises MixserveError: the request's own error, or ServerFault with an id under which the log has the cause.
         """
-        with faults(method):
+        with error_boundary(method):
             check_small(method, request)
             return self._handlers[method](request)
 
@@ -95,7 +95,7 @@ class MixServicer:
         check_small(method, request)
         with closing(self._streams[method](request)) as replies:
             while True:
-                with faults(method):  # not around the yield: a reader that stops is no fault
+                with error_boundary(method):  # not around the yield: a reader that stops is no fault
                     reply = next(replies, None)
                 if reply is None:
                     return

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from mixserve.faults import faults
+from mixserve.error_boundary import error_boundary
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.sessions import Sessions
 from mixserve_client.errors import InvalidRequest, UnknownMixture
@@ -43,7 +43,7 @@ class SessionServicer:
 
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`. Raises as `MixServicer.handle` does."""
-        with faults(method):
+        with error_boundary(method):
             if method != methods.CALL_SESSION:  # whose states and statistics may be large
                 check_small(method, request)
             return self._handlers[method](request)

@@ -11,7 +11,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
-from mixserve.faults import faults
+from mixserve.error_boundary import error_boundary
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.sessions.journal import Journal
@@ -113,7 +113,7 @@ class Sessions:
         for mixture, name, lease in held:
             key = Key(mixture, name)
             # Each by itself: a source that fails while one is loaded must not end the leases of the others.
-            with suppress(MixserveError), faults(f"the lease of the session {name!r}"):
+            with suppress(MixserveError), error_boundary(f"the lease of the session {name!r}"):
                 session = self._loaded.get(key)  # not entered: it may be busy
                 if session is None and not self._is_kept(key):
                     continue
@@ -133,7 +133,11 @@ class Sessions:
             key = Key(mixture, name)
             if self._loaded.get(key) is None and not self._is_kept(key):
                 continue
-            with suppress(MixserveError), faults(f"the release of the session {name!r}"), self._entered(key) as session:
+            with (
+                suppress(MixserveError),
+                error_boundary(f"the release of the session {name!r}"),
+                self._entered(key) as session,
+            ):
                 if session.lease == lease:
                     session.release()
                     session.dropped = self._folder is not None

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from mixserve.faults import faults
+from mixserve.error_boundary import error_boundary
 from mixserve.module import kept_statistics
 from mixserve.module.state import value_bytes
 from mixserve.node import MixDataSourcesNode
@@ -271,7 +271,7 @@ class Session:
         return self._reply(value)
 
     def _run(self, run: Run, request: CallRequest) -> Any:
-        with faults(f"{request.operation} of the session {self.name!r}"):
+        with error_boundary(f"{request.operation} of the session {self.name!r}"):
             check_room = partial(self._check_room, self.kept_bytes)
             return run(Subject(self.name, self._node, self._checkpoints, check_room), request.arguments)
 

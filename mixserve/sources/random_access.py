@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mixserve.faults import WrongRecord
+from mixserve.error_boundary import WrongRecord
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.forks import PerProcess
 from mixserve_client.schema.tree import flatten, unflatten

@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from mixserve.faults import WrongRecord, user_code
+from mixserve.error_boundary import WrongRecord, user_code
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.tree import flatten
 

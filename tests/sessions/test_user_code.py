@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, local_client, serve
-from mixserve.faults import StrayEnd, WrongRecord
+from mixserve.error_boundary import StrayEnd, WrongRecord
 from mixserve.sources import ReferenceSource
 from mixserve_client import MixClient, ServerFault
 from tests.sessions.test_faults import DEADLINE_S, ids, make_node, stream

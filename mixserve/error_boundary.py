@@ -21,7 +21,7 @@ class StrayEnd(RuntimeError):
 
 
 @contextmanager
-def faults(what: str) -> Generator[None]:
+def error_boundary(what: str) -> Generator[None]:
     """Turns other errors than ours into ServerFault with an id, under which the log has the cause.
 
     Whatever a source raises: gRPC answers a call only if its handler ends with an Exception, so a SystemExit would
