@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import View
-from mixserve.servicer.reused_bytes import ReusedBytes
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
@@ -39,7 +39,7 @@ class PendingReply:
 
     __slots__ = ("_into", "_row_count", "_rows", "_view")
 
-    def __init__(self, view: View, key: KeyWords, ranges: Sequence[Range], into: Place | ReusedBytes):
+    def __init__(self, view: View, key: KeyWords, ranges: Sequence[Range], into: Place | BytesPool):
         """Raises OutOfRange."""
         self._view = view
         self._into = into

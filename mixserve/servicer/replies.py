@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
+from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import View, planned_at_once
 from mixserve.servicer.kept_replies import KeptReplies
 from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, Place
-from mixserve.servicer.reused_bytes import ReusedBytes
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.requests import PositionsRequest, StreamRequest
@@ -55,7 +55,7 @@ class Replies:
     def __init__(self, slots: Slots):
         self._slots = slots
         self._kept = KeptReplies()
-        self._bytes = ReusedBytes()
+        self._pool = BytesPool()
 
     def cut(self, view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int, Place | None]]:
         """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
@@ -84,8 +84,8 @@ class Replies:
             return PendingReply(view, key, ranges, place)
         size = batch_bytes(view.fingerprint, view.fields, sum(size for _, size in ranges))
         if size < _LEAST_KEPT_BYTES and view.is_array_backed:
-            return PendingReply(view, key, ranges, self._bytes)
-        begin = partial(PendingReply, view, key, ranges, self._bytes)
+            return PendingReply(view, key, ranges, self._pool)
+        begin = partial(PendingReply, view, key, ranges, self._pool)
         kept = self._kept.get(view.identity(key), _identity(ranges), size, begin)
         return kept if place is None else CopiedReply(kept, place)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, serve
+from mixserve.servicer.bytes_pool import COUNTS_ARE_EXACT, BytesPool, references
 from mixserve.servicer.kept_replies import KeptReplies
-from mixserve.servicer.reused_bytes import COUNTS_ARE_EXACT, ReusedBytes, references
 from mixserve_client import MixClient, ServerFault
 from tests.processes import ONE_SIZE
 
@@ -282,7 +282,7 @@ HOLDERS: list[Callable[[bytes], Any]] = [
 @pytest.mark.parametrize("seed", range(3))
 @counted
 def test_bytes_that_somebody_has_are_never_handed_out_again(seed):
-    rng, reused = random.Random(seed), ReusedBytes(reuse=True)
+    rng, pool = random.Random(seed), BytesPool(reuse=True)
     held, seen = list[tuple[int, int, int, Any]](), set[int]()
 
     def check(how: int, size: int, fill: int, kept: Any) -> None:
@@ -296,7 +296,7 @@ def test_bytes_that_somebody_has_are_never_handed_out_again(seed):
 
     for number in range(1500):
         size, fill, how = rng.choice([1000, 1002, 70_000]), number % 251, rng.randrange(len(HOLDERS))
-        reply, memory = reused.take(size)
+        reply, memory = pool.take(size)
         assert len(reply) == len(memory) == size
         memory[:] = fill
         seen.add(id(reply))
@@ -311,18 +311,18 @@ def test_bytes_that_somebody_has_are_never_handed_out_again(seed):
 
 @counted
 def test_bytes_are_used_again_when_they_are_free():
-    reused = ReusedBytes(reuse=True)
-    reply, memory = reused.take(5000)
+    pool = BytesPool(reuse=True)
+    reply, memory = pool.take(5000)
     first = id(reply)
-    assert id(reused.take(5000)[0]) != first
+    assert id(pool.take(5000)[0]) != first
     view = memoryview(reply)
     del reply
-    assert all(id(reused.take(5000)[0]) != first for _ in range(5))
+    assert all(id(pool.take(5000)[0]) != first for _ in range(5))
     del view
-    assert all(id(reused.take(5000)[0]) != first for _ in range(5))  # somebody may write to them still
+    assert all(id(pool.take(5000)[0]) != first for _ in range(5))  # somebody may write to them still
     del memory
     gc.collect()
-    assert first in {id(reused.take(5000)[0]) for _ in range(5)}
+    assert first in {id(pool.take(5000)[0]) for _ in range(5)}
 
 
 def hold_as_argument(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
@@ -390,11 +390,11 @@ FRAMES = [
 @counted
 def test_bytes_that_only_a_frame_has_are_never_handed_out_again(hold):
     """However an interpreter counts what is on a frame's stack: what a thread is at work with does not change."""
-    reused, held, go_on = ReusedBytes(reuse=True), threading.Event(), threading.Event()
+    pool, held, go_on = BytesPool(reuse=True), threading.Event(), threading.Event()
     size, found = 3000, list[bytes]()
 
     def take() -> bytes:
-        reply, memory = reused.take(size)
+        reply, memory = pool.take(size)
         memory[:] = 7
         return reply
 
@@ -405,7 +405,7 @@ def test_bytes_that_only_a_frame_has_are_never_handed_out_again(hold):
     threads = in_threads([lambda: found.append(hold(take, wait))])
     assert held.wait(DEADLINE_S)
     for _ in range(20):
-        reply, memory = reused.take(size)
+        reply, memory = pool.take(size)
         memory[:] = 9
         del reply, memory
     go_on.set()
@@ -414,9 +414,9 @@ def test_bytes_that_only_a_frame_has_are_never_handed_out_again(hold):
 
 
 def test_without_exact_counts_nothing_is_used_again():
-    reused, seen = ReusedBytes(reuse=False), list[bytes]()
+    pool, seen = BytesPool(reuse=False), list[bytes]()
     for _ in range(50):
-        reply, memory = reused.take(5000)
+        reply, memory = pool.take(5000)
         memory[:] = len(seen)
         assert not any(reply is before for before in seen)
         seen.append(reply)
@@ -426,13 +426,13 @@ def test_without_exact_counts_nothing_is_used_again():
 
 @counted
 def test_threads_never_get_the_same_bytes_at_once():
-    reused, together, failed = ReusedBytes(reuse=True), threading.Barrier(6), list[int]()
+    pool, together, failed = BytesPool(reuse=True), threading.Barrier(6), list[int]()
 
     def work(fill: int) -> None:
         rng, mine = random.Random(fill), list[bytes]()
         together.wait(DEADLINE_S)
         for _ in range(500):
-            reply, memory = reused.take(rng.choice([300, 5000]))
+            reply, memory = pool.take(rng.choice([300, 5000]))
             memory[:] = fill
             mine.append(reply)
             del reply, memory
@@ -446,9 +446,9 @@ def test_threads_never_get_the_same_bytes_at_once():
 
 @counted
 def test_memory_that_waits_to_be_used_again_is_bounded():
-    reused, replies = ReusedBytes(reuse=True), list[bytes]()
+    pool, replies = BytesPool(reuse=True), list[bytes]()
     for number in range(100):
-        replies.append(reused.take((1 << 20) + number)[0])
+        replies.append(pool.take((1 << 20) + number)[0])
     assert sum(others(replies, i) > 0 for i in range(100)) <= 64
 
 
@@ -456,11 +456,11 @@ def test_memory_that_waits_to_be_used_again_is_bounded():
 @counted
 def test_taking_memory_costs_the_same_however_much_is_in_use():
     def cost(count: int) -> float:
-        reused, tries = ReusedBytes(reuse=True), list[float]()
-        held = [reused.take(1500) for _ in range(count)]
+        pool, tries = BytesPool(reuse=True), list[float]()
+        held = [pool.take(1500) for _ in range(count)]
         for _ in range(20):
             began = time.perf_counter()
-            held.extend([reused.take(1500) for _ in range(20)])
+            held.extend([pool.take(1500) for _ in range(20)])
             tries.append(time.perf_counter() - began)
         return min(tries)
 

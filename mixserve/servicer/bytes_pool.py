@@ -1,4 +1,4 @@
-"""Bytes objects for replies, used again when nobody has them any more.
+"""A pool of bytes objects for replies: an object is reused when there is no other reference to it.
 
 Fresh memory costs more than what is written to it: the system clears every page of it first.
 """
@@ -30,8 +30,8 @@ def references(objects: Sequence[bytes], place: int) -> int:
 COUNTS_ARE_EXACT = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-class ReusedBytes:
-    """Safe to use from many threads."""
+class BytesPool:
+    """Safe to use from many threads. Holds up to 32 MiB that no reply uses."""
 
     def __init__(self, *, reuse: bool = COUNTS_ARE_EXACT) -> None:
         """Without `reuse`, every object is a new one."""
@@ -43,7 +43,7 @@ class ReusedBytes:
         # in the same way as the others, and under the lock, so that no other thread counts it meanwhile.
         self._alone = deque([bytes(1000)])
         self._lock = threading.Lock()
-        renew_in_forks(self, ReusedBytes._renew)
+        renew_in_forks(self, BytesPool._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
@@ -68,11 +68,11 @@ class ReusedBytes:
             if known:
                 self._known[size] = known
             while self._bytes > _IDLE_BYTES:
-                self._forget()
+                self._evict()
             return fresh, memory
 
-    def _forget(self) -> None:
-        """Let go of the oldest object of the size that was not wanted for longest."""
+    def _evict(self) -> None:
+        """Drop the oldest object of the size that was not wanted for longest."""
         size, known = next(iter(self._known.items()))
         known.popleft()
         self._bytes -= size
