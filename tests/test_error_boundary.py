@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, MixServer, RandomAccessSource, local_client, serve
-from mixserve.servicer.kept_replies import KeptReplies
+from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client import MixClient, ServerFault, Unavailable
 from tests.processes import ONE_SIZE
 
@@ -180,8 +180,8 @@ def test_readers_who_wait_for_the_same_reply_all_get_an_error_or_their_batch(ser
     assert ServerFault in ended
 
 
-def test_a_kept_reply_that_ends_with_what_is_no_exception_is_begun_anew():
-    kept, raises = KeptReplies(), [SystemExit("of a source")]
+def test_a_cached_reply_that_ends_with_what_is_no_exception_is_begun_anew():
+    kept, raises = ReplyCache(), [SystemExit("of a source")]
 
     def finish() -> bytes:
         if raises:

@@ -9,8 +9,8 @@ import numpy as np
 
 from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import View, planned_at_once
-from mixserve.servicer.kept_replies import KeptReplies
 from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, Place
+from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.requests import PositionsRequest, StreamRequest
@@ -21,8 +21,8 @@ _MESSAGE_BYTES = 2 << 20
 
 _PLANNED_POSITIONS = 1 << 17
 
-# Smaller ones cost less than to look whether somebody else has them.
-_LEAST_KEPT_BYTES = 128 << 10
+# Smaller replies cost less to make than to look up.
+_LEAST_CACHED_BYTES = 128 << 10
 
 _FEW_RANGES = 64
 
@@ -54,7 +54,7 @@ class Replies:
 
     def __init__(self, slots: Slots):
         self._slots = slots
-        self._kept = KeptReplies()
+        self._cache = ReplyCache()
         self._pool = BytesPool()
 
     def cut(self, view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int, Place | None]]:
@@ -83,11 +83,11 @@ class Replies:
         if place is not None and view.is_array_backed:  # gathering is copying: into its place at once
             return PendingReply(view, key, ranges, place)
         size = batch_bytes(view.fingerprint, view.fields, sum(size for _, size in ranges))
-        if size < _LEAST_KEPT_BYTES and view.is_array_backed:
+        if size < _LEAST_CACHED_BYTES and view.is_array_backed:
             return PendingReply(view, key, ranges, self._pool)
         begin = partial(PendingReply, view, key, ranges, self._pool)
-        kept = self._kept.get(view.identity(key), _identity(ranges), size, begin)
-        return kept if place is None else CopiedReply(kept, place)
+        cached = self._cache.get(view.identity(key), _identity(ranges), size, begin)
+        return cached if place is None else CopiedReply(cached, place)
 
 
 def _planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
@@ -114,7 +114,7 @@ def _parts(begin: int, rows: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _identity(ranges: Sequence[Range]) -> Hashable:
-    """Equal ones are equal ranges; those of scattered positions would take as much memory as what is kept."""
+    """Equal ones are equal ranges; those of scattered positions would take as much memory as the reply."""
     if len(ranges) <= _FEW_RANGES:
         return tuple(ranges)
     return hashlib.sha256(np.array(ranges, np.int64).tobytes()).digest()

@@ -12,7 +12,7 @@ import pytest
 from mixserve import local_client, serve
 from mixserve.node import kept_batches
 from mixserve.servicer import Services
-from mixserve.servicer.kept_replies import KeptReplies
+from mixserve.servicer.reply_cache import ReplyCache
 from mixserve.sessions import Sessions, checkpoints, listing, loaded, record, registry
 from mixserve_client import InvalidRequest, MixClient, StorageFailed
 from mixserve_client.schema.sessions import CallRequest, HeldSession, OpenRequest
@@ -264,7 +264,7 @@ def test_batches_that_are_kept_are_bounded_in_bytes(monkeypatch):
 
 
 def test_replies_that_are_kept_are_bounded_in_number_however_slow_the_oldest_is():
-    kept = KeptReplies(lambda: 0.0)
+    kept = ReplyCache(lambda: 0.0)
     for number in range(3000):
         kept.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
         kept.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))

@@ -14,7 +14,7 @@ import pytest
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve.servicer.bytes_pool import COUNTS_ARE_EXACT, BytesPool, references
-from mixserve.servicer.kept_replies import KeptReplies
+from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client import MixClient, ServerFault
 from tests.processes import ONE_SIZE
 
@@ -193,33 +193,33 @@ class Maker:
 
 
 def test_a_reply_that_several_ask_for_at_once_is_made_once():
-    kept, maker = KeptReplies(), Maker()
-    replies = [kept.get("reader", 1, 100, maker.begin) for _ in range(5)]
+    cache, maker = ReplyCache(), Maker()
+    replies = [cache.get("reader", 1, 100, maker.begin) for _ in range(5)]
     found = {id(reply.result()) for reply in replies}
     assert (maker.begun, maker.made, len(found)) == (1, 1, 1)
 
 
-def test_replies_that_nobody_shares_are_not_kept():
-    kept, maker = KeptReplies(), Maker(1 << 20)
-    replies = [kept.get("reader", 1, 1 << 20, maker.begin).result()]
+def test_replies_that_nobody_shares_are_not_cached():
+    cache, maker = ReplyCache(), Maker(1 << 20)
+    replies = [cache.get("reader", 1, 1 << 20, maker.begin).result()]
     assert others(replies, 0) == 0
 
 
 def test_what_is_begun_is_tried_again_after_an_error():
-    kept, maker = KeptReplies(), Maker()
+    cache, maker = ReplyCache(), Maker()
 
     def fails() -> Maker:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        kept.get("reader", 1, 100, fails)
-    assert kept.get("reader", 1, 100, maker.begin).result() == bytes(100)
+        cache.get("reader", 1, 100, fails)
+    assert cache.get("reader", 1, 100, maker.begin).result() == bytes(100)
 
 
-def test_memory_of_kept_replies_is_bounded():
-    kept, size, replies = KeptReplies(), 1 << 20, list[bytes]()
+def test_memory_of_reply_cache_is_bounded():
+    cache, size, replies = ReplyCache(), 1 << 20, list[bytes]()
     for rows in range(200):
-        made = [kept.get("reader", rows, size, Maker(size).begin) for _ in range(2)]
+        made = [cache.get("reader", rows, size, Maker(size).begin) for _ in range(2)]
         replies.append(made[0].result())
         assert made[1].result() is replies[-1]
     del made
@@ -237,33 +237,33 @@ class Clock:
         return self.now
 
 
-def test_what_is_kept_goes_after_a_second():
+def test_what_is_cached_goes_after_a_second():
     clock, maker = Clock(), Maker(1 << 20)
-    kept = KeptReplies(clock)
-    replies = [[kept.get("reader", 1, 1 << 20, maker.begin) for _ in range(2)][1].result()]
+    cache = ReplyCache(clock)
+    replies = [[cache.get("reader", 1, 1 << 20, maker.begin) for _ in range(2)][1].result()]
     clock.now += 0.99
-    kept.get("another", 1, 1, Maker(1).begin)
+    cache.get("another", 1, 1, Maker(1).begin)
     assert others(replies, 0) > 0
     clock.now += 0.02
-    kept.get("another", 2, 1, Maker(1).begin)
+    cache.get("another", 2, 1, Maker(1).begin)
     assert others(replies, 0) == 0
 
 
 def test_a_reader_that_has_nobody_to_share_with_any_more_is_forgotten():
     clock = Clock()
-    kept = KeptReplies(clock)
+    cache = ReplyCache(clock)
 
     def share(reader: str) -> None:
         for _ in range(2):
-            kept.get(reader, int(clock.now), 1, Maker(1).begin)
+            cache.get(reader, int(clock.now), 1, Maker(1).begin)
 
     share("goes on")
     share("stopped")
-    for _ in range(50):  # two seconds: more than what is kept is kept for
+    for _ in range(50):  # two seconds: more than the lifetime of a reply
         clock.now += 0.04
         share("goes on")
-    assert not kept.get("stopped", "new rows", 1, Maker(1).begin).is_shared
-    assert kept.get("goes on", "new rows", 1, Maker(1).begin).is_shared
+    assert not cache.get("stopped", "new rows", 1, Maker(1).begin).is_shared
+    assert cache.get("goes on", "new rows", 1, Maker(1).begin).is_shared
 
 
 counted = pytest.mark.skipif(not COUNTS_ARE_EXACT, reason="without a lock nothing is used again")
