@@ -181,26 +181,26 @@ def test_readers_who_wait_for_the_same_reply_all_get_an_error_or_their_batch(ser
 
 
 def test_a_cached_reply_that_ends_with_what_is_no_exception_is_begun_anew():
-    kept, raises = ReplyCache(), [SystemExit("of a source")]
+    cache, raises = ReplyCache(), [SystemExit("of a source")]
 
     def finish() -> bytes:
         if raises:
             raise raises.pop()
         return b"made"
 
-    first, second = (kept.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
+    first, second = (cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
     assert type(in_thread(first.result)) is SystemExit
     with pytest.raises(RuntimeError, match="raised SystemExit") as caught:
         second.result()
     assert type(caught.value.__cause__) is SystemExit
-    assert kept.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
+    assert cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
 
     raises.append(KeyboardInterrupt())
-    first, second = (kept.get("other", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
+    first, second = (cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
     with pytest.raises(KeyboardInterrupt):
         first.result()
     assert type(in_thread(second.result)) is Unavailable  # clients ask again
-    assert kept.get("other", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
+    assert cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
 
 
 class Pressed(Source):

@@ -267,7 +267,7 @@ def test_cacheable():
 
 
 @pytest.mark.parametrize("placement", ["host", "device"])
-def test_kept_batches_are_no_tracers_and_know_of_x64(placement):
+def test_cached_batches_are_no_tracers_and_know_of_x64(placement):
     key = jax.random.key(0)
     node = make(ArraySource({"x": np.arange(9), "y": SHORT[[0] * 9]}), cacheable=True, placement=placement)
     inside = jax.jit(lambda: node.get_batch_at(0, 4, key))()

@@ -24,10 +24,10 @@ from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
 from mixserve.module.holders import DeviceData, ModuleOwned, OpaqueHolder
 from mixserve.module.state import State, below, check_same_shape
+from mixserve.node.batch_cache import BatchCache
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
-from mixserve.node.kept_batches import KeptBatches
 from mixserve.node.pending_rows import PendingRows
 from mixserve.node.record_stream import RecordStream
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
@@ -88,7 +88,7 @@ class MixDataSourcesNode(DataSourceModule):
         on_device = device.upload(mixture.leaves, mixture.fields) if self.placement == "device" else {}
         self._device_data = DeviceData(on_device)
         if config.cacheable:
-            self._cache = OpaqueHolder(KeptBatches())
+            self._cache = OpaqueHolder(BatchCache())
 
     @property
     def mixture(self) -> Mixture:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixserve import local_client, serve
-from mixserve.node import kept_batches
+from mixserve.node import batch_cache
 from mixserve.servicer import Services
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve.sessions import Sessions, checkpoints, listing, loaded, record, registry
@@ -248,9 +248,9 @@ def test_holders_that_are_remembered_are_bounded(tmp_path, monkeypatch):
         assert len(wire.sessions._loaded._heard) == 3
 
 
-def test_batches_that_are_kept_are_bounded_in_bytes(monkeypatch):
-    monkeypatch.setattr(kept_batches, "_KEPT_BYTES", 10_000)
-    kept = kept_batches.KeptBatches()
+def test_cached_batches_are_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(batch_cache, "_MOST_BYTES", 10_000)
+    cache = batch_cache.BatchCache()
     made = []
 
     def make(size):
@@ -258,19 +258,19 @@ def test_batches_that_are_kept_are_bounded_in_bytes(monkeypatch):
         return {"id": jnp.zeros(size, jnp.uint8)}
 
     for size in (4000, 5000, 4000, 6000, 5000, 20_000, 20_000):
-        kept.get((0, size, 0, 0), lambda size=size: make(size))
-        assert sum(batch["id"].nbytes for batch in kept._kept.values()) <= 10_000
+        cache.get((0, size, 0, 0), lambda size=size: make(size))
+        assert sum(batch["id"].nbytes for batch in cache._batches.values()) <= 10_000
     assert made == [4000, 5000, 6000, 5000, 20_000, 20_000]
 
 
-def test_replies_that_are_kept_are_bounded_in_number_however_slow_the_oldest_is():
-    kept = ReplyCache(lambda: 0.0)
+def test_cached_replies_are_bounded_in_number_however_slow_the_oldest_is():
+    cache = ReplyCache(lambda: 0.0)
     for number in range(3000):
-        kept.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
-        kept.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
-    assert 1000 < len(kept._replies) <= 1024
-    assert 1000 < len(kept._shared) <= 1024
-    assert kept._bytes == len(kept._replies)
+        cache.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
+        cache.get(number // 2, number % 2, 1, lambda: SimpleNamespace(result=lambda: b"x"))
+    assert 1000 < len(cache._replies) <= 1024
+    assert 1000 < len(cache._shared) <= 1024
+    assert cache._bytes == len(cache._replies)
 
 
 # Leases are short or long
