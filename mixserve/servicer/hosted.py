@@ -78,7 +78,7 @@ class HostedMixture:
 
 
 @dataclass(frozen=True)
-class View:
+class ServedSelection:
     """What one request's positions stand for: a mixture, planned by `blocks`, which are those of `schedule`."""
 
     mixture: HostedMixture

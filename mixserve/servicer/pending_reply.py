@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve.servicer.bytes_pool import BytesPool
-from mixserve.servicer.hosted import View
+from mixserve.servicer.hosted import ServedSelection
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
@@ -37,17 +37,17 @@ class PendingReply:
     anew. The ranges are not kept: those of positions in no order may be many.
     """
 
-    __slots__ = ("_into", "_row_count", "_rows", "_view")
+    __slots__ = ("_into", "_row_count", "_rows", "_selection")
 
-    def __init__(self, view: View, key: KeyWords, ranges: Sequence[Range], into: Place | BytesPool):
+    def __init__(self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], into: Place | BytesPool):
         """Raises OutOfRange."""
-        self._view = view
+        self._selection = selection
         self._into = into
         self._row_count = sum(size for _, size in ranges)
-        self._rows = view.begin_read(ranges, key)
+        self._rows = selection.begin_read(ranges, key)
 
     def result(self) -> bytes:
-        size = batch_bytes(self._view.fingerprint, self._view.fields, self._row_count)
+        size = batch_bytes(self._selection.fingerprint, self._selection.fields, self._row_count)
         if isinstance(self._into, Place):
             self._fill(self._into.memory)
             return encode_slot_reply(self._into.slot, size)
@@ -56,7 +56,7 @@ class PendingReply:
         return reply
 
     def _fill(self, memory: Memory) -> None:
-        self._rows.write(frame_batch(memory, self._view.fingerprint, self._view.fields, self._row_count))
+        self._rows.write(frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count))
 
 
 class CopiedReply:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from mixserve.servicer.bytes_pool import BytesPool
-from mixserve.servicer.hosted import View, planned_at_once
+from mixserve.servicer.hosted import ServedSelection, planned_at_once
 from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, Place
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client.schema.keys import KeyWords
@@ -57,12 +57,14 @@ class Replies:
         self._cache = ReplyCache()
         self._pool = BytesPool()
 
-    def cut(self, view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int, Place | None]]:
+    def cut(
+        self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest
+    ) -> Iterator[tuple[int, int, Place | None]]:
         """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
-        most = max(1, min(_MESSAGE_BYTES // max(1, view.row_bytes), view.mixture.description.limits.size))
+        most = max(1, min(_MESSAGE_BYTES // max(1, selection.row_bytes), selection.mixture.description.limits.size))
         slots = iter(wanted.slots)
-        for at, rows in _planned_at_once(view, wanted):
-            place = self.place(view, rows, next(slots, 0))
+        for at, rows in _planned_at_once(selection, wanted):
+            place = self.place(selection, rows, next(slots, 0))
             if place is not None:
                 yield at, rows, place
                 continue
@@ -71,29 +73,29 @@ class Replies:
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
                 yield at + first, last - first, None
 
-    def place(self, view: View, rows: int, slot: int) -> Place | None:
+    def place(self, selection: ServedSelection, rows: int, slot: int) -> Place | None:
         """Where in shared memory a reply of `rows` rows goes; None where the slot is not known, or too small."""
         memory = self._slots.memory(slot) if slot else None
-        if memory is None or len(memory) < batch_bytes(view.fingerprint, view.fields, rows):
+        if memory is None or len(memory) < batch_bytes(selection.fingerprint, selection.fields, rows):
             return None
         return Place(slot, memory)
 
-    def begin(self, view: View, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Pending:
+    def begin(self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Pending:
         """Begin the reply that holds the rows of `ranges`, in `place` where there is one."""
-        if place is not None and view.is_array_backed:  # gathering is copying: into its place at once
-            return PendingReply(view, key, ranges, place)
-        size = batch_bytes(view.fingerprint, view.fields, sum(size for _, size in ranges))
-        if size < _LEAST_CACHED_BYTES and view.is_array_backed:
-            return PendingReply(view, key, ranges, self._pool)
-        begin = partial(PendingReply, view, key, ranges, self._pool)
-        cached = self._cache.get(view.identity(key), _identity(ranges), size, begin)
+        if place is not None and selection.is_array_backed:  # gathering is copying: into its place at once
+            return PendingReply(selection, key, ranges, place)
+        size = batch_bytes(selection.fingerprint, selection.fields, sum(size for _, size in ranges))
+        if size < _LEAST_CACHED_BYTES and selection.is_array_backed:
+            return PendingReply(selection, key, ranges, self._pool)
+        begin = partial(PendingReply, selection, key, ranges, self._pool)
+        cached = self._cache.get(selection.identity(key), _identity(ranges), size, begin)
         return cached if place is None else CopiedReply(cached, place)
 
 
-def _planned_at_once(view: View, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
+def _planned_at_once(selection: ServedSelection, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
     """(first row, rows) of what is wanted, in parts of `reply_rows` rows at most. None keeps others waiting for the
     plans of millions of positions, nor its reader for batches that come later."""
-    blocks = view.blocks
+    blocks = selection.blocks
     most = min(_PLANNED_POSITIONS, planned_at_once(blocks.planner))
     if isinstance(wanted, StreamRequest):
         size = wanted.first.size

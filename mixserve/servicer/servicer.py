@@ -6,7 +6,7 @@ from contextlib import closing, nullcontext
 
 from mixserve.error_boundary import error_boundary
 from mixserve.mixture.sampling import check_end
-from mixserve.servicer.hosted import View
+from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending
 from mixserve.servicer.replies import NoSlots, Replies, Slots
@@ -114,34 +114,36 @@ class MixServicer:
 
     def _get_batch_at(self, request: bytes) -> bytes:
         wanted = decode_batch_request(request)
-        view = self._view(wanted)
-        check_positions(wanted.start, wanted.size, view.mixture.description.limits.size)
-        place = self._replies.place(view, wanted.size, next(iter(wanted.slots), 0))
-        return self._replies.begin(view, wanted.key, [(wanted.start, wanted.size)], place).result()
+        selection = self._selection(wanted)
+        check_positions(wanted.start, wanted.size, selection.mixture.description.limits.size)
+        place = self._replies.place(selection, wanted.size, next(iter(wanted.slots), 0))
+        return self._replies.begin(selection, wanted.key, [(wanted.start, wanted.size)], place).result()
 
     def _stream_batches(self, request: bytes) -> Generator[bytes]:
         wanted = decode_stream_request(request)
-        view = self._view(wanted.first)
+        selection = self._selection(wanted.first)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
-        check_end(view.blocks.end, first, last + 1 - first)
-        yield from self._in_replies(view, wanted.first.key, wanted)
+        check_end(selection.blocks.end, first, last + 1 - first)
+        yield from self._in_replies(selection, wanted.first.key, wanted)
 
     def _stream_positions(self, request: bytes) -> Generator[bytes]:
         wanted = decode_positions_request(request)
-        view = self._view(wanted)
-        check_end(view.blocks.end, int(wanted.positions.max()), 1)
-        yield from self._in_replies(view, wanted.key, wanted)
+        selection = self._selection(wanted)
+        check_end(selection.blocks.end, int(wanted.positions.max()), 1)
+        yield from self._in_replies(selection, wanted.key, wanted)
 
-    def _in_replies(self, view: View, key: KeyWords, wanted: StreamRequest | PositionsRequest) -> Iterator[bytes]:
+    def _in_replies(
+        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest
+    ) -> Iterator[bytes]:
         # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
         # Not so the first, for which the reader waits, and what is made by copying, of which nothing is under way.
         pending: Pending | None = None
-        copying = view.mixture.is_gathered_by_copying
+        copying = selection.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
-        for at, rows, place in self._replies.cut(view, wanted):
+        for at, rows, place in self._replies.cut(selection, wanted):
             with turns:
-                following = self._replies.begin(view, key, wanted.ranges(at, rows), place)
+                following = self._replies.begin(selection, key, wanted.ranges(at, rows), place)
                 if copying or is_first:
                     pending, following = following, None
                 reply = None if pending is None else pending.result()
@@ -159,7 +161,7 @@ class MixServicer:
         mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
         return encode_schedule(self._schedules.define(mixture, wanted.parent, wanted.entries))
 
-    def _view(self, wanted: BatchRequest | PositionsRequest) -> View:
+    def _selection(self, wanted: BatchRequest | PositionsRequest) -> ServedSelection:
         """What the request's positions stand for."""
         mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
         if wanted.content == Content.RECORDS_AND_PROVENANCE:
@@ -167,7 +169,7 @@ class MixServicer:
             if obstacle is not None:
                 raise InvalidRequest(obstacle)
         blocks = self._schedules.get(mixture, wanted.schedule) if wanted.schedule else mixture.node.mixture.blocks
-        return View(mixture, blocks, wanted.schedule, wanted.content)
+        return ServedSelection(mixture, blocks, wanted.schedule, wanted.content)
 
 
 def _cores() -> int:
