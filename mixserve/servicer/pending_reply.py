@@ -23,7 +23,7 @@ class Pending(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class SlotTarget(NamedTuple):
     """A slot that a reply goes into, and its memory."""
 
     slot: int
@@ -39,7 +39,9 @@ class PendingReply:
 
     __slots__ = ("_into", "_row_count", "_rows", "_selection")
 
-    def __init__(self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], into: Place | BytesPool):
+    def __init__(
+        self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], into: SlotTarget | BytesPool
+    ):
         """Raises OutOfRange."""
         self._selection = selection
         self._into = into
@@ -48,7 +50,7 @@ class PendingReply:
 
     def result(self) -> bytes:
         size = batch_bytes(self._selection.fingerprint, self._selection.fields, self._row_count)
-        if isinstance(self._into, Place):
+        if isinstance(self._into, SlotTarget):
             self._fill(self._into.memory)
             return encode_slot_reply(self._into.slot, size)
         reply, memory = self._into.take(size)
@@ -62,13 +64,13 @@ class PendingReply:
 class CopiedReply:
     """A reply that several readers share, copied into the slot of one of them."""
 
-    __slots__ = ("_place", "_shared")
+    __slots__ = ("_shared", "_target")
 
-    def __init__(self, shared: Pending, place: Place):
+    def __init__(self, shared: Pending, target: SlotTarget):
         self._shared = shared
-        self._place = place
+        self._target = target
 
     def result(self) -> bytes:
         reply = self._shared.result()
-        self._place.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
-        return encode_slot_reply(self._place.slot, len(reply))
+        self._target.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
+        return encode_slot_reply(self._target.slot, len(reply))

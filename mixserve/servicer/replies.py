@@ -9,7 +9,7 @@ import numpy as np
 
 from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import ServedSelection, planned_at_once
-from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, Place
+from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
@@ -59,37 +59,39 @@ class Replies:
 
     def cut(
         self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest
-    ) -> Iterator[tuple[int, int, Place | None]]:
-        """(first row, rows, place) of the replies to `wanted`; what finds no place is cut into messages for gRPC."""
+    ) -> Iterator[tuple[int, int, SlotTarget | None]]:
+        """(first row, rows, target) of the replies to `wanted`; what fits no slot is cut into messages for gRPC."""
         most = max(1, min(_MESSAGE_BYTES // max(1, selection.row_bytes), selection.mixture.description.limits.size))
         slots = iter(wanted.slots)
         for at, rows in _planned_at_once(selection, wanted):
-            place = self.place(selection, rows, next(slots, 0))
-            if place is not None:
-                yield at, rows, place
+            target = self.slot_target(selection, rows, next(slots, 0))
+            if target is not None:
+                yield at, rows, target
                 continue
             pieces = -(-rows // most)
             for piece in range(pieces):
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
                 yield at + first, last - first, None
 
-    def place(self, selection: ServedSelection, rows: int, slot: int) -> Place | None:
-        """Where in shared memory a reply of `rows` rows goes; None where the slot is not known, or too small."""
+    def slot_target(self, selection: ServedSelection, rows: int, slot: int) -> SlotTarget | None:
+        """The slot that a reply of `rows` rows goes into; None if it is not known, or too small."""
         memory = self._slots.memory(slot) if slot else None
         if memory is None or len(memory) < batch_bytes(selection.fingerprint, selection.fields, rows):
             return None
-        return Place(slot, memory)
+        return SlotTarget(slot, memory)
 
-    def begin(self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], place: Place | None) -> Pending:
-        """Begin the reply that holds the rows of `ranges`, in `place` where there is one."""
-        if place is not None and selection.is_array_backed:  # gathering is copying: into its place at once
-            return PendingReply(selection, key, ranges, place)
+    def begin(
+        self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], target: SlotTarget | None
+    ) -> Pending:
+        """Begin the reply that holds the rows of `ranges`, in the slot `target` if there is one."""
+        if target is not None and selection.is_array_backed:  # gathering is copying: into the slot at once
+            return PendingReply(selection, key, ranges, target)
         size = batch_bytes(selection.fingerprint, selection.fields, sum(size for _, size in ranges))
         if size < _LEAST_CACHED_BYTES and selection.is_array_backed:
             return PendingReply(selection, key, ranges, self._pool)
         begin = partial(PendingReply, selection, key, ranges, self._pool)
         cached = self._cache.get(selection.identity(key), _identity(ranges), size, begin)
-        return cached if place is None else CopiedReply(cached, place)
+        return cached if target is None else CopiedReply(cached, target)
 
 
 def _planned_at_once(selection: ServedSelection, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:

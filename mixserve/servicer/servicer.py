@@ -116,8 +116,8 @@ class MixServicer:
         wanted = decode_batch_request(request)
         selection = self._selection(wanted)
         check_positions(wanted.start, wanted.size, selection.mixture.description.limits.size)
-        place = self._replies.place(selection, wanted.size, next(iter(wanted.slots), 0))
-        return self._replies.begin(selection, wanted.key, [(wanted.start, wanted.size)], place).result()
+        target = self._replies.slot_target(selection, wanted.size, next(iter(wanted.slots), 0))
+        return self._replies.begin(selection, wanted.key, [(wanted.start, wanted.size)], target).result()
 
     def _stream_batches(self, request: bytes) -> Generator[bytes]:
         wanted = decode_stream_request(request)
@@ -141,9 +141,9 @@ class MixServicer:
         copying = selection.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
-        for at, rows, place in self._replies.cut(selection, wanted):
+        for at, rows, target in self._replies.cut(selection, wanted):
             with turns:
-                following = self._replies.begin(selection, key, wanted.ranges(at, rows), place)
+                following = self._replies.begin(selection, key, wanted.ranges(at, rows), target)
                 if copying or is_first:
                     pending, following = following, None
                 reply = None if pending is None else pending.result()
