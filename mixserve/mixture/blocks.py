@@ -15,7 +15,7 @@ from mixserve_client.schema.positions import POSITION_LIMIT, Range, ranges_of
 
 _BLOCK, _BLOCK_OF_MANY_SOURCES, _LEAST_BLOCK, _MANY_SOURCES = 4096, 1024, 64, 32
 _BLOCK_COST = 1 << 20
-_BLOCK_OF_GRAINS = 8192
+_EPOCH_BLOCK = 8192
 _KEPT_BLOCKS, _KEPT_BYTES = 256, 64 << 20
 _POSITION_BYTES = 20  # of a plan with keys
 _KEPT_ENDS = 4096
@@ -37,7 +37,7 @@ class PlanBlocks:
         self.planner = planner
         self._kept = kept or _Kept()
         self._token = object()  # stands for the planner, and keeps it not alive
-        self._block_size = rounded_up(_block_size(planner), planner.grain)
+        self._cached_size = rounded_up(_size_to_cache(planner), planner.block_size)
 
     def beside(self, planner: AnyPlanner) -> "PlanBlocks":
         """Plans of the same readers by another planner; they are kept together."""
@@ -64,17 +64,17 @@ class PlanBlocks:
 
     def positions_for(self, size: int, stride: int) -> int:
         """How many positions are planned, at most, for each of many batches of `size` that are `stride` apart."""
-        grain = self.planner.grain
-        return min(stride, size if grain == 1 else (size // grain + 2) * grain)
+        block_size = self.planner.block_size
+        return min(stride, size if block_size == 1 else (size // block_size + 2) * block_size)
 
     def planned_at_once(self, positions: Int64[np.ndarray, " size"], most: int) -> Iterator[int]:
         """How many of the positions, one part after another, are in blocks of `most` positions together."""
-        grain, taken, blocks = self.planner.grain, 0, set[int]()
-        if len(positions) * grain <= most:  # without looking at each: always so with replacement
+        block_size, taken, blocks = self.planner.block_size, 0, set[int]()
+        if len(positions) * block_size <= most:  # without looking at each: always so with replacement
             yield len(positions)
             return
-        for block in (positions // grain).tolist():
-            if block not in blocks and (len(blocks) + 1) * grain > most and taken:
+        for block in (positions // block_size).tolist():
+            if block not in blocks and (len(blocks) + 1) * block_size > most and taken:
                 yield taken
                 taken = 0
                 blocks.clear()
@@ -84,11 +84,11 @@ class PlanBlocks:
 
     def _planned(self, first: int, places: Int64[np.ndarray, " size"]) -> int:
         """How many positions are planned where only those places are."""
-        grain = self.planner.grain
-        return len(places) if grain == 1 else len(np.unique((places + first % grain) // grain)) * grain
+        size = self.planner.block_size
+        return len(places) if size == 1 else len(np.unique((places + first % size) // size)) * size
 
     def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int, *, goes_on: bool = False) -> Plan:
-        words, end, length = key.tobytes(), start + size, self._block_size
+        words, end, length = key.tobytes(), start + size, self._cached_size
         first, last = start // length, (end - 1) // length
         kept = self._kept
         with kept.lock:
@@ -124,8 +124,8 @@ class PlanBlocks:
 
     def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
         """The block of that number, not begun if it is a new one."""
-        start = number * self._block_size
-        size = min(self._block_size, (self.end or POSITION_LIMIT) - start)
+        start = number * self._cached_size
+        size = min(self._cached_size, (self.end or POSITION_LIMIT) - start)
 
         def begin() -> Callable[[], Plan]:
             return self.planner.begin_each(key, np.arange(start, start + size, dtype=np.uint64))
@@ -201,11 +201,11 @@ def _places(ranges: Sequence[Range]) -> Int64[np.ndarray, " size"]:
     return np.arange(sizes.sum(), dtype=np.int64) + np.repeat(starts - before, sizes)
 
 
-def _block_size(planner: AnyPlanner) -> int:
+def _size_to_cache(planner: AnyPlanner) -> int:
     """How many positions to plan at once: thousands cost little more than a few, unless there are so many sources that
     each position takes as long as a call."""
-    if planner.grain > 1:
-        return _BLOCK_OF_GRAINS
+    if planner.block_size > 1:
+        return _EPOCH_BLOCK
     most = _BLOCK if planner.cost <= _MANY_SOURCES else _BLOCK_OF_MANY_SOURCES
     fitting = 1 << max(0, _BLOCK_COST // planner.cost).bit_length() >> 1
     return max(_LEAST_BLOCK, min(most, fitting))

@@ -54,12 +54,12 @@ class EpochPlanner:
     ):
         """`schedule` is in the place of that of `sampling`; what it shares with that of the counts `like` is taken from
         there."""
-        self.grain = sampling.block_size
+        self.block_size = sampling.block_size
         self.source_count = len(lengths)
         self._leaves = Leaves(self.source_count, nested or {})
         self.leaf_count = self._leaves.count
         # Each block counts and lists its sources anew.
-        self.cost = 1 + self.source_count // self.grain + self._leaves.cost
+        self.cost = 1 + self.source_count // self.block_size + self._leaves.cost
         self._keyed = keyed or bool(self._leaves.nested)
         self._keeps_order = np.array(
             [s in self._leaves.nested and self._leaves.nested[s].mode == EPOCH for s in range(len(lengths))]
@@ -104,25 +104,25 @@ class EpochPlanner:
 
     def _under_one_key(self, key: UInt32[np.ndarray, "2"], positions: UInt64[np.ndarray, " size"]) -> Plan:
         plan = _unfilled(len(positions), keyed=self._keyed)
-        blocks, which = np.unique(positions // np.uint64(self.grain), return_inverse=True)
-        slots = (positions % np.uint64(self.grain)).astype(np.int64)
-        first, at_once = 0, max(1, _POSITIONS_AT_ONCE // self.grain)
+        blocks, which = np.unique(positions // np.uint64(self.block_size), return_inverse=True)
+        slots = (positions % np.uint64(self.block_size)).astype(np.int64)
+        first, at_once = 0, max(1, _POSITIONS_AT_ONCE // self.block_size)
         while first < len(blocks):
             numbers: list[int] = blocks[first : first + at_once].tolist()
-            if len(numbers) > 1 and self._size(numbers[-1]) < self.grain:
+            if len(numbers) > 1 and self._size(numbers[-1]) < self.block_size:
                 numbers.pop()  # the short one alone
             here = np.flatnonzero((which >= first) & (which < first + len(numbers)))
-            _fill(plan, here, self._planned(key, numbers, (which[here] - first) * self.grain + slots[here]))
+            _fill(plan, here, self._planned(key, numbers, (which[here] - first) * self.block_size + slots[here]))
             first += len(numbers)
         return self._leaves.resolved(plan)
 
     def _size(self, number: int) -> int:
         """The positions of a block: fewer than others where the mixture ends in it."""
-        return min(self.grain, (POSITION_LIMIT if self.end is None else self.end) - number * self.grain)
+        return min(self.block_size, (POSITION_LIMIT if self.end is None else self.end) - number * self.block_size)
 
     def _planned(self, key: UInt32[np.ndarray, "2"], numbers: list[int], wanted: Int[np.ndarray, " wanted"]) -> Plan:
         """The plan, by sources, of the `wanted` places in blocks of one size, which are counted through."""
-        starts, size = [number * self.grain for number in numbers], self._size(numbers[-1])
+        starts, size = [number * self.block_size for number in numbers], self._size(numbers[-1])
         before = np.stack([self.counts.at(start) for start in starts])
         counts = (np.stack([self.counts.at(start + size) for start in starts]) - before).reshape(-1)
         # From here on in the order of the lists: block by block, source by source, by ascending position.

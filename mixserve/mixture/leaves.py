@@ -47,7 +47,7 @@ class AnyPlanner(Protocol):
     mode: str  # of sampling
     source_count: int
     leaf_count: int
-    grain: int  # positions are planned in aligned blocks of so many
+    block_size: int  # positions are planned in aligned blocks of so many
     cost: int  # of a position: how many numbers are drawn for it; in epoch mode 1 and its part of its block's sources
     end: int | None  # the first position that does not exist
 

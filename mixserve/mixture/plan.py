@@ -35,7 +35,7 @@ class Planner:
     """
 
     mode = CATEGORICAL
-    grain = 1
+    block_size = 1
     end: int | None = None
 
     def __init__(

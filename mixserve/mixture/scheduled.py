@@ -54,7 +54,7 @@ class ScheduledPlanner:
     """Plans a position by that of `planners` whose shares are in force there."""
 
     mode = CATEGORICAL
-    grain = 1
+    block_size = 1
     end: int | None = None
 
     def __init__(self, schedule: Schedule, planners: Planners, like: "ScheduledPlanner | None" = None):

@@ -168,7 +168,7 @@ def test_ranges_that_lie_closely_are_planned_from_few_blocks():
     begun: list[int] = []
 
     class Counting:
-        source_count, grain, cost, end = 2, 1, 2, None
+        source_count, block_size, cost, end = 2, 1, 2, None
 
         def begin_each(self, key, positions):
             begun.append(len(positions))
@@ -188,7 +188,7 @@ def test_ranges_that_lie_closely_are_planned_from_few_blocks():
 class Slow:
     """A planner whose plans begin, under one key, when they are let go."""
 
-    source_count, grain, cost, end = 2, 1, 2, None
+    source_count, block_size, cost, end = 2, 1, 2, None
 
     def __init__(self):
         self.planner = Planner((0.5, 0.5), (10, 20), sizes=(1024,))
@@ -244,7 +244,7 @@ def test_an_error_is_not_kept_and_nothing_of_it_is_counted():
 
 def test_blocks_are_kept_up_to_so_many_bytes():
     class Large:
-        source_count, grain, cost, end, mode = 1, 1 << 16, 1, None, "epoch"
+        source_count, block_size, cost, end, mode = 1, 1 << 16, 1, None, "epoch"
 
         def begin_each(self, key, positions):
             return lambda: Plan(np.zeros(len(positions), np.int32), np.zeros(len(positions), np.int64))
