@@ -1,4 +1,4 @@
-"""Plans for readers that go on where they stopped: drawn in blocks, kept for a while, the next block drawn ahead."""
+"""Plans for readers that continue where they stopped: made in blocks, cached, and the next block prefetched."""
 
 import threading
 from collections import OrderedDict
@@ -16,9 +16,9 @@ from mixserve_client.schema.positions import POSITION_LIMIT, Range, ranges_of
 _BLOCK, _BLOCK_OF_MANY_SOURCES, _LEAST_BLOCK, _MANY_SOURCES = 4096, 1024, 64, 32
 _BLOCK_COST = 1 << 20
 _EPOCH_BLOCK = 8192
-_KEPT_BLOCKS, _KEPT_BYTES = 256, 64 << 20
+_MOST_BLOCKS, _MOST_BYTES = 256, 64 << 20
 _POSITION_BYTES = 20  # of a plan with keys
-_KEPT_ENDS = 4096
+_MOST_ENDS = 4096
 # Positions that lie scattered are planned one by one where blocks would plan this many times as many in vain.
 _SPARSE = 4
 
@@ -33,15 +33,15 @@ class PlanBlocks:
     the whole blocks around it are planned, and the block after them is begun. Elsewhere only what is asked is planned.
     """
 
-    def __init__(self, planner: AnyPlanner, kept: "_Kept | None" = None):
+    def __init__(self, planner: AnyPlanner, cache: "_PlanCache | None" = None):
         self.planner = planner
-        self._kept = kept or _Kept()
-        self._token = object()  # stands for the planner, and keeps it not alive
+        self._cache = cache or _PlanCache()
+        self._token = object()  # stands for the planner in the cache, which must not keep it alive
         self._cached_size = rounded_up(_size_to_cache(planner), planner.block_size)
 
     def beside(self, planner: AnyPlanner) -> "PlanBlocks":
-        """Plans of the same readers by another planner; they are kept together."""
-        return PlanBlocks(planner, self._kept)
+        """Plans of the same readers by another planner, in the same cache."""
+        return PlanBlocks(planner, self._cache)
 
     @property
     def end(self) -> int | None:
@@ -90,19 +90,20 @@ class PlanBlocks:
     def _plan_range(self, key: UInt32[np.ndarray, "2"], start: int, size: int, *, goes_on: bool = False) -> Plan:
         words, end, length = key.tobytes(), start + size, self._cached_size
         first, last = start // length, (end - 1) // length
-        kept = self._kept
-        with kept.lock:
-            goes_on = kept.ends.pop((self._token, words, start), self) is None or goes_on
-            kept.ends[self._token, words, end] = None
-            kept.ends.move_to_end((self._token, words, end))
-            if len(kept.ends) > _KEPT_ENDS:
-                kept.ends.popitem(last=False)
-            known = all((self._token, words, block) in kept.blocks for block in range(first, last + 1))
+        cache = self._cache
+        with cache.lock:
+            # None is what stands under an end that is known; self, which no cache holds, stands for one that is not.
+            goes_on = cache.ends.pop((self._token, words, start), self) is None or goes_on
+            cache.ends[self._token, words, end] = None
+            cache.ends.move_to_end((self._token, words, end))
+            if len(cache.ends) > _MOST_ENDS:
+                cache.ends.popitem(last=False)
+            known = all((self._token, words, block) in cache.blocks for block in range(first, last + 1))
             blocks = list[_Block]()
             if goes_on or known:
                 blocks = [self._block(key, words, block) for block in range(first, last + 1)]
         # All that takes time is done without the lock, which all readers share.
-        if not blocks:
+        if not blocks:  # a jump: a block would be planned for one request
             return self.planner.plan(key, start, size)
         try:
             for block in blocks:
@@ -112,12 +113,14 @@ class PlanBlocks:
                 for block, at in zip(blocks, range(first * length, end, length), strict=True)
             ]
         except BaseException:
-            with kept.lock:
+            with cache.lock:
                 for number in range(first, last + 1):
-                    kept.forget((self._token, words, number))  # to be begun again by the next one
+                    cache.evict((self._token, words, number))  # so that the next reader begins it again
             raise
+        # The next block is prefetched in the second half of this one: it takes as long as many small requests, and
+        # readers that stop before would never use it.
         if (end % length > length // 2 or end % length == 0) and (last + 1) * length < (self.end or POSITION_LIMIT):
-            with kept.lock:
+            with cache.lock:
                 ahead = self._block(key, words, last + 1)
             ahead.begin()
         return Plan.joined(parts)
@@ -130,15 +133,15 @@ class PlanBlocks:
         def begin() -> Callable[[], Plan]:
             return self.planner.begin_each(key, np.arange(start, start + size, dtype=np.uint64))
 
-        return self._kept.block((self._token, words, number), size, begin)
+        return self._cache.block((self._token, words, number), size, begin)
 
 
-class _Kept:
-    """The blocks of the last readers, up to 256 of 64 MiB, and where these stopped. Used under its lock."""
+class _PlanCache:
+    """The blocks of the last readers, up to 256 of 64 MiB, and where each reader stopped. Used under its lock."""
 
     def __init__(self) -> None:
         self._renew()
-        renew_in_forks(self, _Kept._renew)
+        renew_in_forks(self, _PlanCache._renew)
 
     def _renew(self) -> None:
         # A forked process begins without any: those under way are its parent's, as are their locks.
@@ -154,18 +157,18 @@ class _Kept:
             block = self.blocks[name] = _Block(begin, size * _POSITION_BYTES)
             self._bytes += block.bytes
         self.blocks.move_to_end(name)
-        while len(self.blocks) > _KEPT_BLOCKS or (self._bytes > _KEPT_BYTES and len(self.blocks) > 1):
+        while len(self.blocks) > _MOST_BLOCKS or (self._bytes > _MOST_BYTES and len(self.blocks) > 1):
             self._bytes -= self.blocks.popitem(last=False)[1].bytes
         return block
 
-    def forget(self, name: _Name) -> None:
+    def evict(self, name: _Name) -> None:
         """Let the next reader begin that block again."""
         block = self.blocks.pop(name, None)
         self._bytes -= 0 if block is None else block.bytes
 
 
 class _Block:
-    """A plan under way; once it is made, nothing of its planner is kept."""
+    """A plan under way; once it is made, it holds nothing of its planner."""
 
     def __init__(self, begin: _Begin, most_bytes: int):
         self.bytes = most_bytes

@@ -14,7 +14,7 @@ from mixserve.mixture.sampling import CATEGORICAL
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve_client.forks import renew_in_forks
 
-_KEPT = 256
+_MOST_PLANNERS = 256
 _AT_ONCE = 256
 # What an entry costs beside its positions, in draws, and over how many entries their distance is averaged.
 _ENTRY_DRAWS = 8192
@@ -23,11 +23,11 @@ _FAR = 1 << 63
 
 
 class Planners:
-    """The planners of one mixture under any shares: those used last are kept."""
+    """The planners of one mixture under any shares; the last 256 that were used are cached."""
 
     def __init__(self, first: Planner, shares: Shares):
         self._first = first
-        self._kept = OrderedDict({shares: first})
+        self._cached = OrderedDict({shares: first})
         self._renew()
         renew_in_forks(self, Planners._renew)
 
@@ -37,16 +37,16 @@ class Planners:
     def of(self, all_shares: Sequence[Shares]) -> list[Planner]:
         """The planner of each of these shares. Making many takes little longer than making one."""
         with self._lock:
-            found = {shares: self._kept[shares] for shares in all_shares if shares in self._kept}
+            found = {shares: self._cached[shares] for shares in all_shares if shares in self._cached}
         missing = list(dict.fromkeys(shares for shares in all_shares if shares not in found))
         if missing:
             found |= zip(missing, self._first.reweighted(missing), strict=True)
         with self._lock:
-            for shares in list(found)[-_KEPT:]:
-                self._kept[shares] = found[shares]
-                self._kept.move_to_end(shares)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            for shares in list(found)[-_MOST_PLANNERS:]:
+                self._cached[shares] = found[shares]
+                self._cached.move_to_end(shares)
+            while len(self._cached) > _MOST_PLANNERS:
+                self._cached.popitem(last=False)
         return [found[shares] for shares in all_shares]
 
 

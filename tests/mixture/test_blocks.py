@@ -238,7 +238,7 @@ def test_an_error_is_not_kept_and_nothing_of_it_is_counted():
     blocks.plan(key, [(0, 10)])
     with pytest.raises(MemoryError):
         blocks.plan(key, [(10, 10)])
-    assert blocks._kept._bytes == 0
+    assert blocks._cache._bytes == 0
     assert_plans_equal(blocks.plan(key, [(20, 10)]), slow.planner.plan(key, 20, 10))
 
 
@@ -255,6 +255,6 @@ def test_blocks_are_kept_up_to_so_many_bytes():
     blocks, key = PlanBlocks(Large()), np.array([0, 3], np.uint32)  # type: ignore[arg-type]
     for at in range(0, 200 << 16, 1 << 15):
         blocks.plan(key, [(at, 1 << 15)])
-    held = sum(block.bytes for block in blocks._kept.blocks.values())
-    assert held == blocks._kept._bytes
+    held = sum(block.bytes for block in blocks._cache.blocks.values())
+    assert held == blocks._cache._bytes
     assert (1 << 20) < held <= 64 << 20  # 256 blocks of such a size were 335 MB
