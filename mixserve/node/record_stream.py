@@ -15,8 +15,8 @@ _KEPT_EVERY, _KEPT = 1024, 16
 MakeDataset = Callable[[], grain.IterDataset]
 
 
-class BehindTheEnd(ValueError):
-    """An index that the epoch does not reach; `end` is the last that it does."""
+class EpochEnded(ValueError):
+    """The epoch has no such index: it ends at `end`."""
 
     def __init__(self, index: int, end: int):
         super().__init__(f"index must be at most {end}, where the epoch ends, got {index}")
@@ -59,7 +59,7 @@ class RecordStream:
         try:
             return json.dumps(self._at(make_dataset, index).get_state())
         except StopIteration:
-            raise BehindTheEnd(index, self._index) from None
+            raise EpochEnded(index, self._index) from None
 
     @staticmethod
     def restored(make_dataset: MakeDataset, index: int, state: str) -> "RecordStream":

@@ -9,7 +9,7 @@ import numpy as np
 from mixserve.module import kept_statistics
 from mixserve.module.state import Frozen, State
 from mixserve.node import MixDataSourcesNode
-from mixserve.node.record_stream import BehindTheEnd
+from mixserve.node.record_stream import EpochEnded
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
 from mixserve_client.schema.checks import check_truth
@@ -127,8 +127,8 @@ def _place_at(node: MixDataSourcesNode, index: int) -> State:
     node.index.set_value(min(index, len(node)))
     try:
         return node.get_place()
-    except BehindTheEnd as behind:
-        node.index.set_value(behind.end)
+    except EpochEnded as ended:
+        node.index.set_value(ended.end)
         return node.get_place()
 
 
