@@ -14,7 +14,7 @@ from jaxtyping import Array, Int32, Shaped
 from mixserve.forked import check_jax
 from mixserve.mixture.gather import Buffers
 from mixserve.mixture.mixture import Mixture
-from mixserve.mixture.plan import Plan, pieces
+from mixserve.mixture.plan import Plan, buckets
 from mixserve.sources import AnySource, ArrayBacked, is_array_backed
 from mixserve_client.schema.fields import Field
 
@@ -89,14 +89,14 @@ def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple
 def begin_take(
     buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan, sizes: Sequence[int]
 ) -> Callable[[Buffers], None]:
-    """Gather the planned records in pieces of `sizes` and copy them to the host, both under way; what waits and writes
+    """Gather the planned records in buckets of `sizes` and copy them to the host, both under way; what waits and writes
     them into arrays."""
     check_jax()
     rows = starts[plan.source_ids] + plan.record_ids.astype(np.int32)
     under_way: list[tuple[int, dict[str, Array]]] = []
-    for at, size in pieces(len(rows), sizes):
-        piece = rows[at : at + size]
-        taken = _taken(buffers, jax.device_put(np.pad(piece, (0, size - len(piece)))))
+    for at, size in buckets(len(rows), sizes):
+        part = rows[at : at + size]
+        taken = _taken(buffers, jax.device_put(np.pad(part, (0, size - len(part)))))
         for array in taken.values():
             array.copy_to_host_async()
         under_way.append((at, taken))
@@ -113,8 +113,8 @@ def begin_take(
 def warm_up(buffers: DeviceBuffers, size_limit: int, sizes: Sequence[int]) -> None:
     """Compile the gathers that requests of up to `size_limit` rows need."""
     asked = (1, *sizes, size_limit)
-    for piece in {piece for size in asked if size <= size_limit for _, piece in pieces(size, sizes)}:
-        jax.block_until_ready(_taken(buffers, np.zeros(piece, np.int32)))
+    for bucket in {bucket for size in asked if size <= size_limit for _, bucket in buckets(size, sizes)}:
+        jax.block_until_ready(_taken(buffers, np.zeros(bucket, np.int32)))
 
 
 @jax.jit

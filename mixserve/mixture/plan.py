@@ -31,7 +31,7 @@ class Planner:
     """Draws the plans of one mixture; `shares` are weights that sum to 1, `lengths` numbers of records.
 
     `nested` has the planners of the children that are mixtures, by their place; `keyed` says that a source takes keys.
-    Positions are planned in pieces of `sizes`, ascending, so that no request size compiles a program of its own.
+    Positions are planned in buckets of `sizes`, ascending, so that no request size compiles a program of its own.
     """
 
     mode = CATEGORICAL
@@ -93,19 +93,19 @@ class Planner:
         return self.begin_each(keys, positions)()
 
     def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
-        size, cuts = len(positions), pieces(len(positions), self.sizes)
+        size, cuts = len(positions), buckets(len(positions), self.sizes)
         places = np.zeros((sum(cuts[-1]), 4), np.uint32)
         places[:size, :2] = keys
         places[:size, 2] = positions.astype(np.uint64) >> 32
         places[:size, 3] = positions.astype(np.uint64) & _WORD
         drawn: list[tuple[Array, int]] = []
-        for at, piece in cuts:
-            at_once, here = self._size_at_once(piece), places[at : at + piece]
-            if at_once > piece:
-                here = np.pad(here, ((0, at_once - piece), (0, 0)))
+        for at, bucket in cuts:
+            at_once, here = self._size_at_once(bucket), places[at : at + bucket]
+            if at_once > bucket:
+                here = np.pad(here, ((0, at_once - bucket), (0, 0)))
             made = program(self._program(at_once))
             with jax.transfer_guard("allow"):  # of a few words, on the CPU
-                drawn.append((made(here, self._padded_weights, self._padded_lengths), piece))
+                drawn.append((made(here, self._padded_weights, self._padded_lengths), bucket))
         return lambda: self._finished(drawn, size)
 
     def plan_traced(
@@ -143,16 +143,16 @@ class Planner:
     def _program(self, size: int) -> ProgramName:
         return ProgramName(self._padded_count, size, self.parts)
 
-    def _size_at_once(self, piece: int) -> int:
-        """`piece`, or the next larger size whose program is there while that of `piece` is being made."""
-        if not is_being_made(self._program(piece)):
-            return piece
-        larger = (size for size in self.sizes if size > piece and is_there(self._program(size)))
-        return next(larger, piece)
+    def _size_at_once(self, bucket: int) -> int:
+        """`bucket`, or the next larger size whose program is there while that of `bucket` is being made."""
+        if not is_being_made(self._program(bucket)):
+            return bucket
+        larger = (size for size in self.sizes if size > bucket and is_there(self._program(size)))
+        return next(larger, bucket)
 
     def _finished(self, drawn: list[tuple[Array, int]], size: int) -> Plan:
         check_jax()  # what a parent began does not end here
-        columns = [np.asarray(rows)[:, :piece] for rows, piece in drawn]
+        columns = [np.asarray(rows)[:, :bucket] for rows, bucket in drawn]
         rows = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
         return self._leaves.resolved(self._read(rows[:, :size], self._long_lengths))
 
@@ -222,15 +222,15 @@ def _scaled(hi: np.ndarray, lo: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return hi * length_hi + (middle >> half) + (other >> half) + (carried >> half)
 
 
-def pieces(size: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(offset, one of `sizes`) of the pieces that cover `size` positions. With sizes that are 4 times one another at
+def buckets(size: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(offset, one of `sizes`) of the buckets that cover `size` positions. With sizes that are 4 times one another at
     most as many again are planned in vain."""
     found, at = list[tuple[int, int]](), 0
     while at < size:
         left = size - at
-        fitting = [piece for piece in sizes if left <= piece <= 2 * left]
-        below = [piece for piece in sizes if piece <= left]
-        piece = fitting[0] if fitting else below[-1] if below else sizes[0]
-        found.append((at, piece))
-        at += piece
+        fitting = [bucket for bucket in sizes if left <= bucket <= 2 * left]
+        below = [bucket for bucket in sizes if bucket <= left]
+        bucket = fitting[0] if fitting else below[-1] if below else sizes[0]
+        found.append((at, bucket))
+        at += bucket
     return found

@@ -44,7 +44,7 @@ class ProgramName(NamedTuple):
 
 
 def draws(sources: int, parts: Parts, sizes: Sequence[int] = PLAN_SIZES) -> set[ProgramName]:
-    """The programs that plans of so many sources, in pieces of `sizes`, need."""
+    """The programs that plans of so many sources, in buckets of `sizes`, need."""
     return {ProgramName(padded(sources), size, parts) for size in sizes}
 
 

@@ -33,7 +33,7 @@ class MixDataSourcesConfig(StructuralConfig):
     `source_names` are the names of the sources where theirs shall not hold. `content_ids` say what the sources hold,
     for the fingerprint: strings that change when the content does; None leaves it to the source.
 
-    Batches are planned in pieces of `plan_sizes` positions, ascending, each of which is a program that is compiled
+    Batches are planned in buckets of `plan_sizes` positions, ascending, each of which is a program that is compiled
     once. They decide no bytes: with fewer sizes a first start is quicker, and more is planned in vain.
 
     Raises ValueError, naming the field, for what is missing or inconsistent.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve.mixture.plan import Planner, pieces
+from mixserve.mixture.plan import Planner, buckets
 from mixserve.mixture.programs import PLAN_SIZES, forget
 from mixserve.mixture.schedule import normalised
 from mixserve_client.schema.keys import key_words
@@ -70,12 +70,12 @@ def test_a_plan_equals_its_parts_put_together(mixture, key, start, size, data):
 
 
 @given(st.integers(1, 20_000))
-def test_pieces_cover_a_size_with_little_waste(size):
-    found = pieces(size, PLAN_SIZES)
-    ends = [at + piece for at, piece in found]
+def test_buckets_cover_a_size_with_little_waste(size):
+    found = buckets(size, PLAN_SIZES)
+    ends = [at + bucket for at, bucket in found]
     assert [at for at, _ in found] == [0, *ends[:-1]]
     assert size <= ends[-1] <= max(2 * size, PLAN_SIZES[0])
-    assert {piece for _, piece in found} <= set(PLAN_SIZES)
+    assert {bucket for _, bucket in found} <= set(PLAN_SIZES)
 
 
 def test_positions_beyond_32_bits_are_their_own():
