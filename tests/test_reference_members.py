@@ -18,6 +18,7 @@ from flax import nnx
 
 from mixserve import ArraySource, DataSourceModule, MixDataSourcesConfig, MixDataSourcesNode, StructuralConfig
 from mixserve.node import mix_data_sources
+from mixserve_client.schema.fields import Content
 from tests.conftest import assert_batches_equal
 from tests.reference import draw
 
@@ -685,5 +686,14 @@ def test_what_the_node_has_beyond_the_reference():
         size = len(next(iter(out.values())))
         each.begin_gather(each.mixture.blocks.plan(np.array([0, 2], np.uint32), [(5, 1), (6, size - 1)]))(parts)
         assert all(parts[name].tobytes() == array.tobytes() for name, array in out.items())
+        ids = {"source_id": np.zeros(12, np.int32), "record_id": np.zeros(12, np.int64)}
+        fields_of = {Content.RECORDS: out, Content.RECORDS_AND_PROVENANCE: out | ids, Content.PROVENANCE: ids}
+        for content, wanted in fields_of.items():
+            read = each.begin_read(np.array([0, 2], np.uint32), [(5, 1), (6, size - 1)], each.mixture.blocks, content)
+            parts = {name: np.zeros_like(array) for name, array in wanted.items()}
+            read.write(parts)
+            assert all(parts[name].tobytes() == out[name].tobytes() for name in parts.keys() & out.keys())
+            if content != Content.RECORDS:
+                assert list(zip(parts["source_id"].tolist(), parts["record_id"].tolist(), strict=True)) == rows
         assert out["x"].tolist() == [(SHORT, LONG)[source][record] for source, record in rows]
         assert out["wide"].tolist() == [(2**40 + record, record)[source] for source, record in rows]
