@@ -10,7 +10,7 @@ from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import ServedSelection
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
-from mixserve_client.wire.batch import batch_bytes, encode_slot_reply, frame_batch
+from mixserve_client.wire.batch import encode_slot_reply, frame_batch
 
 Memory = npt.NDArray[np.uint8]
 
@@ -37,28 +37,31 @@ class PendingReply:
     anew. The ranges are not kept: those of positions in no order may be many.
     """
 
-    __slots__ = ("_into", "_row_count", "_rows", "_selection")
+    __slots__ = ("_into", "_row_count", "_rows", "_selection", "_size")
 
     def __init__(
-        self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], into: SlotTarget | BytesPool
+        self,
+        selection: ServedSelection,
+        key: KeyWords,
+        ranges: Sequence[Range],
+        row_count: int,
+        size: int,
+        into: SlotTarget | BytesPool,
     ):
-        """Raises OutOfRange."""
+        """A reply with `row_count` rows, framed, has `size` bytes. Raises OutOfRange."""
         self._selection = selection
+        self._row_count = row_count
+        self._size = size
         self._into = into
-        self._row_count = sum(size for _, size in ranges)
         self._rows = selection.begin_read(ranges, key)
 
     def result(self) -> bytes:
-        size = batch_bytes(self._selection.fingerprint, self._selection.fields, self._row_count)
         if isinstance(self._into, SlotTarget):
-            self._fill(self._into.memory)
-            return encode_slot_reply(self._into.slot, size)
-        reply, memory = self._into.take(size)
-        self._fill(memory)
-        return reply
-
-    def _fill(self, memory: Memory) -> None:
+            message, memory = encode_slot_reply(self._into.slot, self._size), self._into.memory
+        else:
+            message, memory = self._into.take(self._size)
         self._rows.write(frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count))
+        return message
 
 
 class CopiedReply:

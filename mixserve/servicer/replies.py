@@ -84,12 +84,13 @@ class Replies:
         self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], target: SlotTarget | None
     ) -> Pending:
         """Begin the reply that holds the rows of `ranges`, in the slot `target` if there is one."""
+        rows = sum(size for _, size in ranges)
+        size = batch_bytes(selection.fingerprint, selection.fields, rows)
         if target is not None and selection.is_array_backed:  # gathering is copying: into the slot at once
-            return PendingReply(selection, key, ranges, target)
-        size = batch_bytes(selection.fingerprint, selection.fields, sum(size for _, size in ranges))
+            return PendingReply(selection, key, ranges, rows, size, target)
         if size < _LEAST_CACHED_BYTES and selection.is_array_backed:
-            return PendingReply(selection, key, ranges, self._pool)
-        begin = partial(PendingReply, selection, key, ranges, self._pool)
+            return PendingReply(selection, key, ranges, rows, size, self._pool)
+        begin = partial(PendingReply, selection, key, ranges, rows, size, self._pool)
         cached = self._cache.get(selection.identity(key), _identity(ranges), size, begin)
         return cached if target is None else CopiedReply(cached, target)
 
