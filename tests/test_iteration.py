@@ -533,7 +533,7 @@ class Computed:
 
 def test_no_place_is_far_from_a_kept_state():
     node = mix(Computed())
-    step = record_stream._KEPT_EVERY
+    step = record_stream._CHECKPOINT_EVERY
     values(node, 3 * step + 10)
     Computed.reads = 0
     node.index.set_value(3 * step + 5)

@@ -24,7 +24,7 @@ from mixserve_client.schema.positions import POSITION_LIMIT
 
 _UNIT = 1 << 32
 _ONE = 1 << 64  # what sources are owed is counted in 2^-64 records
-_KEPT = 64
+_CACHED_COUNTS = 64
 
 
 class Counts:
@@ -47,7 +47,7 @@ class Counts:
         # What `end` was asked for, and found that no entry begins behind it: of shared entries, and of all.
         self._ended_before = None if like is None else like._ended
         self._ended: tuple[tuple[int, ...], bool] | None = None
-        self.at: Callable[[int], Int64[np.ndarray, " sources"]] = lru_cache(_KEPT)(self._at)
+        self.at: Callable[[int], Int64[np.ndarray, " sources"]] = lru_cache(_CACHED_COUNTS)(self._at)
 
     def _at(self, n: int) -> Int64[np.ndarray, " sources"]:
         """The records of every source among the first `n` positions."""

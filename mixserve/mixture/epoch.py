@@ -32,7 +32,7 @@ _ORDER, _ROWS = 0xFFFFFFFF << 32 | 1, 0xFFFFFFFF << 32 | 2
 _FETCH = 2  # the third key of a position's split
 _POSITIONS_AT_ONCE = 1 << 15
 _SLOT_BITS = 16
-_KEPT_KEYS = 64
+_CACHED_KEYS = 64
 
 Pair = tuple[Any, Any]
 
@@ -68,7 +68,7 @@ class EpochPlanner:
         grids = np.array([sides(int(length)) for length in self._lengths], np.uint64)
         self._grids = np.ascontiguousarray(grids.T)
         self.counts = Counts(schedule or sampling.schedule, like)
-        self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_KEPT_KEYS)(self._derived_keys)
+        self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_CACHED_KEYS)(self._derived_keys)
         self.end = None if sampling.stop == NEVER else self.counts.end(lengths, of_all=sampling.stop == ALL)
 
     def programs(self, *, first: bool) -> set[ProgramName]:

@@ -10,7 +10,7 @@ import grain
 from mixserve.error_boundary import user_code
 from mixserve.module.state import check_same_shape
 
-_KEPT_EVERY, _KEPT = 1024, 16
+_CHECKPOINT_EVERY, _MOST_CHECKPOINTS = 1024, 16
 
 MakeDataset = Callable[[], grain.IterDataset]
 
@@ -23,35 +23,38 @@ class EpochEnded(ValueError):
         self.end = end
 
 
-class _Place(NamedTuple):
+class StreamCheckpoint(NamedTuple):
     """Grain's state before a record; None is the beginning."""
 
     record: int
     state: Any
 
 
+_Place = StreamCheckpoint  # in nodes that earlier versions pickled
+
+
 class RecordStream:
     """A place among single records, in the order of one epoch; every call is told of what.
 
-    Grain's states are kept every 1,024 records, the last sixteen of them, so that places nearby are found again
-    quickly: after an error, by a clone, and where somebody sets an index.
+    Holds the last sixteen checkpoints, one every 1,024 records, so that places nearby are found again quickly: after an
+    error, by a clone, and when somebody sets an index.
     """
 
-    def __init__(self, places: list[_Place] | None = None):
+    def __init__(self, checkpoints: list[StreamCheckpoint] | None = None):
         self._iterator: grain.DatasetIterator | None = None
         self._index = 0
-        self._kept = deque(places or [], _KEPT)
+        self._checkpoints = deque(checkpoints or [], _MOST_CHECKPOINTS)
 
     def beside(self) -> "RecordStream":
-        """Another stream of the same records, which knows the places of this one."""
-        return RecordStream(self._places())
+        """Another stream of the same records, with the checkpoints of this one."""
+        return RecordStream(self._all_checkpoints())
 
     def read(self, make_dataset: MakeDataset, index: int) -> Any:
         """The record at `index`. Raises StopIteration where Grain's mix ends before or there."""
         iterator = self._at(make_dataset, index)
         record = self._next(iterator)
-        if self._index % _KEPT_EVERY == 0:
-            self._kept.append(_Place(self._index, iterator.get_state()))
+        if self._index % _CHECKPOINT_EVERY == 0:
+            self._checkpoints.append(StreamCheckpoint(self._index, iterator.get_state()))
         return record
 
     def state(self, make_dataset: MakeDataset, index: int) -> str:
@@ -67,7 +70,7 @@ class RecordStream:
         try:
             loaded = json.loads(state)
             check_same_shape(iter(make_dataset()).get_state(), loaded)
-            stream = RecordStream([_Place(index, loaded)])
+            stream = RecordStream([StreamCheckpoint(index, loaded)])
             stream._at(make_dataset, index)
         except Exception as error:  # whatever Grain raises for a state of another dataset
             raise ValueError(f"{state!r:.200} is no state of Grain's iterator over these records: {error}") from error
@@ -78,13 +81,13 @@ class RecordStream:
     def _at(self, make_dataset: MakeDataset, index: int) -> grain.DatasetIterator:
         iterator = self._iterator
         if iterator is None or self._index != index:
-            before = [place for place in self._kept if place.record <= index]
-            place = max(before, default=_Place(0, None), key=lambda place: place.record)
+            before = [checkpoint for checkpoint in self._checkpoints if checkpoint.record <= index]
+            nearest = max(before, default=StreamCheckpoint(0, None), key=lambda checkpoint: checkpoint.record)
             with user_code("beginning to iterate over the sources"):
                 iterator = iter(make_dataset())
-                if place.state is not None:
-                    iterator.set_state(place.state)
-            self._iterator, self._index = iterator, place.record
+                if nearest.state is not None:
+                    iterator.set_state(nearest.state)
+            self._iterator, self._index = iterator, nearest.record
             while self._index < index:
                 self._next(iterator)
         return iterator
@@ -95,14 +98,14 @@ class RecordStream:
         except StopIteration:
             raise
         except BaseException:
-            self._iterator = None  # after any error Grain's mix is at its end; the next read starts from a kept state
+            self._iterator = None  # after any error Grain's mix is at its end; the next read starts from a checkpoint
             raise
         self._index += 1
         return record
 
-    def _places(self) -> list[_Place]:
-        here = [] if self._iterator is None else [_Place(self._index, self._iterator.get_state())]
-        return [*self._kept, *here]
+    def _all_checkpoints(self) -> list[StreamCheckpoint]:
+        here = [] if self._iterator is None else [StreamCheckpoint(self._index, self._iterator.get_state())]
+        return [*self._checkpoints, *here]
 
     def __reduce__(self) -> Any:
-        return RecordStream, (self._places(),)
+        return RecordStream, (self._all_checkpoints(),)

@@ -11,7 +11,7 @@ from mixserve.sessions.record import read_record
 from mixserve_client.errors import CorruptCheckpoint
 from mixserve_client.schema.sessions import is_name
 
-_KEPT = 20_000
+_MOST_KNOWN = 20_000
 _SHOWN = 500
 
 Signature = tuple[int, int, int]
@@ -45,7 +45,7 @@ class Listing:
         with self._lock:
             self._known[journal.path] = signature, stood
             self._known.move_to_end(journal.path)
-            while len(self._known) > _KEPT:
+            while len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
         return replace(stood, idle_s=max(0.0, time.time() - found.st_mtime))
 
