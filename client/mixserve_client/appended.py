@@ -1,5 +1,4 @@
-"""Immutable sequences that grow: one that continues another shares its memory, so that an item more costs the same at
-any length."""
+"""Immutable sequences that can be extended at the same cost per item at any length, since they share memory."""
 
 import os
 import threading
@@ -11,9 +10,9 @@ T = TypeVar("T")
 
 
 class Appended(Sequence[T], Generic[T]):
-    """The first items of a list to which other such sequences may have added more; safe to use from many threads.
+    """A view of the first items of a list to which other views may append; safe to use from many threads.
 
-    Slices that begin at 0 share the list too.
+    Slices that begin at 0 are views of the same list.
     """
 
     __slots__ = ("_items", "_length")
@@ -23,16 +22,16 @@ class Appended(Sequence[T], Generic[T]):
         self._length = len(self._items)
 
     def followed_by(self, items: Iterable[T]) -> Self:
-        """This sequence, and `items` after it."""
+        """This sequence with `items` appended."""
         added = list(items)
         with _lock:
-            # A list that another sequence has continued in its own way is left to that one.
+            # If another view has appended to the list, what follows this view is that one's: branch off with a copy.
             whole = self._items if len(self._items) == self._length else self._items[: self._length]
             whole.extend(added)
             return self._of(whole, self._length + len(added))
 
     def shared_with(self, other: "Appended[T]") -> int:
-        """How many items at the beginning are the same objects in both, as far as that can be told."""
+        """How many leading items are the same objects in both."""
         most = min(len(self), len(other))
         if self._items is other._items:
             return most
@@ -56,7 +55,7 @@ class Appended(Sequence[T], Generic[T]):
                 return self._of(self._items, stop)
             return Appended(self._items[at] for at in range(start, stop, step))
         if not -self._length <= place < self._length:
-            raise IndexError(f"there are {self._length} items, and none at {place}")
+            raise IndexError(f"index {place} is out of range: there are {self._length} items")
         return self._items[place % self._length]
 
     def __eq__(self, other: object) -> bool:
@@ -66,6 +65,7 @@ class Appended(Sequence[T], Generic[T]):
         return len(self) == len(others) and (self.shared_with(others) == len(self) or list(self) == list(others))
 
     def __hash__(self) -> int:
+        # Hashing all items would cost the length each time.
         return hash((self._length, self._items[self._length - 1] if self._length else None))
 
     def __reduce__(self) -> Any:
@@ -85,7 +85,7 @@ _lock = threading.Lock()
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()  # a thread that is not here any more may have held it
+    _lock = threading.Lock()  # a thread that does not exist in this process may have held the old one
 
 
 os.register_at_fork(after_in_child=_renew_lock)

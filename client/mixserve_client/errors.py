@@ -1,25 +1,25 @@
-"""Everything that mixserve raises for a request, on the server, in process and in the client.
+"""The tree of errors that a request can raise: on the server, in process and in the client.
 
 MixserveError
 ├── InvalidRequest       (ValueError)    INVALID_ARGUMENT     the request is wrong; sending it again will not help
-├── OutOfRange           (ValueError)    OUT_OF_RANGE         the positions asked for do not exist
-├── UnknownMixture       (LookupError)   NOT_FOUND            the server holds no mixture of that name
-├── UnknownSchedule      (LookupError)   NOT_FOUND            the server was not told this schedule; clients tell it
-├── UnknownSession       (LookupError)   NOT_FOUND            the server knows no session of that name
+├── OutOfRange           (ValueError)    OUT_OF_RANGE         the requested positions do not exist
+├── UnknownMixture       (LookupError)   NOT_FOUND            the server has no mixture of that name
+├── UnknownSchedule      (LookupError)   NOT_FOUND            the server does not know this schedule; clients send it
+├── UnknownSession       (LookupError)   NOT_FOUND            the server has no session of that name
 ├── UnknownCheckpoint    (LookupError)   NOT_FOUND            the session has no checkpoint of that name
-├── SessionTaken                         ABORTED              somebody else holds the session
-├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the one that was expected
-├── Unauthenticated                      UNAUTHENTICATED      the server wants credentials
+├── SessionTaken                         ABORTED              another client holds the session
+├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the expected one
+├── Unauthenticated                      UNAUTHENTICATED      the server requires credentials
 ├── PermissionDenied                     PERMISSION_DENIED    these credentials do not allow the call
-├── Overloaded                           RESOURCE_EXHAUSTED   clients try again after `retry_after_s`
+├── Overloaded                           RESOURCE_EXHAUSTED   clients retry after `retry_after_s`
 ├── Unavailable          (ConnectionError) UNAVAILABLE        no server answers, or it is starting or draining
 ├── DeadlineExceeded     (TimeoutError)  DEADLINE_EXCEEDED    `timeout_s` ran out
-├── CorruptReply                         DATA_LOSS            the reply is not what the protocol allows
-├── CorruptCheckpoint                    DATA_LOSS            a file of a session on the server is damaged
-├── StorageFailed                        RESOURCE_EXHAUSTED   the server cannot write what it must keep
-└── ServerFault                          INTERNAL             a bug in the server; its log holds the id in the message
+├── CorruptReply                         DATA_LOSS            the reply breaks the protocol
+├── CorruptCheckpoint                    DATA_LOSS            a session's file on the server is damaged
+├── StorageFailed                        RESOURCE_EXHAUSTED   the server cannot write to its disk
+└── ServerFault                          INTERNAL             a bug in the server; its log has the id in the message
 
-A class is recognised across the wire by its name, and where the name is missing by its gRPC code.
+A client recognises the class by the name that comes with the status; if the name is missing, by the gRPC code.
 """
 
 import math
@@ -33,7 +33,7 @@ class MixserveError(Exception):
 
 
 class InvalidRequest(MixserveError, ValueError):
-    """The request is wrong in itself."""
+    """The request is wrong; sending it again will not help."""
 
     code = "INVALID_ARGUMENT"
 
@@ -45,19 +45,19 @@ class OutOfRange(MixserveError, ValueError):
 
 
 class UnknownMixture(MixserveError, LookupError):
-    """The server holds no mixture of that name."""
+    """The server has no mixture of that name."""
 
     code = "NOT_FOUND"
 
 
 class UnknownSchedule(MixserveError, LookupError):
-    """The server does not know the schedule that the request names; it can be told at any time."""
+    """The server does not know the schedule that the request names; clients can send it at any time."""
 
     code = "NOT_FOUND"
 
 
 class UnknownSession(MixserveError, LookupError):
-    """The server knows no session of that name."""
+    """The server has no session of that name."""
 
     code = "NOT_FOUND"
 
@@ -69,34 +69,34 @@ class UnknownCheckpoint(MixserveError, LookupError):
 
 
 class SessionTaken(MixserveError):
-    """Somebody else holds the session; whoever gets this no longer moves it."""
+    """Another client holds the session; the client that gets this error can no longer move it."""
 
     code = "ABORTED"
 
 
 class FingerprintMismatch(MixserveError):
-    """The mixture is not the one that the caller expects, so its batches would be others."""
+    """The mixture is not the one that the caller expects, so its batches would differ."""
 
     code = "FAILED_PRECONDITION"
 
 
 class Unauthenticated(MixserveError):
-    """The server wants credentials and got none that it knows."""
+    """The server requires credentials, and the request has none that it knows."""
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(MixserveError):
-    """The credentials are known and do not allow this call."""
+    """The server knows the credentials, and they do not allow this call."""
 
     code = "PERMISSION_DENIED"
 
 
 class Overloaded(MixserveError):
-    """The server has more work than it takes on; ask again after `retry_after_s` seconds.
+    """The server has more work than it accepts; retry after `retry_after_s` seconds.
 
-    Clients do so by themselves until their patience ends. It is infinite where no server of ours has said so: a limit
-    of gRPC or of a proxy may stay for ever.
+    Clients retry by themselves for up to `patience_s`. `retry_after_s` is infinite if the error does not come from a
+    mixserve server: a limit of gRPC or of a proxy may never change.
     """
 
     code = "RESOURCE_EXHAUSTED"
@@ -113,31 +113,31 @@ class Unavailable(MixserveError, ConnectionError):
 
 
 class DeadlineExceeded(MixserveError, TimeoutError):
-    """The time given for the call ran out."""
+    """The call took longer than `timeout_s`."""
 
     code = "DEADLINE_EXCEEDED"
 
 
 class CorruptReply(MixserveError):
-    """The reply is not what the protocol allows."""
+    """The reply breaks the protocol."""
 
     code = "DATA_LOSS"
 
 
 class CorruptCheckpoint(MixserveError):
-    """A file that the server kept of a session is not what was written; the message names it."""
+    """A session's file on the server is not what the server wrote; the message names the file."""
 
     code = "DATA_LOSS"
 
 
 class StorageFailed(MixserveError):
-    """The server cannot keep what it must keep: its disk is full, say. What was kept before is still there."""
+    """The server cannot write what it must keep, for example because its disk is full; earlier data stay intact."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class ServerFault(MixserveError):
-    """A bug in the server; its log holds the id that the message names."""
+    """A bug in the server; its log has the id that the message names."""
 
     code = "INTERNAL"
 
@@ -162,25 +162,28 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     ServerFault,
 )
 _BY_NAME = {cls.__name__: cls for cls in _CLASSES}
-_BY_CODE = {cls.code: cls for cls in reversed(_CLASSES)}  # the first of those that share a code
+# Reversed, so that the first class of each code wins: NOT_FOUND alone means UnknownMixture, the oldest of its classes.
+_BY_CODE = {cls.code: cls for cls in reversed(_CLASSES)}
 
 
 def class_of(error: MixserveError) -> type[MixserveError]:
-    """The class in this tree that stands for the error: its own, or the nearest that it is made from."""
+    """The error's own class if it is in this tree, otherwise its nearest base class that is."""
+    # A source may raise a subclass of its own; no client could recognise its name.
     return next((cls for cls in type(error).__mro__ if cls in _CLASSES), MixserveError)
 
 
 def from_wire(name: str | None, code: str, message: str, retry_after_s: float | None = None) -> MixserveError:
-    """The error that a failed call stands for.
+    """The error of a failed call.
 
-    `name` is the `mixserve-error` metadatum, None where something between client and server made the status; `code`
-    is the gRPC status code's name. A code outside the tree becomes a ServerFault that names it. `retry_after_s` is
-    that of an Overloaded, None where the server did not say.
+    `name` is the `mixserve-error` metadatum, None if gRPC or a proxy set the status; `code` is the gRPC status code's
+    name. A code outside the tree becomes a ServerFault that names it. `retry_after_s`, in seconds, belongs to an
+    Overloaded; None if the server sent none.
     """
     cls = _BY_NAME.get(name or "") or _BY_CODE.get(code)
     if cls is None:
         older = "; is the server older than this client?" if code == "UNIMPLEMENTED" else ""
         return ServerFault(f"the call ended with {code}: {message}{older}")
     if cls is Overloaded:
+        # Without a name, the status comes from a limit of gRPC or of a proxy: waiting does not lift it.
         return Overloaded(message, (1.0 if name else math.inf) if retry_after_s is None else retry_after_s)
     return cls(message)

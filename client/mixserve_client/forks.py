@@ -1,4 +1,4 @@
-"""What a forked process must not share with its parent: threads, connections, and locks that another thread holds."""
+"""Keeps a forked process from using its parent's threads, connections, and locks that another thread may hold."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """What `make` returns, made once in each process that asks for it, also when its threads race."""
+    """A value that `make` returns, made once per process at its first use, even if threads race for it."""
 
     def __init__(self, make: Callable[[], T]):
         self._make = make
@@ -20,7 +20,7 @@ class PerProcess(Generic[T]):
 
     @property
     def here(self) -> T:
-        """That of this process. Raises what `make` raises."""
+        """The value of this process. Raises what `make` raises."""
         if not self._made:
             with self._lock:
                 if not self._made:
@@ -32,24 +32,30 @@ class PerProcess(Generic[T]):
         self._made, self._lock = [], threading.Lock()
 
 
-_renewing: "weakref.WeakKeyDictionary[Any, Callable[[Any], None]]" = weakref.WeakKeyDictionary()
-_parents: list[Any] = []
+# Weak keys: to be renewed in forks must not keep an owner alive.
+_renewals: "weakref.WeakKeyDictionary[Any, Callable[[Any], None]]" = weakref.WeakKeyDictionary()
+_parent_objects: list[Any] = []
 
 
 def renew_in_forks(owner: T, renew: Callable[[T], None]) -> None:
-    """Call `renew(owner)` in every process that is forked off while `owner` lives, before anything else runs there: it
-    gives `owner` new locks, and takes from it what only its parent may use."""
-    _renewing[owner] = renew
+    """Call `renew(owner)` in every process that is forked while `owner` lives, before any other code runs there.
+
+    `renew` gives `owner` new locks, and takes from it what only the parent may use.
+    """
+    _renewals[owner] = renew
 
 
-def leave_to_parent(owned: Any) -> None:
-    """Keep what is the parent's alive in this process: its end here could wait for a lock of a thread that is gone, or
-    end what the parent still uses."""
-    _parents.append(owned)
+def leave_to_parent(obj: Any) -> None:
+    """Keep the parent's `obj` alive in this process, and never use it.
+
+    Its destructor could wait for a lock of a thread that does not exist here, or close what the parent still uses.
+    """
+    _parent_objects.append(obj)
 
 
 def _renew_all() -> None:
-    for owner, renew in list(_renewing.items()):
+    # A copy, since `renew` may register owners. No lock: a process that was just forked has one thread.
+    for owner, renew in list(_renewals.items()):
         renew(owner)
 
 
