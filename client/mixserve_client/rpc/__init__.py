@@ -1,1 +1,1 @@
-"""How one call gets done: retried, in time, on the threads of a client, and across forks."""
+"""How one call gets done: retries, deadlines, a client's threads, and forks."""

@@ -1,4 +1,4 @@
-"""The same call on another object: its signature and its docstring are written once."""
+"""Copies signatures and docstrings to forwarding calls, so that each is written once."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,7 @@ R = TypeVar("R")
 
 
 def named_as(method: Callable[..., Any], call: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """`call` with the name, the signature and the docstring of `method`."""
+    """Return `call` with the name, the signature and the docstring of `method`."""
     call.__name__, call.__qualname__, call.__doc__ = method.__name__, method.__qualname__, method.__doc__
     call.__signature__ = inspect.signature(method)  # pyright: ignore[reportFunctionMemberAccess]
     return call
@@ -19,7 +19,7 @@ def named_as(method: Callable[..., Any], call: Callable[Concatenate[Any, P], T])
 def with_arguments_of(
     method: Callable[Concatenate[Any, P], Any],
 ) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """A decorator that gives a function the signature of `method`, all of whose arguments it passes on."""
+    """A decorator that gives a function the signature of `method`, to which it forwards all arguments."""
 
     def decorate(call: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
         call.__signature__ = inspect.signature(method)  # pyright: ignore[reportFunctionMemberAccess]
@@ -29,9 +29,10 @@ def with_arguments_of(
 
 
 def with_class_arguments_of(method: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """As `with_arguments_of`, where `method` is a class method: for another one."""
+    """Like `with_arguments_of`, for a class method that forwards to the class method `method`."""
 
     def decorate(call: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
+        # A bound class method's signature lacks `cls`, and the decorated function is not bound yet.
         signature = inspect.signature(method)
         cls = inspect.Parameter("cls", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = (cls, *signature.parameters.values())

@@ -1,4 +1,4 @@
-"""What a client has of its own in one process: calls, threads and buffers."""
+"""A client's resources in one process: calls, threads and buffers."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,42 +14,43 @@ _FETCH_THREADS = 4
 
 
 class Closing(Protocol):
-    """What ends together with the resources that it uses."""
+    """A user of the resources that must be closed before they are."""
 
     def close(self) -> None:
-        """End it, while calls can still be made."""
+        """End it; calls still work."""
         ...
 
     def join(self) -> None:
-        """Wait a while for its threads, when no call can be made any more."""
+        """Wait a limited time for its threads; calls no longer work."""
         ...
 
 
 class ClientResources:
-    """Nothing connects before the first call. A forked process makes its own: threads and sockets are its parent's.
+    """The calls, threads and buffers that a client shares with its iterators and sessions; connects at the first call.
 
-    They end when they are closed, or when the client and everything that it handed out are gone: each of them holds
-    these resources, and none of their threads does.
+    They end when they are closed, or when the client and everything that it handed out are collected.
     """
 
     def __init__(self, transports: Sequence[Transport], patience_s: float):
         self.caller = RetryingCaller(transports, patience_s)
         self.buffers = MemoryPool()
+        # Threads must not hold these resources, or they would never be collected: hence `on_exit` gets the parts, and
+        # is not a bound method.
         self._users: list[Closing] = []
         self.threads = DaemonThreadPool(_FETCH_THREADS, on_exit=partial(_end, self._users, self.caller))
 
     def close_first(self, user: Closing) -> None:
-        """Close `user` before the connections are, and join it after that; it must not hold these resources."""
+        """Close `user` before the connections, and join it after them; `user` must not hold these resources."""
         self._users.append(user)
         if self.threads.is_closed:
             user.close()
 
     def close(self) -> None:
-        """End the calls under way and the connections; closing twice is closing once."""
+        """End the calls in flight and the connections; a second call does nothing."""
         self.threads.close()
 
 
-# What is shared by a client, its iterators and its sessions: the resources of the process that they are used in.
+# Per process: a forked process must not use the threads and sockets of its parent.
 Resources = PerProcess[ClientResources]
 
 

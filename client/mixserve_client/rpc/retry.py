@@ -1,4 +1,4 @@
-"""Calls that are repeated until a server answers: right for pure calls, and those that a server knows again."""
+"""Retries idempotent calls across replicas until one answers."""
 
 import logging
 import math
@@ -14,8 +14,10 @@ from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve_client")
 _LOG_AFTER_S = 5.0
-_FOREVER_S = 1e8  # beyond this gRPC's clocks overflow
-_MOST_PUBLISHED, _PUBLISH_S = 8, 10.0
+_UNLIMITED_S = 1e8  # gRPC's clocks overflow beyond this
+# Servers may forget a schedule at any time, but one that forgets it this often between two replies cannot keep it.
+_PUBLISH_LIMIT = 8
+_PUBLISH_TIMEOUT_S = 10.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
 
 
@@ -28,24 +30,24 @@ class Request(NamedTuple):
 
 
 NextRequest = Callable[[], Request | None]
-# The requests that tell a server a schedule: all of it, or its last entry.
+# The requests that send a schedule to a server: all of it for True, its last entry for False.
 Definitions = Callable[[bool], Iterable[bytes]]
 
 
 class RetryingCaller:
-    """Sends requests to the first of `transports` that answers, for up to `patience_s` seconds of silence."""
+    """Sends requests to the first of `transports` that answers; gives up when none has for `patience_s` seconds."""
 
     def __init__(self, transports: Sequence[Transport], patience_s: float):
         self._replicas = _Replicas(transports, patience_s)
 
     @property
     def transport(self) -> Transport:
-        """The transport that is in use; another one takes its place when its server falls silent."""
+        """The transport in use; when its server fails, the next one takes its place."""
         return self._replicas.transport
 
     @property
     def replicas(self) -> int:
-        """How many servers there are to choose from."""
+        """The number of servers."""
         return len(self._replicas.transports)
 
     def call(
@@ -53,10 +55,10 @@ class RetryingCaller:
     ) -> bytes:
         """The reply to `request`; `deadline` is a time of `time.monotonic()`.
 
-        A server that does not know the request's schedule is told `definitions`, and asked again.
+        If a server does not know the request's schedule, the caller sends `definitions` to it and retries.
 
-        Raises Unavailable or Overloaded when patience runs out, DeadlineExceeded at the deadline, and at once whatever
-        else a server answers.
+        Raises Unavailable or Overloaded after `patience_s`, DeadlineExceeded at the deadline, and every other error of
+        a server at once.
         """
         backoff = _Backoff(self._replicas, deadline)
         publisher = _SchedulePublisher(definitions)
@@ -77,16 +79,16 @@ class RetryingCaller:
         deadline: float | None = None,
         definitions: Definitions | None = None,
     ) -> "RetryingReplies":
-        """The replies of as many streams as it takes until `next_request()`, which asks for what is left, is None."""
+        """The replies to one request after another: `next_request()` makes one for the missing rest, or None."""
         return RetryingReplies(self._replicas, method, next_request, deadline, definitions)
 
     def close(self) -> None:
-        """End the calls under way, those that wait for a server too."""
+        """End the calls in flight, also those that wait for a server."""
         self._replicas.close()
 
 
 class RetryingReplies:
-    """Made by `RetryingCaller.stream`; iterated once, by one thread, and cancelled by any."""
+    """The replies of `RetryingCaller.stream`; one thread iterates over them once, any thread may cancel them."""
 
     def __init__(
         self,
@@ -114,6 +116,7 @@ class RetryingReplies:
                 publisher.publish(transport, backoff)
                 data, replies, reply_bytes = request
                 self._replies = transport.stream(self._method, data, backoff.remaining_s(), replies, reply_bytes)
+                # `cancel` in another thread may have looked at `_replies` just before it was set.
                 if self._cancelled:
                     self._replies.cancel()
                 answered = False
@@ -122,17 +125,18 @@ class RetryingReplies:
                     backoff.reset()
                     publisher.note_reply()
                     yield reply
+                # A server may end a stream early, but one that always ends it at once must not keep this loop busy.
                 if not answered:
                     raise Unavailable("the server ended a stream without a reply")
             except UnknownSchedule as error:
                 publisher.note_unknown(error)
             except Interrupted:
-                continue
+                continue  # a fork of this process ended the stream: no server failed, so there is nothing to wait for
             except (Unavailable, Overloaded) as error:
                 backoff.wait_after(transport, error)
 
     def cancel(self) -> None:
-        """End the stream under way and ask for no other."""
+        """End the stream in flight and request no other."""
         self._cancelled = True
         self._replicas.wake()
         if self._replies is not None:
@@ -140,43 +144,46 @@ class RetryingReplies:
 
 
 class _SchedulePublisher:
-    """Tells schedules to servers that do not know them; each may forget them at any time, but not all the time."""
+    """Sends a schedule to servers that do not know it."""
 
     def __init__(self, definitions: Definitions | None):
         self._definitions = definitions
-        self._wanted = False
-        self._times = 0
+        self._is_wanted = False
+        self._unknown = 0  # how often a server did not know the schedule since the last reply
 
     def note_unknown(self, error: UnknownSchedule) -> None:
-        """A server does not know the schedule. Raises `error` where that cannot be helped."""
-        self._times += 1
-        if self._definitions is None or self._times > _MOST_PUBLISHED:
+        """Make the next `publish` send the schedule. Raises `error` if there is none, or servers keep forgetting it."""
+        self._unknown += 1
+        if self._definitions is None or self._unknown > _PUBLISH_LIMIT:
             try:
                 raise error
             finally:
-                del error  # as in `_Backoff.wait_after`
-        self._wanted = True
+                del error  # breaks a reference cycle, as in `_Backoff.wait_after`
+        self._is_wanted = True
 
     def publish(self, transport: Transport, backoff: "_Backoff") -> None:
-        """Tell the server what it asked for. Raises what a call raises."""
-        if self._wanted and self._definitions is not None:
-            for definition in self._definitions(self._times > 1):
+        """Send the schedule if the server did not know it. Raises what a call raises."""
+        if self._is_wanted and self._definitions is not None:
+            # At first only the last entry: most servers know the schedule before it. If not, all of it.
+            for definition in self._definitions(self._unknown > 1):
                 self._send(transport, definition, backoff.remaining_s())
-        self._wanted = False
+        self._is_wanted = False
 
     def note_reply(self) -> None:
-        self._times = 0
+        self._unknown = 0
 
     def _send(self, transport: Transport, definition: bytes, remaining_s: float | None) -> None:
         try:
-            # Nobody can cancel this call, so it does not take long.
-            transport.call(methods.DEFINE_SCHEDULE, definition, min(remaining_s or _PUBLISH_S, _PUBLISH_S))
+            # `RetryingReplies.cancel` does not reach this call, so it must be short.
+            timeout_s = min(remaining_s or _PUBLISH_TIMEOUT_S, _PUBLISH_TIMEOUT_S)
+            transport.call(methods.DEFINE_SCHEDULE, definition, timeout_s)
         except DeadlineExceeded as error:
-            raise Unavailable(f"the server did not take a schedule: {error}") from error
+            # Our own limit, not the caller's deadline, which `wait_after` checks: another replica may be quicker.
+            raise Unavailable(f"the server did not accept the schedule in time: {error}") from error
 
 
 class _Replicas:
-    """The servers that may be asked, and the one that is."""
+    """The servers, and which of them is in use."""
 
     def __init__(self, transports: Sequence[Transport], patience_s: float):
         if not transports:
@@ -185,14 +192,15 @@ class _Replicas:
         self.patience_s = check_seconds("patience_s", patience_s)
         self.closed = False
         self._current = 0
-        # Its lock is an RLock: readers may be collected, and cancelled, wherever this thread is.
+        # With its RLock: the garbage collector may cancel a reader in a thread that holds it.
         self._changed = threading.Condition()
 
     @property
     def transport(self) -> Transport:
         return self.transports[self._current]
 
-    def turn_from(self, transport: Transport) -> None:
+    def switch_from(self, transport: Transport) -> None:
+        # From the transport that failed, not from the current one: threads that fail together would skip replicas.
         self._current = (self.transports.index(transport) + 1) % len(self.transports)
 
     def close(self) -> None:
@@ -202,18 +210,18 @@ class _Replicas:
             transport.close()
 
     def wait(self, delay_s: float, is_over: Callable[[], bool]) -> None:
-        """Wait so long, but only until these are closed, or what is waited for `is_over`."""
+        """Wait for `delay_s` seconds, or until the replicas are closed or `is_over()`."""
         with self._changed:
             self._changed.wait_for(lambda: self.closed or is_over(), delay_s)
 
     def wake(self) -> None:
-        """Let those that wait look again."""
+        """Make waiting threads check again whether to go on."""
         with self._changed:
             self._changed.notify_all()
 
 
 class _Backoff:
-    """Counts how long no server has answered, and waits between attempts."""
+    """Measures how long no server has answered, and waits between attempts."""
 
     def __init__(self, replicas: _Replicas, deadline: float | None, is_cancelled: Callable[[], bool] = bool):
         self._replicas = replicas
@@ -222,47 +230,50 @@ class _Backoff:
         self.reset()
 
     def reset(self) -> None:
-        self._first_loss, self._losses, self._logged = 0.0, 0, False
+        self._first_failure, self._failures, self._logged = 0.0, 0, False
 
     def remaining_s(self) -> float | None:
-        """What is left until the deadline. Raises DeadlineExceeded."""
+        """Seconds until the deadline, None for no limit. Raises DeadlineExceeded."""
         if self._deadline is None:
             return None
         remaining_s = self._deadline - time.monotonic()
         if remaining_s <= 0:
             raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
-        return None if remaining_s > _FOREVER_S else remaining_s
+        return None if remaining_s > _UNLIMITED_S else remaining_s
 
     def wait_after(self, transport: Transport, error: Unavailable | Overloaded) -> None:
-        """Turn to the next replica, after a while where all of them were tried, and not before an overloaded server
-        wants to be asked.
+        """Switch to the next replica; once all have failed, wait first, at least as long as an overloaded server says.
 
-        Raises `error` where nobody wants an answer any more, or it does not help to ask again; when patience is over
-        Unavailable, or Overloaded; DeadlineExceeded.
+        Raises `error` if the call is cancelled or a retry cannot help, Unavailable or Overloaded after `patience_s`,
+        and DeadlineExceeded if the wait would reach the deadline.
         """
         after_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
         now = time.monotonic()
-        self._first_loss = self._first_loss or now
-        self._losses += 1
-        silent_s = now - self._first_loss
+        # Patience is counted from the first failure after a reply: a stream that has run for hours has all of it.
+        self._first_failure = self._first_failure or now
+        self._failures += 1
+        silent_s = now - self._first_failure
+        # An infinite `after_s` is a limit of gRPC or of a proxy, which a retry would meet again.
         if self._replicas.closed or self._is_cancelled() or after_s == math.inf:
             try:
                 raise error
             finally:
-                # Its traceback leads to this frame. A circle of both would keep what the callers' frames hold, batches
-                # in shared memory too, until the collector of circles comes by.
+                # Its traceback leads to this frame, and this frame to it: such a cycle would keep what the frames of
+                # all callers hold, also batches in shared memory, until Python's cycle collector runs.
                 del error
         if isinstance(error, Unavailable) and silent_s >= self._replicas.patience_s:
-            raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last: {error}") from error
+            raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last error: {error}") from error
         if silent_s >= _LOG_AFTER_S and not self._logged:
             _logger.warning("still waiting for a server, up to %.0f s: %s", self._replicas.patience_s, error)
             self._logged = True
-        self._replicas.turn_from(transport)
-        rounds, place = divmod(self._losses, len(self._replicas.transports))
+        self._replicas.switch_from(transport)
+        # No delay before every replica has failed once: one of the others may answer at once.
+        rounds, in_round = divmod(self._failures, len(self._replicas.transports))
+        # The exponent has a limit: after 1,024 rounds, half an hour, 2 ** rounds no longer fits a float.
         backoff_s = min(_FIRST_DELAY_S * 2 ** min(rounds - 1, 10), _LONGEST_DELAY_S)
-        delay_s = max(backoff_s, after_s) if place == 0 else 0.0
+        delay_s = max(backoff_s, after_s) if in_round == 0 else 0.0
         if isinstance(error, Overloaded) and silent_s + delay_s >= self._replicas.patience_s:
             raise Overloaded(f"{error}; patience_s = {self._replicas.patience_s:g} ran out", after_s) from error
         if self._deadline is not None and now + delay_s >= self._deadline:
-            raise DeadlineExceeded(f"timeout_s ran out while no server answered; last: {error}") from error
+            raise DeadlineExceeded(f"timeout_s ran out while no server answered; last error: {error}") from error
         self._replicas.wait(delay_s, self._is_cancelled)

@@ -20,7 +20,7 @@ from mixserve_client.errors import (
     Unavailable,
 )
 from mixserve_client.rpc.deadlines import deadline_in, wait_s
-from mixserve_client.rpc.one_thread import owned
+from mixserve_client.rpc.one_thread import try_acquire
 from mixserve_client.rpc.resources import Resources
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.keys import key_words
@@ -331,7 +331,7 @@ class Session(SessionView):
         """This thread's turn, and the deadline of its call. Raises DeadlineExceeded where other threads' calls take
         until then."""
         deadline = deadline_in(self._timeout_s)
-        with owned(self._lock, -1 if deadline is None else wait_s(deadline)) as is_mine:
+        with try_acquire(self._lock, -1 if deadline is None else wait_s(deadline)) as is_mine:
             if not is_mine:
                 raise DeadlineExceeded(
                     "timeout_s ran out while calls of other threads had the session; allow more time"
