@@ -24,7 +24,7 @@ from tests.processes import DEADLINE_S, ONE_SIZE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-NO_GRPC = "InvalidRequest: this process ({pid}) was forked off one that had a gRPC server"
+NO_GRPC = "InvalidRequest: this process ({pid}) was forked while its parent had a gRPC server"
 
 
 def make_node() -> MixDataSourcesNode:

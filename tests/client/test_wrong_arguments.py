@@ -76,7 +76,7 @@ def test_what_cannot_be_meant(client, case):
 
 
 def test_a_batch_that_no_memory_can_hold(client):
-    with pytest.raises(MemoryError, match="no memory for a batch of 80000000000000 bytes: ask for fewer rows"):
+    with pytest.raises(MemoryError, match="no memory for a batch of 80000000000000 bytes: request fewer rows"):
         client.get_batch_at(0, 10**13, 1)
     assert client.get_batch_at(0, 2, 1)["x"].shape == (2,)
 

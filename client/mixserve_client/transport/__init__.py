@@ -1,1 +1,1 @@
-"""How a request and its replies move: over gRPC, through shared memory, or within this process."""
+"""How requests and replies move: over gRPC, through shared memory, or within this process."""

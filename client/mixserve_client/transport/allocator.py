@@ -1,15 +1,15 @@
-"""A hint to the allocator, so that the memory of one reply serves the next."""
+"""Makes glibc keep the memory of freed replies, so that the next replies reuse it."""
 
 import numpy as np
 
-# Just below the largest block that glibc learns from.
+# Just below 32 MiB, the largest block that raises the thresholds of glibc.
 _BLOCK_BYTES = 31 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks of up to 31 MiB, and 62 MiB of them, where it would return each to the system.
+    """Make glibc keep freed blocks of up to 31 MiB, 62 MiB in all; other allocators ignore this.
 
-    It learns that from the first block of such a size that is freed: any large array does the same, later. Without it
-    the system clears fresh pages for every reply, which costs more than receiving it. Other allocators take no notice.
+    By default glibc returns such blocks to the system, which then has to clear fresh pages for every reply: that costs
+    more than receiving it. glibc raises its thresholds when the first large block is freed, so this frees one.
     """
-    np.empty(_BLOCK_BYTES, np.uint8)  # never touched, so it costs no memory
+    np.empty(_BLOCK_BYTES, np.uint8)  # costs no memory, since its pages are never touched

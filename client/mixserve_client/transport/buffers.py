@@ -1,4 +1,4 @@
-"""Memory that is lent out as arrays, and used again when nothing looks at it any more."""
+"""Pools of memory that is lent as arrays, and reused when the last array over it is gone."""
 
 import mmap
 import os
@@ -11,25 +11,27 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-_GRAIN = 64 << 10
+# Sizes are rounded up to this, so that batches of nearly equal sizes reuse the same memory.
+_UNIT_BYTES = 64 << 10
 _IDLE_BYTES = 128 << 20
 
 
 class Memory:
-    """A mapping of `size` bytes, lent to one borrower at a time; `lent_after` is how many forks came before that."""
+    """A mapping of `size` bytes, lent to one borrower at a time; `fork_count` is `forks()` at that time."""
 
     def __init__(self, mapping: mmap.mmap):
         self.size = len(mapping)
-        self.lent_after = 0
+        self.fork_count = 0
         self._mapping = mapping
 
     def lend(self, returned: "SimpleQueue[Memory]", *, writable: bool) -> npt.NDArray[np.uint8]:
-        """The root of all arrays over this memory, which is put on `returned` when the last of them is gone."""
+        """The root of all arrays over this memory, uint8 (size,); the memory goes to `returned` when all are gone."""
         root = np.frombuffer(self._mapping, np.uint8)
         root.flags.writeable = writable
-        self.lent_after = forks()
-        # Every view keeps the root alive, and so do JAX arrays over it; a view may die long before them. Only a queue
-        # is touched then: that is wherever the last reference happens to go, whatever locks are held there.
+        self.fork_count = forks()
+        # On the root, not on the view that the user gets: every view, and every JAX array that `device_put` made
+        # without a copy, keeps the root alive, but not that view. A finalizer may run in any thread, with any lock
+        # held, so it only puts on a SimpleQueue, which is reentrant.
         weakref.finalize(root, returned.put, self).atexit = False
         return root
 
@@ -38,7 +40,7 @@ M = TypeVar("M", bound=Memory)
 
 
 class IdleMemory(Generic[M]):
-    """Memory that nobody uses, by size and by age; each call costs the same however much there is."""
+    """Unused memory by size and by age; every operation takes constant time."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -46,22 +48,23 @@ class IdleMemory(Generic[M]):
         self._by_size: dict[int, deque[M]] = {}
 
     def put(self, memory: M) -> None:
-        """Keep it as the newest."""
+        """Add `memory` as the newest."""
         self._by_age[memory] = None
         self._by_size.setdefault(memory.size, deque()).append(memory)
         self.bytes += memory.size
 
     def take(self, size: int) -> M | None:
-        """The newest of exactly that size: it is the likeliest to be in the processor's caches."""
+        """Remove and return the newest of exactly that size, which is the likeliest to be in the processor's caches."""
         return self._remove(size, -1) if size in self._by_size else None
 
     def take_oldest(self) -> M | None:
-        """The oldest of all sizes, which is the oldest of its own."""
+        """Remove and return the oldest of all sizes."""
         oldest = next(iter(self._by_age), None)
+        # The oldest of all is also the first of its size, so `_remove` need not search.
         return None if oldest is None else self._remove(oldest.size, 0)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all memory."""
         while self.take_oldest() is not None:
             pass
 
@@ -76,7 +79,7 @@ class IdleMemory(Generic[M]):
 
 
 class MemoryPool:
-    """Private memory of this process, by size."""
+    """A pool of private memory of this process."""
 
     def __init__(self) -> None:
         self._returned: SimpleQueue[Memory] = SimpleQueue()
@@ -84,35 +87,38 @@ class MemoryPool:
         self._lock = threading.Lock()
 
     def borrow(self, size: int) -> npt.NDArray[np.uint8]:
-        """A writable array of at least `size` bytes, aligned to a page, of undefined content."""
+        """A writable array of at least `size` bytes (uint8, one dimension), aligned to a page, of undefined content.
+
+        Raises MemoryError.
+        """
         with self._lock:
-            self._take_back()
+            self._reclaim()
             size = round_up(size)
-            if size > _IDLE_BYTES:  # it would not be kept, so it need not come back
-                return np.frombuffer(_private(size), np.uint8)
-            memory = self._idle.take(size) or Memory(_private(size))
+            if size > _IDLE_BYTES:  # the pool would drop it at once
+                return np.frombuffer(_map_private(size), np.uint8)
+            memory = self._idle.take(size) or Memory(_map_private(size))
             return memory.lend(self._returned, writable=True)
 
-    def _take_back(self) -> None:
+    def _reclaim(self) -> None:
         for memory in drain(self._returned):
             self._idle.put(memory)
         while self._idle.bytes > _IDLE_BYTES:
             self._idle.take_oldest()
 
 
-def _private(size: int) -> mmap.mmap:
-    # Shared, which is the default, would mean shared with the processes that are forked from this one.
+def _map_private(size: int) -> mmap.mmap:
+    # The default, MAP_SHARED, would share the pages with forked processes, which would write into each other's batches.
     try:
         return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
-        raise MemoryError(f"there is no memory for a batch of {size} bytes: ask for fewer rows at a time") from error
+        raise MemoryError(f"there is no memory for a batch of {size} bytes: request fewer rows at a time") from error
 
 
 _forks = 0
 
 
 def forks() -> int:
-    """How often this process has been forked."""
+    """The number of forks so far; a forked process continues its parent's count."""
     return _forks
 
 
@@ -125,12 +131,12 @@ os.register_at_fork(before=_count_fork)
 
 
 def round_up(size: int) -> int:
-    """`size` as a number of bytes that memory comes in."""
-    return -(-max(size, 1) // _GRAIN) * _GRAIN
+    """The smallest size of memory that holds `size` bytes."""
+    return -(-max(size, 1) // _UNIT_BYTES) * _UNIT_BYTES
 
 
 def drain(queue: "SimpleQueue[Memory]") -> list[Memory]:
-    """What is in the queue now."""
+    """Remove and return what is in the queue now."""
     found = list[Memory]()
     while True:
         try:

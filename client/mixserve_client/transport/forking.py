@@ -1,4 +1,4 @@
-"""Forks and gRPC kept apart: in a process that is forked off while a thread is inside gRPC, calls may never end."""
+"""Keeps forks away from gRPC: in a process that is forked while a thread is inside gRPC, calls may never end."""
 
 import os
 import threading
@@ -9,30 +9,31 @@ from typing import Protocol
 
 from mixserve_client.errors import InvalidRequest
 
-_WAIT_S = 1.0  # so long a fork waits for the calls under way
+_WAIT_S = 1.0  # how long a fork waits for calls in flight
 
 
 class Interruptible(Protocol):
-    """A stream of gRPC."""
+    """A gRPC stream."""
 
     def interrupt(self) -> None:
-        """End it soon; its reader asks again for what is left."""
+        """End the stream soon; its reader requests the rest again."""
         ...
 
 
 class ForkGate:
-    """What of this process is inside gRPC. A fork ends streams, waits for calls, and holds up new ones meanwhile.
+    """Knows which calls, streams and servers of this process are inside gRPC, and empties it before a fork.
 
-    Every call holds the gate, every stream is added to it, and every server counts for as long as its threads live.
+    Before a fork it interrupts the streams, waits for the calls, and delays new ones until the fork is done. Every call
+    holds the gate, every stream is added to it until it ends, and so is every server until its threads have ended.
     """
 
     def __init__(self) -> None:
         self._usable = True
-        self._begin()
+        self._reset()
 
     @contextmanager
     def hold(self) -> Generator[None]:
-        """What is done inside is done inside gRPC. Raises InvalidRequest where gRPC cannot work in this process."""
+        """Count the code inside as a call; waits while a fork happens. Raises InvalidRequest as `check` does."""
         with self._changed:
             self.check()
             if self._forking:
@@ -43,48 +44,49 @@ class ForkGate:
         finally:
             with self._changed:
                 self._calls -= 1
-                self._tell()
+                self._notify_forks()
 
     def check(self) -> None:
-        """Raises InvalidRequest where gRPC cannot work in this process."""
+        """Raises InvalidRequest if gRPC cannot work in this process."""
         if not self._usable:
             raise InvalidRequest(
-                f"this process ({os.getpid()}) was forked off one that had a gRPC server, or a call of more than "
-                f"{_WAIT_S:g} s under way, so that calls of its own might never end: start processes with the method "
-                "'spawn' or 'forkserver', or serve(...) in a process of its own"
+                f"this process ({os.getpid()}) was forked while its parent had a gRPC server, or a call that took more "
+                f"than {_WAIT_S:g} s. Its own gRPC calls might never end: start processes with the method 'spawn' or "
+                "'forkserver', or run serve(...) in a separate process"
             )
 
     def add(self, stream: Interruptible) -> int:
-        """A number to remove `stream` by when it has ended."""
+        """Add a stream; returns the number for `remove`."""
         with self._changed:
             self._last += 1
             self._streams[self._last] = weakref.ref(stream)
             return self._last
 
     def remove(self, number: int) -> None:
-        """That stream has left gRPC."""
+        """Remove the stream of that number, which has ended."""
         with self._changed:
             self._streams.pop(number, None)
-            self._tell()
+            self._notify_forks()
 
     def add_server(self, server: object) -> None:
-        """Its threads are inside gRPC from now on, until it is removed."""
+        """Add a server; its threads are inside gRPC until it is removed."""
         with self._changed:
             self._servers.add(server)
 
     def remove_server(self, server: object) -> None:
-        """It has ended."""
+        """Remove a server that has ended."""
         with self._changed:
             self._servers.discard(server)
 
-    def _begin(self) -> None:
-        self._changed = threading.Condition()  # of an RLock: what ends a stream may be collected wherever a thread is
+    def _reset(self) -> None:
+        # A Condition has an RLock, which this needs: the garbage collector may end a stream in a thread that holds it.
+        self._changed = threading.Condition()
         self._calls = self._forking = self._last = 0
         self._streams: dict[int, weakref.ref[Interruptible]] = {}
         self._servers: weakref.WeakSet[object] = weakref.WeakSet()
         self._quiet = True
 
-    def _tell(self) -> None:
+    def _notify_forks(self) -> None:
         if self._forking:
             self._changed.notify_all()
 
@@ -93,8 +95,9 @@ class ForkGate:
             self._forking += 1
             self._quiet = False
             if self._servers:
-                return  # its threads are inside all the time
+                return  # a server's threads are always inside gRPC, so a wait would be in vain
             streams = [stream for kept in self._streams.values() if (stream := kept()) is not None]
+        # Without the lock: the callback of a stream that ends takes it in a thread of gRPC.
         for stream in streams:
             stream.interrupt()
         with self._changed:
@@ -106,8 +109,9 @@ class ForkGate:
             self._changed.notify_all()
 
     def after_in_child(self) -> None:
+        # A process that cannot use gRPC passes that on to the processes that are forked from it.
         self._usable = self._usable and self._quiet
-        self._begin()
+        self._reset()
 
 
 GATE = ForkGate()

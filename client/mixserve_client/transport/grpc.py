@@ -1,4 +1,4 @@
-"""Requests move over a gRPC channel; every status becomes one of our errors here and nowhere else."""
+"""Moves requests over a gRPC channel; only this module turns gRPC's statuses into our errors."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,14 +17,15 @@ from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
 
 class GrpcTransport:
-    """One server by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
+    """One server, by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
 
     def __init__(self, target: str, open_channel: Callable[[str], grpc.Channel]):
         self._target = check_address(target)
         self._open_channel = open_channel
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Callable[..., Any]] = {}
-        self._lock = threading.RLock()  # a client may be collected, and closed, wherever this thread is
+        # Reentrant: the garbage collector may close the client in a thread that holds it.
+        self._lock = threading.RLock()
         self._closed = False
 
     @property
@@ -32,8 +33,8 @@ class GrpcTransport:
         return f"grpc {self._target}"
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
-        with GATE.hold(), self._errors():
-            return self._method(method, "unary_unary")(request, timeout=timeout_s)
+        with GATE.hold(), self._convert_errors():
+            return self._stub(method, "unary_unary")(request, timeout=timeout_s)
 
     def stream(
         self,
@@ -43,8 +44,8 @@ class GrpcTransport:
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
-        with GATE.hold(), self._errors():
-            return _Replies(self._method(method, "unary_stream")(request, timeout=timeout_s), self._errors)
+        with GATE.hold(), self._convert_errors():
+            return _Replies(self._stub(method, "unary_stream")(request, timeout=timeout_s), self._convert_errors)
 
     def close(self) -> None:
         with self._lock:
@@ -52,7 +53,7 @@ class GrpcTransport:
             if self._channel is not None:
                 self._channel.close()
 
-    def _method(self, method: str, kind: str) -> Callable[..., Any]:
+    def _stub(self, method: str, kind: str) -> Callable[..., Any]:
         with self._lock:
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again")
@@ -64,46 +65,47 @@ class GrpcTransport:
             return self._methods[method]
 
     @contextmanager
-    def _errors(self) -> Generator[None]:
-        """Turns what gRPC raises into our errors."""
+    def _convert_errors(self) -> Generator[None]:
+        """Raise what gRPC raises inside as our errors."""
         try:
             yield
         except grpc.RpcError as error:
-            # A stream is its own error, so its traceback is a circle that leads to the frames of all callers: what they
-            # hold, batches in shared memory too, would wait for the collector of circles.
-            raise self._ours(error) from error.with_traceback(None)
-        except ValueError as error:  # grpc's word for a channel that was closed meanwhile
+            # gRPC raises the stream object itself as the error, so its traceback would make a cycle through the frames
+            # of all callers: what they hold, also batches in shared memory, would wait for Python's cycle collector.
+            raise self._convert(error) from error.with_traceback(None)
+        except ValueError as error:  # what grpc raises if another thread has closed the channel
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again") from error
             raise
 
-    def _ours(self, error: grpc.RpcError) -> MixserveError:
+    def _convert(self, error: grpc.RpcError) -> MixserveError:
         assert isinstance(error, grpc.Call)
         metadata = tuple(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
         code, details = error.code().name, error.details() or ""
         if ERROR_METADATUM not in dict(metadata):
             details = f"{self._target}: {details}"
-            # A connection that dies under a call, and a server that ends it to stop, may show as CANCELLED.
+            # CANCELLED may mean that the connection broke, or that the server ended the call in order to stop: retry.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
         return error_of(code, details, metadata)
 
 
 class _Replies:
-    def __init__(self, call: Any, errors: Callable[[], AbstractContextManager[None]]):
+    def __init__(self, call: Any, convert_errors: Callable[[], AbstractContextManager[None]]):
         self._call = call
-        self._errors = errors
+        self._convert_errors = convert_errors
         self._interrupted = False
         number = GATE.add(self)
+        # False: the call has ended already, and gRPC will not call back.
         if not call.add_callback(partial(GATE.remove, number)):
             GATE.remove(number)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            with self._errors():
+            with self._convert_errors():
                 yield from self._call
         except Unavailable as error:
             if self._interrupted:
-                raise Interrupted("this process was forked meanwhile") from error
+                raise Interrupted("this process forked while the stream was in flight") from error
             raise
 
     def interrupt(self) -> None:

@@ -1,4 +1,4 @@
-"""Requests move by a function call to a servicer in this process: everything but the socket."""
+"""Passes requests to a servicer in this process by a function call: everything but the socket is the same."""
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -8,10 +8,10 @@ from mixserve_client.errors import Unavailable
 
 
 class Servicer(Protocol):
-    """Bytes in, bytes out: what `mixserve.servicer` provides."""
+    """Bytes in, bytes out: the part of `mixserve.servicer` that a transport calls."""
 
     def handle(self, method: str, request: bytes) -> bytes:
-        """The reply to `request`; raises MixserveError."""
+        """The reply to `request`. Raises MixserveError."""
         ...
 
     def stream(self, method: str, request: bytes) -> Generator[bytes]:
@@ -20,7 +20,7 @@ class Servicer(Protocol):
 
 
 class InProcessTransport:
-    """Calls the servicer directly; `timeout_s` has nothing to wait for here and is not looked at."""
+    """Calls the servicer directly in the caller's thread, and ignores `timeout_s`."""
 
     name = "in-process"
 
@@ -57,7 +57,7 @@ class _Replies:
         self._cancelled = False
 
     def __iter__(self) -> Iterator[bytes]:
-        with closing(self._replies):  # else it would keep what it holds for as long as somebody has this
+        with closing(self._replies):  # else it would keep its batches for as long as a reference to it exists
             for reply in self._replies:
                 if self._cancelled:
                     return

@@ -1,4 +1,4 @@
-"""Requests move over gRPC, and batches through memory that client and server share."""
+"""Moves requests over gRPC, and batches through memory that client and server share."""
 
 import logging
 import threading
@@ -15,28 +15,29 @@ from mixserve_client.wire.server import decode_server
 
 _logger = logging.getLogger("mixserve_client")
 
-# Below this a reply is carried as quickly as it is pointed at.
+# gRPC carries smaller replies as quickly as a reference to a slot.
 _LEAST_BYTES = 64 << 10
-_PATIENCE_S = 2.0
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 60.0  # the first is doubled before it is waited
+_PATIENCE_S = 2.0  # how long a request may wait for slots
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 60.0  # doubles before each wait, so the first is 0.1 s
 
 
 class SharedMemoryTransport:
-    """Adds shared memory to `inner` where its server is on this host; else, and where memory is short, `inner` alone.
+    """Adds shared memory to `inner` if its server is on this host; without it, or if memory is short, uses `inner`.
 
-    Whether it is, is found out at the first batch, and again after the server was lost: at the next batch, or, where
-    shared memory has carried nothing since it was asked last, after a delay that doubles.
+    The first batch finds out, by asking the server. After the server is lost, the next batch asks again; if shared
+    memory has carried no reply since the last time, only after a delay that doubles up to 60 s.
     """
 
     def __init__(self, inner: Transport, folder: str):
         self._inner = inner
         self._folder = folder
         self._pool: SlotPool | None = None
-        self._asked = False
-        self._in_vain = 0  # how often it was asked since shared memory carried a reply
-        self._ask_again_at = 0.0
-        self._said = ""
-        self._lock = threading.RLock()  # a client may be collected, and closed, wherever this thread is
+        self._is_settled = False  # whether the server's answer is final
+        self._tries = 0  # since shared memory carried a reply
+        self._next_try_at = 0.0
+        self._last_logged = ""
+        # Reentrant: the garbage collector may close the client in a thread that holds it.
+        self._lock = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -49,14 +50,14 @@ class SharedMemoryTransport:
         if reply_bytes < _LEAST_BYTES:
             return self._inner.stream(method, request, timeout_s, replies, reply_bytes)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        lent = self._lease(replies, reply_bytes, timeout_s)
+        lease = self._lease(replies, reply_bytes, timeout_s)
         try:
             if deadline is not None:
                 timeout_s = max(0.0, deadline - time.monotonic())
-            carried = self._inner.stream(method, lent.attach(request), timeout_s, replies, reply_bytes)
-            return _Replies(carried, lent, self._note_success)
+            messages = self._inner.stream(method, lease.attach(request), timeout_s, replies, reply_bytes)
+            return _Replies(messages, lease, self._note_success)
         except BaseException:
-            lent.discard()
+            lease.discard()
             raise
 
     def close(self) -> None:
@@ -66,99 +67,101 @@ class SharedMemoryTransport:
                 self._pool.close()
 
     def _lease(self, count: int, size: int, timeout_s: float | None) -> "SlotLease":
-        """Slots, where they can be had; nobody waits long for them, since gRPC carries everything as well."""
+        """Up to `count` slots, or none after 2 s at most: gRPC can carry everything as well."""
         until = time.monotonic() + (_PATIENCE_S if timeout_s is None else min(timeout_s / 2, _PATIENCE_S))
         pool = self._connect(until)
         return SlotLease(pool, [] if pool is None else pool.take(count, size, until))
 
     def _connect(self, until: float) -> SlotPool | None:
-        """The pool, where there is one, waited for until then."""
-        if not self._lock.acquire(timeout=_left_s(until)):
+        """The pool if there is one; waits at most until the time `until`."""
+        if not self._lock.acquire(timeout=_remaining_s(until)):
             return None
         try:
             if self._pool is not None and not self._pool.is_alive(until):
                 self._pool.close()
-                self._pool, self._asked = None, False
-            if not self._asked and time.monotonic() >= self._ask_again_at:
-                # A server that is not there yet has not answered: the first answer that it gives is this one.
-                path = self._path(_left_s(until))
-                self._ask_later()
-                self._pool, self._asked = self._open_pool(path, until)
+                self._pool, self._is_settled = None, False
+            if not self._is_settled and time.monotonic() >= self._next_try_at:
+                # Unavailable leaves this method, and counts as no try: the first answer of a server that is still
+                # starting must decide, or the client would use gRPC for a while after that.
+                path = self._path(_remaining_s(until))
+                self._delay_next_try()
+                self._pool, self._is_settled = self._open_pool(path, until)
             return self._pool
         except DeadlineExceeded:
-            self._ask_later()
+            self._delay_next_try()
             return None
         finally:
             self._lock.release()
 
-    def _ask_later(self, *, much: bool = False) -> None:
-        """Not again at once, if it was asked in vain before; `much` later where asking took long."""
-        if self._in_vain or much:
-            doubled_s = _FIRST_DELAY_S * 2 ** min(self._in_vain, 16)
-            self._ask_again_at = time.monotonic() + (_LONGEST_DELAY_S if much else min(doubled_s, _LONGEST_DELAY_S))
-        self._in_vain += 1
+    def _delay_next_try(self, *, longest: bool = False) -> None:
+        """Delay the next try: not after the first one, then longer each time; 60 s if `longest`."""
+        if self._tries or longest:
+            doubled_s = _FIRST_DELAY_S * 2 ** min(self._tries, 16)
+            self._next_try_at = time.monotonic() + (_LONGEST_DELAY_S if longest else min(doubled_s, _LONGEST_DELAY_S))
+        self._tries += 1
 
     def _note_success(self) -> None:
-        """Shared memory has carried a reply."""
-        if self._in_vain:
-            self._in_vain, self._ask_again_at = 0, 0.0
+        if self._tries:
+            self._tries, self._next_try_at = 0, 0.0
 
     def _path(self, timeout_s: float) -> str:
+        """The path of the server's socket, empty if it has none."""
         try:
             return decode_server(self._inner.call(methods.GET_SERVER, b"", timeout_s)).shared_memory
-        except ServerFault:  # how a server answers that is older than this call
+        except ServerFault:  # the answer of a server that is older than GetServer
             return ""
 
     def _open_pool(self, path: str, until: float) -> tuple[SlotPool | None, bool]:
-        """The pool, where it can be had, and whether that is the server's last word."""
+        """The pool or None, and whether that is final until the server is lost."""
         try:
             return (SlotPool(path, self._folder, until) if path else None), True
         except OSError as error:
-            if str(error) != self._said:
-                self._said = str(error)
+            if str(error) != self._last_logged:
+                self._last_logged = str(error)
                 _logger.info("%s: batches come over gRPC, not through shared memory: %s", self._inner.name, error)
-            # One that has just ended or has its hands full may be reached the next time.
+            # A server that is too busy to answer would make every batch wait for the timeout: leave it alone for 60 s.
+            # A socket that fails the checks will fail them again; other errors may come from a server that just ended.
             if isinstance(error, TimeoutError):
-                self._ask_later(much=True)
+                self._delay_next_try(longest=True)
             return None, isinstance(error, PermissionError)
 
 
-def _left_s(until: float) -> float:
-    """How long is left, a moment at least: none would not wait for what is there."""
+def _remaining_s(until: float) -> float:
+    """Seconds until the time `until`, at least 1 ms, so that an answer that is at hand is not missed."""
     return max(0.001, until - time.monotonic())
 
 
 class SlotLease:
-    """The slots that one request names, until each is written, given back or lost."""
+    """The slots that one request names, until each is written, released or discarded."""
 
     def __init__(self, pool: SlotPool | None, slots: list[Slot]):
         self._pool = pool
         self._slots = {slot.id: slot for slot in slots}
 
     def attach(self, request: bytes) -> bytes:
-        """The request with the slots in it."""
+        """The request, with the slots' ids added."""
         return with_slots(request, list(self._slots)) if self._slots else request
 
     def reply(self, message: bytes) -> Reply:
-        """The batch that `message` holds or points at. Raises CorruptReply."""
+        """The batch in `message`, or in the slot that `message` refers to. Raises CorruptReply."""
         found = decode_slot_reply(message)
         if found is None:
             return message
         slot_id, size = found
         slot = self._slots.get(slot_id)
         if slot is None or self._pool is None or not 0 < size <= slot.size:
-            raise CorruptReply(f"the server points at {size} bytes of a slot that the request did not name")
+            raise CorruptReply(f"the server refers to {size} bytes of a slot that the request did not name")
         return self._pool.lend(self._slots.pop(slot_id), size)
 
-    def give_back(self) -> None:
-        """The server has answered: it writes to no slot any more."""
+    def release(self) -> None:
+        """Release the slots after the last reply: the server no longer writes to them."""
         for slot in self._slots.values():
             assert self._pool is not None
-            self._pool.give_back(slot)
+            self._pool.release(slot)
         self._slots.clear()
 
     def discard(self) -> None:
-        """The call has failed: the server may be writing still."""
+        """Discard the slots after a failed call: the server may still be writing to them."""
         for slot in self._slots.values():
             assert self._pool is not None
             self._pool.discard(slot)
@@ -166,23 +169,23 @@ class SlotLease:
 
 
 class _Replies:
-    def __init__(self, replies: Replies, lent: SlotLease, carried: Callable[[], None]):
-        self._replies = replies
-        self._lent = lent
-        self._carried = carried
+    def __init__(self, messages: Replies, lease: SlotLease, note_success: Callable[[], None]):
+        self._messages = messages
+        self._lease = lease
+        self._note_success = note_success
 
     def __iter__(self) -> Iterator[Reply]:
         try:
-            for message in self._replies:
+            for message in self._messages:
                 message = bytes(message)
-                reply = self._lent.reply(message)
+                reply = self._lease.reply(message)
                 if reply is not message:
-                    self._carried()
+                    self._note_success()
                 yield reply
-        except BaseException:
-            self._lent.discard()
+        except BaseException:  # also GeneratorExit, of an iteration that ends before the stream does
+            self._lease.discard()
             raise
-        self._lent.give_back()
+        self._lease.release()
 
     def cancel(self) -> None:
-        self._replies.cancel()
+        self._messages.cancel()
