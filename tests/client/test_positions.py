@@ -143,7 +143,7 @@ WRONG = [[], [[1]], 5, None, "ab", [0.5], [True], [None], [1, "x"], np.zeros((2,
 
 @pytest.mark.parametrize("wrong", WRONG, ids=repr)
 def test_what_are_no_positions(client, wrong):
-    with pytest.raises(InvalidRequest, match="positions must be a list of integers, one at least, got"):
+    with pytest.raises(InvalidRequest, match="positions must be a list of at least one integer, got"):
         client.get_batch_by_positions(wrong, 0)
 
 

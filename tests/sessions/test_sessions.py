@@ -484,7 +484,7 @@ def test_values_that_no_message_can_hold_are_refused(connect):
     for _ in range(40):
         deep = {"a": deep}
     for value, said in (
-        (object(), "is no array"),
+        (object(), "is not an array"),
         ({1.5: 2}, "keys must be strings or integers"),
         (1 << 70, "integer of 64 bits"),
         (deep, "at most 24 levels"),

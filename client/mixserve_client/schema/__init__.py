@@ -1,1 +1,1 @@
-"""The vocabulary that client and server share: it knows no bytes."""
+"""The vocabulary that client and server share; it does not know its encoding."""

@@ -1,4 +1,4 @@
-"""The addresses of servers: gRPC's targets, as far as it checks them too late or not at all."""
+"""Checks of server addresses, which gRPC itself makes too late or not at all."""
 
 from typing import Any
 
@@ -9,20 +9,21 @@ _ADDRESS_SCHEMES = ("dns:", "ipv4:", "ipv6:")
 
 
 def check_address(address: Any) -> str:
-    """`address`, if it is `host:port`, `dns:///name:port`, `unix:///path` or another target of gRPC.
+    """`address` itself, if it is `host:port`, `dns:///name:port`, `unix:///path` or another gRPC target.
 
-    Raises InvalidRequest for what gRPC would look for in vain, or at a port that was not named.
+    Raises InvalidRequest for addresses that gRPC would try in vain, or at another port than the given one.
     """
     if isinstance(address, str) and address == address.strip() and _has_good_ports(address):
         return address
     raise InvalidRequest(
-        f"a server's address must be host:port with a port in 1..65535, dns:///name:port or unix:///path, an IPv6 host "
-        f"in brackets as in [::1]:50051, and several servers a list of such; got {address!r:.100}"
+        f"a server's address must be host:port with a port in 1..65535, dns:///name:port or unix:///path, with an IPv6 "
+        f"host in brackets, as in [::1]:50051; pass several servers as a list; got {address!r:.100}"
     )
 
 
 def _has_good_ports(address: str) -> bool:
-    if address.startswith(_ADDRESS_SCHEMES):  # gRPC takes their ports modulo 65536, and knows some by name
+    if address.startswith(_ADDRESS_SCHEMES):
+        # gRPC takes port numbers modulo 65536, so that 99999 is 34463; it also knows names of ports, such as "https".
         targets = address.partition(":")[2].rpartition("/")[2].split(",")
         ports = [target.rpartition(":")[2] for target in targets]
         return address.isprintable() and all(_is_port(port) or not port.isdecimal() for port in ports)

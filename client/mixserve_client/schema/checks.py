@@ -1,4 +1,4 @@
-"""Checks of a user's arguments: the value itself in its proper type, or an error that names it."""
+"""Checks of user arguments: each returns the value in its proper type, or raises an error that names it."""
 
 import math
 import operator
@@ -11,8 +11,8 @@ from mixserve_client.schema.shown import shown
 
 
 def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
-    """`value` as an int in `least`..`most`; no bool. Raises InvalidRequest, with the name."""
-    try:
+    """`value` as an int in `least`..`most`. Raises InvalidRequest with the name, also for bools."""
+    try:  # `operator.index` accepts NumPy's integers and refuses floats, but a bool is an int to it
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
@@ -23,25 +23,25 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
 
 
 def check_truth(name: str, value: Any) -> bool:
-    """`value`, if it is True or False. Raises InvalidRequest, with the name: "no" would count as true."""
+    """`value` as a bool. Raises InvalidRequest with the name, for example for "no", which would count as true."""
     if type(value) not in (bool, np.bool_):
         raise InvalidRequest(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
 def check_seconds(name: str, value: Any) -> float:
-    """`value` as a positive number of seconds. Raises InvalidRequest, with the name."""
+    """`value` as a positive number of seconds. Raises InvalidRequest with the name."""
     try:
         number = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not number > 0:
+    if not number > 0:  # not `number <= 0`, which is False for NaN
         raise InvalidRequest(f"{name} must be a positive number of seconds, got {shown(value)}")
     return number
 
 
 def check_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, int]:
-    """`pair` as (index, count), where index < count, and count is at most `most`. Raises InvalidRequest."""
+    """`pair` as (index, count), with 0 <= index < count <= `most`. Raises InvalidRequest."""
     try:
         index, count = (check_integer(name, number) for number in pair)
     except (TypeError, ValueError):
@@ -53,7 +53,7 @@ def check_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, int]
 
 
 def check_mixture(name: Any) -> str:
-    """`name`, if a mixture may be called so, and "" for None. Raises InvalidRequest."""
+    """`name` itself, or "" for None. Raises InvalidRequest unless it is printable text."""
     name = "" if name is None else name
     if not isinstance(name, str) or not name.isprintable():
         raise InvalidRequest(f"mixture must be the name of a mixture, got {name!r:.100}")

@@ -1,4 +1,4 @@
-"""The closed table of dtypes: name on the wire <-> NumPy dtype. A dtype outside it is an error on both ends."""
+"""The table of all dtypes: name on the wire <-> NumPy dtype. Other dtypes are an error on both ends."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ DTYPES: dict[str, DType] = {name: np.dtype(name) for name in _NAMES} | {
 
 
 def dtype_named(name: str) -> DType:
-    """The NumPy dtype of a wire name. Raises KeyError with the allowed names."""
+    """The NumPy dtype of a name on the wire. Raises KeyError with the allowed names."""
     try:
         return DTYPES[name]
     except KeyError:
@@ -29,7 +29,8 @@ def dtype_named(name: str) -> DType:
 
 
 def dtype_name(dtype: DType) -> str:
-    """The wire name of a NumPy dtype; big-endian dtypes have none. Raises TypeError with the allowed names."""
+    """The name of a NumPy dtype on the wire. Raises TypeError with the allowed names, also for big-endian dtypes."""
+    # Not by name alone: big-endian dtypes have the names of native ones.
     if DTYPES.get(dtype.name) != dtype:
         raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, in native little-endian order; got {dtype!r}")
     return dtype.name

@@ -1,4 +1,4 @@
-"""The fields of a row, and what comes with each row beside its record."""
+"""The fields of a row, and its provenance."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -19,34 +19,34 @@ class Field:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one row of this field."""
+        """The bytes of this field in one row."""
         return prod(self.shape) * self.dtype.itemsize
 
 
 class Content(IntEnum):
-    """What comes for each position: its record, its provenance, or both."""
+    """The content of a row: the record, its provenance, or both."""
 
     RECORDS = 0
     RECORDS_AND_PROVENANCE = 1
     PROVENANCE = 2
 
 
-# What a row's provenance consists of.
+# The fields of provenance.
 PROVENANCE = (Field("source_id", np.dtype(np.int32), ()), Field("record_id", np.dtype(np.int64), ()))
 
 
 def content_fields(fields: tuple[Field, ...], content: Content) -> tuple[Field, ...]:
-    """The fields of a row with that content, of a mixture with these fields."""
+    """The fields of a row with that content; `fields` are those of the mixture's records."""
     records = () if content == Content.PROVENANCE else fields
     return records if content == Content.RECORDS else (*records, *PROVENANCE)
 
 
 def provenance_obstacle(fields: tuple[Field, ...]) -> str | None:
-    """Why `source_id` and `record_id` cannot stand beside these fields; None where they can."""
+    """Why `source_id` and `record_id` cannot be added to records with these fields; None if they can."""
     names = {field.name.partition("/")[0] for field in fields}
     taken = sorted(field.name for field in PROVENANCE if field.name in names)
     if taken:
-        return f"records have fields {taken} of their own; rename them, or leave provenance out"
+        return f"records already have the fields {taken}; rename them, or request no provenance"
     if any(name == "" or name.startswith(("~t", "~l")) for name in names):
-        return "provenance is added to records that are dicts, and these are none: ask for it alone, with get_plan_at"
+        return "provenance can only be added to records that are dicts: request it alone, with get_plan_at"
     return None

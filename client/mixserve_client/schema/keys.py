@@ -1,4 +1,4 @@
-"""Whatever a user may pass as a PRNG key -> its two uint32 words."""
+"""PRNG keys in all forms that users may pass -> two uint32 words."""
 
 import operator
 import sys
@@ -20,13 +20,13 @@ KeyWords = npt.NDArray[np.uint32]
 
 
 def key_words(key: Any) -> KeyWords:
-    """The words of `key`: uint32, shape (2,). An integer seed s is `[0, s]`, as in `jax.random.key(s)`.
+    """The words of `key`: uint32, shape (2,). An integer seed s gives `[0, s]`, as `jax.random.key(s)` does.
 
-    Raises InvalidRequest for None, other shapes and dtypes, seeds out of range, and keys of another implementation
-    (their bits depend on the batch around them, so a batch would not be a function of its position).
+    Raises InvalidRequest for None, other shapes and dtypes, seeds out of range, and keys of other implementations:
+    their bits depend on the rest of the batch, so a batch would not be a function of its position.
     """
     if key is None:
-        raise InvalidRequest(f"{_ALLOWED}; got None: without a key a batch is not defined")
+        raise InvalidRequest(f"{_ALLOWED}; got None, and a batch is not defined without a key")
     if isinstance(key, bool | np.bool_):
         raise InvalidRequest(f"{_ALLOWED}; got {key!r:.100}")
     if isinstance(key, int | np.integer):
@@ -42,15 +42,15 @@ def key_words(key: Any) -> KeyWords:
 def _raw_words(key: Any) -> KeyWords:
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     if dtype is None and isinstance(key, list | tuple):
-        return _listed_words(list(key))  # pyright: ignore[reportUnknownArgumentType]
+        return _list_words(list(key))  # pyright: ignore[reportUnknownArgumentType]
     if dtype != np.uint32 or shape != (2,):
         what = type(key).__name__ if dtype is None else f"an array of shape {shape} and dtype {dtype}"
         raise InvalidRequest(f"{_ALLOWED}; got {what}")
     return np.array(key, np.uint32)
 
 
-def _listed_words(words: list[Any]) -> KeyWords:
-    try:  # NumPy's scalars and arrays of no dimension too, which checkpointers make of integers
+def _list_words(words: list[Any]) -> KeyWords:
+    try:  # also of NumPy scalars and 0-dimensional arrays, into which checkpointers turn integers
         found = [-1 if isinstance(word, bool | np.bool_) else operator.index(word) for word in words]
     except TypeError:
         found = []
@@ -60,7 +60,7 @@ def _listed_words(words: list[Any]) -> KeyWords:
 
 
 def check_wire_key(implementation: str, words: list[int]) -> KeyWords:
-    """The words of a key as it came over the wire. Raises InvalidRequest for anything but two threefry words."""
+    """The words of a key that came over the wire: uint32, shape (2,). Raises InvalidRequest for other keys."""
     if implementation != IMPLEMENTATION:
         raise InvalidRequest(f"key.implementation must be {IMPLEMENTATION!r}, got {implementation!r:.100}")
     if len(words) != 2:
@@ -74,12 +74,12 @@ def _is_typed_jax_key(key: Any) -> bool:
 
 
 def _typed_key_words(key: Any) -> KeyWords:
-    # Whoever holds a typed key has loaded jax; the client itself never does.
+    # Not imported, since the client works without JAX: a typed key exists only if the user has loaded it.
     jax = sys.modules["jax"]
     implementation = str(jax.random.key_impl(key))
     if implementation != IMPLEMENTATION:
         raise InvalidRequest(f"{_ALLOWED}; got a key of the implementation {implementation!r:.100}")
     if key.shape != ():
-        raise InvalidRequest(f"{_ALLOWED}; got {key.shape} keys, pass one of them")
-    with jax.ensure_compile_time_eval():  # the key's words are known even where a program is being traced
+        raise InvalidRequest(f"{_ALLOWED}; got an array of keys of shape {key.shape}; pass one of them")
+    with jax.ensure_compile_time_eval():  # gives the words even while JAX traces a program
         return np.asarray(jax.random.key_data(key), np.uint32)

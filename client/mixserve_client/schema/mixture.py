@@ -1,4 +1,4 @@
-"""What a mixture holds: its fields, sources, fingerprint and limits."""
+"""Descriptions of mixtures: fields, sources, fingerprint and limits."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from mixserve_client.schema.schedule import ScheduleEntry
 
 @dataclass(frozen=True, slots=True)
 class SourceDescription:
-    """A source: its name, its number of records, and its share of the mixture in 0..1, from position 0 on.
+    """A source: its name, its number of records, and its share of the mixture, in 0..1, from position 0 on.
 
-    `pass_end`: in epoch mode, the positions that hold the first pass over it, to within a block; None where it never
-    ends. `content_unknown`: the fingerprint cannot tell when the records of this source change.
+    `pass_end`: in epoch mode, the number of positions that hold the first pass over the source, to within a block; None
+    if the pass never ends. `content_unknown`: whether the records can change without changing the fingerprint.
     """
 
     name: str
@@ -23,7 +23,7 @@ class SourceDescription:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for: rows, and bytes of array data in its reply."""
+    """Limits on one request: rows, and bytes of array data in one reply."""
 
     size: int
     reply_bytes: int
@@ -33,8 +33,8 @@ class Limits:
 class MixtureDescription:
     """A mixture as its server describes it; equal fingerprints mean equal batches.
 
-    `end` is the first position that does not exist, None where there is no end. `schedule` has the weights by the
-    position from which on they hold. `leaves` are the names that the `source_id` of a row counts.
+    `end` is the first position after the end, None if the mixture is endless. `schedule` has weights, each with the
+    position from which they apply. `leaves` are the names of the sources; `source_id` is an index into them.
     """
 
     name: str
@@ -52,15 +52,15 @@ class MixtureDescription:
 
     @property
     def element_spec(self) -> dict[str, Field]:
-        """The fields by name."""
+        """The fields of a record, by name."""
         return {field.name: field for field in self.fields}
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The shares of the sources, in their order; they sum to 1."""
+        """The shares of the sources at position 0, in their order; they sum to 1."""
         return tuple(source.weight for source in self.sources)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row over all fields."""
+        """The bytes of one row, over all fields."""
         return sum(field.nbytes for field in self.fields)

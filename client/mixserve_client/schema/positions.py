@@ -1,4 +1,4 @@
-"""Positions: 64-bit integers that each name one row, and the ranges that several of them make up."""
+"""Positions, which are 64-bit integers that each name one row, and ranges of positions."""
 
 from typing import Any
 
@@ -18,24 +18,24 @@ Interval = tuple[int, int]  # from and to
 
 
 def ranges_of(positions: Positions) -> list[Range]:
-    """The (start, size) ranges that give the positions, at least one, in their order: as few as there are."""
+    """The fewest (start, size) ranges that give the positions (int64, at least one) in their order."""
     first = np.flatnonzero(np.diff(positions, prepend=positions[0]) != 1)
     sizes = np.diff(first, append=len(positions))
     return list(zip(positions[first].tolist(), sizes.tolist(), strict=True))
 
 
 def check_any_positions(positions: Any) -> Positions:
-    """The positions as an array, known to exist.
+    """The positions as an array, int64, one dimension.
 
-    Raises InvalidRequest for what is no list of at least one integer, and negative ones; OutOfRange beyond 2^63 - 2.
+    Raises InvalidRequest unless they are a list of at least one integer, all at least 0; OutOfRange beyond 2^63 - 2.
     """
     try:
         given = np.asarray(positions)
     except (TypeError, ValueError):
         given = np.empty(0, np.object_)
-    # Integers beyond 64 bits are objects.
+    # NumPy makes object arrays of integers beyond 64 bits.
     if given.ndim != 1 or not given.size or not (given.dtype.kind in "iu" or all(type(one) is int for one in given)):
-        raise InvalidRequest(f"positions must be a list of integers, one at least, got {shown(positions, 200)}")
+        raise InvalidRequest(f"positions must be a list of at least one integer, got {shown(positions, 200)}")
     least, most = int(given.min()), int(given.max())
     if least < 0:
         raise InvalidRequest(f"positions must be at least 0, got {shown(least)}")
@@ -45,10 +45,10 @@ def check_any_positions(positions: Any) -> Positions:
 
 
 def check_positions(start: Any, size: Any, size_limit: int | None = None, name: str = "size") -> tuple[int, int]:
-    """`start` and `size` as ints, known to name positions that exist.
+    """`start` and `size` as ints.
 
-    Raises InvalidRequest for a size outside 1..size_limit, a negative start and what is no integer, OutOfRange where
-    start + size would pass 2^63 - 1.
+    Raises InvalidRequest for a size outside 1..size_limit, a negative start, and values that are not integers;
+    OutOfRange if start + size is above 2^63 - 1.
     """
     start, size = check_integer("start", start), check_integer(name, size)
     if size < 1 or (size_limit is not None and size > size_limit):
@@ -64,7 +64,7 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None, name: 
 
 
 def check_intervals(name: str, given: Any) -> list[Interval]:
-    """The intervals in `given`, pairs (from, to) of positions that exist. Raises InvalidRequest, with the name."""
+    """The pairs (from, to) in `given`, with 0 <= from < to. Raises InvalidRequest with the name."""
     try:
         pairs = [(check_integer(name, start), check_integer(name, stop)) for start, stop in given]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What may be asked for: rows, streams of batches, and positions in any order."""
+"""Requests for rows: a batch, a stream of batches, and positions in any order."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,10 @@ from mixserve_client.schema.positions import Positions, Range, ranges_of
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """Rows [start, start + size) of a mixture under a key; an empty `expected_fingerprint` accepts any.
+    """The rows [start, start + size) of a mixture under a key.
 
-    `schedule` is the id of the reader's schedule, empty for the mixture's own.
+    An empty `expected_fingerprint` accepts any mixture. `schedule` is the id of the reader's schedule, empty for the
+    mixture's own.
     """
 
     mixture: str
@@ -26,7 +27,7 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """The rows of `count` batches, each `stride` positions behind the one before, in replies of `reply_rows` rows."""
+    """The rows of `count` batches whose starts are `stride` positions apart, in replies of `reply_rows` rows."""
 
     first: BatchRequest
     stride: int
@@ -36,11 +37,11 @@ class StreamRequest:
 
     @property
     def rows(self) -> int:
-        """The rows of all batches together."""
+        """The number of rows in all batches."""
         return self.first.size * self.count
 
     def ranges(self, at: int, rows: int) -> list[Range]:
-        """(start, size) of the positions of the rows [at, at + rows), as few ranges as they are."""
+        """The fewest (start, size) ranges of the positions of the rows [at, at + rows)."""
         size = self.first.size
         if self.stride == size:
             return [(self.first.start + at, rows)]
@@ -55,7 +56,7 @@ class StreamRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PositionsRequest:
-    """The rows at any `positions`, in their order, in replies of `reply_rows` rows."""
+    """The rows at `positions` (int64, in any order), in replies of `reply_rows` rows."""
 
     mixture: str
     positions: Positions
@@ -68,9 +69,9 @@ class PositionsRequest:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return len(self.positions)
 
     def ranges(self, at: int, rows: int) -> list[Range]:
-        """(start, size) of the positions of the rows [at, at + rows)."""
+        """The fewest (start, size) ranges of the positions of the rows [at, at + rows)."""
         return ranges_of(self.positions[at : at + rows])

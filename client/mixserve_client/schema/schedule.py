@@ -1,4 +1,4 @@
-"""A reader's weight schedule and its id: a chain of hashes, so that one entry more is one hash more."""
+"""A reader's weight schedule, and its id: a chain of hashes, so that appending an entry costs one hash."""
 
 import hashlib
 import struct
@@ -13,7 +13,7 @@ _MOST_WEIGHTS = 1 << 20
 
 
 class ScheduleEntry(NamedTuple):
-    """Weights, one for each source, that hold from position `start` on."""
+    """Weights, one per source, that apply from position `start` on."""
 
     start: int
     weights: tuple[float, ...]
@@ -21,7 +21,7 @@ class ScheduleEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRequest:
-    """`entries`, appended to the schedule whose id is `parent`, empty for none."""
+    """The schedule with the id `parent` (empty for none), with `entries` appended."""
 
     mixture: str
     expected_fingerprint: str
@@ -31,35 +31,35 @@ class ScheduleRequest:
 
 @dataclass(frozen=True, slots=True)
 class DefinedSchedule:
-    """A schedule that the server knows by now, and the mixture's end under it."""
+    """A schedule that the server knows, and the mixture's end under it: None if it is endless."""
 
     id: str
     end: int | None
 
 
 def most_entries(sources: int) -> int:
-    """How many entries the schedule of a mixture may have, those of its configuration included."""
+    """How many entries a schedule of so many sources may have, including those of the mixture's configuration."""
     return _MOST_WEIGHTS // sources
 
 
 def next_id(parent: str, entry: ScheduleEntry) -> str:
-    """The id of the schedule `parent` and one more entry; `parent` of the first entry is the mixture's fingerprint."""
+    """The id of the schedule `parent` (an id too) with `entry` appended; the first `parent` is the fingerprint."""
     packed = struct.pack(f"<q{len(entry.weights)}d", entry.start, *entry.weights)
     return hashlib.sha256(bytes.fromhex(parent) + packed).hexdigest()
 
 
 def copy_pairs(given: Any) -> Any:
-    """A copy of a user's schedule or skips, which may be an iterator that can be read once, and may be changed later.
-    What is no list of pairs stays as it is, to be refused."""
-    listed: Any = _copy(given)
-    if not isinstance(listed, list):
-        return listed
-    pairs = cast(list[Any], listed)
+    """A copy of a user's schedule or skips; anything but a list of pairs is returned as it is, for a later check."""
+    # The user may change a list later, and an iterator can be read only once.
+    copy: Any = _copy(given)
+    if not isinstance(copy, list):
+        return copy
+    pairs = cast(list[Any], copy)
     return [tuple(map(_copy, cast(Any, pair))) if isinstance(pair, tuple | list) else pair for pair in pairs]
 
 
 def _copy(value: Any) -> Any:
-    """A list for anything that can be iterated, but for dicts, strings and sets."""
+    """A list of everything that can be iterated, except dicts, strings and sets."""
     if isinstance(value, Mapping):
         return dict(cast(Mapping[Any, Any], value))
     if isinstance(value, str | bytes | Set) or not hasattr(value, "__iter__"):

@@ -1,4 +1,4 @@
-"""Sessions: how they and their checkpoints may be named, and what is asked and told of them."""
+"""Sessions: their requests, replies and descriptions, and the rules for names of sessions and checkpoints."""
 
 import re
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from mixserve_client.errors import InvalidRequest
 
 HELD_LIMIT = 1000  # sessions in one request
-LEAST_TTL_S = 0.2  # clients renew leases every tenth of a second at most
+LEAST_TTL_S = 0.2  # clients renew leases at most every 0.1 s
 HOLDER_LIMIT = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LEASE = re.compile(r"[0-9a-f]{32}")
 
 
 class HeldSession(NamedTuple):
-    """A session and the lease under which somebody holds it."""
+    """A session, and the lease of the client that holds it."""
 
     mixture: str
     name: str
@@ -23,7 +23,7 @@ class HeldSession(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """Hold the session of that name: go on with it, or begin it."""
+    """A request to hold the session of that name: to resume it, or to start it."""
 
     mixture: str
     name: str
@@ -37,7 +37,7 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSession:
-    """Where a session stood when it was opened, and for how long it is held."""
+    """The position of a session when it was opened, and for how many seconds the lease holds without renewal."""
 
     ttl_s: float
     sequence: int
@@ -48,8 +48,11 @@ class OpenedSession:
 
 @dataclass(frozen=True, slots=True)
 class SessionDescription:
-    """A session that a server knows: who holds it (empty for nobody), where it stands, its checkpoints, and what is
-    wrong with its journal, and whether nothing but its checkpoints is left."""
+    """A session on a server: its holder (empty for none), position and checkpoints.
+
+    `idle_s`: seconds since its last call or renewal. `damaged`: what is wrong with its journal, if anything.
+    `saved_only`: whether only its checkpoints are left.
+    """
 
     mixture: str
     name: str
@@ -64,7 +67,10 @@ class SessionDescription:
 
 @dataclass(frozen=True, slots=True)
 class CallRequest:
-    """One operation on a session; without a number it does not move it, without a lease anybody may ask for it."""
+    """One operation on a session.
+
+    With `sequence` 0 it does not move the session; without a lease it is open to every client.
+    """
 
     mixture: str
     name: str
@@ -76,7 +82,7 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True)
 class CallReply:
-    """What an operation gave, and where the session stands now."""
+    """The result of an operation, and the session's position after it."""
 
     value: Any
     ended: bool
@@ -85,24 +91,24 @@ class CallReply:
 
 
 def is_name(name: Any) -> bool:
-    """Whether sessions and checkpoints may be called so."""
+    """Whether `name` is a valid name of sessions and checkpoints."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def is_lease(lease: Any) -> bool:
-    """Whether somebody may hold a session under it."""
+    """Whether `lease` has the form of a lease."""
     return isinstance(lease, str) and _LEASE.fullmatch(lease) is not None
 
 
 def check_name(kind: str, name: Any) -> str:
-    """`name` itself, where sessions and checkpoints may be called so: it becomes the name of a file on the server.
+    """`name` itself; it becomes a file name on the server.
 
-    Raises InvalidRequest.
+    Raises InvalidRequest unless it is a valid name of sessions and checkpoints.
     """
     if not is_name(name):
         shown = f"{name!r:.60}…" if isinstance(name, str) and len(name) > 60 else f"{name!r:.100}"
         raise InvalidRequest(
-            f"the name of a {kind} must be 1 to 128 letters of ASCII, digits, '.', '_' and '-', of which the first is "
-            f"a letter or a digit; got {shown}"
+            f"the name of a {kind} must be 1 to 128 ASCII letters, digits, '.', '_' or '-', and begin with a letter or "
+            f"a digit; got {shown}"
         )
     return name

@@ -1,7 +1,7 @@
-"""Nested records <-> flat ones: the name of a leaf is its path, so names alone rebuild the record.
+"""Nested records <-> flat ones: a leaf's name is its path, so the names alone are enough to rebuild the record.
 
-Steps are joined by "/". The key of a dict is itself, with "~" written "~0" and "/" written "~1"; the places of a tuple
-are "~t0", "~t1", …, those of a list "~l0", "~l1", …. A flat record of plain keys is its own flat form.
+Steps are joined by "/". The key of a dict is itself, with "~" written "~0" and "/" written "~1"; the items of a tuple
+are "~t0", "~t1", …, those of a list "~l0", "~l1", …. A flat record with plain keys is its own flat form.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _SEQUENCES: dict[str, type] = {"~t": tuple, "~l": list}
 def flatten(record: Any) -> dict[str, Any]:
     """The leaves of a record by name, sorted; dicts, tuples and lists are nodes, everything else is a leaf.
 
-    Raises TypeError for keys that are no strings, ValueError for a node without leaves, which no name could stand for.
+    Raises TypeError for keys that are not non-empty strings, and ValueError for empty nodes, which have no name.
     """
     leaves: dict[str, Any] = {}
     _collect(record, "", leaves)
@@ -22,34 +22,34 @@ def flatten(record: Any) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Any:
-    """The record whose leaves are these. Raises ValueError where the names are not those of one record."""
+    """The record with these leaves. Raises ValueError if the names do not make up one record."""
     if not any(map(is_path, leaves)):
         return dict(leaves)
     if list(leaves) == [""]:
         return leaves[""]
-    grown: dict[str, Any] = {}
+    root: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *path, last = name.split("/")
-        node = grown
+        node = root
         for step in path:
             child: Any = node.setdefault(step, {})
             if isinstance(child, _Leaf):
-                raise ValueError(f"the leaf {name!r:.100} lies below another leaf")
+                raise ValueError(f"the leaf {name!r:.100} is inside another leaf")
             node = cast(dict[str, Any], child)
         if last in node:
             raise ValueError(f"the leaf {name!r:.100} is also a node")
         node[last] = _Leaf(leaf)
-    return _rebuild(grown)
+    return _rebuild(root)
 
 
 @lru_cache(maxsize=4096)
 def is_path(name: str) -> bool:
-    """Whether `name` stands for anything else than a key of a flat record."""
+    """Whether `name` is anything but a plain key of a flat record."""
     return not name or "/" in name or "~" in name
 
 
 class _Leaf:
-    """Tells a leaf that is a dict of the caller's from a node."""
+    """Marks a leaf, which may itself be a dict, so that it is not taken for a node."""
 
     __slots__ = ("value",)
 
@@ -85,11 +85,11 @@ def _rebuild(node: Any) -> Any:
     steps = cast(dict[str, Any], node)
     kinds = {step[:2] if step[:2] in _SEQUENCES else "" for step in steps}
     if len(kinds) > 1:
-        raise ValueError(f"the steps {sorted(steps)!r:.200} are not those of one container")
+        raise ValueError(f"the steps {sorted(steps)!r:.200} do not make up one container")
     kind = kinds.pop()
     if not kind:
         return {step.replace("~1", "/").replace("~0", "~"): _rebuild(child) for step, child in steps.items()}
     places = [f"{kind}{index}" for index in range(len(steps))]
     if set(places) != set(steps):
-        raise ValueError(f"the steps {sorted(steps)!r:.200} are not those of one container")
+        raise ValueError(f"the steps {sorted(steps)!r:.200} do not make up one container")
     return _SEQUENCES[kind](_rebuild(steps[place]) for place in places)

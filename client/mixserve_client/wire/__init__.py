@@ -1,1 +1,1 @@
-"""Pure functions between Python values and the bytes of `protos/mixserve/v1`; the only importer of generated code."""
+"""Pure functions between Python values and the bytes of `protos/mixserve/v1`; only they import generated code."""

@@ -1,4 +1,4 @@
-"""Batches <-> bytes: the Batch message, framed and read by hand so that array data is written and viewed in place."""
+"""Batches <-> bytes: the Batch message is written and read by hand, so that array data stay in place."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,7 +18,8 @@ Array = npt.NDArray[Any]
 _FINGERPRINT, _ARRAYS, _SLOT, _SLOT_BYTES = 1, 2, 3, 4
 _NAME, _DTYPE, _SHAPE, _PADDING, _DATA = 1, 2, 3, 14, 15
 _ALIGNMENT = 64
-# More than NumPy can have; other encoders may not pack them, and newer ones may add fields.
+# Limits on hostile messages. NumPy has at most 64 dimensions; some encoders send them unpacked, a field each, and newer
+# servers may send fields that are unknown here.
 _DIMENSIONS, _ARRAY_FIELDS, _OTHER_FIELDS = 64, 256, 256
 _VARINT_BYTES = 10
 
@@ -41,9 +42,10 @@ def batch_bytes(fingerprint: str, fields: tuple[Field, ...], size: int) -> int:
 def frame_batch(
     memory: npt.NDArray[np.uint8], fingerprint: str, fields: tuple[Field, ...], size: int
 ) -> dict[str, Array]:
-    """Begin `memory` with a Batch message of `size` rows; its writable arrays, still to be filled, by field name.
+    """Write a Batch message of `size` rows without its data into `memory`, uint8, at least `batch_bytes` long.
 
-    Fill them all before the message goes anywhere.
+    Returns writable views for the data, by field name, of shapes (size, *field.shape). Fill them all before the message
+    is sent: they have undefined content.
     """
     arrays: dict[str, Array] = {}
     for place in _layout(fingerprint, fields, size)[1]:
@@ -54,15 +56,16 @@ def frame_batch(
 
 
 def encode_slot_reply(slot: int, size: int) -> bytes:
-    """The Batch message that says: the batch is the first `size` bytes of that slot."""
+    """The Batch message that refers to the first `size` bytes of a slot as the batch."""
     return frame.number(_SLOT, slot) + frame.number(_SLOT_BYTES, size)
 
 
 def decode_slot_reply(message: bytes) -> tuple[int, int] | None:
-    """The slot and the size where `message` is such a reply, None where it holds its batch itself.
+    """The slot and the size in bytes if `message` refers to a slot; None if it contains its batch.
 
     Raises CorruptReply.
     """
+    # `encode_slot_reply` writes the slot first, so one byte decides for messages of any size.
     if not message or message[0] != frame.number_tag(_SLOT)[0]:
         return None
     try:
@@ -78,26 +81,26 @@ def _layout(fingerprint: str, fields: tuple[Field, ...], size: int) -> tuple[int
     at, lead, places = 0, frame.delimited(_FINGERPRINT, fingerprint.encode()), list[_ArrayLayout]()
     for field in fields:
         shape = b"".join(frame.varint(dim) for dim in (size, *field.shape))
-        described = (
+        description = (
             frame.delimited(_NAME, field.name.encode())
             + frame.delimited(_DTYPE, dtype_name(field.dtype).encode())
             + frame.delimited(_SHAPE, shape)
         )
         data_bytes = size * field.nbytes
-        head = lead + _head(described, data_bytes, at + len(lead))
+        head = lead + _head(description, data_bytes, at + len(lead))
         places.append(_ArrayLayout(field, at, head, at + len(head), data_bytes))
         at, lead = places[-1].data_at + data_bytes, b""
     return at, tuple(places)
 
 
-def _head(described: bytes, data_bytes: int, at: int) -> bytes:
-    """All of an array's encoding before its data, pad so that the data of a head at offset `at` are aligned."""
+def _head(description: bytes, data_bytes: int, at: int) -> bytes:
+    """An array's encoding up to its data, padded so that the data are aligned if the head is at offset `at`."""
 
     def pad(padding: int) -> bytes:
-        body = described + frame.delimited(_PADDING, bytes(padding)) + frame.tag(_DATA) + frame.varint(data_bytes)
+        body = description + frame.delimited(_PADDING, bytes(padding)) + frame.tag(_DATA) + frame.varint(data_bytes)
         return frame.tag(_ARRAYS) + frame.varint(len(body) + data_bytes) + body
 
-    # Two rounds of paddings: a longer one may lengthen its own length prefixes, and so skip the aligned offset once.
+    # Up to twice the alignment: a longer padding may need longer length prefixes, and so skip the aligned offset once.
     heads = map(pad, range(1, 2 * _ALIGNMENT))
     return next(head for head in heads if (at + len(head)) % _ALIGNMENT == 0)
 
@@ -105,10 +108,11 @@ def _head(described: bytes, data_bytes: int, at: int) -> bytes:
 def view_batch(
     message: bytes | memoryview, fingerprint: str, fields: tuple[Field, ...], size: int
 ) -> dict[str, Array] | None:
-    """The arrays of a Batch message that was framed by `frame_batch` with these arguments, as read-only views.
+    """The arrays of a Batch message that `frame_batch` made with these arguments, as read-only views.
 
-    None for every other message: `decode_batch` reads them all.
+    None for every other message: `decode_batch` reads all of them.
     """
+    # The heads are known to the byte, so a comparison replaces parsing.
     total, places = _layout(fingerprint, fields, size)
     if len(message) != total:
         return None
@@ -118,17 +122,16 @@ def view_batch(
             return None
         data = np.frombuffer(message, np.uint8, place.data_bytes, place.data_at)
         array = data.view(place.field.dtype).reshape(size, *place.field.shape)
-        if not array.flags.aligned:
+        if not array.flags.aligned:  # gRPC's bytes objects may begin at any address
             return None
         arrays[place.field.name] = array
     return arrays
 
 
 def decode_batch(message: bytes | memoryview, most_arrays: int = 1 << 16) -> tuple[str, dict[str, Array]]:
-    """The fingerprint and the arrays of a Batch message: read-only views of it, copies only where not aligned.
+    """The fingerprint and the arrays of a Batch message: read-only views of it, or copies if they are not aligned.
 
-    Raises CorruptReply for anything that is not a whole Batch of up to `most_arrays` arrays; unknown fields are passed
-    over.
+    Ignores unknown fields. Raises CorruptReply unless `message` is a complete Batch of 1 to `most_arrays` arrays.
     """
     fingerprint, arrays = "", dict[str, Array]()
     try:
@@ -141,7 +144,7 @@ def decode_batch(message: bytes | memoryview, most_arrays: int = 1 << 16) -> tup
                     raise ValueError(f"the array {name!r:.100} comes twice")
                 arrays[name] = array
         if not fingerprint or not arrays:
-            raise ValueError("it has no fingerprint, or no arrays")
+            raise ValueError("it must have a fingerprint and at least one array")
     except (ValueError, KeyError) as error:
         raise CorruptReply(f"the server's batch of {len(message)} bytes cannot be read: {error!s:.500}") from error
     return fingerprint, arrays
@@ -186,7 +189,7 @@ def _read_packed(view: memoryview) -> list[int]:
 
 def _bytes(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number stands where bytes belong")
+        raise ValueError("a field must have bytes, got a number")
     return value
 
 
@@ -195,9 +198,9 @@ def _text(value: int | memoryview) -> str:
 
 
 def check_batch(arrays: Mapping[str, Array], fields: tuple[Field, ...], size: int | None = None) -> int:
-    """The number of rows in `arrays`, which are known to be rows of exactly these fields, `size` if that is given.
+    """The number of rows in `arrays`.
 
-    Raises CorruptReply.
+    Raises CorruptReply unless they have exactly these fields, and `size` rows if it is given.
     """
     rows = size
     if rows is None:
@@ -205,14 +208,12 @@ def check_batch(arrays: Mapping[str, Array], fields: tuple[Field, ...], size: in
     got = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     expected = {field.name: (field.dtype, (rows, *field.shape)) for field in fields}
     if got != expected or rows < 1:
-        raise CorruptReply(f"the server's batch does not fit its own description: {_difference(expected, got)}")
+        raise CorruptReply(f"the server's batch does not match its description: {_difference(expected, got)}")
     return rows
 
 
 def _difference(expected: Mapping[str, Any], got: Mapping[str, Any]) -> str:
-    """The first of them, for a message: there may be thousands of fields."""
+    """The first difference only, since there may be thousands of fields."""
     name = next((name for name in (*expected, *got) if expected.get(name) != got.get(name)), "")
-    said = [
-        f"{found[name][0]}{list(found[name][1])}" if name in found else "no such array" for found in (expected, got)
-    ]
-    return f"expected in {name!r:.100} {said[0]:.200}, got {said[1]:.200}"
+    texts = [f"{side[name][0]}{list(side[name][1])}" if name in side else "no such array" for side in (expected, got)]
+    return f"expected in {name!r:.100} {texts[0]:.200}, got {texts[1]:.200}"

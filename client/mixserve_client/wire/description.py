@@ -1,4 +1,4 @@
-"""Where descriptions were before they moved to `mixserve_client.schema`; pickles of older clients name this module."""
+"""Re-exports descriptions from `mixserve_client.schema`: pickles of older clients name this module."""
 
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription

@@ -1,8 +1,9 @@
-"""The reply of the standard health service, grpc.health.v1.Health, read without generated code: one enum, field 1."""
+"""Decodes replies of the standard health service, grpc.health.v1.Health: one enum, field 1."""
 
 from mixserve_client.errors import CorruptReply
 from mixserve_client.wire import frame
 
+# Read by hand: `mixserve health` runs every few seconds in a container, so it loads no more code than it needs.
 CHECK = "/grpc.health.v1.Health/Check"
 _STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 
@@ -16,4 +17,4 @@ def decode_status(reply: bytes) -> str:
                 status = value
         return _STATUSES[status]
     except (ValueError, IndexError) as error:
-        raise CorruptReply(f"the server's health cannot be read from {reply!r:.100}") from error
+        raise CorruptReply(f"the server's health must be a HealthCheckResponse, got {reply!r:.100}") from error

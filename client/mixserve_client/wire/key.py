@@ -1,4 +1,4 @@
-"""Where keys were before they moved to `mixserve_client.schema.keys`; kept for code that imports them from here."""
+"""Re-exports `mixserve_client.schema.keys` for code that imports keys from here."""
 
 from mixserve_client.schema.keys import IMPLEMENTATION, KeyWords, check_wire_key, key_words
 

@@ -1,4 +1,4 @@
-"""The paths of the RPC methods, read from the descriptors: both ends register and call methods by path."""
+"""The paths of the RPC methods, from the descriptors: both ends register and call methods by path."""
 
 from typing import Any
 

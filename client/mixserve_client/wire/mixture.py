@@ -1,4 +1,4 @@
-"""What a mixture holds <-> bytes: its fields, sources, fingerprint and limits."""
+"""Descriptions of mixtures <-> bytes."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from mixserve_client.wire.reply import parse_reply
 from mixserve_client.wire.schedule import entry_message, entry_of
 
 _FINGERPRINT = re.compile(r"([0-9a-f]{2}){1,64}", re.ASCII)
-# No message holds a larger row, and NumPy no array of more dimensions with one for the batch.
+# protobuf has no larger messages, and NumPy at most 64 dimensions, of which one is for the batch.
 _ROW_BYTES, _DIMENSIONS = 1 << 31, 63
 _FIELDS, _SOURCES, _LEAVES, _NAMES = 1 << 16, 1 << 20, 1 << 22, 1 << 20
 _LEVELS = 1000
@@ -27,6 +27,7 @@ _SUM_ERROR = 1e-3
 
 def encode_mixture(mixture: MixtureDescription) -> bytes:
     """The Mixture message."""
+    # On the wire, 0 stands for None in `pass_end` and `end`.
     return mix_pb2.Mixture(
         name=mixture.name,
         fingerprint=mixture.fingerprint,
@@ -53,7 +54,7 @@ def encode_mixture(mixture: MixtureDescription) -> bytes:
 
 
 def decode_mixture(data: bytes) -> MixtureDescription:
-    """The mixture described by a Mixture message. Raises CorruptReply for what describes none."""
+    """The description in a Mixture message. Raises CorruptReply if it describes no mixture that can exist."""
     message = parse_reply(mix_pb2.Mixture, data)
     try:
         fields = _fields(message.fields)
@@ -64,12 +65,12 @@ def decode_mixture(data: bytes) -> MixtureDescription:
         if limits.size < 1 or limits.reply_bytes < 0:
             raise ValueError(f"limits must be positive, got {limits}")
         if not 0 <= message.block_size <= _LARGEST_BLOCK or message.end < 0:
-            raise ValueError(f"block_size {message.block_size} and end {message.end} cannot be")
+            raise ValueError(f"block_size {message.block_size} must be in 0..2^32, end {message.end} at least 0")
         if len(message.leaves) > _LEAVES:
             raise ValueError(f"a mixture has at most {_LEAVES} leaves, got {len(message.leaves)}")
         schedule = _schedule(message.schedule, len(sources))
     except (ValueError, KeyError) as error:
-        raise CorruptReply(f"the server's description of the mixture cannot be: {error!s:.500}") from error
+        raise CorruptReply(f"the server's description of the mixture is invalid: {error!s:.500}") from error
     return MixtureDescription(
         name=message.name,
         fingerprint=message.fingerprint,
@@ -87,38 +88,38 @@ def decode_mixture(data: bytes) -> MixtureDescription:
 
 
 def _fields(messages: Collection[mix_pb2.Field]) -> tuple[Field, ...]:
-    """Raises ValueError and KeyError for what can be no fields of a record."""
+    """Raises ValueError or KeyError if these cannot be the fields of a record."""
     if not 1 <= len(messages) <= _FIELDS:
         raise ValueError(f"a record has 1 to {_FIELDS} fields, got {len(messages)}")
     for one in messages:
         if len(one.shape) > _DIMENSIONS or any(dim < 0 for dim in one.shape):
             raise ValueError(f"the field {one.name!r:.100} cannot have the shape {list(one.shape[:9])!r:.100}")
     fields = tuple(Field(one.name, dtype_named(one.dtype), tuple(one.shape)) for one in messages)
-    # Zeros hide what is beside them: NumPy cannot make arrays of such shapes even where they are empty.
+    # Zeros count as ones: NumPy cannot make arrays of huge shapes even if a dimension of 0 makes them empty.
     size = sum(field.dtype.itemsize * prod(max(1, dim) for dim in field.shape) for field in fields)
     if size > _ROW_BYTES:
         raise ValueError(f"a record must have at most {_ROW_BYTES} bytes, got {size:.3g}")
     names = [field.name for field in fields]
     if len(set(names)) < len(names) or any(name.count("/") > _LEVELS for name in names):
-        raise ValueError("the names of fields come twice, or are too deep")
+        raise ValueError(f"the names of fields must be different and at most {_LEVELS} levels deep")
     try:
         unflatten(dict.fromkeys(names))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the fields are not those of one record: {error!s:.200}") from error
+        raise ValueError(f"the fields do not make up a record: {error!s:.200}") from error
     return fields
 
 
 def _sources(messages: Collection[mix_pb2.Source]) -> tuple[SourceDescription, ...]:
-    """Raises ValueError for what can be no sources of a mixture."""
+    """Raises ValueError if these cannot be the sources of a mixture."""
     if not 1 <= len(messages) <= _SOURCES:
         raise ValueError(f"a mixture has 1 to {_SOURCES} sources, got {len(messages)}")
     sources = tuple(
         SourceDescription(s.name, s.length, s.weight, s.pass_end or None, s.content_unknown) for s in messages
     )
     if any(source.length < 0 or (source.pass_end or 0) < 0 for source in sources):
-        raise ValueError("the length of a source is negative")
+        raise ValueError("length and pass_end of a source must be at least 0")
     if len({source.name for source in sources}) < len(sources):
-        raise ValueError("the name of a source comes twice")
+        raise ValueError("the names of sources must be different")
     total = math.fsum(_check_weights([source.weight for source in sources]))
     if not abs(total - 1) <= _SUM_ERROR:
         raise ValueError(f"the weights of the sources must sum to 1, got {total:g}")
@@ -126,14 +127,14 @@ def _sources(messages: Collection[mix_pb2.Source]) -> tuple[SourceDescription, .
 
 
 def _schedule(messages: Collection[mix_pb2.ScheduleEntry], sources: int) -> tuple[ScheduleEntry, ...]:
-    """Raises ValueError for what can be no schedule of so many sources."""
+    """Raises ValueError if these cannot be the schedule of so many sources."""
     if any(len(one.weights) != sources for one in messages):
         raise ValueError(f"an entry of the schedule must have {sources} weights")
     entries = tuple(map(entry_of, messages))
     before = -1
     for start, weights in entries:
         if not before < start < POSITION_LIMIT:
-            raise ValueError(f"the starts of a schedule must ascend from 0 on, got {start} after {before}")
+            raise ValueError(f"the starts of a schedule must be strictly increasing, got {start} after {before}")
         before = start
         if not 0 < sum(_check_weights(weights)) < math.inf:
             raise ValueError("the weights of an entry of the schedule must have a positive, finite sum")
@@ -143,7 +144,7 @@ def _schedule(messages: Collection[mix_pb2.ScheduleEntry], sources: int) -> tupl
 def _check_weights(weights: Sequence[float]) -> Sequence[float]:
     for weight in weights:
         if not 0 <= weight < math.inf:
-            raise ValueError(f"weights must be positive or zero, and finite, got {weight}")
+            raise ValueError(f"weights must be finite and at least 0, got {weight}")
     return weights
 
 
@@ -153,11 +154,11 @@ def encode_names(names: tuple[str, ...]) -> bytes:
 
 
 def decode_names(data: bytes) -> tuple[str, ...]:
-    """The names of the mixtures that a server holds. Raises CorruptReply."""
+    """The names of a server's mixtures. Raises CorruptReply."""
     found = parse_reply(mix_pb2.ListMixturesReply, data).names
     if len(found) > _NAMES:
         raise CorruptReply(f"a server has at most {_NAMES} mixtures, got the names of {len(found)}")
     names = tuple(found)
     if not all(names) or len(set(names)) < len(names):
-        raise CorruptReply("the server's mixtures must have a name each, got one that is empty or comes twice")
+        raise CorruptReply("the names of the server's mixtures must be different and not empty")
     return names

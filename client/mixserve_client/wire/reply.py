@@ -1,4 +1,4 @@
-"""A server's bytes -> the message that they are known to be, of a size that a client can bear."""
+"""A server's bytes -> a message; replies that would cost the client too much memory or time are refused."""
 
 from typing import Any, TypeVar
 
@@ -7,11 +7,11 @@ from google.protobuf.message import DecodeError, Message
 from mixserve_client.errors import CorruptReply
 from mixserve_client.wire import frame
 
-# A record has up to 2^30 bytes, and comes whole. The largest description is that of a schedule of 2^20 weights.
+# A record has up to 2^30 bytes, and comes in one reply. The largest description has a schedule of 2^20 weights (8 MiB).
 LARGEST_REPLY_BYTES = (1 << 30) + (64 << 20)
 DESCRIPTION_BYTES = 32 << 20
-# Of two bytes of a message protobuf makes an object of a hundred. What is larger than descriptions is so because of its
-# arrays, and has few parts: they are counted before it is read.
+# protobuf turns two bytes of a message into an object of a hundred. Replies that are larger than descriptions hold
+# arrays, so they have few parts: these are counted before protobuf reads them.
 _PARTS = 1 << 20
 _LEVELS = 100  # protobuf's own limit
 
@@ -19,7 +19,7 @@ M = TypeVar("M", bound=Message)
 
 
 def parse_reply(kind: type[M], data: bytes, most_bytes: int = DESCRIPTION_BYTES) -> M:
-    """The message of that kind in `data`. Raises CorruptReply."""
+    """The message of type `kind` in `data`. Raises CorruptReply if it is unreadable or larger than `most_bytes`."""
     name = kind.DESCRIPTOR.name
     if len(data) > most_bytes:
         raise CorruptReply(f"the server's {name} must have at most {most_bytes} bytes, got {len(data)}")
@@ -32,7 +32,7 @@ def parse_reply(kind: type[M], data: bytes, most_bytes: int = DESCRIPTION_BYTES)
 
 
 def _count(descriptor: Any, message: memoryview, left: int, levels: int) -> int:
-    """How many parts the message may have, `left`, less those that it has. Raises ValueError where it has more."""
+    """`left` minus the number of parts in the message. Raises ValueError if it has too many parts or levels."""
     if not levels:
         raise ValueError(f"it has more than {_LEVELS} levels")
     known = descriptor.fields_by_number
@@ -43,7 +43,7 @@ def _count(descriptor: Any, message: memoryview, left: int, levels: int) -> int:
             continue
         if field.message_type is not None:
             left = _count(field.message_type, value, left, levels - 1)
-        elif field.type not in (field.TYPE_BYTES, field.TYPE_STRING):  # numbers, packed
+        elif field.type not in (field.TYPE_BYTES, field.TYPE_STRING):  # packed numbers: a varint has at least one byte
             left -= len(value) // (8 if field.type == field.TYPE_DOUBLE else 1)
         if left < 0:
             raise ValueError(f"it has more than {_PARTS} parts")

@@ -19,7 +19,7 @@ from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Stre
 from mixserve_client.wire import frame
 from mixserve_client.wire._generated import mix_pb2
 
-# What a request of any call may have, but for those of sessions that carry states: 2^16 positions have half of it.
+# The limit on requests, except of sessions, whose requests may carry states: 2^16 positions need half of it.
 SMALL_REQUEST_BYTES = 2 << 20
 _SLOTS, _MOST_SLOTS = 15, 1 << 13
 
@@ -50,25 +50,26 @@ def encode_positions_request(request: PositionsRequest) -> bytes:
 
 
 def with_slots(request: bytes, slots: Sequence[int]) -> bytes:
-    """An encoded request for batches that names slots of shared memory: messages are joined by joining their bytes."""
+    """An encoded request for batches, with slots of shared memory added."""
+    # Appending bytes is enough: protobuf merges messages that are concatenated.
     return request + frame.delimited(_SLOTS, b"".join(map(frame.varint, slots)))
 
 
 def decode_batch_request(data: bytes) -> BatchRequest:
-    """The request in `data`; the size limit is the caller's to check. Raises InvalidRequest and OutOfRange."""
+    """The request in `data`; the caller checks the limit on sizes. Raises InvalidRequest and OutOfRange."""
     try:
         message = mix_pb2.GetBatchAtRequest.FromString(data)
     except DecodeError as error:
-        raise not_a("GetBatchAtRequest", data) from error
+        raise unreadable_request("GetBatchAtRequest", data) from error
     return _batch_request(message)
 
 
 def decode_stream_request(data: bytes) -> StreamRequest:
-    """The request in `data`; limits on replies are the caller's to check. Raises InvalidRequest and OutOfRange."""
+    """The request in `data`; the caller checks the limits on replies. Raises InvalidRequest and OutOfRange."""
     try:
         message = mix_pb2.StreamBatchesRequest.FromString(data)
     except DecodeError as error:
-        raise not_a("StreamBatchesRequest", data) from error
+        raise unreadable_request("StreamBatchesRequest", data) from error
     if not message.HasField("first"):
         raise InvalidRequest("first is required: the request for the first batch")
     first = _batch_request(message.first)
@@ -91,9 +92,11 @@ def decode_positions_request(data: bytes) -> PositionsRequest:
     try:
         message = mix_pb2.StreamPositionsRequest.FromString(data)
     except DecodeError as error:
-        raise not_a("StreamPositionsRequest", data) from error
+        raise unreadable_request("StreamPositionsRequest", data) from error
     if not 1 <= len(message.positions) <= POSITIONS_PER_REQUEST:
-        raise InvalidRequest(f"positions must be 1 to {POSITIONS_PER_REQUEST}, got {len(message.positions)} of them")
+        raise InvalidRequest(
+            f"the number of positions must be 1 to {POSITIONS_PER_REQUEST}, got {len(message.positions)}"
+        )
     positions = check_any_positions(np.fromiter(message.positions, np.int64, len(message.positions)))
     if message.reply_rows < 1:
         raise InvalidRequest(f"reply_rows must be at least 1, got {message.reply_rows}")
@@ -137,7 +140,7 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
 
 def _slots(slots: Sequence[int]) -> tuple[int, ...]:
     if len(slots) > _MOST_SLOTS:
-        raise InvalidRequest(f"slots must be at most {_MOST_SLOTS}, got {len(slots)} of them")
+        raise InvalidRequest(f"a request may name at most {_MOST_SLOTS} slots, got {len(slots)}")
     return tuple(slots)
 
 
@@ -148,6 +151,7 @@ def _key_message(words: KeyWords) -> mix_pb2.Key:
 def _key(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> KeyWords:
     if not message.HasField("key"):
         raise InvalidRequest("key is required: without a key a batch is not defined; send two threefry2x32 words")
+    # Three words are enough to see that there are too many.
     return check_wire_key(message.key.implementation, list(message.key.words[:3]))
 
 
@@ -161,35 +165,35 @@ def _content(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest
 
 
 def encode_mixture_request(mixture: str) -> bytes:
-    """The GetMixtureRequest message. Raises InvalidRequest for a name that is no text."""
+    """The GetMixtureRequest message. Raises InvalidRequest unless `mixture` is printable text."""
     return mix_pb2.GetMixtureRequest(mixture=check_mixture(mixture)).SerializeToString()
 
 
 def decode_mixture_request(data: bytes) -> str:
-    """The mixture's name in `data`, empty where none is given. Raises InvalidRequest."""
+    """The mixture's name in `data`, empty if there is none. Raises InvalidRequest."""
     try:
         return mix_pb2.GetMixtureRequest.FromString(data).mixture
     except DecodeError as error:
-        raise not_a("GetMixtureRequest", data) from error
+        raise unreadable_request("GetMixtureRequest", data) from error
 
 
 def decode_empty_request(name: str, data: bytes) -> None:
-    """Check that `data` is a message without fields of its own, such as ListMixturesRequest. Raises InvalidRequest."""
+    """Check that `data` is the message `name`, which has no fields. Raises InvalidRequest."""
     try:
         getattr(mix_pb2, name).FromString(data)
     except DecodeError as error:
-        raise not_a(name, data) from error
+        raise unreadable_request(name, data) from error
 
 
 def check_small(method: str, data: bytes) -> None:
-    """Raises InvalidRequest for a request that is larger than its method needs, before it is read."""
+    """Check a request's size before reading it. Raises InvalidRequest if it is larger than `method` needs."""
     if len(data) > SMALL_REQUEST_BYTES:
         raise InvalidRequest(f"a request for {method} must have at most {SMALL_REQUEST_BYTES} bytes, got {len(data)}")
 
 
-def not_a(message: str, data: bytes) -> InvalidRequest:
-    """The error for bytes that cannot be read as that message."""
+def unreadable_request(message: str, data: bytes) -> InvalidRequest:
+    """The error for a request that cannot be read as that message."""
     return InvalidRequest(
-        f"the request must be a mixserve.v1.{message} message, got {len(data)} bytes that are not; "
-        "is the client of the same major version?"
+        f"the request must be a mixserve.v1.{message} message, got {len(data)} bytes that cannot be read as one; "
+        "do client and server have the same major version?"
     )

@@ -1,4 +1,4 @@
-"""A reader's weight schedule <-> bytes."""
+"""A reader's weight schedules <-> bytes."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, ScheduleRequest
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.reply import parse_reply
-from mixserve_client.wire.request import not_a
+from mixserve_client.wire.request import unreadable_request
 
 _MOST_ENTRIES = 1 << 16
 
@@ -34,13 +34,13 @@ def encode_schedule_request(request: ScheduleRequest) -> bytes:
 
 
 def decode_schedule_request(data: bytes) -> ScheduleRequest:
-    """The request in `data`; whether it fits a mixture is the caller's to check. Raises InvalidRequest."""
+    """The request in `data`; the caller checks that it suits the mixture. Raises InvalidRequest."""
     try:
         message = mix_pb2.DefineScheduleRequest.FromString(data)
     except DecodeError as error:
-        raise not_a("DefineScheduleRequest", data) from error
+        raise unreadable_request("DefineScheduleRequest", data) from error
     if len(message.entries) > _MOST_ENTRIES:
-        raise InvalidRequest(f"entries must be at most {_MOST_ENTRIES} in one request, got {len(message.entries)}")
+        raise InvalidRequest(f"one request may have at most {_MOST_ENTRIES} entries, got {len(message.entries)}")
     entries: Sequence[ScheduleEntry] = [entry_of(entry) for entry in message.entries]
     return ScheduleRequest(message.mixture, message.expected_fingerprint, message.parent, tuple(entries))
 
@@ -54,5 +54,5 @@ def decode_schedule(data: bytes) -> DefinedSchedule:
     """The schedule in `data`. Raises CorruptReply."""
     message = parse_reply(mix_pb2.Schedule, data)
     if message.end < 0:
-        raise CorruptReply(f"the server's end of a mixture must be a position, got {message.end}")
+        raise CorruptReply(f"the end of the server's schedule must be a position, got {message.end}")
     return DefinedSchedule(message.id, message.end or None)

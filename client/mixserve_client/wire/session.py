@@ -21,11 +21,11 @@ from mixserve_client.schema.sessions import (
 )
 from mixserve_client.wire._generated import state_pb2
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES, parse_reply
-from mixserve_client.wire.request import not_a
+from mixserve_client.wire.request import unreadable_request
 from mixserve_client.wire.value import STATE_LEVELS, value_message, value_of
 
 REQUEST_BYTES_LIMIT = 16 << 20
-# In the arguments of one call: each takes a hundred bytes of memory, whatever it took on the wire.
+# In the arguments of one call; each value takes about a hundred bytes of memory, even if it took two on the wire.
 _VALUES_LIMIT = 1 << 20
 _SEQUENCE_LIMIT = (1 << 63) - 1
 _SESSIONS_LIMIT = 1 << 20
@@ -49,7 +49,7 @@ def encode_open_request(request: OpenRequest) -> bytes:
 
 def decode_open_request(data: bytes) -> OpenRequest:
     """The request in `data`. Raises InvalidRequest."""
-    message = _request(state_pb2.OpenSessionRequest, data)
+    message = _parse_request(state_pb2.OpenSessionRequest, data)
     _check_lease(message.lease)
     if len(message.holder) > HOLDER_LIMIT or not message.holder.isprintable():
         raise InvalidRequest(f"holder must be at most {HOLDER_LIMIT} printable characters, got {message.holder!r:.300}")
@@ -77,11 +77,11 @@ def encode_opened(session: OpenedSession) -> bytes:
 
 
 def decode_opened(data: bytes) -> OpenedSession:
-    """The session in `data`. Raises CorruptReply."""
+    """The opened session in `data`. Raises CorruptReply."""
     message = parse_reply(state_pb2.Session, data)
     if not 0 < message.ttl_s < math.inf:
         raise CorruptReply(f"ttl_s of the server's session must be a positive number of seconds, got {message.ttl_s}")
-    # The next call has the next number.
+    # Below the limit, since the next call must have the next number.
     if not (0 <= message.sequence < _SEQUENCE_LIMIT and message.index >= 0 and message.epoch >= 0):
         raise CorruptReply(
             f"sequence, index and epoch of the server's session must be at least 0, and sequence below 2^63 - 1, got "
@@ -92,13 +92,13 @@ def decode_opened(data: bytes) -> OpenedSession:
 
 def encode_held(sessions: Iterable[HeldSession]) -> bytes:
     """The HeldSessions message."""
-    held = (state_pb2.HeldSession(mixture=mixture, session=name, lease=lease) for mixture, name, lease in sessions)
-    return state_pb2.HeldSessions(sessions=held).SerializeToString()
+    messages = (state_pb2.HeldSession(mixture=mixture, session=name, lease=lease) for mixture, name, lease in sessions)
+    return state_pb2.HeldSessions(sessions=messages).SerializeToString()
 
 
 def decode_held(data: bytes) -> tuple[HeldSession, ...]:
     """The sessions in `data`, each once. Raises InvalidRequest."""
-    message = _request(state_pb2.HeldSessions, data)
+    message = _parse_request(state_pb2.HeldSessions, data)
     if len(message.sessions) > HELD_LIMIT:
         raise InvalidRequest(
             f"one request may name up to {HELD_LIMIT} sessions, got {len(message.sessions)}; send several requests"
@@ -111,8 +111,8 @@ def decode_held(data: bytes) -> tuple[HeldSession, ...]:
 
 
 def decode_list_request(data: bytes) -> str:
-    """The mixture whose sessions are asked for, empty for all. Raises InvalidRequest."""
-    return _request(state_pb2.ListSessionsRequest, data).mixture
+    """The mixture whose sessions are requested, empty for all mixtures. Raises InvalidRequest."""
+    return _parse_request(state_pb2.ListSessionsRequest, data).mixture
 
 
 def encode_list_request(mixture: str) -> bytes:
@@ -122,7 +122,7 @@ def encode_list_request(mixture: str) -> bytes:
 
 def encode_sessions(sessions: Iterable[SessionDescription]) -> bytes:
     """The Sessions message."""
-    described = (
+    messages = (
         state_pb2.SessionDescription(
             mixture=session.mixture,
             session=session.name,
@@ -136,7 +136,7 @@ def encode_sessions(sessions: Iterable[SessionDescription]) -> bytes:
         )
         for session in sessions
     )
-    return state_pb2.Sessions(sessions=described).SerializeToString()
+    return state_pb2.Sessions(sessions=messages).SerializeToString()
 
 
 def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
@@ -161,7 +161,7 @@ def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
 
 
 def encode_call_request(request: CallRequest) -> bytes:
-    """The CallSessionRequest message. Raises InvalidRequest for arguments that no message can hold."""
+    """The CallSessionRequest message. Raises InvalidRequest for arguments that cannot be encoded, or are too large."""
     try:
         arguments = value_message(request.arguments, more_levels=_more_levels(request.operation))
     except (TypeError, ValueError) as error:
@@ -176,14 +176,14 @@ def encode_call_request(request: CallRequest) -> bytes:
     ).SerializeToString()
     if len(data) > REQUEST_BYTES_LIMIT:
         raise InvalidRequest(
-            f"{request.operation}: what is sent must be at most {REQUEST_BYTES_LIMIT} bytes, got {len(data)}"
+            f"{request.operation}: the request must have at most {REQUEST_BYTES_LIMIT} bytes, got {len(data)}"
         )
     return data
 
 
 def decode_call_request(data: bytes) -> CallRequest:
     """The request in `data`. Raises InvalidRequest."""
-    message = _request(state_pb2.CallSessionRequest, data)
+    message = _parse_request(state_pb2.CallSessionRequest, data)
     try:
         arguments: Any = {}
         if message.HasField("arguments"):
@@ -198,12 +198,12 @@ def decode_call_request(data: bytes) -> CallRequest:
     if message.sequence < 0 or (message.sequence and not message.lease):
         raise InvalidRequest(f"sequence must be 0 without a lease, and at least 0 with one; got {message.sequence}")
     name = check_name("session", message.session)
-    given = cast(dict[str, Any], arguments)
-    return CallRequest(message.mixture, name, message.operation, given, message.lease, message.sequence)
+    by_name = cast(dict[str, Any], arguments)
+    return CallRequest(message.mixture, name, message.operation, by_name, message.lease, message.sequence)
 
 
 def encode_call_reply(reply: CallReply) -> bytes:
-    """The CallSessionReply message. Raises TypeError and ValueError for a value that no message can hold."""
+    """The CallSessionReply message. Raises TypeError or ValueError for a value that cannot be encoded."""
     return state_pb2.CallSessionReply(
         value=value_message(reply.value, more_levels=STATE_LEVELS),
         ended=reply.ended,
@@ -225,19 +225,19 @@ def decode_call_reply(data: bytes) -> CallReply:
 
 
 def _check_lease(lease: str) -> str:
-    """`lease` itself. Raises InvalidRequest."""
+    """`lease` itself. Raises InvalidRequest unless it is 32 hexadecimal digits."""
     if not is_lease(lease):
         raise InvalidRequest(f"lease must be 32 hexadecimal digits, got {lease!r:.100}")
     return lease
 
 
 def _more_levels(operation: str) -> int:
-    """How many levels the operation's arguments may have beyond those of a value: a state is around statistics."""
+    """How many levels the arguments may have beyond those of a value: a state contains statistics of full depth."""
     return STATE_LEVELS if operation == "set_state" else 0
 
 
-def _request(kind: type[M], data: bytes) -> M:
+def _parse_request(kind: type[M], data: bytes) -> M:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise not_a(kind.DESCRIPTOR.name, data) from error
+        raise unreadable_request(kind.DESCRIPTOR.name, data) from error

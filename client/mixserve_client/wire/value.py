@@ -1,4 +1,4 @@
-"""Trees of arrays and scalars <-> bytes: what states, statistics and single records are made of. Nothing is pickled."""
+"""Trees of arrays and scalars, such as states, statistics and single records <-> bytes, without pickle."""
 
 from collections.abc import Iterable, Mapping, Sized
 from math import prod
@@ -11,7 +11,7 @@ from mixserve_client.schema.dtypes import dtype_name, dtype_named
 from mixserve_client.wire._generated import state_pb2
 
 DEPTH_LIMIT = 24
-# A state has so many levels around statistics, and the request that sends one back has one more.
+# The levels of a state around its statistics, and one more of the request that carries it.
 STATE_LEVELS = 3
 _DIMENSIONS_LIMIT = 32
 _INTEGER_LIMIT = 1 << 63
@@ -20,10 +20,10 @@ _INTEGER_LIMIT = 1 << 63
 def encode_value(value: Any, *, more_levels: int = 0) -> bytes:
     """The Value message of None, bools, ints of 64 bits, floats, strings, arrays, and dicts, lists and tuples of them.
 
-    Whatever NumPy takes for an array is one, those of JAX and NumPy's scalars too. Keys are strings or integers.
-    `more_levels` may lie around a value that has all the levels that a message may have.
+    Arrays are everything that NumPy converts to one, also JAX arrays and NumPy scalars. Keys of dicts are strings or
+    integers. A value may have 24 levels, and `more_levels` in addition.
 
-    Raises TypeError for anything else and ValueError for what is too deep or too large, naming the place.
+    Raises TypeError for other types, and ValueError for values that are too deep or too large; both name the place.
     """
     message = state_pb2.Value()
     _fill(message, value, "", -more_levels)
@@ -31,28 +31,28 @@ def encode_value(value: Any, *, more_levels: int = 0) -> bytes:
 
 
 def decode_value(data: bytes, *, more_levels: int = 0) -> Any:
-    """The tree in a Value message; arrays are read-only. Raises ValueError, also for what is too deep."""
+    """The tree in a Value message; its arrays are read-only. Raises ValueError if it is unreadable or too deep."""
     try:
         message = state_pb2.Value.FromString(data)
     except DecodeError as error:
-        raise ValueError(f"{len(data)} bytes are no mixserve.v1.Value message") from error
+        raise ValueError(f"{len(data)} bytes are not a mixserve.v1.Value message") from error
     return value_of(message, more_levels=more_levels)
 
 
 def value_message(value: Any, *, more_levels: int = 0) -> state_pb2.Value:
-    """As `encode_value`."""
+    """Like `encode_value`, but returns the message itself."""
     message = state_pb2.Value()
     _fill(message, value, "", -more_levels)
     return message
 
 
 def value_of(message: state_pb2.Value, *, more_levels: int = 0, most_values: int | None = None) -> Any:
-    """As `decode_value`; a tree may hold up to `most_values` values, any number where that is None."""
+    """Like `decode_value`, from the message itself; the tree may have up to `most_values` values (None: no limit)."""
     return _read(message, -more_levels, None if most_values is None else [most_values])
 
 
 def _read(message: state_pb2.Value, depth: int, left: list[int] | None) -> Any:
-    """The tree at that depth; `left` is how many more values the whole one may hold."""
+    """The tree in `message`, which is at that depth; `left[0]` counts how many more values the whole tree may have."""
     if depth > DEPTH_LIMIT:
         raise ValueError(f"a value must be at most {DEPTH_LIMIT} levels deep, got one that is deeper")
     kind = message.WhichOneof("kind")
@@ -62,7 +62,7 @@ def _read(message: state_pb2.Value, depth: int, left: list[int] | None) -> Any:
         case "flag" | "integer" | "number" | "text":
             return getattr(message, kind)
         case "array":
-            return _array(message.array)
+            return _read_array(message.array)
         case "list":
             _count(message.list.values, left)
             return [_read(child, depth + 1, left) for child in message.list.values]
@@ -71,9 +71,9 @@ def _read(message: state_pb2.Value, depth: int, left: list[int] | None) -> Any:
             return tuple([_read(child, depth + 1, left) for child in message.tuple.values])
         case "dict":
             _count(message.dict.entries, left)
-            return _dict(message.dict, depth, left)
+            return _read_dict(message.dict, depth, left)
         case _:
-            raise ValueError("a value has none of the kinds that a Value may have; is its sender newer?")
+            raise ValueError("a value must have a kind that this version knows; is its sender newer?")
 
 
 def _count(children: Sized, left: list[int] | None) -> None:
@@ -81,7 +81,7 @@ def _count(children: Sized, left: list[int] | None) -> None:
         left[0] -= len(children)
         if left[0] < 0:
             raise ValueError(
-                f"a value holds too many values, by {-left[0]} or more; send arrays in place of long lists"
+                f"a value holds too many values, at least {-left[0]} over the limit; send arrays instead of long lists"
             )
 
 
@@ -90,19 +90,20 @@ def _fill(message: state_pb2.Value, value: Any, path: str, depth: int) -> None:
         raise ValueError(f"a value must be at most {DEPTH_LIMIT} levels deep, got {path:.100}…")
     if value is None:
         message.none = True
-    elif isinstance(value, bool):
+    elif isinstance(value, bool):  # before int, of which bool is a subclass
         message.flag = value
     elif isinstance(value, int):
         if not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
-            raise ValueError(f"{path or 'the value'} must be an integer of 64 bits, got one of {value.bit_length()}")
+            raise ValueError(f"{path or 'the value'} must be an integer of 64 bits, got {value.bit_length()} bits")
         message.integer = value
+    # np.float64 and np.str_ are subclasses of float and str; as arrays they keep their dtypes.
     elif isinstance(value, float) and not isinstance(value, np.generic):
         message.number = value
     elif isinstance(value, str) and not isinstance(value, np.generic):
         try:
             message.text = value
         except ValueError as error:  # lone surrogates
-            raise ValueError(f"{path or 'the value'} is no text that UTF-8 can hold: {value!r:.100}") from error
+            raise ValueError(f"{path or 'the value'} must be text that UTF-8 can encode, got {value!r:.100}") from error
     elif isinstance(value, Mapping):
         message.dict.SetInParent()
         for key, child in cast(Mapping[Any, Any], value).items():
@@ -140,14 +141,14 @@ def _fill_array(message: state_pb2.ArrayValue, value: Any, path: str) -> None:
     try:
         message.dtype = dtype_name(array.dtype)
     except TypeError as error:
-        raise TypeError(f"{path or 'the value'} is {type(value).__name__}, which is no array: {error}") from error
+        raise TypeError(f"{path or 'the value'} is {type(value).__name__}, which is not an array: {error}") from error
     message.shape.extend(array.shape)
     message.data = array.tobytes()
 
 
-def _array(message: state_pb2.ArrayValue) -> Any:
+def _read_array(message: state_pb2.ArrayValue) -> Any:
     if len(message.shape) > _DIMENSIONS_LIMIT:
-        raise ValueError(f"an array has at most {_DIMENSIONS_LIMIT} dimensions, got {len(message.shape)}")
+        raise ValueError(f"an array must have at most {_DIMENSIONS_LIMIT} dimensions, got {len(message.shape)}")
     shape = tuple(message.shape)
     try:
         dtype = dtype_named(message.dtype)
@@ -158,7 +159,7 @@ def _array(message: state_pb2.ArrayValue) -> Any:
     return np.frombuffer(message.data, np.uint8).view(dtype).reshape(shape)
 
 
-def _dict(message: state_pb2.Entries, depth: int, left: list[int] | None) -> dict[Any, Any]:
+def _read_dict(message: state_pb2.Entries, depth: int, left: list[int] | None) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for entry in message.entries:
         kind = entry.WhichOneof("key")
