@@ -84,17 +84,17 @@ def test_provenance_needs_room_for_its_names():
         source = RandomAccessSource([record] * 4)
         return local_client({"x": MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1,)), [source])})
 
-    with pytest.raises(InvalidRequest, match=r"have fields \['record_id'\] of their own"):
+    with pytest.raises(InvalidRequest, match=r"already have the fields \['record_id'\]"):
         client_of({"record_id": np.int32(1)}).get_batch_at(0, 1, 0, provenance=True)
     bare = client_of((np.int32(1), np.int32(2)))
-    with pytest.raises(InvalidRequest, match="ask for it alone, with get_plan_at"):
+    with pytest.raises(InvalidRequest, match="request it alone, with get_plan_at"):
         bare.get_batch_at(0, 1, 0, provenance=True)
     assert bare.get_plan_at(0, 3, 0)["source_id"].tolist() == [0, 0, 0]
-    with pytest.raises(InvalidRequest, match=r"have fields \['source_id'\] of their own"):
+    with pytest.raises(InvalidRequest, match=r"already have the fields \['source_id'\]"):
         client_of({"source_id": {"a": np.int32(1)}}).get_batch_at(0, 1, 0, provenance=True)
     raw = BatchRequest("x", 0, 1, np.array([0, 1], np.uint32), content=Content.RECORDS_AND_PROVENANCE)
     client = client_of({"record_id": np.int32(1)})
-    with pytest.raises(InvalidRequest, match="of their own"):  # the server looks as well
+    with pytest.raises(InvalidRequest, match="already have the fields"):  # the server looks as well
         client._caller.call(methods.GET_BATCH_AT, encode_batch_request(raw))
     nested = client_of({"a": {"b": np.int32(1)}}).get_batch_at(0, 2, 0, provenance=True)
     assert nested["a"]["b"].tolist() == [1, 1]

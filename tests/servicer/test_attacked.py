@@ -50,11 +50,11 @@ def test_a_request_of_millions_of_parts_is_refused_before_it_is_read(services, m
 
 
 def test_so_many_entries_and_slots_are_taken(services):
-    with pytest.raises(InvalidRequest, match="entries must be at most 65536"):
+    with pytest.raises(InvalidRequest, match="may have at most 65536 entries"):
         services.handle(methods.DEFINE_SCHEDULE, b"\x22\x00" * 100_000)
     first = BatchRequest("train", 0, 8, key_words(1))
     stream = encode_stream_request(StreamRequest(first, 8, 1, 8)) + b"\x78\x01" * 10_000
-    with pytest.raises(InvalidRequest, match="slots must be at most"):
+    with pytest.raises(InvalidRequest, match="may name at most"):
         list(services.stream(methods.STREAM_BATCHES, stream))
 
 

@@ -274,7 +274,7 @@ def test_an_array_of_many_dimensions_is_refused_at_once():
         request = state_pb2.CallSessionRequest(mixture="train", session="run", operation="get_state")
         request.arguments.dict.entries.add(name="state").value.CopyFrom(many_dimensions(60_000))
         began = time.monotonic()
-        with pytest.raises(InvalidRequest, match="an array has at most 32 dimensions, got 60000") as refused:
+        with pytest.raises(InvalidRequest, match="an array must have at most 32 dimensions, got 60000") as refused:
             client._caller.call(methods.CALL_SESSION, request.SerializeToString())
         assert time.monotonic() - began < SOON_S
         assert len(str(refused.value)) < 300
@@ -289,7 +289,7 @@ def test_an_array_of_many_dimensions_is_refused_at_once():
 def test_a_reply_of_many_dimensions_is_refused_at_once():
     reply = state_pb2.CallSessionReply(value=many_dimensions(60_000))
     began = time.monotonic()
-    with pytest.raises(CorruptReply, match="an array has at most 32 dimensions, got 60000") as refused:
+    with pytest.raises(CorruptReply, match="an array must have at most 32 dimensions, got 60000") as refused:
         decode_call_reply(reply.SerializeToString())
     assert time.monotonic() - began < SOON_S
     assert len(str(refused.value)) < 300
