@@ -84,7 +84,9 @@ CALLS: dict[str, Callable[[BatchIterator], Any]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_beside_that_of_another_thread_is_refused_and_changes_nothing(gate, batches, node, call):
     waiting = Waiting(gate, batches)
-    with pytest.raises(InvalidRequest, match=r"which one thread at a time may use: make one for each thread .* or hold a lock"):
+    with pytest.raises(
+        InvalidRequest, match=r"one thread at a time may use: make one for each thread .* or hold a lock"
+    ):
         CALLS[call](batches)
     gate.open.set()
     with local_client({"train": node}) as client:

@@ -83,7 +83,7 @@ class RetryingCaller:
         return RetryingReplies(self._replicas, method, next_request, deadline, definitions)
 
     def close(self) -> None:
-        """End the calls in flight, also those that wait for a server."""
+        """End the calls in flight, also calls that wait for a server."""
         self._replicas.close()
 
 

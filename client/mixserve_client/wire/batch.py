@@ -25,7 +25,7 @@ _VARINT_BYTES = 10
 
 
 class _ArrayLayout(NamedTuple):
-    """Where one array lies in a framed batch."""
+    """The place of one array in a framed batch."""
 
     field: Field
     head_at: int
