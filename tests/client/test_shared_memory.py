@@ -306,6 +306,25 @@ def test_a_closed_client_keeps_no_slots(near, folder, few_slots):
     assert client.transport
 
 
+def test_a_signal_while_slots_are_made_loses_none(near, folder, few_slots, monkeypatch):
+    pool = slots_module.SlotPool(str(next(folder.glob("*/*"))), str(folder), time.monotonic() + GONE_S)
+    create, sizes = pool._create, [1 << 20] * 4
+    calls = iter([True, True, False])
+
+    def interrupted(size: int, until: float) -> slots_module.Slot:
+        if not next(calls):
+            raise KeyboardInterrupt
+        return create(size, until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_create", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.take(4, sizes[0], time.monotonic() + GONE_S)
+    taken = pool.take(4, sizes[0], time.monotonic() + GONE_S)
+    pool.close()
+    assert len(taken) == 4  # the two that were made before are among them: 4 MiB hold no more
+
+
 def test_a_server_may_be_stopped_twice(big_node, tmp_path):
     server = serve({"train": big_node}, shared_memory=str(tmp_path))
     server.stop()

@@ -74,9 +74,9 @@ class SlotPool:
         size = round_up(size)
         if not self._lock.acquire(timeout=_answer_timeout_s(until)):
             return []
+        taken = list[Slot]()
         try:
             self._reclaim()
-            taken = list[Slot]()
             while len(taken) < count and (slot := self._idle.take(size)) is not None:
                 taken.append(slot)
             while len(taken) < count and self._short_until <= time.monotonic() < until and self._make_room(size):
@@ -86,6 +86,10 @@ class SlotPool:
                     _logger.info("shared memory stays at %d bytes, since another slot failed: %s", self._bytes, error)
                     self._short_until = time.monotonic() + _SHORT_S
             return taken
+        except BaseException:  # such as a signal's: the server has been told of none of them
+            for slot in taken:
+                self._idle.put(slot)
+            raise
         finally:
             self._lock.release()
 
