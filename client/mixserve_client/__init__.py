@@ -1,4 +1,4 @@
-"""The light client of mixserve: batches of a mixture that lives on a server, bit for bit reproducible.
+"""The light client of mixserve: reads bit-for-bit reproducible batches of a mixture from a server.
 
 >>> from mixserve_client import MixClient
 >>> with MixClient.connect("localhost:50051") as client:

@@ -1,4 +1,4 @@
-"""The client: batches of a mixture that lives on a server."""
+"""`MixClient`: single batches, descriptions, iterators and sessions of the mixtures of a server."""
 
 import os
 import secrets
@@ -33,22 +33,22 @@ from mixserve_client.wire.session import decode_opened, decode_sessions, encode_
 
 
 class MixClient:
-    """Batches of the mixtures of one server, or of several replicas of it; safe to use from many threads.
+    """Reads batches of the mixtures of one server, or of several replicas of it. Safe to use from many threads.
 
-    Every batch is a pure function of (mixture, key, start, size), so a call that finds no server is repeated, on the
-    next replica where there is one, until `patience_s` seconds have passed without an answer. The fingerprint of a
-    mixture is learnt at its first use and holds from then on: a server that comes back with another mixture gets a
-    FingerprintMismatch, never a mixed-up training run.
+    Every batch is a pure function of (mixture, key, start, size). So if no server answers, the client repeats the call,
+    on the next replica if there is one, for up to `patience_s` seconds. It remembers the fingerprint of a mixture from
+    its first use: if a server comes back with another mixture, calls raise FingerprintMismatch instead of returning
+    other data.
     """
 
     def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
         if isinstance(transports, str):
-            raise InvalidRequest(f"a client of an address is made by MixClient.connect({transports!r:.100})")
+            raise InvalidRequest(f"transports must not be an address: use MixClient.connect({transports!r:.100})")
         made = tuple(transports)
         if any(isinstance(transport, str) for transport in made):
-            raise InvalidRequest(f"a client of addresses is made by MixClient.connect({list(made)!r:.100})")
-        self._begin(MixtureCatalog(Resources(lambda: ClientResources(made, patience_s))))
-        _ = self.catalog.resources.here  # what is wrong with the arguments shows now
+            raise InvalidRequest(f"transports must not be addresses: use MixClient.connect({list(made)!r:.100})")
+        self._set_up(MixtureCatalog(Resources(lambda: ClientResources(made, patience_s))))
+        _ = self.catalog.resources.here  # makes them now, so that wrong arguments raise here and not at the first call
 
     @classmethod
     def connect(
@@ -56,44 +56,44 @@ class MixClient:
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
-        Never blocks: the first call connects. `patience_s` is how long a call goes on looking for a server. A server
-        on this host, of the same user, hands batches over in shared memory; `shared_memory` is the folder that its
-        socket is in, where that is not /dev/shm; False forces gRPC.
+        Never blocks: the first call connects. `patience_s` is how many seconds a call keeps trying to reach a server.
+        A server on this host, run by the same user, passes batches in shared memory. Set `shared_memory` to the folder
+        of that server's socket if it is not /dev/shm, or to False to force gRPC. Raises InvalidRequest.
         """
         options = ConnectOptions(address, patience_s=patience_s, shared_memory=shared_memory)
         return cls._of(MixtureCatalog.connect(options))
 
     @classmethod
     def _of(cls, catalog: MixtureCatalog) -> Self:
-        client = cls.__new__(cls)
-        client._begin(catalog)
+        client = cls.__new__(cls)  # `__init__` takes transports, which cannot be pickled; a catalog of addresses can
+        client._set_up(catalog)
         return client
 
-    def _begin(self, catalog: MixtureCatalog) -> None:
+    def _set_up(self, catalog: MixtureCatalog) -> None:
         self.catalog = catalog
         self._shared_leases: SharedLeases = leases_of(catalog.resources)
 
     @property
     def transport(self) -> str:
-        """How batches travel at present: `in-process`, `grpc` and the address, or `shared memory, grpc` and that."""
+        """How batches travel at present: `in-process`, `grpc ADDRESS`, or `shared memory, grpc ADDRESS`."""
         return self.catalog.resources.here.caller.transport.name
 
     def mixtures(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
-        """The names of the mixtures that the server holds, sorted."""
+        """The names of the server's mixtures, sorted."""
         return decode_names(self._caller.call(methods.LIST_MIXTURES, b"", deadline_in(timeout_s)))
 
     def mixture(self, name: str | None = None, *, timeout_s: float | None = None) -> MixtureDescription:
-        """What the mixture holds, as the server describes it now; `name` may be left out where there is only one.
+        """The mixture's current description from the server. You may leave out `name` if there is only one mixture.
 
-        Raises UnknownMixture, FingerprintMismatch where it is no longer the mixture that this client has used, and
-        whatever a call may raise.
+        Raises UnknownMixture, FingerprintMismatch if the mixture has changed since this client first used it, and what
+        every call may raise.
         """
         return self.catalog.ask(check_mixture(name), deadline_in(timeout_s))
 
     def end(
         self, *, mixture: str | None = None, schedule: Pairs | None = None, timeout_s: float | None = None
     ) -> int | None:
-        """The first position that does not exist, under a schedule of your own where one is given; None for no end."""
+        """The first position that does not exist; None if there is no end. `schedule` is as in `get_batch_at`."""
         deadline = deadline_in(timeout_s)
         return self.catalog.reader(0, mixture, schedule, Content.RECORDS, deadline).end(deadline)
 
@@ -111,16 +111,19 @@ class MixClient:
     ) -> Any:
         """The rows at the positions [start, start + size): arrays by field, each of shape (size, *field.shape).
 
-        Records that are nested on the server come back nested.
+        Records that are nested on the server come back nested. The arrays have the stored dtypes; copy them before you
+        write to them, since views of a reply are read-only.
 
-        `key` is an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32 `jax.random.key`. The arrays have
-        the stored dtypes and are read-only where that saves a copy. `size` has no limit: large
-        batches come as streams.
-
-        `schedule` has weights of your own, pairs (from position, weights), in place of what the mixture has from the
-        first of them on; in epoch mode they begin at the next border of a block. `provenance` adds two arrays of shape
-        (size,): `source_id`, int32, the place in `mixture().leaves`, and `record_id`, int64. Where a mixture ends,
-        `allow_short` gives the rows that there are before the end instead of an error.
+        - `size` has no limit: the client reads a large batch as streams.
+        - `key` selects the random stream: an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32
+          `jax.random.key`. The same key and positions always give the same rows.
+        - `mixture` may be left out if the server holds only one.
+        - `schedule` has your own weights, as pairs (from position, weights). From the first pair on they replace the
+          mixture's own; in epoch mode they take effect at the next block boundary.
+        - `provenance` adds two arrays of shape (size,): `source_id`, int32, an index into `mixture().leaves`, and
+          `record_id`, int64.
+        - `allow_short` returns the rows that are left before the mixture's end, instead of raising OutOfRange.
+        - `timeout_s` bounds the whole call, in seconds.
 
         Raises InvalidRequest, OutOfRange, UnknownMixture, FingerprintMismatch, Unavailable,
         DeadlineExceeded after `timeout_s`, CorruptReply and ServerFault.
@@ -129,7 +132,7 @@ class MixClient:
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
         reader = self.catalog.reader(key, mixture, schedule, content, deadline)
-        size = _existing(reader, start, size, deadline, allow_short=allow_short)
+        size = _cut_at_end(reader, start, size, deadline, allow_short=allow_short)
         return reader.selection.record(reader.rows(start, size, deadline))
 
     def get_batch_by_positions(
@@ -142,12 +145,12 @@ class MixClient:
         provenance: bool = False,
         timeout_s: float | None = None,
     ) -> Any:
-        """The rows at any positions, in the order in which they are given: arrays of shape (len(positions),
-        *field.shape). Row i is that of `get_batch_at(positions[i], 1, key)`.
+        """The rows at any positions, in your order: arrays of shape (len(positions), *field.shape). Row i equals
+        `get_batch_at(positions[i], 1, key)`.
 
-        `positions` is a list or array of integers, each as often as wanted. In epoch mode every block that has one of
-        them is planned whole, so that those of few blocks come faster. Other arguments and errors are those of
-        `get_batch_at`.
+        `positions` is a list or array of integers; repeats are allowed. In epoch mode the server plans every block that
+        contains one of the positions as a whole, so positions from few blocks come faster. Other arguments and errors
+        are as in `get_batch_at`.
         """
         content = Content.RECORDS_AND_PROVENANCE if check_truth("provenance", provenance) else Content.RECORDS
         wanted = PositionList(check_any_positions(positions))
@@ -166,14 +169,15 @@ class MixClient:
         allow_short: bool = False,
         timeout_s: float | None = None,
     ) -> Batch:
-        """Which records are at the positions [start, start + size): `source_id` and `record_id`, as in `get_batch_at`.
+        """Which records are at the positions [start, start + size): `source_id` and `record_id`, each of shape (size,).
 
-        No data is read, so it costs the same for any mixture. Arguments and errors are those of `get_batch_at`.
+        The server reads no data for this, so the size of records does not matter. Dtypes, arguments and errors are as
+        in `get_batch_at`.
         """
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
         reader = self.catalog.reader(key, mixture, schedule, Content.PROVENANCE, deadline)
-        return reader.rows(start, _existing(reader, start, size, deadline, allow_short=allow_short), deadline)
+        return reader.rows(start, _cut_at_end(reader, start, size, deadline, allow_short=allow_short), deadline)
 
     def batches(
         self,
@@ -193,17 +197,24 @@ class MixClient:
         prefetch: int = 2,
         timeout_s: float | None = None,
     ) -> BatchIterator:
-        """An iterator over the batches from position `start` on, which keeps the next `prefetch` batches in flight,
-        and of small batches as many as make up 32 MiB.
+        """An iterator over the batches from position `start` on. It prefetches, and its state resumes it anywhere.
 
-        `batch_size` is global: shard (i, n) yields the rows [i*size//n, (i+1)*size//n) of every batch. `stop` is the
-        position to stop before, None for the mixture's end; the last batch may be short, and `drop_remainder` leaves a
-        short one out. `schedule` and `provenance`
-        are those of `get_batch_at`; `skip` has ranges of positions, pairs (from, to), that are left out: batches are
-        made of the others. `timeout_s` holds for each batch. `strict=False` takes states of a mixture that has changed
-        since, and goes on at their position.
+        - `batch_size`: the rows of a batch over all shards.
+        - `key`: selects the random stream: an integer seed in 0..2^32-1, two uint32 words, or a threefry2x32
+          `jax.random.key`. All hosts, shards and workers of a run pass the same key.
+        - `mixture`: its name; may be left out if the server holds only one.
+        - `start`, `stop`: the first position, and the one to stop before (None: the mixture's end).
+        - `shard`: (i, n) yields the rows [i*batch_size//n, (i+1)*batch_size//n) of every batch.
+        - `worker`: (w, m) yields the w-th of every m batches, for loaders that take batches from m workers in turn.
+        - `schedule`, `provenance`: as in `get_batch_at`.
+        - `skip`: ranges of positions to leave out, as pairs (from, to); batches are made of the remaining positions.
+        - `drop_remainder`: leave out the last batch if it is short.
+        - `strict`: False accepts states of a mixture that has changed since, and resumes at their position.
+        - `prefetch`: keep at least so many batches in flight, and of small batches as many as make up 32 MiB; with 0
+          nothing is prefetched.
+        - `timeout_s`: bounds the wait for each batch, in seconds.
 
-        For loaders that take batches from several workers in turn: worker (w, m) yields the w-th of every m batches.
+        Sends nothing yet. Raises InvalidRequest and OutOfRange.
         """
         options = BatchOptions(
             batch_size,
@@ -233,38 +244,43 @@ class MixClient:
         strict: bool = True,
         timeout_s: float | None = None,
     ) -> Session:
-        """Open the session of that name: a private copy of the mixture's node on the server, with its checkpoints.
+        """Open the session `name`: a private copy of the mixture's node on the server, with its checkpoints.
 
-        A session that is known goes on where it stood; `fresh` begins it anew. It is this client's until it is closed:
-        the client renews its lease by itself, and others are refused with SessionTaken until it has been silent for the
-        server's `session_ttl_s`, unless they say `take_over`. Where the mixture is no longer the one that the session
-        was begun with, it is refused, unless `strict` is False: then it goes on from the same index. `timeout_s` holds
-        for each call.
+        The client holds the session until you close it, and renews its lease in the background. Other clients get
+        SessionTaken until the holder has been silent for the server's `session_ttl_s`, or until one takes it over.
 
-        A name has 1 to 128 letters of ASCII, digits, ".", "_" and "-". Raises SessionTaken, FingerprintMismatch,
-        CorruptCheckpoint where its journal is damaged, StorageFailed, InvalidRequest where this client has several
-        servers, and what every call may raise.
+        - `name`: 1 to 128 ASCII letters, digits, ".", "_" and "-".
+        - `fresh`: restart the session, instead of resuming it.
+        - `take_over`: take the session from its holder, whose calls then raise SessionTaken.
+        - `strict`: False resumes a session of a mixture that has changed since, from the same index, instead of raising
+          FingerprintMismatch.
+        - `timeout_s`: bounds each call of the session, and this one, in seconds.
+
+        Raises SessionTaken, FingerprintMismatch, CorruptCheckpoint if the session's journal is damaged, StorageFailed,
+        InvalidRequest if this client has several servers, and what every call may raise.
         """
         self._check_one_server()
         deadline = deadline_in(timeout_s)
-        described = self.catalog.get(mixture, deadline)
-        held = HeldSession(described.name, check_name("session", name), secrets.token_hex(16))
+        description = self.catalog.get(mixture, deadline)
+        held = HeldSession(description.name, check_name("session", name), secrets.token_hex(16))
         request = OpenRequest(
             *held,
             holder=f"process {os.getpid()} on {socket.gethostname()}",
             fresh=check_truth("fresh", fresh),
             take_over=check_truth("take_over", take_over),
             strict=check_truth("strict", strict),
-            expected_fingerprint=described.fingerprint,
+            expected_fingerprint=description.fingerprint,
         )
-        self._leases.settle(described.name, name, deadline)
+        # An earlier call may have abandoned this session under another lease, for which the server would refuse us.
+        self._leases.settle(description.name, name, deadline)
         try:
             reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
             return Session(
-                self.catalog.resources, self._leases, held, decode_opened(reply), timeout_s, described.fields
+                self.catalog.resources, self._leases, held, decode_opened(reply), timeout_s, description.fields
             )
         except BaseException as error:
-            # The server may have given it all the same.
+            # The server may have opened the session although this call failed: release it, or our own retry would get
+            # SessionTaken. After a timeout a background thread does so, since this caller has no time left.
             if isinstance(error, DeadlineExceeded):
                 self._leases.abandon(held)
             elif not is_definite(error):
@@ -272,23 +288,23 @@ class MixClient:
             raise
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
-        """What may be asked of a session that others hold: its state, and its checkpoints."""
+        """A view of a session that another client may hold: its state and its checkpoints."""
         self._check_one_server()
-        described = self.catalog.get(mixture, deadline_in(timeout_s))
-        return SessionView(self.catalog.resources, described.name, name, timeout_s)
+        description = self.catalog.get(mixture, deadline_in(timeout_s))
+        return SessionView(self.catalog.resources, description.name, name, timeout_s)
 
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
-        """The sessions that the server knows, of one mixture or of all, sorted by mixture and name."""
+        """The server's sessions, of one mixture or of all, sorted by mixture and name."""
         self._check_one_server()
         request = encode_list_request(check_mixture(mixture))
         found = decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
         other = next((session.mixture for session in found if mixture and session.mixture != mixture), None)
         if other is not None:
-            raise CorruptReply(f"the server lists sessions of the mixture {other!r:.100}, {mixture!r} was asked for")
+            raise CorruptReply(f"the server lists sessions of the mixture {other!r:.100}, not of {mixture!r}")
         return found
 
     def close(self) -> None:
-        """Let go of sessions, end the calls under way and the connections; closing twice is closing once."""
+        """Release the sessions, end running calls, and close the connections. You may call it more than once."""
         self.catalog.resources.here.close()
 
     def __enter__(self) -> Self:
@@ -317,13 +333,13 @@ class MixClient:
     def _check_one_server(self) -> None:
         if self._caller.replicas > 1:
             raise InvalidRequest(
-                f"a session lives on one server, and this client has {self._caller.replicas}; connect another client "
-                "to the one that shall hold it"
+                f"a session lives on one server, and this client has {self._caller.replicas}: connect a client to the "
+                "one server that should hold it"
             )
 
 
-def _existing(reader: Reader, start: int, size: int, deadline: float | None, *, allow_short: bool) -> int:
-    """How many of the rows [start, start + size) to ask for."""
+def _cut_at_end(reader: Reader, start: int, size: int, deadline: float | None, *, allow_short: bool) -> int:
+    """How many of the rows [start, start + size) to request."""
     end = reader.end(deadline) if check_truth("allow_short", allow_short) else None
     return size if end is None or start >= end else min(size, end - start)
 
@@ -335,7 +351,7 @@ def _unpickled(  # pyright: ignore[reportUnusedFunction]
     shared_memory: bool | str,
     mixtures: Mapping[str, MixtureDescription],
 ) -> MixClient:
-    """What pickles of older clients call."""
+    """Pickles of older clients name this function."""
     client = cls.connect(addresses, patience_s=patience_s, shared_memory=shared_memory)
     client.catalog.expect(mixtures)
     return client

@@ -1,4 +1,4 @@
-"""Where iterators were before they moved to `mixserve_client.reading`; pickles of older clients name this module."""
+"""The former place of `BatchIterator`; pickles of older clients name this module."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _unpickled(  # pyright: ignore[reportUnusedFunction]
     beginning: tuple[Any, ...],
     group: int | None,
     closed: bool,
-    short: int | None = None,  # which pickles of older clients lack
+    short: int | None = None,  # the oldest pickles lack this one
 ) -> BatchIterator:
     start, key, schedule, skips = beginning
     first = BatchOptions(**options | {"start": start, "key": key, "schedule": schedule, "skip": skips.plain})

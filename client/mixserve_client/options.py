@@ -1,4 +1,4 @@
-"""What a user sets: how a client connects, and what an iterator yields. Frozen, valid by construction, picklable."""
+"""Options of a client's connection and of its iterators. Frozen, valid by construction, picklable."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ class ConnectOptions:
     shared_memory: bool | str = True
 
     def __post_init__(self) -> None:
+        # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
         given: Any = self.address
         several = isinstance(given, Iterable) and not isinstance(given, str)
         addresses: list[Any] = list(cast(Iterable[Any], given)) if several else [given]
         if not addresses:
-            raise InvalidRequest("at least one server address is needed, got none")
+            raise InvalidRequest("address must name at least one server, got none")
         object.__setattr__(self, "address", tuple(map(check_address, addresses)))
         object.__setattr__(self, "patience_s", check_seconds("patience_s", self.patience_s))
         folder: Any = self.shared_memory
@@ -34,16 +35,17 @@ class ConnectOptions:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses, one for each replica."""
+        """One address for each replica."""
         return tuple(self.address)
 
 
+# No __eq__: `key` is an array, which has no single truth value.
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchOptions:
     """What an iterator yields, and how it reads; `MixClient.batches` says what each option means.
 
-    `key` takes whatever a user may pass for a key, and is its words; `schedule` and `skip` are copies. Whether the
-    schedule fits is known when the mixture is. Raises InvalidRequest and OutOfRange.
+    The constructor accepts any kind of key and stores its two words, and copies `schedule` and `skip`. It does not
+    check the weights of `schedule`, since that needs the mixture. Raises InvalidRequest and OutOfRange.
     """
 
     batch_size: int
