@@ -224,7 +224,7 @@ def test_resuming_with_another_batch_size_and_shard_goes_on_at_the_position(clie
         (lambda state: state | {"position": "7"}, InvalidRequest, "position"),
         (lambda state: state | {"position": 2**63}, InvalidRequest, "position must be an integer in 0"),
         (lambda state: state | {"key": [1]}, InvalidRequest, "key must be"),
-        (lambda state: state | {"fingerprint": "00"}, FingerprintMismatch, "batches are others"),
+        (lambda state: state | {"fingerprint": "00"}, FingerprintMismatch, "batches are different"),
     ],
 )
 def test_states_of_other_kinds_are_refused_and_change_nothing(client, change, error, said):

@@ -100,7 +100,7 @@ def test_orbax_saves_it_beside_a_model(client, tmp_path):
     )
     (state,) = (tmp_path / "checkpoint").rglob("mixserve_state.json")
     state.write_text("{")
-    with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is no JSON"):
+    with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is not JSON"):
         ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
 
 

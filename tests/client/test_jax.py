@@ -119,7 +119,7 @@ def test_orbax_saves_them_beside_a_model_at_the_last_that_was_yielded(client, tm
         assert tokens(host, 1) == expected[2:3]
     (state,) = (tmp_path / "checkpoint").rglob("mixserve_state.json")
     state.write_text("{")
-    with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is no JSON"):
+    with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is not JSON"):
         ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
 
 

@@ -161,7 +161,7 @@ def test_an_iterator_that_is_dropped_leaves_nothing_running(connect):
         batches = lost.batches(4, 7)
         batches.start_prefetch()
         fetching = batches.batches._in_flight._fetching
-        readings = [weakref.ref(reading) for asked in fetching for reading in asked.readings]
-        assert readings
+        streams = [weakref.ref(stream) for asked in fetching for stream in asked.streams]
+        assert streams
         del batches, fetching
-        wait_until(lambda: all(reading() is None for reading in readings), "it still looks for its server")
+        wait_until(lambda: all(stream() is None for stream in streams), "it still looks for its server")

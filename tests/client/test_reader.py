@@ -162,7 +162,7 @@ def test_skipped_positions_do_not_come(reader, mixture):
     again = reader.batches(16, 0, mixture=mixture, stop=stop)
     again.set_state(state)
     assert_batches_equal(concatenate(found + list(again)), expected)
-    with pytest.raises(InvalidRequest, match="where the next batch begins"):
+    with pytest.raises(InvalidRequest, match="the start of the next batch"):
         iterator.skip(31, 40)
 
 
@@ -258,7 +258,7 @@ def test_long_schedules_are_told_in_pieces(reader, monkeypatch):
         ([(0, {"source-0": 1})], "weights must be a number for each of source-0, source-1, source-2"),
         ([(-1, (1, 1, 1))], "begin at a position in 0..2^63 - 2, got -1"),
         ([(2**63 - 1, (1, 1, 1))], "begin at a position"),
-        ([(5, (1, 1, 1)), (5, (1, 1, 1))], r"schedule[1] must begin behind 5"),
+        ([(5, (1, 1, 1)), (5, (1, 1, 1))], r"schedule[1] must start after 5"),
         ([5], r"schedule[0] must be a pair"),
         ("ab", "schedule must be a list of pairs"),
         ([(0, "abc")], "weights must be 3 numbers"),

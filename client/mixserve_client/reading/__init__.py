@@ -1,1 +1,1 @@
-"""How batches are read: what is selected, what is asked for next, and what becomes of the replies."""
+"""Reading batches: what to read, what to request next, and how replies become batches."""

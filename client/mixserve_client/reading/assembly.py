@@ -1,4 +1,4 @@
-"""Replies of any number of rows -> batches: views where a reply covers them, else rows that land in their places."""
+"""Replies of any number of rows -> batches: views if one reply covers a batch, else rows copied into place."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,40 +11,40 @@ from mixserve_client.transport.buffers import MemoryPool
 
 Batch = dict[str, npt.NDArray[Any]]
 
-_ALIGNMENT = 64
+_ALIGNMENT = 64  # bytes, as in replies: JAX's CPU devices use aligned NumPy memory without a copy
 
 
 def batches_of(
     replies: Iterable[Batch], size: int, fields: tuple[Field, ...], memory: MemoryPool
 ) -> Iterator[list[Batch]]:
-    """The batches of `size` rows that the rows of `replies` make up, as they become whole."""
-    landing: Batch | None = None
-    landed = 0
+    """Batches of `size` rows from the rows of `replies`: for each reply, the batches that it completes."""
+    partial: Batch | None = None
+    filled = 0
     for reply in replies:
         rows = len(next(iter(reply.values())))
-        if rows == size and landing is None:
+        if rows == size and partial is None:
             yield [reply]
             continue
-        whole, at = list[Batch](), 0
+        complete, at = list[Batch](), 0
         while at < rows:
-            if landing is None and rows - at >= size:
-                whole.append({name: array[at : at + size] for name, array in reply.items()})
+            if partial is None and rows - at >= size:
+                complete.append({name: array[at : at + size] for name, array in reply.items()})
                 at += size
                 continue
-            if landing is None:
-                landing, landed = _empty_batch(size, fields, memory), 0
-            taken = min(size - landed, rows - at)
+            if partial is None:
+                partial, filled = _empty_batch(size, fields, memory), 0
+            taken = min(size - filled, rows - at)
             for name, array in reply.items():
-                landing[name][landed : landed + taken] = array[at : at + taken]
-            at, landed = at + taken, landed + taken
-            if landed == size:
-                whole.append(landing)
-                landing = None
-        yield whole
+                partial[name][filled : filled + taken] = array[at : at + taken]
+            at, filled = at + taken, filled + taken
+            if filled == size:
+                complete.append(partial)
+                partial = None
+        yield complete
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:
-    """The rows of all parts, in their order."""
+    """The rows of all parts, in order."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -54,11 +54,11 @@ def no_rows(fields: tuple[Field, ...]) -> Batch:
 
 
 def _empty_batch(size: int, fields: tuple[Field, ...], memory: MemoryPool) -> Batch:
-    """Arrays to fill that share one piece of reused memory."""
+    """Arrays to fill that share one buffer from the pool."""
     starts, total = list[int](), 0
     for field in fields:
         starts.append(total)
-        total += -(-size * field.nbytes // _ALIGNMENT) * _ALIGNMENT
+        total += -(-size * field.nbytes // _ALIGNMENT) * _ALIGNMENT  # rounded up to the alignment
     root = memory.borrow(total)
     batch: Batch = {}
     for field, start in zip(fields, starts, strict=True):

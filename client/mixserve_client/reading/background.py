@@ -1,4 +1,4 @@
-"""A span of batches under way: fetched in the background as fast as they come, taken in order."""
+"""A stream of batches that a background thread reads, and its consumer takes in order."""
 
 import threading
 import weakref
@@ -12,99 +12,105 @@ from mixserve_client.reading.stream import BatchStream
 from mixserve_client.rpc.deadlines import wait_s
 from mixserve_client.rpc.threads import DaemonThreadPool
 
+_CLOSED = "this iterator was closed while a call waited for a batch"
+
 
 class BackgroundStream:
-    """The batches of `stream`, fetched by a worker whether they are taken or not.
+    """The batches of `stream`, which a worker thread fetches without waiting for `take`.
 
-    It begins when `after`, the reading before it, has nearly ended: then one stream opens while the other closes, and
-    batches come in the order in which they are taken.
+    It starts when `after`, the stream before it, expects its last reply. So one stream opens while the other ends, and
+    batches arrive in the order in which `take` returns them.
     """
 
     def __init__(self, stream: BatchStream, workers: DaemonThreadPool, after: "BackgroundStream | None"):
         self._stream = stream
-        # The thread that fetches has this, and must not keep a client alive that everything else has dropped.
+        # Weak: the fetching thread refers to this object, and must not keep a client alive that the user has dropped.
         self._workers = weakref.ref(workers)
-        self._here: deque[Batch] = deque()
+        self._ready: deque[Batch] = deque()
+        # SimpleQueue, since its `put` is reentrant: the collector may call `cancel` in the middle of another `put`.
         self._arrived: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
-        self._lock = threading.RLock()  # an iterator may be collected, and this cancelled, wherever this thread is
+        # Reentrant: the collector may finalize an iterator, and so cancel this, while the same thread has the lock.
+        self._lock = threading.RLock()
         self._cancelled = False
-        self._nearly_ended = False
+        self._nearly_done = False
         self._next: BackgroundStream | None = None
-        if after is None or not after._is_followed_by(self):
-            self._begin()
+        if after is None or not after._will_start(self):
+            self._start()
 
     def take(self, deadline: float | None) -> Batch:
-        """The next batch, waited for until `deadline`, a time of `time.monotonic()`.
+        """The next batch. Waits until `deadline`, a time of `time.monotonic()`.
 
         Raises what fetching it raised, and DeadlineExceeded.
         """
         while True:
-            with suppress(IndexError):  # they may be dropped at any time
-                return self._here.popleft()
+            with suppress(IndexError):  # not an emptiness check: another thread may cancel, and clear it, in between
+                return self._ready.popleft()
             try:
                 arrived = self._arrived.get(timeout=None if deadline is None else wait_s(deadline))
             except Empty:
-                raise DeadlineExceeded("timeout_s ran out before the batch was here; allow more time") from None
+                raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time") from None
             if isinstance(arrived, BaseException):
                 try:
                     raise arrived
                 finally:
-                    del arrived  # its traceback leads to this frame: a circle
-            self._here.extend(arrived)
+                    # A cycle: its traceback leads to this frame. It would keep the batches of all callers' frames, and
+                    # their slots of shared memory, until the cycle collector runs.
+                    del arrived
+            self._ready.extend(arrived)
 
     def cancel(self) -> None:
-        """Drop what has not been taken, and give its memory back."""
+        """Drop the batches that have not been taken, and release their memory. A waiting `take` raises Unavailable."""
         self._stream.cancel()
         with self._lock:
             self._cancelled = True
-            self._here.clear()
+            self._ready.clear()
             with suppress(Empty):
                 while True:
                     self._arrived.get_nowait()
-            self._arrived.put(Unavailable("this iterator was closed while a batch was waited for"))
+            self._arrived.put(Unavailable(_CLOSED))
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         try:
             workers = self._workers()
             if workers is None:
-                raise Unavailable("the client of this iterator is gone")
+                raise Unavailable("this iterator's client no longer exists; make another client, and an iterator of it")
             workers.submit(self._fetch)
         except BaseException as error:
             self._put(error)
-            self._begin_next()
+            self._start_next()
 
     def _fetch(self) -> None:
         try:
             if self._stream.is_nearly_done:
-                self._begin_next()
+                self._start_next()
             for batches in self._stream:
                 self._put(batches)
-                del batches  # they must not stay alive until the next ones are here
+                del batches  # this frame must not keep them, and their memory, until the next ones arrive
                 if self._stream.is_nearly_done:
-                    self._begin_next()
-            self._put(Unavailable("this iterator was closed while a batch was waited for"))
+                    self._start_next()
+            self._put(Unavailable(_CLOSED))  # `take` sees it only if the stream ended early, as `cancel` makes it do
         except BaseException as error:
             self._put(error)
         finally:
-            self._begin_next()
+            self._start_next()
 
     def _put(self, arrived: list[Batch] | BaseException) -> None:
-        # What comes after a cancel must not stay: an error's traceback leads back to this reading, and the memory of
-        # its batches would wait for the collector of circles.
+        # Drop what arrives after a cancel: an error's traceback leads back to this object, and the memory of its
+        # batches would be held until the cycle collector runs.
         with self._lock:
             if not self._cancelled:
                 self._arrived.put(arrived)
 
-    def _is_followed_by(self, reading: "BackgroundStream") -> bool:
-        """Whether this reading will begin `reading`; not where it has nearly ended."""
+    def _will_start(self, following: "BackgroundStream") -> bool:
+        """Whether this stream will start `following`; False if it is nearly done already."""
         with self._lock:
-            if not self._nearly_ended:
-                self._next = reading
-            return not self._nearly_ended
+            if not self._nearly_done:
+                self._next = following
+            return not self._nearly_done
 
-    def _begin_next(self) -> None:
+    def _start_next(self) -> None:
         with self._lock:
             following, self._next = self._next, None
-            self._nearly_ended = True
+            self._nearly_done = True
         if following is not None:
-            following._begin()
+            following._start()

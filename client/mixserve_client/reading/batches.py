@@ -1,4 +1,4 @@
-"""The batches of one iterator: what comes next, under which selection, and what is in flight of it."""
+"""The batches of one iterator: its position, its selection, and what it has in flight."""
 
 from dataclasses import replace
 from typing import Any, Self
@@ -21,20 +21,24 @@ from mixserve_client.schema.schedule import Weights
 
 
 class Batches:
-    """What a `BatchIterator` guards: for one thread at a time. Its docstrings say what the calls do and raise.
+    """A `BatchIterator` without its guard: for one thread at a time. `BatchIterator` documents the calls.
 
-    A call that raises leaves `checkpoint` where it was; what was in flight may be asked for again.
+    A call that raises leaves `checkpoint` where it was, and may have dropped batches in flight; the next call requests
+    them again.
     """
 
     def __init__(self, catalog: MixtureCatalog, options: BatchOptions):
         self.shard = Shard(options.batch_size, options.shard, options.worker)
         self.checkpoint = StreamCheckpoint(options.start)
         self._catalog = catalog
-        self._options = self._beginning = options  # `reset` goes back to the beginning
-        self._own_skips = self._skips = Skips.of(options.skip)  # the latter with those of a state
-        self._reader: Reader | None = None  # until a server has been asked
+        self._options = self._beginning = options  # `reset` goes back to `_beginning`
+        # `set_state` replaces the skips of an earlier state, and keeps our own.
+        self._own_skips = self._skips = Skips.of(options.skip)
+        self._reader: Reader | None = None  # until the first request
         self._in_flight = InFlight(options.start)
-        self.cancel = self._in_flight.cancel  # from any thread; a method that does not keep these batches alive
+        # Any thread may call it. Not a method of this object: an iterator's finalizer holds it, and must not keep the
+        # batches alive.
+        self.cancel = self._in_flight.cancel
 
     @classmethod
     def at(
@@ -45,13 +49,13 @@ class Batches:
         own_skips: Any,
         checkpoint: StreamCheckpoint,
     ) -> Self:
-        """Batches that go on at `checkpoint`, and go back to `beginning`."""
+        """Batches that resume at `checkpoint`; `reset` takes them back to `beginning`."""
         batches = cls(catalog, options)
         batches._beginning, batches._own_skips, batches.checkpoint = beginning, Skips.of(own_skips), checkpoint
         return batches
 
     def __reduce__(self) -> Any:
-        """Batches at the same place, of the same servers."""
+        """Batches at the same position, from the same servers."""
         options = replace(
             self._options,
             key=self.words,
@@ -64,12 +68,12 @@ class Batches:
 
     @property
     def mixture_name(self) -> str | None:
-        """The mixture's name; None until a server has said which one it has."""
+        """The mixture's name; None until a server has named its only mixture."""
         return self._options.mixture if self._reader is None else self._reader.selection.mixture.name
 
     @property
     def words(self) -> KeyWords:
-        """Those of the key."""
+        """The key's two words."""
         return self._options.key if self._reader is None else self._reader.selection.words
 
     def next(self) -> Any:
@@ -91,12 +95,13 @@ class Batches:
         except BaseException:
             self.forget()
             raise
-        # At last, and at once: until then a signal handler finds the place before this batch, and an error leaves it.
+        # Last, and in one assignment: until here a signal handler saves the position before this batch, and an error
+        # leaves it there.
         self.checkpoint = StreamCheckpoint(position, group, end if short else None)
         return record
 
     def refill(self, deadline: float | None = None, at_least: int = 0) -> None:
-        """Ask for the batches that there is room for, so many `at_least`."""
+        """Request the batches that the window has room for, and at least `at_least` of them."""
         deadline = deadline or self._deadline()
         reader, options = self._read(deadline), self._options
         stop, row_bytes = self._stop_before(reader.end(deadline)), reader.selection.row_bytes
@@ -104,9 +109,9 @@ class Batches:
         self._in_flight.refill(reader, window, at_least)
 
     def schedule_weights(self, weights: Weights, from_position: int | None) -> int:
-        """Change the weights from a position on, and return the one from which they hold."""
+        """Use `weights` from a position on, and return the position at which they take effect."""
         if from_position is None and self.shard.worker[1] > 1:
-            raise InvalidRequest("from_position is required for one of several workers: give all of them the same")
+            raise InvalidRequest("from_position is required for one of several workers: give all workers the same one")
         deadline, position = self._deadline(), self.checkpoint.position
         reader = self._read(deadline)
         schedule = reader.selection.schedule.with_weights(position if from_position is None else from_position, weights)
@@ -114,32 +119,35 @@ class Batches:
         if from_position is not None:
             check_weights_ahead(from_position, position)
         reader = reader.with_schedule(schedule)
-        reader.end(deadline)  # a server refuses weights that would never hold
+        # Before anything changes here: the server refuses weights that take effect only after the mixture's end.
+        reader.end(deadline)
+        # New weights may move the end of a mixture, so a batch that the old end cut short may become whole.
         self._in_flight.drop_after(start, position, cut=reader.selection.mixture.stop != "never")
         self._reader = reader
         return start
 
     def skip(self, start: int, stop: int) -> None:
-        """Leave out the positions [start, stop) as well."""
+        """Leave out the positions [start, stop), in addition to earlier skips."""
         added, position = Skips.of([(start, stop)]), self.checkpoint.position
         if start < position:
-            raise InvalidRequest(f"start must be at least {position}, where the next batch begins, got {start}")
+            raise InvalidRequest(f"start must be at least {position}, the start of the next batch, got {start}")
         self._in_flight.drop_after(start, position)
         self._own_skips, self._skips = self._own_skips | added, self._skips | added
 
     def state_at(self, checkpoint: StreamCheckpoint) -> dict[str, Any]:
-        """The state at a `checkpoint` of before, under the schedule and skips of now."""
+        """The state at an earlier `checkpoint`, with the current schedule and skips."""
         return ReaderState.at(checkpoint, self._read(self._deadline()).selection, self._skips, self.shard).plain()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        taken, deadline = ReaderState.of(state), self._deadline()
-        mixture, skips = self._catalog.get(self.mixture_name, deadline), self._own_skips | taken.skips
+        """Resume where `state` was taken."""
+        saved, deadline = ReaderState.of(state), self._deadline()
+        mixture, skips = self._catalog.get(self.mixture_name, deadline), self._own_skips | saved.skips
         if self._options.strict:
-            taken.check_mixture(mixture)
-        reader = self._catalog.reader(taken.words, mixture.name, taken.schedule, self._content, deadline)
-        taken.check_worker(self.shard, skips, self._stop_before(reader.end(deadline)))
-        self._reader, self._skips, self.checkpoint = reader, skips, taken.checkpoint(skips, self.shard)
+            saved.check_mixture(mixture)
+        reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline)
+        saved.check_worker(self.shard, skips, self._stop_before(reader.end(deadline)))
+        # All checks come before this line: a state that is refused changes nothing.
+        self._reader, self._skips, self.checkpoint = reader, skips, saved.checkpoint(skips, self.shard)
         self.forget()
 
     def reset(self) -> None:
@@ -149,12 +157,12 @@ class Batches:
         self.return_to(StreamCheckpoint(self._beginning.start))
 
     def return_to(self, checkpoint: StreamCheckpoint) -> None:
-        """Go back to a `checkpoint` of before, under the same schedule and skips."""
+        """Go back to an earlier `checkpoint`, with the current schedule and skips."""
         self.checkpoint = checkpoint
         self.forget()
 
     def spec(self) -> Any:
-        """The structure of a batch, with a Field in the place of each array."""
+        """The structure of a batch, with a Field in place of each array."""
         selection = self._read(self._deadline()).selection
         fields: dict[str, Field] = {
             field.name: replace(field, shape=(self.shard.rows, *field.shape)) for field in selection.fields
@@ -166,17 +174,17 @@ class Batches:
         deadline = self._deadline()
         stop = self._stop_before(self._read(deadline).end(deadline))
         if stop == POSITION_LIMIT:
-            raise TypeError("these batches have no end, and so no length; give them a stop")
+            raise TypeError("these batches have no end, so they have no length; pass stop= to client.batches(...)")
         left = sum(size for _, size in self._skips.take(self.checkpoint.position, POSITION_LIMIT, stop)[0])
         groups, rest = divmod(left, self.shard.group)
         return groups + self.shard.has_batch(rest, whole=self._options.drop_remainder)
 
     def forget(self) -> None:
-        """Drop all that is in flight; it is asked for again when it is needed."""
-        self._in_flight.drop_after(-1, self.checkpoint.position)
+        """Drop all batches in flight; `next` requests them again."""
+        self._in_flight.drop_after(-1, self.checkpoint.position)  # all of them end after -1
 
     def leave_to_parent(self) -> None:
-        """In a forked process: what is in flight is the parent's."""
+        """In a forked process: start without batches in flight, since those are the parent's."""
         self._in_flight.leave_to_parent(self.checkpoint.position)
 
     @property
@@ -187,7 +195,7 @@ class Batches:
         return deadline_in(self._options.timeout_s)
 
     def _read(self, deadline: float | None) -> Reader:
-        """What reads them, known once a server has been asked."""
+        """The reader, made at the first request, since it needs the server's description of the mixture."""
         if self._reader is None:
             options = self._options
             self._reader = self._catalog.reader(options.key, options.mixture, options.schedule, self._content, deadline)

@@ -1,4 +1,4 @@
-"""The mixtures of a client's servers: what they are, and that they stay what they were at their first use."""
+"""The mixtures of a client's servers, and the check that they stay what they were at their first use."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -21,10 +21,10 @@ from mixserve_client.wire.request import encode_mixture_request
 
 
 class MixtureCatalog:
-    """What a client and its iterators share: the mixtures that they know, and the resources that they read with.
+    """What a client shares with its iterators: descriptions of mixtures, and the resources for reading them.
 
-    Safe to use from many threads. It can be pickled where it was made by `connect`: it reaches the same servers, and
-    expects the same mixtures.
+    Safe to use from many threads. A catalog that `connect` made can be pickled: the copy connects to the same servers,
+    and expects the same mixtures.
     """
 
     def __init__(self, resources: Resources, options: ConnectOptions | None = None):
@@ -34,49 +34,52 @@ class MixtureCatalog:
 
     @classmethod
     def connect(cls, options: ConnectOptions, known: Mapping[str, MixtureDescription] | None = None) -> Self:
-        """The mixtures of the servers of `options`, of which those in `known` are expected. Nothing is sent."""
+        """A catalog of the servers of `options`, which expects the mixtures in `known`. Sends nothing."""
         catalog = cls(Resources(lambda: ClientResources(transports_of(options), options.patience_s)), options)
         catalog.expect(known or {})
         return catalog
 
     @property
     def can_travel(self) -> bool:
-        """Whether this can be pickled, and used in another process: its servers are not in this one."""
+        """Whether this can be pickled and used in another process: not if its server is in this one."""
         return self._options is not None
 
     def expect(self, known: Mapping[str, MixtureDescription]) -> None:
-        """Take these mixtures for known, as if a server had described them."""
+        """Remember these descriptions, as if a server had sent them."""
         self._known.update(known)
 
     def ask(self, name: str | None, deadline: float | None) -> MixtureDescription:
-        """What the mixture holds, as a server describes it now; `name` may be None if there is only one.
+        """The mixture's current description from a server; `name` may be None if there is only one.
 
-        Raises UnknownMixture, FingerprintMismatch if it is no longer the mixture that was used before, and what every
-        call may raise.
+        Raises UnknownMixture, FingerprintMismatch if the mixture has changed since its first use, and what every call
+        may raise.
         """
         request = encode_mixture_request(name or "")
         fresh = decode_mixture(self.resources.here.caller.call(methods.GET_MIXTURE, request, deadline))
         if name and fresh.name != name:
-            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, {name!r:.100} was asked for")
-        known = self._known.setdefault(fresh.name, fresh)
+            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, not {name!r:.100}")
+        known = self._known.setdefault(fresh.name, fresh)  # one step: racing threads agree on the first answer
         check_fingerprint(known, fresh.fingerprint)
         if not name:
             self._known.setdefault("", known)
         return fresh
 
     def get(self, name: str | None, deadline: float | None) -> MixtureDescription:
-        """What the mixture holds, asked for at its first use. Raises what `ask` raises."""
+        """The mixture's description; asks a server at its first use only. Raises what `ask` raises."""
         return self._known.get(check_mixture(name)) or self.ask(name, deadline)
 
     def reader(
         self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
     ) -> Reader:
-        """What reads a mixture under a key and a schedule. Raises InvalidRequest, and what `ask` raises."""
+        """A reader of a mixture under a key and a schedule. Raises InvalidRequest, and what `ask` raises."""
         words = key_words(key)
-        described = self.get(mixture, deadline)
-        return Reader(self.resources, Selection(described, words, Schedule.of(described, schedule), content))
+        description = self.get(mixture, deadline)
+        return Reader(self.resources, Selection(description, words, Schedule.of(description, schedule), content))
 
     def __reduce__(self) -> Any:
         if self._options is None:
-            raise TypeError("this client cannot be pickled: its server is this process; use MixClient.connect(...)")
+            raise TypeError(
+                "this client cannot be pickled, since its server runs in this process: serve(...) the node, and use "
+                "MixClient.connect(...)"
+            )
         return MixtureCatalog.connect, (self._options, dict(self._known))

@@ -1,5 +1,4 @@
-"""The training loop's iterator: batch after batch, the next ones in flight, and a state of about 150 bytes
-and its schedule."""
+"""The training loop's iterator: prefetches batches, and has a state of about 150 bytes, plus its schedule and skips."""
 
 import threading
 import weakref
@@ -16,21 +15,21 @@ from mixserve_client.schema.schedule import Weights
 
 
 class BatchIterator(OneThreaded):
-    """Yields dicts of arrays; made by `MixClient.batches`.
+    """Yields batches as dicts of arrays of shape (rows, *field.shape); made by `MixClient.batches`.
 
-    For one thread at a time: a call while another thread is in one raises InvalidRequest. `close` alone may come from
-    any thread: it ends a wait for a batch with Unavailable.
+    For one thread at a time: a call while another thread is in one raises InvalidRequest. Only `close` may come from
+    any thread; it ends a wait for a batch with Unavailable.
 
-    The state is the position behind the last batch that was yielded, whatever has been prefetched. An error leaves it
-    where it was: the next `next()` asks for the same batch again.
+    The state is the position after the last yielded batch; prefetched batches do not count. After an error the state
+    stays where it was, and the next `next()` requests the same batch again.
     """
 
     def __init__(self, batches: Batches, *, closed: bool = False):
         super().__init__()
-        self.batches = batches  # for what yields them later than this does
+        self.batches = batches  # public for `DeviceBatches` and `AsyncBatchIterator`, which return to checkpoints
         self._closed = closed
         renew_in_forks(self, BatchIterator._renew_after_fork)
-        weakref.finalize(self, batches.cancel).atexit = False
+        weakref.finalize(self, batches.cancel).atexit = False  # a dropped iterator must not go on reading
 
     def __iter__(self) -> Self:
         return self
@@ -42,96 +41,101 @@ class BatchIterator(OneThreaded):
 
     @OneThreaded._in_turn
     def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
-        """Change the weights from `from_position` on, in place of what was scheduled from there: the next batch where
-        it is None. Returns the position from which they hold: in epoch mode the next border of a block.
+        """Use `weights` from `from_position` on (default: the next batch), replacing later entries.
 
-        `weights` is a number for each source, or a dict by their names. Batches that are in flight behind that position
-        are asked for again; the schedule is part of the state. Raises InvalidRequest where `from_position` lies in what
-        was yielded, for what are no weights of this mixture, and where the mixture ends before they would hold; for one
-        of several workers also where it is None, since their next batches begin at different positions.
+        Returns the position at which they take effect: in epoch mode the next block boundary. `weights` is a number for
+        each source, or a dict by the sources' names. Batches prefetched past the change are requested again; with small
+        batches that is many. The schedule is part of the state.
+
+        Raises InvalidRequest if `from_position` lies before the next batch, if the weights do not fit the mixture, or
+        if it ends before they take effect; for one of several workers also if `from_position` is None, since workers
+        stand at different positions.
         """
         return self.batches.schedule_weights(weights, from_position)
 
     @OneThreaded._in_turn
     def skip(self, start: int, stop: int) -> None:
-        """Leave out the positions [start, stop) as well. The skips are part of the state.
+        """Leave out the positions [start, stop), in addition to earlier skips. The skips are part of the state.
 
-        Raises InvalidRequest where `start` lies in what was yielded.
+        Raises InvalidRequest if `start` lies before the next batch.
         """
         self.batches.skip(start, stop)
 
     @OneThreaded._in_turn
     def get_state(self) -> dict[str, Any]:
-        """Where this iterator is, in plain JSON types: restoring it costs the same at every position.
+        """The state in plain JSON types: the position after the last yielded batch, with key, schedule and skips.
 
-        The lists of its schedule and its skips are shared with other states: copy them before you change them. Asks the
-        server for the mixture's fingerprint if nothing has been asked yet.
+        To restore it costs the same at every position. States of one iterator share the lists of their schedule and
+        skips: copy a state before you change these lists. Before the first batch this may ask the server for the
+        mixture's fingerprint.
         """
         return self.batches.state_at(self.batches.checkpoint)
 
     @OneThreaded._in_turn
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, under its schedule; batch size and shard may be others than then. What is
-        skipped are the state's ranges and those that this iterator was given itself.
+        """Resume where `state` was taken, with its key and schedule. Batch size and shard may differ from those then.
 
-        A worker takes its own states, of the same batch size, and those of an iterator that is the only worker.
+        The iterator skips the state's ranges and its own. One of several workers accepts its own states, of the same
+        batch size, and those of an iterator without workers.
 
-        Raises InvalidRequest for what is no such state, and where workers would lose rows or read some twice;
-        FingerprintMismatch where it was taken from another mixture and this iterator is `strict`. Then nothing has
+        Raises InvalidRequest if `state` is not a state, or if workers would lose rows or read some twice;
+        FingerprintMismatch if it was taken from another mixture and this iterator is `strict`. Then nothing has
         changed.
         """
         self.batches.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """`get_state`, by the name that torchdata, Hugging Face and Lightning call it by."""
+        """`get_state` under the name that torchdata, Hugging Face and Lightning call."""
         return self.get_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """`set_state`, by the name that torchdata, Hugging Face and Lightning call it by."""
+        """`set_state` under the name that torchdata, Hugging Face and Lightning call."""
         self.set_state(state)
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        """What Orbax calls to save this iterator beside a model: the state is taken at once, and written when the
-        folder is there. `directory` is Orbax's promise of a folder, or a path."""
+        """Orbax calls this to save the iterator beside a model. It takes the state at once, and writes it when the
+        folder exists. `directory` is Orbax's promise of a folder, or a path."""
         return write_state(directory, self.get_state())
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """What Orbax calls to go on where `save` was called. Raises what `set_state` raises."""
+        """Orbax calls this to resume where `save` was called. Raises what `set_state` raises."""
         return load_state(directory, self.set_state)
 
     @OneThreaded._in_turn
     def reset(self) -> None:
-        """Go back to where this iterator began, with the key, schedule and skips that it was given."""
+        """Go back to the beginning, with the key, schedule and skips that this iterator was made with."""
         self.batches.reset()
 
     @OneThreaded._in_turn
     def start_prefetch(self) -> None:
-        """Ask for the first batches now, before `next` does. Does nothing where there are none to ask for ahead."""
+        """Send the first requests now, before the first `next`. Does nothing if there is nothing to prefetch."""
         self._check_open()
         self.batches.refill()
 
     @OneThreaded._in_turn
     def element_spec(self) -> Any:
-        """The structure of a batch, a Field with name, dtype and shape in the place of each array; the last batch may
-        have fewer rows. Asks the server for the mixture if nothing has been asked yet."""
+        """The structure of a batch, with a Field (name, dtype, shape) in place of each array; the last batch may have
+        fewer rows. Before the first batch this may ask the server for the mixture."""
         return self.batches.spec()
 
     @OneThreaded._in_turn
     def __len__(self) -> int:
-        """How many batches are left for this iterator. Asks the server for the mixture if nothing has been asked yet.
+        """How many batches are left for this iterator. Before the first batch this may ask the server for the mixture.
 
-        Raises TypeError, as what has no length, where there is no end.
+        Raises TypeError if there is no end.
         """
         return self.batches.left()
 
     def __bool__(self) -> bool:
-        return True  # not whether batches are left, which may have no answer
+        return True  # otherwise `if iterator:` would call __len__, which asks a server, and raises if there is no end
 
     def close(self) -> None:
-        """Drop what is in flight; the client stays open. Closing twice is closing once.
+        """Drop the batches in flight; the client stays open. You may call it more than once, from any thread.
 
-        While another thread is in a call, a wait for a batch ends with Unavailable, and that thread drops the rest.
+        If another thread is waiting for a batch, its call raises Unavailable.
         """
+        # In this order: `cancel` wakes a thread that waits, which drops its batches at the end of its call if it finds
+        # the iterator closed; `_settle` does so here if no thread is in a call.
         self._closed = True
         self.batches.cancel()
         self._settle()
@@ -153,17 +157,17 @@ class BatchIterator(OneThreaded):
         )
 
     def __reduce__(self) -> Any:
-        """An iterator at the same place, over the same servers."""
+        """An iterator at the same position, from the same servers."""
         return _unpickle, (self.batches, self._closed)
 
     def _renew_after_fork(self) -> None:
-        """What is in flight is the parent's, and what has not been yielded is asked for again."""
+        """Leave the batches in flight to the parent; `next` requests them again here."""
         self.batches.leave_to_parent()
-        self._turn = threading.RLock()
+        self._turn = threading.RLock()  # a thread that does not exist here may have held the old one
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InvalidRequest("this iterator is closed; make another one with client.batches(...)")
+            raise InvalidRequest("this iterator is closed: make a new one with client.batches(...)")
 
     def _drop(self) -> None:
         self.batches.forget()

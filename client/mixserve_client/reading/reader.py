@@ -1,4 +1,4 @@
-"""Reads the rows of one selection, with the resources of a client."""
+"""Reads rows of one selection with a client's resources."""
 
 from dataclasses import replace
 
@@ -14,12 +14,12 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_batch_request
 from mixserve_client.wire.schedule import decode_schedule
 
-# A larger batch comes as a stream, in pieces that suit its way.
+# A larger batch is read as a stream, since only a stream's replies go through shared memory or in several messages.
 _CALL_BYTES = 128 << 10
 
 
 class Reader:
-    """A selection (mixture, key, schedule, content), and what it is read with; safe to use from many threads.
+    """A selection (mixture, key, schedule, content), and the resources to read it. Safe to use from many threads.
 
     Deadlines are times of `time.monotonic()`.
     """
@@ -31,14 +31,14 @@ class Reader:
         self._knows_end = selection.mixture.stop == "never"
 
     def with_schedule(self, schedule: Schedule) -> "Reader":
-        """The same under another schedule."""
+        """A reader of the same selection with another schedule."""
         return Reader(self._resources, replace(self.selection, schedule=schedule))
 
     def end(self, deadline: float | None) -> int | None:
-        """The first position that does not exist, None if there is no end; asked for once."""
+        """The first position that does not exist, None if there is no end. Asks a server at most once."""
         if not self._knows_end:
             self._end = self._ask_end(deadline)
-            self._knows_end = True
+            self._knows_end = True  # after `_end`: a thread that finds it set reads `_end` without a lock
         return self._end
 
     def rows(self, start: int, size: int, deadline: float | None) -> Batch:
@@ -51,18 +51,18 @@ class Reader:
         reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)
         batch, rows = decode_reply(reply, selection)
         if rows != size:
-            raise CorruptReply(f"the server sent {rows} rows where {size} were asked for")
+            raise CorruptReply(f"the server sent {rows} rows, but {size} were requested")
         return batch
 
     def batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
-        """The one batch of `wanted`, over streams."""
+        """The one batch of `wanted`, read as streams."""
         resources = self._resources.here
         stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers, deadline)
         (batch,) = (batch for batches in stream for batch in batches)
         return batch
 
     def start(self, wanted: StridedRange | PositionList, after: BackgroundStream | None) -> BackgroundStream:
-        """The batches of `wanted`, fetched in the background once those of `after` are nearly here."""
+        """The batches of `wanted`, which a thread fetches in the background once `after` is nearly done."""
         resources = self._resources.here
         return BackgroundStream(
             BatchStream(resources.caller, self.selection, wanted, resources.buffers), resources.threads, after
@@ -72,7 +72,8 @@ class Reader:
         schedule = self.selection.schedule
         if not schedule.entries:
             return schedule.mixture.end
-        # A server that does not know the entries before the last one says so, and is told all of them.
+        # Only the last entry: a server that does not know the entries before it raises UnknownSchedule, and the caller
+        # then sends all of them.
         (definition,) = schedule.definitions(whole=False)
         caller = self._resources.here.caller
         return decode_schedule(caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)).end

@@ -1,4 +1,4 @@
-"""A reader's own weights: what is in force from which position on, in place of what the mixture has from there."""
+"""A reader's own weights, by the position from which they replace the mixture's."""
 
 import math
 import operator
@@ -15,21 +15,21 @@ from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import ScheduleEntry, ScheduleRequest, most_entries, next_id
 from mixserve_client.wire.schedule import encode_schedule_request
 
-# Requests have a limit of 1 MiB.
+# 512 KiB: older servers accept requests of up to 1 MiB.
 _WEIGHTS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The entries of a reader of `mixture`, ascending; made by `of` and `with_weights`."""
+    """A reader's schedule for `mixture`: entries with strictly increasing starts. Made by `of` and `with_weights`."""
 
     mixture: MixtureDescription
     entries: Appended[ScheduleEntry] = field(default_factory=Appended[ScheduleEntry])
-    ids: Appended[str] = field(default_factory=Appended[str])
+    ids: Appended[str] = field(default_factory=Appended[str])  # ids[i] is the id of the schedule up to entries[i]
 
     @classmethod
     def of(cls, mixture: MixtureDescription, given: Any) -> "Schedule":
-        """The schedule in `given`: pairs of a position and weights from there on, or None. Raises InvalidRequest."""
+        """The schedule in `given`: pairs (from position, weights), or None for none. Raises InvalidRequest."""
         schedule = cls(mixture)
         if given is None:
             return schedule
@@ -42,13 +42,13 @@ class Schedule:
             start, weights = cast(Sequence[Any], pair)
             entry = schedule._entry(start, weights)
             if entries and entry.start <= entries[-1].start:
-                raise InvalidRequest(f"schedule[{place}] must begin behind {entries[-1].start}, got {start!r:.100}")
+                raise InvalidRequest(f"schedule[{place}] must start after {entries[-1].start}, got {start!r:.100}")
             ids.append(next_id(ids[-1] if ids else mixture.fingerprint, entry))
             entries.append(entry)
         return schedule._of(Appended(entries), Appended(ids))
 
     def with_weights(self, start: Any, weights: Any) -> "Schedule":
-        """This schedule before `start`, and `weights` from there on; in epoch mode from the next border of a block on.
+        """This schedule up to `start`, and `weights` from there on; in epoch mode from the next block boundary on.
 
         Weights are a number per source, or a dict by the sources' names. Raises InvalidRequest.
         """
@@ -59,12 +59,11 @@ class Schedule:
 
     @property
     def id(self) -> str:
-        """What requests name it by; empty for the mixture's own."""
+        """The id that requests name it by; empty if the mixture's own schedule is in force."""
         return self.ids[-1] if self.ids else ""
 
     def definitions(self, whole: bool = True) -> Iterator[bytes]:
-        """The requests that tell it to a server, in their order; without `whole`, to one that knows all but its last
-        entry."""
+        """The requests that define it at a server, in order; without `whole`, only the request of its last entry."""
         step = max(1, _WEIGHTS_AT_ONCE // len(self.mixture.sources))
         for at in range(0 if whole else max(0, len(self.entries) - 1), len(self.entries), step):
             parent = self.ids[at - 1] if at else ""
@@ -73,7 +72,7 @@ class Schedule:
 
     @cached_property
     def plain(self) -> list[list[Any]]:
-        """The pairs in plain JSON types, from which `of` makes it again."""
+        """The pairs in plain JSON types; `of` accepts them."""
         return [[start, list(weights)] for start, weights in self.entries]
 
     def _of(self, entries: Appended[ScheduleEntry], ids: Appended[str]) -> "Schedule":
@@ -90,13 +89,13 @@ class Schedule:
 
     def _start(self, start: Any) -> int:
         try:
-            begin = -1 if isinstance(start, bool) else operator.index(start)
+            begin = -1 if isinstance(start, bool) else operator.index(start)  # a bool is an int, and a mistake
         except TypeError:
             begin = -1
         block = max(1, self.mixture.block_size)
         begin = -(-begin // block) * block
         if not 0 <= begin < POSITION_LIMIT:
-            where = f", whose next border of a block is {begin}" if block > 1 and begin > 0 else ""
+            where = f", whose next block boundary is {begin}" if block > 1 and begin > 0 else ""
             raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r:.100}{where}")
         return begin
 
@@ -109,7 +108,7 @@ class Schedule:
                 )
             weights = [weights[name] for name in names]
         try:
-            if isinstance(weights, str | bytes | Set):
+            if isinstance(weights, str | bytes | Set):  # a set has no order, and a string would count as its letters
                 raise TypeError
             listed = list(weights)
             if any(isinstance(weight, bool | str | bytes) for weight in listed):
@@ -119,6 +118,7 @@ class Schedule:
             raise InvalidRequest(f"weights must be {len(names)} numbers, got {weights!r:.500}") from None
         if len(numbers) != len(names):
             raise InvalidRequest(f"weights must be {len(names)} numbers, one for each source, got {len(numbers)}")
+        # From left to right, as the server does. `sum` compensates rounding errors from Python 3.12 on.
         total = 0.0
         for number in numbers:
             total += number
@@ -131,8 +131,6 @@ class Schedule:
 
 
 def check_weights_ahead(start: int, position: int) -> None:
-    """Raises InvalidRequest where weights would change batches that were yielded already."""
+    """Raises InvalidRequest if the weights would change batches that were already yielded."""
     if start < position:
-        raise InvalidRequest(
-            f"from_position must be at least {position}, the first position that was not yielded yet, got {start}"
-        )
+        raise InvalidRequest(f"from_position must be at least {position}, the start of the next batch, got {start}")

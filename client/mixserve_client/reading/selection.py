@@ -1,4 +1,4 @@
-"""What positions stand for: a mixture under a key and a schedule, and what comes with each row."""
+"""What a position means: a mixture, a key, a schedule, and the content of a row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ from mixserve_client.schema.tree import unflatten
 
 @dataclass(frozen=True)
 class Selection:
-    """Everything of a request for batches but their positions. Raises InvalidRequest where records can carry no
-    provenance, and where the server would not understand."""
+    """Everything in a request for batches except positions.
+
+    Raises InvalidRequest if the records cannot carry provenance, or if the server is too old for the selection.
+    """
 
     mixture: MixtureDescription
     words: KeyWords
@@ -29,14 +31,16 @@ class Selection:
         mixture, obstacle = self.mixture, None
         if self.content == Content.RECORDS_AND_PROVENANCE:
             obstacle = provenance_obstacle(mixture.fields)
+        # Newer servers describe at least one entry. An older one would skip the unknown fields of a request, and answer
+        # with other batches.
         if not mixture.schedule and (self.content != Content.RECORDS or self.schedule.entries):
-            obstacle = "this server is older than schedules and provenance, and would pass over them; update it"
+            obstacle = "this server is older than schedules and provenance, and would ignore them; update it"
         if obstacle is not None:
             raise InvalidRequest(obstacle)
 
     @property
     def fingerprint(self) -> str:
-        """That of the mixture."""
+        """The mixture's fingerprint."""
         return self.mixture.fingerprint
 
     @cached_property
@@ -62,7 +66,7 @@ class Selection:
         )
 
     def record(self, batch: dict[str, Any]) -> Any:
-        """The batch as records are nested on the server, with the provenance beside their outermost fields."""
+        """The batch, nested as the records on the server are, with the provenance beside their outermost fields."""
         if self.content == Content.RECORDS:
             return unflatten(batch)
         added: Mapping[str, Any] = {field.name: batch.pop(field.name) for field in PROVENANCE}
@@ -70,9 +74,9 @@ class Selection:
 
 
 def check_fingerprint(known: MixtureDescription, fingerprint: str) -> None:
-    """Raises FingerprintMismatch where a server's mixture is no longer the one that is known."""
+    """Raises FingerprintMismatch if a server's mixture is not the known one."""
     if fingerprint != known.fingerprint:
         raise FingerprintMismatch(
             f"the mixture {known.name!r} has the fingerprint {fingerprint:.100}, expected {known.fingerprint}: its "
-            "batches would be others; connect a new client to use it as it is now"
+            "batches would differ; connect a new client to use the mixture as it is now"
         )

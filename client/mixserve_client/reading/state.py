@@ -1,4 +1,4 @@
-"""The state of an iterator <-> plain JSON types, whatever a checkpointer made of these."""
+"""The state of an iterator <-> plain JSON types, also after a checkpointer has turned these into arrays or tuples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,12 +16,11 @@ from mixserve_client.schema.shown import shown
 
 
 class StreamCheckpoint(NamedTuple):
-    """Where an iterator stands: where the next batch begins, or its group, and the group of the last batch, with where
-    the positions ended if that one was short."""
+    """The position of an iterator within its stream."""
 
-    position: int
-    group: int | None = None
-    short: int | None = None
+    position: int  # start of the next batch, or of its group if there are several workers
+    group: int | None = None  # start of the group of the last yielded batch; None before the first
+    short: int | None = None  # where the positions ended, if the last yielded batch was short
 
 
 _VERSION = 1
@@ -31,11 +30,11 @@ _OPTIONAL_KEYS = ("schedule", "skip", "worker", "read", "batch_size", "short")
 
 @dataclass(frozen=True)
 class ReaderState:
-    """Where an iterator is: at `position` of a mixture, under a key, a schedule (its entries in plain types) and skips.
+    """A saved state: a `position` of a mixture, with key, schedule (entries in plain types) and skips.
 
-    For one of several workers the position is that of its group of `batch_size` times as many rows as there are
-    workers, of which it has `read` its batch, or not yet. `short` is where the positions ended if that batch was a
-    short one. States of older clients lack these two.
+    For one of m workers, `position` is the start of a group of m batches, and `read` says whether the worker has read
+    its batch of that group. `short` is where the positions ended, if that batch was short. States of older clients lack
+    `batch_size` and `short`.
     """
 
     mixture: str
@@ -51,7 +50,7 @@ class ReaderState:
 
     @classmethod
     def at(cls, checkpoint: StreamCheckpoint, selection: Selection, skips: Skips, shard: Shard) -> "ReaderState":
-        """The state of an iterator that stands at `checkpoint`."""
+        """The state of an iterator at `checkpoint`."""
         state = cls(
             selection.mixture.name,
             selection.fingerprint,
@@ -73,12 +72,12 @@ class ReaderState:
 
     @classmethod
     def of(cls, given: Any) -> "ReaderState":
-        """The state in `given`: what `plain` gave, or what a checkpointer made of it, with scalars and arrays of NumPy,
-        JAX or PyTorch for integers and lists. Raises InvalidRequest."""
+        """The state in `given`: the result of `plain`, or what a checkpointer made of it, with scalars and arrays of
+        NumPy, JAX or PyTorch in place of integers and lists. Raises InvalidRequest."""
         if not isinstance(given, Mapping) or set(given) - set(_OPTIONAL_KEYS) != set(_KEYS):  # pyright: ignore[reportUnknownArgumentType]
             raise InvalidRequest(
-                f"a state must be a dict of exactly {', '.join(_KEYS)}, and of {', '.join(_OPTIONAL_KEYS)} where "
-                f"there are any; got {_shown(given)}"
+                f"a state must be a dict of exactly {', '.join(_KEYS)}, and optionally {', '.join(_OPTIONAL_KEYS)}; "
+                f"got {_show(given)}"
             )
         state: dict[str, Any] = {name: _plain(value) for name, value in cast(Mapping[str, Any], given).items()}
         if check_integer("the state's version", state["version"]) != _VERSION:
@@ -100,9 +99,11 @@ class ReaderState:
         )
 
     def checkpoint(self, skips: Skips, shard: Shard) -> StreamCheckpoint:
-        """Where an iterator goes on: all workers cut the rest of a group in the same way."""
+        """The checkpoint at which an iterator with `skips` and `shard` resumes."""
         if not self.read:
             return StreamCheckpoint(self.position)
+        # From the group's start, not from this worker's batch: so all workers agree where the next group starts, even
+        # if skips have changed since.
         _, end = skips.take(self.position, shard.group, POSITION_LIMIT)
         return StreamCheckpoint(end, self.position, self.short)
 
@@ -112,18 +113,19 @@ class ReaderState:
             raise FingerprintMismatch(
                 f"the state was taken from the mixture {self.mixture!r:.200} with the fingerprint "
                 f"{self.fingerprint:.100}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are "
-                "others; to go on at the same position of this one, make the iterator with strict=False"
+                "different; to resume at the same position of this one, make the iterator with strict=False"
             )
+        # A fingerprint does not cover unknown content, so two mixtures of different names may have the same one.
         if self.mixture != mixture.name and any(source.content_unknown for source in mixture.sources):
             raise FingerprintMismatch(
-                f"the state was taken from the mixture {self.mixture!r:.200}, and this is {mixture.name!r}: they have "
-                "one fingerprint, but it does not cover the content of all sources, so their batches may be others. "
-                "Give the sources a content_id, or make the iterator with strict=False"
+                f"the state was taken from the mixture {self.mixture!r:.200}, this is {mixture.name!r}: they have one "
+                "fingerprint, but it does not cover the content of all sources, so their batches may differ; give the "
+                "sources a content_id, or make the iterator with strict=False"
             )
 
     def check_worker(self, shard: Shard, skips: Skips, stop: int) -> None:
-        """Raises InvalidRequest if a worker of `shard`, which leaves out `skips` and ends at `stop`, cannot go on from
-        here without loss."""
+        """Raises InvalidRequest if a worker of `shard`, which leaves out `skips` and ends at `stop`, cannot resume from
+        this state without losing rows or reading some twice."""
         if self.worker is None:
             return
         if self.worker != shard.worker:
@@ -137,17 +139,17 @@ class ReaderState:
         elif self.read:
             what = self.position, (shard.worker[0] + 1) * shard.batch_size, self.short or POSITION_LIMIT
             if self.skips.take(*what) != skips.take(*what):
-                wanted = "skips that leave out nothing of what the workers have read already"
+                wanted = "skips that leave out nothing that the workers have already read"
             elif self.short is not None and skips.first_from(self.short) < stop:
                 wanted = f"stop {self.short} at most, since the last batch was short"
         if wanted:
             raise InvalidRequest(
-                f"the state of a worker needs {wanted}: else workers would lose rows, or read some twice. Make new "
-                "iterators for all workers, with start= the first position that has not been read"
+                f"the state of a worker needs {wanted}: otherwise workers would lose rows, or read some twice; make "
+                "new iterators for all workers, with start= the first position that has not been read"
             )
 
     def plain(self) -> dict[str, Any]:
-        """In plain JSON types. Lists of schedules and skips are shared with other states of the same reader."""
+        """The state in plain JSON types. States of one reader share the lists of their schedule and skips."""
         state: dict[str, Any] = {
             "version": _VERSION,
             "mixture": self.mixture,
@@ -167,9 +169,9 @@ class ReaderState:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with lists in the place of tuples and arrays, and Python's numbers and strings in that of scalars."""
+    """`value` with lists in place of tuples and arrays, and Python's numbers and strings in place of scalars."""
     if isinstance(value, list | tuple):
-        # Schedules may have 100,000 entries of plain numbers, and most states are plain already.
+        # Skips the call for plain items: schedules may have 100,000 entries, and most states are plain already.
         return [one if type(one) in (int, float, str) else _plain(one) for one in cast(list[Any], value)]
     if hasattr(value, "tolist"):  # NumPy's scalars and arrays, JAX's, PyTorch's
         return value.tolist()
@@ -186,8 +188,8 @@ def _optional(name: str, value: Any, least: int) -> int | None:
     return None if value is None else check_integer(f"the state's {name}", value, least, POSITION_LIMIT)
 
 
-def _shown(state: Any) -> str:
-    """A state that is none, as far as it can be shown: it may be a whole checkpoint."""
+def _show(state: Any) -> str:
+    """A wrong state as short text: for a dict only its keys, since it may be a whole checkpoint."""
     if not isinstance(state, Mapping):
         return f"{state!r:.100}"
     keys = ", ".join(map(str, cast(Mapping[Any, Any], state)))

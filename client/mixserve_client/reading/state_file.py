@@ -1,4 +1,4 @@
-"""An iterator's state <-> the file that holds it in a checkpoint of Orbax."""
+"""An iterator's state <-> its file in an Orbax checkpoint."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -11,8 +11,8 @@ _NAME = "mixserve_state.json"
 
 
 def write_state(directory: Any, state: dict[str, Any]) -> Awaitable[None]:
-    """Take the state now, and write it when the folder is there: `directory` is Orbax's promise of one, or a path."""
-    text = json.dumps(state)
+    """Write the state when the folder exists; `directory` is Orbax's promise of one, or a path."""
+    text = json.dumps(state)  # now: the iterator may move on before the folder exists
 
     async def write() -> None:
         folder = await directory.await_creation() if hasattr(directory, "await_creation") else _path(directory)
@@ -22,7 +22,7 @@ def write_state(directory: Any, state: dict[str, Any]) -> Awaitable[None]:
 
 
 def load_state(directory: Any, set_state: Callable[[dict[str, Any]], None]) -> Awaitable[None]:
-    """Read the state now, and give it to `set_state` when Orbax asks for that. Raises what `read_state` raises."""
+    """Read the state now, and pass it to `set_state` when Orbax awaits the result. Raises what `read_state` raises."""
     state = read_state(directory)
 
     async def take() -> None:
@@ -32,15 +32,15 @@ def load_state(directory: Any, set_state: Callable[[dict[str, Any]], None]) -> A
 
 
 def read_state(directory: Any) -> dict[str, Any]:
-    """The state in a folder that `write_state` wrote to. Raises InvalidRequest for what is none, OSError where there is
-    no file."""
+    """The state that `write_state` wrote to a folder. Raises InvalidRequest if the file is not JSON, OSError if there
+    is no file."""
     file = _path(directory) / _NAME
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise InvalidRequest(f"{file} is no JSON: {error}") from error
+        raise InvalidRequest(f"{file} is not JSON: {error}") from error
 
 
 def _path(directory: Any) -> Any:
-    # Orbax has paths of its own, which know stores that are no file systems.
+    # Orbax passes its own path objects, which also reach stores that are not file systems; leave them as they are.
     return Path(directory) if isinstance(directory, str) else directory

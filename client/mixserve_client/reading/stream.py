@@ -1,4 +1,4 @@
-"""The batches of a span, over as many streams as it takes."""
+"""The batches of a range or list of positions, read over as many streams as it takes."""
 
 from collections.abc import Iterator
 
@@ -17,42 +17,42 @@ from mixserve_client.wire.request import encode_positions_request, encode_stream
 
 
 class BatchStream:
-    """Yields the batches of `span` in order, some at a time; iterated once, by one thread, and cancelled by any.
+    """Yields the batches of `wanted` in order, some at a time. One thread iterates over it, once; any may cancel it.
 
-    A stream that ends early, or whose server is lost, is opened again at the first row that has not come.
+    If a stream ends early, or its server is lost, the client opens another one at the first missing row.
     """
 
     def __init__(
         self,
         caller: RetryingCaller,
         selection: Selection,
-        span: StridedRange | PositionList,
+        wanted: StridedRange | PositionList,
         memory: MemoryPool,
         deadline: float | None = None,
     ):
         self._selection = selection
-        self._span = span
+        self._wanted = wanted
         self._memory = memory
-        self._came = 0
-        self._reply_rows = _reply_rows(span, selection)
-        method = methods.STREAM_BATCHES if isinstance(span, StridedRange) else methods.STREAM_POSITIONS
+        self._received = 0  # rows
+        self._reply_rows = _reply_rows(wanted, selection)
+        method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else methods.STREAM_POSITIONS
         self._replies = caller.stream(method, self._next_request, deadline, selection.schedule.definitions)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return batches_of(self._rows(), self._span.size, self._selection.fields, self._memory)
+        return batches_of(self._rows(), self._wanted.size, self._selection.fields, self._memory)
 
     @property
     def is_nearly_done(self) -> bool:
-        """Whether the last reply is on its way."""
-        left = self._span.size * self._span.count - self._came
+        """Whether at most one reply is missing."""
+        left = self._wanted.size * self._wanted.count - self._received
         return left <= self._reply_rows
 
     def cancel(self) -> None:
-        """End early."""
+        """End the stream early."""
         self._replies.cancel()
 
     def _next_request(self) -> Request | None:
-        left = self._span.after(self._came)
+        left = self._wanted.after(self._received)
         if left is None:
             return None
         selection = self._selection
@@ -68,29 +68,32 @@ class BatchStream:
         return Request(request, replies, batch_bytes(selection.fingerprint, selection.fields, rows))
 
     def _rows(self) -> Iterator[Batch]:
-        asked = self._span.size * self._span.count
+        requested = self._wanted.size * self._wanted.count
         for reply in self._replies:
             try:
                 batch, rows = decode_reply(reply, self._selection)
-                self._came += rows
-                if self._came > asked:
-                    raise CorruptReply(f"the server sent {self._came} rows where {asked} were asked for")
+                self._received += rows  # before the yield: a stream that is lost meanwhile continues after these rows
+                if self._received > requested:
+                    raise CorruptReply(f"the server sent {self._received} rows, but {requested} were requested")
             except MixserveError:
-                self.cancel()  # it may have no end
+                self.cancel()  # a faulty server's stream may never end
                 raise
             yield batch
 
 
-def _reply_rows(span: StridedRange | PositionList, selection: Selection) -> int:
-    return span.size * min(span.count, reply_batches(span.size * selection.row_bytes))
+def _reply_rows(wanted: StridedRange | PositionList, selection: Selection) -> int:
+    return wanted.size * min(wanted.count, reply_batches(wanted.size * selection.row_bytes))
 
 
 def decode_reply(reply: Reply, selection: Selection) -> tuple[Batch, int]:
-    """The rows in `reply`, which are known to be of `selection`, and how many they are."""
-    rows = len(reply) // max(1, selection.row_bytes)  # right unless rows are smaller than what goes with them
-    viewed = view_batch(reply, selection.fingerprint, selection.fields, rows) if rows else None
-    if viewed is not None:
-        return viewed, rows
+    """The rows in `reply`, and how many there are. Raises CorruptReply, and FingerprintMismatch if they are of another
+    mixture."""
+    # The number is a guess, right unless a reply's framing is as large as a row. If the reply is not exactly what our
+    # encoder writes for that number, `view_batch` returns None, and the full decoder reads it or says what is wrong.
+    rows = len(reply) // max(1, selection.row_bytes)
+    batch = view_batch(reply, selection.fingerprint, selection.fields, rows) if rows else None
+    if batch is not None:
+        return batch, rows
     fingerprint, batch = decode_batch(reply, len(selection.fields))
     check_fingerprint(selection.mixture, fingerprint)
     rows = check_batch(batch, selection.fields)

@@ -1,4 +1,4 @@
-"""What an iterator asks for next: pure arithmetic on positions, shards and skips."""
+"""What an iterator requests next: pure arithmetic on positions, shards and skips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,32 +17,33 @@ from mixserve_client.reading.ranges import (
 from mixserve_client.reading.skips import Skips
 from mixserve_client.schema.positions import Range
 
-# One batch of more pieces than this is asked for by its positions: each piece would be a stream of its own.
+# Skips may cut a batch into pieces, and each piece is a separate stream. A batch of more pieces than this is requested
+# as a list of positions instead, which is one stream.
 _FEW_PIECES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """`count` batches that are asked for together; the positions of the last one end at `end`.
+    """`count` batches that are requested together; the positions of the last one end at `end`.
 
-    Several `parts` make up one batch, and without any the batches have no rows.
+    Several `parts` make up one batch. Without parts the batches have no rows, as in a shard of a short batch.
     """
 
     parts: tuple[StridedRange | PositionList, ...]
     count: int
     end: int
-    cut: bool = False  # whether the positions end within its group
-    short: bool = False  # and within its batch
+    cut: bool = False  # whether the positions end within the group
+    short: bool = False  # whether they end within this worker's batch
 
     @property
     def streams_per_batch(self) -> int:
-        """What one of its batches counts of what may be in flight."""
+        """How much one of its batches counts against the window."""
         return max(1, len(self.parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How far a reader of `shard` asks ahead, up to the position `stop`."""
+    """How far an iterator of `shard` prefetches, up to the position `stop`."""
 
     shard: Shard
     skips: Skips
@@ -52,13 +53,15 @@ class Window:
     prefetch: int
 
     def fetches(self, start: int, in_flight: int, *, idle: bool, at_least: int = 0) -> list[Fetch]:
-        """What to ask for from position `start` on, when `in_flight` batches are; `idle` if nothing at all is.
+        """What to request from position `start` on if `in_flight` batches are in flight; `idle` if no fetch is.
 
-        Half of the window at a time, so that one stream is open while another one ends; `at_least` so many batches.
+        Requests half of the window at a time, so that one stream opens while another one ends, and at least `at_least`
+        batches.
         """
         half = self._half(at_least)
         found = list[Fetch]()
         while self._most(at_least) - in_flight >= half and (start := self.skips.first_from(start)) < self.stop:
+            # The first batch comes alone: otherwise the server would plan it with later ones, and the trainer waits.
             fetch = self._fetch(start, half if found or not idle else 1)
             if fetch is None:
                 break
@@ -68,7 +71,7 @@ class Window:
         return found
 
     def refill_at(self, at_least: int = 0) -> int:
-        """The number of batches in flight at which to ask for more."""
+        """Refill the window when this few batches are in flight."""
         return self._most(at_least) - self._half(at_least)
 
     def _most(self, at_least: int) -> int:
@@ -82,17 +85,16 @@ class Window:
         return self.shard.rows * self.row_bytes
 
     def _fetch(self, start: int, most: int) -> Fetch | None:
-        """Up to `most` batches from `start` on, where a group begins; None if the rest is no batch."""
+        """Up to `most` batches from `start` on, the start of a group; None if the rest does not make a batch."""
         shard, size = self.shard, self.shard.group
         whole = (min(self.stop, self.skips.border_after(start)) - start) // size
         if whole:
-            # Replies begin at multiples of a reply's batches, so that readers of the same batches share them.
             count = whole_replies(start // size, min(most, whole), reply_batches(self._batch_bytes))
             offset, rows = shard.of(size)
             return Fetch(
                 (StridedRange(start + offset, rows, size, count),) if rows else (), count, start + count * size
             )
-        # A group that a skip interrupts, or the end.
+        # A skip or the end lies within the group.
         ranges, end = self.skips.take(start, size, self.stop)
         there = sum(taken for _, taken in ranges)
         if not shard.has_batch(there, whole=self.drop_remainder):
@@ -107,7 +109,7 @@ class Window:
 
 
 def _parts(ranges: list[Range]) -> Sequence[StridedRange | PositionList]:
-    """The (start, size) ranges that one batch consists of, as what streams ask for."""
+    """The streams to request for one batch that consists of these (start, size) ranges."""
     if len(ranges) <= _FEW_PIECES:
         return [StridedRange(first, taken, taken, 1) for first, taken in ranges]
     return [PositionList(np.concatenate([np.arange(first, first + taken, dtype=np.int64) for first, taken in ranges]))]
