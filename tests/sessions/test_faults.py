@@ -359,7 +359,7 @@ def refused(call):
     try:
         print("the child got", call(), flush=True)
     except InvalidRequest as error:
-        assert "this one was forked off" in str(error), error
+        assert "this process was forked" in str(error), error
 
 client = MixClient.connect(sys.argv[1], patience_s=20, shared_memory=False)
 session = client.session("run")

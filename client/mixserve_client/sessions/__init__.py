@@ -1,1 +1,1 @@
-"""Sessions: nodes on a server that keep a state, and the leases by which a client holds them."""
+"""Sessions: nodes with state on a server, and the leases with which a client holds them."""

@@ -1,4 +1,4 @@
-"""The sessions that a client holds: renewed from one thread for as long as the client lives, let go at its end."""
+"""Renews the leases of a client's sessions in one thread, and releases them when the client closes."""
 
 import logging
 import math
@@ -18,45 +18,50 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.session import encode_held
 
 _logger = logging.getLogger("mixserve_client")
-_RELEASE_S = 2.0
+_RELEASE_S = 2.0  # how long `close` waits for a server that does not answer
 _IDLE_S = 3600.0
 _JOIN_S = 5.0
-# However short a lease the server names: the thread is there to renew leases, not to keep a processor busy.
+# Even if a server grants shorter leases: renewing them must not keep a core busy.
 _LEAST_EVERY_S = 0.1
 
 
 class LeaseKeeper:
-    """Safe to use from many threads. It holds none of the objects that use it."""
+    """Renews and releases leases. Safe to use from many threads.
+
+    It has no references to sessions or clients, so its thread does not keep them alive.
+    """
 
     def __init__(self, caller: RetryingCaller):
         self._caller = caller
         self._held: dict[HeldSession, float] = {}
-        self._lock = threading.RLock()  # a session may be collected, and removed, wherever this thread is
+        # Reentrant: the collector may finalize a session, and so call `remove`, while the same thread has the lock.
+        self._lock = threading.RLock()
         self._abandoned: set[HeldSession] = set()
-        self._changed: SimpleQueue[None] = SimpleQueue()  # no event: its lock may be held where a client is collected
+        # Not an Event, whose lock is not reentrant: the collector may finalize a client while this thread holds it.
+        self._changed: SimpleQueue[None] = SimpleQueue()
         self._closed = False
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
 
     def add(self, held: HeldSession, ttl_s: float) -> None:
-        """Renew this one, which ends after `ttl_s` seconds of silence."""
+        """Renew this session's lease from now on; the server ends it after `ttl_s` seconds without a renewal."""
         with self._lock:
             self._held[held] = ttl_s
             self._start()
         self._changed.put(None)
 
     def remove(self, held: HeldSession) -> None:
-        """Stop renewing it. Does nothing in a forked process, where another thread may have held the lock."""
+        """Stop renewing its lease. Does nothing in a forked process, where another thread may have held the lock."""
         if os.getpid() != self._pid:
             return
         with self._lock:
             self._held.pop(held, None)
 
     def release(self, *held: HeldSession, deadline: float | None = None) -> None:
-        """Let others have these sessions. Returns at the deadline, and after 2 s at the latest: the leases of a server
-        that does not answer end by themselves.
+        """Release these sessions, so that other clients can open them.
 
-        A forked process releases nothing: the sessions are its parent's.
+        Returns at the deadline, or after 2 s if that is earlier: if the server does not answer, the leases expire by
+        themselves. Does nothing in a forked process, since the sessions are its parent's.
         """
         if os.getpid() != self._pid:
             return
@@ -66,10 +71,10 @@ class LeaseKeeper:
         try:
             self._tell(methods.RELEASE_SESSIONS, held, until if deadline is None else min(until, deadline))
         except MixserveError as error:
-            _logger.info("sessions were not let go, and end when their leases do: %s", error)
+            _logger.info("cannot release sessions; they become free when their leases expire: %s", error)
 
     def abandon(self, held: HeldSession) -> None:
-        """Release a session in the background, for a caller who has no time left."""
+        """Release a session in the background, for a caller whose time has run out."""
         with self._lock:
             if self._closed:
                 return
@@ -79,14 +84,14 @@ class LeaseKeeper:
         self._changed.put(None)
 
     def settle(self, mixture: str, name: str, deadline: float | None) -> None:
-        """Release now what was abandoned of that session, so that it can be opened again."""
+        """Release now the abandoned leases of that session, so that the caller can open it again."""
         with self._lock:
             left = [held for held in self._abandoned if (held.mixture, held.name) == (mixture, name)]
         if left:
             self.release(*left, deadline=deadline)
 
     def close(self) -> None:
-        """Let go of all, and end the thread."""
+        """Release all sessions, and end the thread."""
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -96,16 +101,16 @@ class LeaseKeeper:
             self.release(*held)
 
     def join(self) -> None:
-        """Wait a while for the thread to end."""
+        """Wait up to 5 s for the thread to end."""
         if os.getpid() == self._pid and self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN_S)
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._renew, name="mixserve-leases", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="mixserve-leases", daemon=True)
             self._thread.start()
 
-    def _renew(self) -> None:
+    def _run(self) -> None:
         due = math.inf
         while not self._closed:
             with self._lock:
@@ -113,12 +118,13 @@ class LeaseKeeper:
                 abandoned = list(self._abandoned)
             if abandoned:
                 self.release(*abandoned)
+                # Only after the release, and only these: until then `settle` must find them.
                 with self._lock:
                     self._abandoned.difference_update(abandoned)
                 continue
             every_s = max(_LEAST_EVERY_S, ttl_s / 3)
             now = time.monotonic()
-            due = min(due, now + every_s)  # sessions that are opened meanwhile put nothing off
+            due = min(due, now + every_s)  # `min`: opening a session must not postpone the renewals of others
             with suppress(Empty):
                 self._changed.get(timeout=min(max(0.0, due - now), _IDLE_S))
                 continue
@@ -126,22 +132,22 @@ class LeaseKeeper:
                 continue
             due = time.monotonic() + every_s
             try:
-                self._tell(methods.RENEW_SESSIONS, held, due)
+                self._tell(methods.RENEW_SESSIONS, held, due)  # no longer than until the next renewal is due
             except MixserveError as error:
-                _logger.info("leases were not renewed, and will be tried again: %s", error)
+                _logger.info("cannot renew leases; will try again: %s", error)
 
     def _tell(self, method: str, held: Sequence[HeldSession], deadline: float) -> None:
-        """One request for every thousand sessions; the first that fails raises what it raised."""
+        """Send `held` to the server, in requests of up to 1,000 sessions; stops at the first that fails."""
         for begin in range(0, len(held), HELD_LIMIT):
             self._caller.call(method, encode_held(held[begin : begin + HELD_LIMIT]), deadline)
 
 
-# Those of a client and its sessions, in the process that they are used in.
+# One keeper for a client and its sessions, in each process that uses them.
 SharedLeases = PerProcess[LeaseKeeper]
 
 
 def leases_of(resources: Resources) -> SharedLeases:
-    """LeaseKeeper that are let go of before the resources of the same process end."""
+    """The lease keeper of each process; it closes before the resources of that process, which it needs to release."""
 
     def make() -> LeaseKeeper:
         here = resources.here

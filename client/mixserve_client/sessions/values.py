@@ -1,4 +1,4 @@
-"""Checks of what a session's calls give against the mixture's description, and against what was asked for."""
+"""Checks of the records in a session's answers, against the mixture's description and the request."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from mixserve_client.schema.tree import flatten, is_path
 
 _Kind = tuple[DType, tuple[int, ...]]
 
-# Single records of sources that read through JAX have these dtypes on a server without x64.
+# On a server without x64, single records of sources that read through JAX have the narrow dtypes.
 _NARROWED = {
     np.dtype(wide): np.dtype(narrow)
     for wide, narrow in (
@@ -42,14 +42,14 @@ def _check_rows(value: Any, fields: tuple[Field, ...], least: int, most: int, *,
     if _is_plain(value, fields, least, most):
         return
     got = _kinds(value, numbers=False)
-    # All fields have the same number of rows, so the first one tells it.
+    # All fields must have as many rows as the first one that has a shape.
     rows = next((shape[0] for field in fields if (shape := _shape(got.get(field.name)))), most)
     rows = rows if least <= rows <= most else most
     _check_kinds(got, {field.name: (field.dtype, (rows, *field.shape)) for field in fields}, narrowed=narrowed)
 
 
 def _is_plain(value: Any, fields: tuple[Field, ...], least: int, most: int) -> bool:
-    """Whether it is a dict of arrays that are as described: nearly all are, and this takes a few microseconds."""
+    """Whether `value` is a flat dict of exactly the right arrays. Nearly all are, and this check takes microseconds."""
     if not isinstance(value, dict):
         return False
     leaves = cast(dict[Any, Any], value)
@@ -67,11 +67,12 @@ def _is_plain(value: Any, fields: tuple[Field, ...], least: int, most: int) -> b
 
 
 def _kinds(value: Any, *, numbers: bool) -> dict[str, _Kind | str]:
-    """The dtype and shape of every leaf by name, or what else a leaf is. With `numbers` those of Python are arrays."""
+    """The dtype and shape of every leaf by name, or a text if it is not an array. With `numbers` Python's numbers count
+    as arrays."""
     try:
         leaves = flatten(value)
     except (TypeError, ValueError) as error:
-        raise CorruptReply(f"the session's server sent what cannot be a record: {error!s:.300}") from error
+        raise CorruptReply(f"the session's server sent a value that cannot be a record: {error!s:.300}") from error
     return {name: _kind(leaf, numbers=numbers) for name, leaf in leaves.items()}
 
 
@@ -80,7 +81,7 @@ def _kind(leaf: Any, *, numbers: bool) -> _Kind | str:
         leaf = np.asarray(leaf)
     if not isinstance(leaf, np.ndarray):
         return f"{type(leaf).__name__} {leaf!r:.50}"
-    array = cast("npt.NDArray[Any]", leaf)  # as text: making the type takes longer than the rest
+    array = cast("npt.NDArray[Any]", leaf)  # a string, since evaluating the type takes longer than the rest
     return array.dtype, array.shape
 
 
@@ -92,7 +93,7 @@ def _check_kinds(got: dict[str, _Kind | str], expected: dict[str, _Kind], *, nar
     for name in (*expected, *got):
         if name not in got or name not in expected or not _is_same(got[name], expected[name], narrowed=narrowed):
             raise CorruptReply(
-                "the session's server sent what does not fit its own description: expected in "
+                "the session's server sent a value that does not match its own description: expected in "
                 f"{name!r:.100} {_describe(expected.get(name)):.200}, got {_describe(got.get(name)):.200}"
             )
 
