@@ -1,4 +1,4 @@
-"""The client for asyncio: every call of the client, its iterators and sessions, awaited while a thread makes it."""
+"""The client for asyncio: a thread makes each call of the client, its iterators and its sessions; you await it."""
 
 from mixserve_client.aio.client import AsyncMixClient
 from mixserve_client.aio.iterator import AsyncBatchIterator

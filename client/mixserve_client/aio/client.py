@@ -1,4 +1,4 @@
-"""The client for asyncio: every call of the client, awaited while a thread makes it."""
+"""`AsyncMixClient`: each call of `MixClient`, made by a thread and awaited."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -21,8 +21,8 @@ T = TypeVar("T")
 _THREADS = 16
 
 
-def awaited(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """The call of `MixClient`, made in a thread."""
+def in_thread(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """A coroutine function that makes the call of `MixClient` in a thread."""
 
     async def call(self: "AsyncMixClient", *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(begin(partial(method, self.client, *args, **kwargs), self.workers))
@@ -33,63 +33,70 @@ def awaited(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[An
 class AsyncMixClient:
     """A `MixClient` for asyncio: the same calls, arguments, results and errors, awaited.
 
-    Up to 16 calls are under way at a time, each in a thread, and others wait for one. `timeout_s` counts from when a
-    thread begins a call: waiting for a thread, and for the turn of an iterator's or a session's calls, is not counted;
-    `asyncio.timeout` bounds that as well. A call that is cancelled runs on in its thread, and what it gives is dropped.
-    Of iterators and sessions nothing gets lost: their calls take turns, and the same call made again gives what the
-    cancelled one would have given.
+    Up to 16 calls run at a time, each in a thread; others wait for a thread. `timeout_s` counts from when a thread
+    begins the call, without the wait for a thread or for the turn of an iterator's or session's call; `asyncio.timeout`
+    bounds these waits too. A cancelled call runs on in its thread, and the client drops its result. Iterators and
+    sessions lose nothing by that: their calls take turns, and the same call made again returns what the cancelled one
+    would have returned.
 
     A client, its iterators and its sessions are for one event loop at a time.
     """
 
     def __init__(self, client: MixClient):
-        """Take over `client`, also one of `mixserve.local_client`: it ends with this one."""
+        """Take over `client`, which may be one of `mixserve.local_client`: closing this one closes it.
+
+        Raises InvalidRequest if it is not a MixClient.
+        """
         if not isinstance(client, MixClient):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidRequest(
-                f"an asyncio client is made of a MixClient, or by AsyncMixClient.connect(address); got {client!r:.100}"
+                f"client must be a MixClient, got {client!r:.100}; for an address use AsyncMixClient.connect(address)"
             )
         self.client = client
         self.workers = PerProcess(partial(DaemonThreadPool, _THREADS, on_exit=client.close))
         self._opening = Turns(self.workers)
-        self._opened: Session | None = None  # and given to nobody
+        self._opened: Session | None = None  # a session that a cancelled call opened, and no caller has yet
 
     @classmethod
     @with_class_arguments_of(MixClient.connect)
     def connect(cls, *args: Any, **options: Any) -> Self:
-        """A client of the server at `address`, as `MixClient.connect` makes it. Never blocks."""
+        """A client of the server at `address`; arguments and errors are as in `MixClient.connect`. Never blocks."""
         return cls(MixClient.connect(*args, **options))
 
     def __reduce__(self) -> Any:
-        """A client of the same servers, as that of `MixClient`."""
+        """A client of the same servers, as a pickled `MixClient` is."""
         return type(self), (self.client,)
 
     @property
     def transport(self) -> str:
-        """How batches travel at present, as `MixClient.transport` says it."""
+        """How batches travel at present; the values are those of `MixClient.transport`."""
         return self.client.transport
 
-    mixtures = awaited(MixClient.mixtures)
-    mixture = awaited(MixClient.mixture)
-    end = awaited(MixClient.end)
-    get_batch_at = awaited(MixClient.get_batch_at)
-    get_batch_by_positions = awaited(MixClient.get_batch_by_positions)
-    get_plan_at = awaited(MixClient.get_plan_at)
-    sessions = awaited(MixClient.sessions)
+    mixtures = in_thread(MixClient.mixtures)
+    mixture = in_thread(MixClient.mixture)
+    end = in_thread(MixClient.end)
+    get_batch_at = in_thread(MixClient.get_batch_at)
+    get_batch_by_positions = in_thread(MixClient.get_batch_by_positions)
+    get_plan_at = in_thread(MixClient.get_plan_at)
+    sessions = in_thread(MixClient.sessions)
 
     @with_arguments_of(MixClient.batches)
     def batches(self, *args: Any, **options: Any) -> AsyncBatchIterator:
-        """An iterator over the batches from position `start` on, as `MixClient.batches` makes it. Asks for nothing."""
+        """An iterator over the batches from position `start` on; options and errors are as in `MixClient.batches`.
+
+        Sends nothing yet, so it is not a coroutine.
+        """
         return AsyncBatchIterator(self.client.batches(*args, **options), self.workers)
 
     @with_arguments_of(MixClient.session)
     async def session(self, *args: Any, **options: Any) -> AsyncSession:
-        """Open the session of that name: `MixClient.session`.
+        """Open the session `name`; options and errors are as in `MixClient.session`.
 
-        Where this was cancelled, the session may be this client's: the same call again gives it, and opening another
-        one, or closing the client, lets go of it.
+        If this call is cancelled, the client may hold the session all the same. The same call again returns it; opening
+        another session, or closing the client, releases it.
         """
 
         def open_it() -> Session:
+            # One that an earlier, cancelled call opened: nothing else would close it.
             unwanted, self._opened = self._opened, None
             if unwanted is not None:
                 unwanted.close()
@@ -102,13 +109,13 @@ class AsyncMixClient:
 
     @with_arguments_of(MixClient.view_session)
     async def view_session(self, *args: Any, **options: Any) -> AsyncSessionView:
-        """What may be asked of a session that others hold: its state, and its checkpoints."""
+        """A view of a session that another client may hold: its state and its checkpoints."""
         view = await asyncio.wrap_future(begin(partial(self.client.view_session, *args, **options), self.workers))
         return AsyncSessionView(view, self.workers)
 
     async def close(self) -> None:
-        """Let go of sessions, end the calls under way and the connections; closing twice is closing once."""
-        # Not in a thread of its own: all of them may be in calls that this is to end.
+        """Release the sessions, end running calls, and close the connections. You may call it more than once."""
+        # Not in a thread of the pool: all of them may be busy with the calls that this ends.
         await asyncio.to_thread(self.workers.here.close)
 
     async def __aenter__(self) -> Self:

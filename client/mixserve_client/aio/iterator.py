@@ -1,4 +1,4 @@
-"""An iterator for asyncio, which loses no batch when a call is cancelled."""
+"""`AsyncBatchIterator`, which loses no batch if a call is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,16 +17,17 @@ T = TypeVar("T")
 
 
 class AsyncBatchIterator:
-    """Yields dicts of arrays; made by `AsyncMixClient.batches`. A `BatchIterator` whose calls take turns.
+    """Yields batches as dicts of arrays; made by `AsyncMixClient.batches`. A `BatchIterator` whose calls take turns.
 
-    The state is the position behind the last batch that somebody got: one whose `anext` was cancelled comes next.
+    The state is the position after the last batch that a caller received. If `anext` is cancelled, the next `anext`
+    returns that batch.
     """
 
     def __init__(self, iterator: BatchIterator, workers: PerProcess[DaemonThreadPool]):
         self._iterator = iterator
         self._batches = iterator.batches
         self._turns = Turns(workers)
-        self._got = self._batches.checkpoint
+        self._got = self._batches.checkpoint  # after the last batch that a caller received
         renew_in_forks(self, AsyncBatchIterator._renew_after_fork)
 
     def __reduce__(self) -> Any:
@@ -43,20 +44,19 @@ class AsyncBatchIterator:
         return batch
 
     async def schedule_weights(self, weights: Weights, from_position: int | None = None) -> int:
-        """Change the weights from `from_position` on, the next batch where it is None; returns from where they hold:
-        `BatchIterator.schedule_weights`."""
+        """Use `weights` from `from_position` on (default: the next batch): `BatchIterator.schedule_weights`."""
         return await self._call(partial(self._iterator.schedule_weights, weights, from_position))
 
     async def skip(self, start: int, stop: int) -> None:
-        """Leave out the positions [start, stop) as well: `BatchIterator.skip`."""
+        """Leave out the positions [start, stop), in addition to earlier skips: `BatchIterator.skip`."""
         await self._call(partial(self._iterator.skip, start, stop))
 
     async def get_state(self) -> dict[str, Any]:
-        """Where this iterator is, in plain JSON types; a `BatchIterator` can go on there, and the other way round."""
+        """The state in plain JSON types. `BatchIterator` has the same states: each resumes from those of the other."""
         return await self._call(self._iterator.get_state)
 
     async def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken: `BatchIterator.set_state`."""
+        """Resume where `state` was taken: `BatchIterator.set_state`."""
         await self._call(partial(self._iterator.set_state, state))
 
     async def state_dict(self) -> dict[str, Any]:
@@ -68,11 +68,11 @@ class AsyncBatchIterator:
         await self.set_state(state)
 
     async def save(self, directory: Any) -> Awaitable[None]:
-        """What Orbax calls to save this iterator beside a model: `BatchIterator.save`."""
+        """Orbax calls this to save the iterator beside a model: `BatchIterator.save`."""
         return await self._call(lambda: asyncio.run(self._iterator.save(directory)))
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """What Orbax calls to go on where `save` was called: `BatchIterator.load`."""
+        """Orbax calls this to resume where `save` was called: `BatchIterator.load`."""
 
         async def take() -> None:
             await self.set_state(state)
@@ -81,20 +81,20 @@ class AsyncBatchIterator:
         return take()
 
     async def reset(self) -> None:
-        """Go back to where this iterator began: `BatchIterator.reset`."""
+        """Go back to the beginning: `BatchIterator.reset`."""
         await self._call(self._iterator.reset)
 
     async def start_prefetch(self) -> None:
-        """Ask for the first batches now: `BatchIterator.start_prefetch`."""
+        """Send the first requests now: `BatchIterator.start_prefetch`."""
         await self._call(self._iterator.start_prefetch)
 
     async def element_spec(self) -> Any:
-        """The structure of a batch, a Field in the place of each array: `BatchIterator.element_spec`."""
+        """The structure of a batch, with a Field in place of each array: `BatchIterator.element_spec`."""
         return await self._call(self._iterator.element_spec)
 
     async def close(self) -> None:
-        """Drop what is in flight, and end a wait for it; the client stays open. Closing twice is closing once."""
-        # At once, also if a cancelled call is still in flight: its thread drops what it requested.
+        """Drop the batches in flight, and end a wait for one; the client stays open. You may call it more than once."""
+        # At once, also if a cancelled call is still running: its thread drops what it requested.
         self._iterator.close()
         await self._turns.at_last(self._iterator.close)
 
@@ -114,15 +114,15 @@ class AsyncBatchIterator:
         self._batches.return_to(self._got)
 
     async def _call(self, task: Callable[[], T]) -> T:
-        """What `task` gives in the place of a batch that nobody got."""
+        """Run `task` at the position after the last batch that a caller received."""
         batches = self._batches
 
-        def in_place() -> T:
-            if batches.checkpoint != self._got:
+        def run() -> T:
+            if batches.checkpoint != self._got:  # a cancelled `anext` read a batch that no caller received
                 batches.return_to(self._got)
             try:
                 return task()
             finally:
                 self._got = batches.checkpoint
 
-        return await self._turns.once(in_place, object())
+        return await self._turns.once(run, object())  # a name that equals no other: it gets no kept answer

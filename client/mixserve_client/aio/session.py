@@ -1,4 +1,4 @@
-"""Sessions for asyncio, which lose no record when a call is cancelled."""
+"""`AsyncSession` and `AsyncSessionView`, which lose no record if a call is cancelled."""
 
 import inspect
 from collections.abc import Callable, Coroutine
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def again(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """The operation for asyncio: it moves nothing, so that it may be done twice if a caller is cancelled."""
+    """The call as a coroutine function, for calls that may run twice: one that is cancelled and made again does."""
 
     async def call(self: "AsyncSessionView", *args: P.args, **kwargs: P.kwargs) -> T:
         return await self.turns.again(partial(method, self.session, *args, **kwargs))
@@ -28,7 +28,7 @@ def again(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any,
 
 
 def once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """The operation for asyncio: the same call after a cancelled one gives the answer of that one."""
+    """The call as a coroutine function; after a cancelled call, the same call again returns the answer of that one."""
     signature = inspect.signature(method)
 
     async def call(self: "AsyncSessionView", *args: P.args, **kwargs: P.kwargs) -> T:
@@ -41,14 +41,17 @@ def once(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, 
 
 
 class AsyncSessionView:
-    """What anybody may ask of a session, whoever holds it; made by `AsyncMixClient.view_session`."""
+    """A `SessionView` for asyncio: the calls that any client may make. Made by `AsyncMixClient.view_session`."""
 
     def __init__(self, view: SessionView, workers: PerProcess[DaemonThreadPool]):
         self.session = view
         self.turns = Turns(workers)
 
     def __reduce__(self) -> Any:
-        raise TypeError("a session cannot be pickled: it is one process's; pickle the client, and open it there")
+        raise TypeError(
+            "a session cannot be pickled, since it belongs to one process: pickle the client, and open the session in "
+            "the other process"
+        )
 
     @property
     def name(self) -> str:
@@ -57,7 +60,7 @@ class AsyncSessionView:
 
     @property
     def mixture(self) -> str:
-        """The name of its mixture."""
+        """The name of the session's mixture."""
         return self.session.mixture
 
     get_state = again(SessionView.get_state)
@@ -72,48 +75,48 @@ class AsyncSessionView:
 
 
 class AsyncSession(AsyncSessionView):
-    """A `Session` for asyncio, made by `AsyncMixClient.session`. A context manager that lets go of the session.
+    """A `Session` for asyncio, made by `AsyncMixClient.session`. As a context manager it closes at the end.
 
-    A call that was cancelled may have moved the session all the same. Make it again, and it gives what it would have
-    given; until then the records of a cancelled read count as read, in `index` and in states, and another read goes on
-    behind them.
+    A cancelled call may have moved the session all the same. The same call again returns what the cancelled one would
+    have returned. Until then the records of a cancelled read count as read, in `index` and in states, and another read
+    continues after them.
     """
 
     def __init__(self, session: Session, workers: PerProcess[DaemonThreadPool]):
         super().__init__(session, workers)
-        self._session = session  # in its own type
+        self._session = session  # `self.session` with the type of a Session
 
     @property
     def resumed(self) -> bool:
-        """Whether the session was known when it was opened, so that it goes on where it stood."""
+        """Whether the session existed when this client opened it, and so continues from where it was."""
         return self._session.resumed
 
     @property
     def index(self) -> int:
-        """How many records of the epoch have been read."""
+        """The number of records read in this epoch."""
         return self._session.index
 
     @property
     def epoch(self) -> int:
-        """How many epochs have been started."""
+        """The number of epochs started."""
         return self._session.epoch
 
     def __aiter__(self) -> "_Epoch":
-        """The records of an epoch, which is started when the first of them is asked for."""
+        """The records of a new epoch, which the first `anext` starts."""
         return _Epoch(self)
 
     async def start_epoch(self) -> None:
-        """`epoch` + 1, `index` 0: what `iter(session)` does for a `Session`."""
+        """Start an epoch: `epoch` + 1, `index` 0. The same as `iter(session)` of a `Session`."""
         await self.turns.once(partial(iter, self._session), "start_epoch")
 
     async def next_record(self) -> Any:
-        """The record at `index`, what `next(session)` is for a `Session`. Raises StopAsyncIteration at the end."""
+        """The record at `index`, as `next(session)` of a `Session`. Raises StopAsyncIteration at the epoch's end."""
         return self._unless_ended(await self.turns.once(partial(next, self._session, END), "next_record"))
 
     async def next_batch(self, size: int) -> Any:
         """The records from `index` on as arrays of shape (size, *field.shape), fewer at the epoch's end.
 
-        Raises StopAsyncIteration where there is none left.
+        Raises StopAsyncIteration if none is left.
         """
         return self._unless_ended(await self.turns.once(partial(_next_batch, self._session, size), "next_batch", size))
 
@@ -128,9 +131,10 @@ class AsyncSession(AsyncSessionView):
     reset_cache = again(Session.reset_cache)
 
     async def close(self) -> None:
-        """Let others open the session; its journal and its checkpoints stay. Closing twice is closing once.
+        """Release the session, so that other clients can open it; its journal and its checkpoints stay.
 
-        A cancelled call that still looks for its server two seconds later lets go of the session when it ends.
+        If a cancelled call is still running after two seconds, this returns, and the session is released when that call
+        ends. You may call it more than once.
         """
         await self.turns.at_last(self._session.close)
 
@@ -150,7 +154,7 @@ class AsyncSession(AsyncSessionView):
 
 
 class _Epoch:
-    """What `async for` over a session goes through."""
+    """The iterator of `async for` over a session."""
 
     def __init__(self, session: AsyncSession):
         self._session = session
@@ -174,7 +178,7 @@ def _next_batch(session: Session, size: int) -> Any:
 
 
 def _comparable(value: Any) -> Any:
-    """Equal for equal arguments, keys among them; what cannot be compared equals nothing."""
+    """A value that is equal for equal arguments, also for keys; for one that cannot be compared it equals nothing."""
     if value is None or isinstance(value, str | bool):
         return value
     try:

@@ -1,4 +1,4 @@
-"""The calls on one object: one at a time, each in a thread, and none is lost when its caller is cancelled."""
+"""Runs the calls on one object in threads, one at a time, and keeps the answer of a call whose caller is cancelled."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,38 +11,41 @@ from mixserve_client.forks import PerProcess, leave_to_parent, renew_in_forks
 from mixserve_client.rpc.threads import DaemonThreadPool
 
 T = TypeVar("T")
-_CLOSE_S = 2.0
-END: Any = object()  # in the place of StopIteration, which no future can hold
+_CLOSE_S = 2.0  # how long `at_last` waits for a call whose caller was cancelled
+END: Any = object()  # in place of StopIteration, which a future cannot hold
 
 
 class Turns:
-    """The calls on one object: one at a time, each in a thread. One whose caller was cancelled runs on."""
+    """The turns of the calls on one object: one at a time, each in a thread. A call whose caller is cancelled runs on.
+
+    For one event loop.
+    """
 
     def __init__(self, workers: PerProcess[DaemonThreadPool]):
         self._workers = workers
         self._lock = asyncio.Lock()
-        self._running: Future[Any] | None = None  # for nobody
-        self._kept: tuple[tuple[Any, ...], Future[Any]] | None = None  # the answer that nobody took, and to what
+        self._running: Future[Any] | None = None  # a call that runs on, since a thread cannot be cancelled
+        self._kept: tuple[tuple[Any, ...], Future[Any]] | None = None  # name and answer of a cancelled `once`
         renew_in_forks(self, Turns.renew_after_fork)
 
     def renew_after_fork(self) -> None:
-        """No call runs in this process."""
+        """Forget the calls that run in the parent; none runs in this process."""
         leave_to_parent((self._running, self._kept))
         self._lock, self._running, self._kept = asyncio.Lock(), None, None
 
     async def again(self, task: Callable[[], T]) -> T:
-        """What `task` gives, which may be run twice where a caller was cancelled."""
+        """Run `task`, and return its result. Drops the result if the caller is cancelled."""
         async with self._lock:
-            await self._quiet()
+            await self._wait_for_running()
             return await self._answer(begin(task, self._workers))
 
     async def once(self, task: Callable[[], T], *name: Any) -> T:
-        """What `task` gives, or what it gave to a caller of the same name who was cancelled.
+        """Run `task`, and return its result. If an earlier call of the same name was cancelled, return its result.
 
-        That answer is kept until another task is to be run once.
+        A cancelled call's result is kept until the next call of `once`, whatever its name.
         """
         async with self._lock:
-            await self._quiet()
+            await self._wait_for_running()
             kept, self._kept = self._kept, None
             if kept is not None and kept[0] == name:
                 return kept[1].result()
@@ -54,22 +57,24 @@ class Turns:
                 raise
 
     async def at_last(self, task: Callable[[], None]) -> None:
-        """Run `task` when no call runs any more, and wait for that: but not long for one that runs for nobody."""
+        """Run `task` when no call runs any more. Waits up to 2 s for a call whose caller was cancelled; then returns,
+        and `task` runs at the end of that call."""
         async with self._lock:
             self._kept = None
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._quiet(), _CLOSE_S)
+                await asyncio.wait_for(self._wait_for_running(), _CLOSE_S)
             if self._running is None:
                 await self._answer(begin(task, self._workers))
             else:
+                # Marked as running, so that a caller who is cancelled while it waits for this cannot cancel it.
                 last: Future[None] = Future()
                 last.set_running_or_notify_cancel()
                 self._running.add_done_callback(lambda _: _finish(last, task))
                 self._running = last
 
-    async def _quiet(self) -> None:
+    async def _wait_for_running(self) -> None:
         if self._running is not None:
-            with suppress(Exception):  # which is for the caller who went away
+            with suppress(Exception):  # an error of the cancelled call, whose caller is gone
                 await asyncio.wrap_future(self._running)
             self._running = None
 
@@ -77,13 +82,14 @@ class Turns:
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if not future.cancel():  # it has begun
+            if not future.cancel():  # a thread has begun it, and cannot be interrupted
                 self._running = future
             raise
 
 
 def begin(task: Callable[[], T], workers: PerProcess[DaemonThreadPool]) -> "Future[T]":
-    """`task` in a thread, or here once the client is closed: nothing waits any more then, and states can be had."""
+    """Run `task` in a thread, or here if the client is closed: then no call waits for a server, and `get_state` still
+    works."""
     try:
         return workers.here.submit(task)
     except Unavailable:
