@@ -1,4 +1,4 @@
-"""Remote batches as Grain's data sets: for pipelines, prefetch and checkpoints of Grain's own. Needs `grain`."""
+"""Remote batches as Grain data sets, for Grain's own pipelines, prefetch and checkpoints. Needs `grain`."""
 # pyright: standard
 
 import sys
@@ -16,11 +16,11 @@ from mixserve_client.schema.tree import flatten, unflatten
 
 
 class RemoteMapDataset(grain.MapDataset[Any]):
-    """Batches by their number: element i has the rows at the positions [i * batch_size, (i + 1) * batch_size).
+    """Batches by number: element i has the rows at the positions [i * batch_size, (i + 1) * batch_size).
 
-    `len` is `num_batches`, or `sys.maxsize` where there is no end; as in Grain, numbers beyond it begin again. It is
-    pickled with its client, for Grain's worker processes. A batch is one request: with `to_iter_dataset(ReadOptions)`
-    Grain reads ahead by threads; `RemoteIterDataset` does by streams.
+    `len` is `num_batches`, or `sys.maxsize` if it is None; as in Grain, larger numbers wrap around. It is pickled with
+    its client, for Grain's worker processes. A batch is one request, and Grain prefetches with threads
+    (`to_iter_dataset(ReadOptions(...))`); `RemoteIterDataset` prefetches with streams.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RemoteMapDataset(grain.MapDataset[Any]):
         mixture: str | None = None,
         num_batches: int | None = None,
     ):
-        """Raises InvalidRequest for a batch size or a number of batches below 1, and for what is no key."""
+        """Raises InvalidRequest if `batch_size` or `num_batches` is below 1, or if `key` is not a key."""
         super().__init__()
         self._client = client
         self._batch_size = check_integer("batch_size", batch_size, 1)
@@ -44,13 +44,13 @@ class RemoteMapDataset(grain.MapDataset[Any]):
         return self._length
 
     def __getitem__(self, index: Any) -> Any:
-        """The batch of that number; for a slice the data set of these batches. Raises what `get_batch_at` raises."""
+        """The batch of number `index`; for a slice the data set of its batches. Raises what `get_batch_at` raises."""
         if isinstance(index, slice):
             return self.slice(index)
         return self._rows(check_integer("index", index) % self._length, 1)
 
     def _getitems(self, indices: Sequence[int]) -> Sequence[Any]:
-        # Batches that follow each other come by one request.
+        # Grain calls this to read several elements at once. Consecutive batches are read in one request.
         batches, numbers = list[Any](), [check_integer("index", index) % self._length for index in indices]
         begin = 0
         for place in range(1, len(numbers) + 1):
@@ -75,13 +75,13 @@ class RemoteMapDataset(grain.MapDataset[Any]):
 
 
 class RemoteIterDataset(grain.IterDataset[Any]):
-    """The batches of `client.batches(batch_size, key, **options)`, read ahead by streams."""
+    """The batches of `client.batches(batch_size, key, **options)`, prefetched with streams."""
 
     def __init__(self, client: MixClient, *, batch_size: int, key: Any, **options: Any):
         """Raises what `client.batches` raises."""
         super().__init__()
         options |= {name: copy_pairs(options[name]) for name in ("schedule", "skip") if name in options}
-        client.batches(batch_size, key, **options).close()
+        client.batches(batch_size, key, **options).close()  # only to check the options: wrong ones raise here
         self._client = client
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
 
@@ -97,7 +97,7 @@ class RemoteIterDataset(grain.IterDataset[Any]):
 
 
 class RemoteDatasetIterator(grain.DatasetIterator[Any]):
-    """A `BatchIterator` as Grain's iterator, whose states Grain's and Orbax's checkpoints keep."""
+    """A `BatchIterator` as a Grain iterator, whose state Grain's and Orbax's checkpoints save."""
 
     def __init__(self, batches: BatchIterator):
         super().__init__()
@@ -107,19 +107,19 @@ class RemoteDatasetIterator(grain.DatasetIterator[Any]):
         return next(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """That of the `BatchIterator`, in plain JSON types."""
+        """The state of the `BatchIterator`, in plain JSON types."""
         return self._batches.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises what `BatchIterator.set_state` raises."""
+        """Resume where `state` was taken. Raises what `BatchIterator.set_state` raises."""
         self._batches.set_state(state)
 
     def start_prefetch(self) -> None:
-        """Ask for the first batches now."""
+        """Send the first requests now, before the first `next`."""
         self._batches.start_prefetch()
 
     def close(self) -> None:
-        """Drop what is in flight; the client stays open."""
+        """Drop the batches in flight; the client stays open."""
         self._batches.close()
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Batches in the dtypes that JAX has as x64 is set: without it, values of 64 bits become those of 32 if they fit."""
+"""Batches in JAX's dtypes: without x64, 64-bit values become 32-bit values if they fit."""
 # pyright: standard
 
 from typing import Any
@@ -9,14 +9,15 @@ import numpy as np
 from mixserve_client.errors import InvalidRequest
 
 
-def fitting(batch: Any) -> Any:
-    """The batch in the dtypes that JAX has as x64 is set. Raises InvalidRequest where a value does not fit."""
+def fit_dtypes(batch: Any) -> Any:
+    """The batch in JAX's dtypes under the current x64 setting. Raises InvalidRequest if a value does not fit."""
 
     def fit(path: Any, array: np.ndarray) -> np.ndarray:
         dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         if dtype == array.dtype:
             return array
         narrowed = array.astype(dtype)
+        # JAX itself narrows without an error: int64 2^40 becomes int32 0.
         if not np.array_equal(narrowed.astype(array.dtype), array, equal_nan=array.dtype.kind in "fc"):
             raise InvalidRequest(
                 f"the field {jax.tree_util.keystr(path)} has values of {array.dtype} that {dtype} cannot hold; set "

@@ -1,4 +1,4 @@
-"""The node's surface over a client: a Flax NNX module whose batches come from a server. Needs `flax`."""
+"""A Flax NNX module with the node's members, whose batches come from a server. Needs `flax`."""
 # pyright: standard
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from mixserve_client.client import MixClient
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.jax_dtypes import fitting
+from mixserve_client.jax_dtypes import fit_dtypes
 from mixserve_client.rpc.forwarding import named_as
 from mixserve_client.schema.checks import check_integer
 from mixserve_client.schema.keys import IMPLEMENTATION, key_words
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def of_session(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """The operation of `Session`, on the session of a node."""
+    """The call of `Session`, made on the session of a node."""
 
     def call(self: "RemoteMixDataSourcesNode", *args: P.args, **kwargs: P.kwargs) -> T:
         return method(self.session, *args, **kwargs)
@@ -35,7 +35,10 @@ def of_session(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate
 
 
 class _Remote:
-    """What NNX must carry along by identity, and neither copy nor trace."""
+    """The client and the session of a node, hidden from NNX."""
+
+    # NNX compares an object of a plain class by identity, and does not trace it. Copies of it are the object itself, so
+    # clones of a node share client and session.
 
     def __init__(self, client: MixClient, mixture: str | None, session: str | None, options: dict[str, Any]):
         self.client = client
@@ -55,39 +58,39 @@ class _Remote:
         return self.client.catalog.get(self.mixture, None)
 
     def rows(self, start: int, size: int, words: Any) -> Any:
-        """The batch in JAX's dtypes; what goes wrong is kept."""
+        """The batch in JAX's dtypes. Keeps an error in `last_error`, since JAX replaces errors of callbacks."""
         try:
-            return fitting(self.client.get_batch_at(start, size, words, mixture=self.mixture))
+            return fit_dtypes(self.client.get_batch_at(start, size, words, mixture=self.mixture))
         except BaseException as error:
             self.last_error = error
             raise
 
 
 class RemoteMixDataSourcesNode(nnx.Module):
-    """A mixture on a server as a source of pipelines: `get_batch_at` may be called inside `jit`, `scan` and `vmap`.
+    """A mixture on a server as a source of pipelines. You may call `get_batch_at` inside `jit`, `scan` and `vmap`.
 
-    `session` names a session of the server, which is opened at the first use of what has a state: iteration, `reset`,
-    states, statistics and counts. `session_options` are those of `MixClient.session`.
+    `session` names a session on the server, which has everything that needs state: iteration, `reset`, states,
+    statistics and counts. The first such call opens it. `session_options` are those of `MixClient.session`.
     """
 
     def __init__(
         self, client: MixClient, *, mixture: str | None = None, session: str | None = None, **session_options: Any
     ):
-        """Asks the server for nothing."""
+        """Sends nothing yet."""
         self._remote = _Remote(client, mixture, session, session_options)
 
     @property
     def last_error(self) -> BaseException | None:
-        """What the last batch that failed failed with: JAX turns errors inside programs into JaxRuntimeError."""
+        """The error of the last batch that failed. Inside programs JAX raises JaxRuntimeError in its place."""
         return self._remote.last_error
 
     @property
     def session(self) -> Session:
-        """The session, opened now if it was not. Raises InvalidRequest where none was named."""
+        """The session; the first use opens it. Raises InvalidRequest if the node was made without a session's name."""
         remote = self._remote
         if remote.session is None:
             if remote.session_name is None:
-                raise InvalidRequest("this needs a session: RemoteMixDataSourcesNode(client, session='name')")
+                raise InvalidRequest("this call needs a session: use RemoteMixDataSourcesNode(client, session='name')")
             remote.session = remote.client.session(remote.session_name, mixture=remote.mixture, **remote.options)
         return remote.session
 
@@ -95,11 +98,11 @@ class RemoteMixDataSourcesNode(nnx.Module):
         return sum(source.length for source in self._remote.describe().sources)
 
     def supports_indexed_access(self) -> bool:
-        """That batches may be asked for by position: what pipelines ask their source."""
+        """True: pipelines may ask for batches by position."""
         return True
 
     def element_spec(self) -> Any:
-        """A pytree of `jax.ShapeDtypeStruct` that describes one record, in JAX's dtypes as x64 is set."""
+        """A pytree of `jax.ShapeDtypeStruct` for one record, in JAX's dtypes under the current x64 setting."""
         return unflatten(
             {
                 field.name: jax.ShapeDtypeStruct(field.shape, jax.dtypes.canonicalize_dtype(field.dtype))
@@ -108,11 +111,12 @@ class RemoteMixDataSourcesNode(nnx.Module):
         )
 
     def get_batch_at(self, start: Any, size: int, key: Any = None) -> Any:
-        """The rows at the positions [start, start + size), as the node on the server gives them.
+        """The rows at the positions [start, start + size), as the node on the server returns them: a pytree of
+        `jax.Array`s of shape (size, *field.shape).
 
-        `start` and `key` may be traced; a traced `start` has 32 bits. Raises what `MixClient.get_batch_at` raises;
-        inside a program JaxRuntimeError, whose text names that error, which is `last_error` then. Without x64, values
-        of 64 bits become those of 32 where they fit, and are InvalidRequest where they do not.
+        `start` and `key` may be traced; a traced `start` has 32 bits. Without x64, 64-bit values become 32-bit values,
+        and a value that does not fit raises InvalidRequest. Raises what `MixClient.get_batch_at` raises; inside a
+        program JaxRuntimeError, whose text names that error, and `last_error` has it.
         """
         if key is None:
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
@@ -140,12 +144,13 @@ class RemoteMixDataSourcesNode(nnx.Module):
         def on_host(words: Any, *traced_start: Any) -> Any:
             return remote.rows(int(traced_start[0] if traced_start else start), size, np.asarray(words))
 
-        # A start that is known has 64 bits.
+        # A start that is known now stays a Python integer: as an operand it would lose bits without x64.
         operands = (words, start) if isinstance(start, Tracer) else (words,)
+        # Under `vmap` one callback for each element: a batch takes one start and one key.
         return jax.pure_callback(on_host, batch, *operands, vmap_method="sequential")
 
     def __iter__(self) -> Iterator[Any]:
-        """Start an epoch of the session: `epoch` + 1, `index` 0."""
+        """Start an epoch of the session (`epoch` + 1, `index` 0), and iterate over its records."""
         return iter(self.session)
 
     def __next__(self) -> Any:
@@ -154,16 +159,16 @@ class RemoteMixDataSourcesNode(nnx.Module):
 
     @property
     def index(self) -> int:
-        """That of the session."""
+        """The session's `index`: the number of records read in this epoch."""
         return self.session.index
 
     @property
     def epoch(self) -> int:
-        """That of the session."""
+        """The session's `epoch`: the number of epochs started."""
         return self.session.epoch
 
     def process(self, input: Any, size: int, key: Any = None) -> Any:  # noqa: A002 - the reference's name
-        """The batch at these positions, counted in `get_operation_stats` of the session."""
+        """The batch at the positions [input, input + size), counted in the session's `get_operation_stats`."""
         return self.session.process(input, size, key)
 
     next_batch = of_session(Session.next_batch)

@@ -1,4 +1,4 @@
-"""Remote batches as PyTorch tensors, and as a data set for its loaders. Needs `torch`."""
+"""Remote batches as PyTorch tensors, and as a data set for PyTorch's loaders. Needs `torch`."""
 # pyright: standard, reportMissingImports=false, reportAttributeAccessIssue=false
 
 from typing import Any, Self
@@ -22,18 +22,19 @@ _DTYPES = {dtype: getattr(torch, name) for name, dtype in DTYPES.items() if hasa
 class RemoteIterableDataset(IterableDataset[Any]):
     """The batches of `client.batches(batch_size, key, **options)` as tensors, for loaders with `batch_size=None`.
 
-    An element is a whole batch, of this rank's rows: tensors of shape (rows, *field.shape) in the stored dtypes, nested
-    as the records are. The stream is the same at any number of workers. Every `iter` begins at `start`, but in the
-    process where `load_state_dict` was called the first one after it; a loader's workers all begin at a state that was
-    loaded before they were started. Tensors may be written to; processes that are forked off share the memory of
-    those that exist then.
+    An element is a whole batch of this rank's rows: tensors of shape (rows, *field.shape) in the stored dtypes, nested
+    as the records are. The stream of batches is the same with any number of workers. You may write to the tensors;
+    processes that are forked while a tensor exists share its memory.
+
+    Every `iter` begins at `start`. Only the first `iter` after `load_state_dict`, in the same process, resumes from the
+    state; the workers of a loader resume from a state that was loaded before they started.
     """
 
     def __init__(
         self, client: MixClient, *, batch_size: int, key: Any, shard: tuple[int, int] | None = None, **options: Any
     ):
-        """`shard` None takes rank and world size of torch.distributed where it is initialised when iteration begins,
-        else the whole batch. Never asks the server. Raises what `client.batches` raises.
+        """If `shard` is None, iteration uses the rank and world size of torch.distributed if it is initialised by then,
+        else whole batches. Sends nothing. Raises what `client.batches` raises.
         """
         super().__init__()
         self._client = client
@@ -43,11 +44,14 @@ class RemoteIterableDataset(IterableDataset[Any]):
         self._rank: tuple[int, int] | None = None  # the shard in the process that sent this to a worker
         self._loaded: dict[str, Any] | None = None
         self._latest: TensorBatches | None = None
-        self._batches((0, 1))
+        self._batches((0, 1))  # only to check the options: wrong ones raise here, not in a worker
 
     def __iter__(self) -> "TensorBatches":
-        """Raises InvalidRequest in the worker of a loader where the client's server is in its parent, and what
-        `BatchIterator.set_state` raises where a state was loaded, which stays loaded then."""
+        """An iterator from `start` on, or from a loaded state.
+
+        Raises what `BatchIterator.set_state` raises for a loaded state, which stays loaded then, and InvalidRequest in
+        a loader's worker if the client's server runs in the parent process.
+        """
         info = get_worker_info()
         if info is not None:
             self._check_can_travel()
@@ -60,34 +64,38 @@ class RemoteIterableDataset(IterableDataset[Any]):
         return batches
 
     def __len__(self) -> int:
-        """The batches from `start` to the end, of which the last may be short or left out. Asks the server for the
-        mixture.
+        """The number of batches from `start` to the end. May ask the server for the mixture.
 
-        Raises TypeError, as what has no length, where there is no end.
+        Raises TypeError if there is no end.
         """
         return len(self._batches((0, 1)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the latest `iter` in this process: what `BatchIterator.get_state` gives, in plain JSON types.
+        """The state of the latest `iter` in this process: that of `BatchIterator.get_state`, in plain JSON types.
 
-        Raises InvalidRequest where there was none, as in a process whose loader has workers: the loader has the states.
+        Raises InvalidRequest if there was no `iter` in this process. If the loader has workers, only they iterate, and
+        the loader has their states.
         """
         if self._loaded is not None:
             return self._loaded
         if self._latest is None:
             raise InvalidRequest(
-                "nothing was read in this process, so there is no state; where a loader has workers, take that of the "
-                "loader: torchdata's StatefulDataLoader has one"
+                "this data set has no state, since this process has not iterated over it; if your loader has workers, "
+                "save the state of a loader that has one, such as torchdata's StatefulDataLoader"
             )
         return self._latest.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next `iter` in this process, and those of workers that are started from now on, go on where `state`
-        was taken, by this, by a worker of that number or by any `BatchIterator`; it raises what there is to raise."""
+        """Resume from `state` at the next `iter` in this process, and in workers that start from now on.
+
+        The state may come from this data set, from a worker of the same number, or from any `BatchIterator`. This call
+        does not check it; `iter` does.
+        """
         self._loaded = state
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_can_travel()
+        # torch.distributed is not initialised in a spawned worker, so the rank travels with the data set.
         return vars(self) | {"_rank": self._own_shard(), "_latest": None}
 
     def _batches(self, worker: tuple[int, int]) -> BatchIterator:
@@ -102,14 +110,14 @@ class RemoteIterableDataset(IterableDataset[Any]):
 
     @property
     def _can_travel(self) -> bool:
-        """Whether the client can be used in another process; then no server in this one has its replies."""
+        """Whether another process can use the client. If so, no server in this process shares the memory of replies."""
         return self._client.catalog.can_travel
 
     def _check_can_travel(self) -> None:
         if not self._can_travel:
             raise InvalidRequest(
-                "the server of this client is in the process that made it, where a loader's workers cannot reach it: "
-                "use num_workers=0, or serve(...) and MixClient.connect(...)"
+                "this client's server runs in the process that made the client, and a loader's workers cannot reach it "
+                "there: use num_workers=0, or serve(...) and MixClient.connect(...)"
             )
 
 
@@ -117,7 +125,7 @@ class TensorBatches:
     """A `BatchIterator` whose batches are tensors; made by `iter` of a RemoteIterableDataset."""
 
     def __init__(self, batches: BatchIterator, *, own: bool):
-        """`own` says that the batches' memory is nobody else's."""
+        """`own` says that no other reader has the memory of these batches."""
         self._batches = batches
         self._own = own
         self._checked = False
@@ -126,35 +134,35 @@ class TensorBatches:
         return self
 
     def __next__(self) -> Any:
-        """The next batch. Raises InvalidRequest before the first one where PyTorch lacks the dtype of a field, and what
+        """The next batch. Raises InvalidRequest before the first one if PyTorch lacks the dtype of a field, and what
         the iterator's `next` raises."""
         if not self._checked:
             for name, field in flatten(self._batches.element_spec()).items():
-                _checked_dtype(name, field.dtype)
+                _torch_dtype(name, field.dtype)
             self._checked = True
         return _tensors(next(self._batches), own=self._own)
 
     def __len__(self) -> int:
-        """How many batches are left. Raises TypeError where there is no end."""
+        """How many batches are left. Raises TypeError if there is no end."""
         return len(self._batches)
 
     def __bool__(self) -> bool:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the `BatchIterator`, in plain JSON types."""
+        """The state of the `BatchIterator`, in plain JSON types."""
         return self._batches.get_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises what `BatchIterator.set_state` raises."""
+        """Resume where `state` was taken. Raises what `BatchIterator.set_state` raises."""
         self._batches.set_state(state)
 
 
 def to_tensors(batch: Any) -> Any:
-    """The tensors of a batch, or of any record of arrays and numbers, nested as it is, in the same dtypes.
+    """A batch, or any record of arrays and numbers, as tensors of the same nesting, shapes and dtypes.
 
-    Contiguous arrays that can be written to share their memory with their tensors, all others are copied. Raises
-    InvalidRequest for dtypes that PyTorch lacks.
+    Tensors of writable, contiguous arrays share their memory; all other arrays are copied. Raises InvalidRequest for
+    dtypes that PyTorch lacks.
     """
     return _tensors(batch, own=False)
 
@@ -164,15 +172,15 @@ def _tensors(batch: Any, *, own: bool) -> Any:
 
 
 def _tensor(name: str, array: np.ndarray, own: bool) -> torch.Tensor:
-    dtype = _checked_dtype(name, array.dtype)
-    if array.dtype.isbuiltin != 1:  # torch knows NumPy's own dtypes alone
+    dtype = _torch_dtype(name, array.dtype)
+    if array.dtype.isbuiltin != 1:  # such as bfloat16 of ml_dtypes: torch accepts only NumPy's own dtypes
         array = array.view(f"i{array.itemsize}")
     if own and array.flags.c_contiguous and array.flags.aligned and not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return torch.from_numpy(array if array.flags.carray else array.copy()).view(dtype)
 
 
-def _checked_dtype(name: str, dtype: np.dtype) -> torch.dtype:
+def _torch_dtype(name: str, dtype: np.dtype) -> torch.dtype:
     try:
         return _DTYPES[dtype]
     except KeyError:
@@ -183,10 +191,10 @@ def _checked_dtype(name: str, dtype: np.dtype) -> torch.dtype:
 
 
 class _Writable:
-    """NumPy's array interface over the memory of a read-only array whose memory nobody else reads: writable.
+    """A writable array interface over a read-only array whose memory no other reader has.
 
-    That memory is a bytes object that came over gRPC, or a mapping that a server on this host has written, and neither
-    is protected. Tensors cannot be read-only, and PyTorch warns of arrays that are.
+    PyTorch has no read-only tensors, and warns about read-only arrays. It is safe to write here: the memory is a bytes
+    object that came over gRPC, or a mapping that a server on this host has written, and neither is write-protected.
     """
 
     def __init__(self, array: np.ndarray):
