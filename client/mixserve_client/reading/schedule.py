@@ -95,8 +95,8 @@ class Schedule:
         block = max(1, self.mixture.block_size)
         begin = -(-begin // block) * block
         if not 0 <= begin < POSITION_LIMIT:
-            where = f", whose next block boundary is {begin}" if block > 1 and begin > 0 else ""
-            raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r:.100}{where}")
+            boundary = f", whose next block boundary is {begin}" if block > 1 and begin > 0 else ""
+            raise InvalidRequest(f"weights must begin at a position in 0..2^63 - 2, got {start!r:.100}{boundary}")
         return begin
 
     def _weights(self, weights: Any) -> tuple[float, ...]:
