@@ -1,4 +1,5 @@
-"""Draws docs/checkpoints.png: where the place in the data lives with each kind of checkpoint, and what crashes mean."""
+"""Draws docs/checkpoints.png: where the position in the data is stored with each kind of checkpoint, and what crashes
+mean."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -36,9 +37,9 @@ CLIENT_HELD = Kind(
     server_disk=("nothing", ""),
     held_by_server=False,
     crashes=(
-        ("trainer killed", "reads its checkpoint, set_state(), goes on\nwith any server"),
-        ("server killed", "the same request again, here or at a replica:\nthe same bytes"),
-        ("state folder lost", "there is none"),
+        ("trainer killed", "reads its checkpoint, set_state(), continues\nwith any server"),
+        ("server killed", "the client repeats the request, here or at a\nreplica: the same bytes"),
+        ("state folder lost", "there is no state folder"),
     ),
 )
 ON_THE_SERVER = Kind(
@@ -52,8 +53,11 @@ ON_THE_SERVER = Kind(
     held_by_server=True,
     crashes=(
         ("trainer killed", 'session("run-17", take_over=True),\nrestore_checkpoint("step-1000")'),
-        ("server killed", "reads the journal; call 17 is answered once,\nthe trainer waits meanwhile"),
-        ("state folder lost", "so are sessions and checkpoints; without\n--state-dir they are when the server ends"),
+        ("server killed", "a restarted server reads the journal; call 17\nis done once, the trainer waits meanwhile"),
+        (
+            "state folder lost",
+            "sessions and checkpoints are lost. Without\n--state-dir they are lost whenever the server ends.",
+        ),
     ),
 )
 
@@ -65,7 +69,7 @@ def main() -> None:
     draw(left, CLIENT_HELD)
     draw(right, ON_THE_SERVER)
     figure.legend(
-        handles=[Patch(facecolor=STATE[0], edgecolor=STATE[1], label="here is the place in the data")],
+        handles=[Patch(facecolor=STATE[0], edgecolor=STATE[1], label="where the position in the data is stored")],
         loc="outside upper center",
         frameon=False,
         fontsize=9.5,
@@ -102,7 +106,7 @@ def draw(axes: Axes, kind: Kind) -> None:
 
 
 def box(axes: Axes, place: tuple[float, float, float, float], colours: tuple[str, str], *lines: str) -> None:
-    """A box (x, y, width, height) with its lines in the middle; what holds the place in the data is filled."""
+    """A box (x, y, width, height) with its lines in the middle; what stores the position in the data is filled."""
     x, y, width, height = place
     fill, edge = colours
     style = "round,pad=0,rounding_size=1.6"
