@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import requires
+from pathlib import Path
 
 import mixserve
 import mixserve_client
@@ -55,3 +56,10 @@ def test_what_is_not_exported_is_an_attribute_error():
 
 def test_versions_agree():
     assert mixserve.__version__ == mixserve_client.__version__
+
+
+def test_both_packages_come_with_their_license():
+    root = Path(__file__).parents[1]
+    assert (root / "client" / "LICENSE").read_text() == (root / "LICENSE").read_text()
+    for folder in (root, root / "client"):
+        assert 'license-files = ["LICENSE"]' in (folder / "pyproject.toml").read_text()
