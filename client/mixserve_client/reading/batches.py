@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Self
 
-from mixserve_client.errors import InvalidRequest
+from mixserve_client.errors import FingerprintMismatch, InvalidRequest
 from mixserve_client.options import BatchOptions
 from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.in_flight import InFlight
@@ -92,6 +92,10 @@ class Batches:
             position = group + self.shard.group if end is None else end
             if in_flight.wants_more:
                 self.refill(deadline)
+        except FingerprintMismatch:
+            self.forget()
+            self._read(None).say_what_changed(self._deadline())
+            raise
         except BaseException:
             self.forget()
             raise

@@ -1,6 +1,7 @@
 """The mixtures of a client's servers, and the check that they stay what they were at their first use."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self
 
 from mixserve_client.errors import CorruptReply
@@ -59,7 +60,7 @@ class MixtureCatalog:
         if name and fresh.name != name:
             raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, not {name!r:.100}")
         known = self._known.setdefault(fresh.name, fresh)  # one step: racing threads agree on the first answer
-        check_fingerprint(known, fresh.fingerprint)
+        check_fingerprint(known, fresh.fingerprint, fresh)
         if not name:
             self._known.setdefault("", known)
         return fresh
@@ -74,7 +75,8 @@ class MixtureCatalog:
         """A reader of a mixture under a key and a schedule. Raises InvalidRequest, and what `ask` raises."""
         words = key_words(key)
         description = self.get(mixture, deadline)
-        return Reader(self.resources, Selection(description, words, Schedule.of(description, schedule), content))
+        selection = Selection(description, words, Schedule.of(description, schedule), content)
+        return Reader(self.resources, selection, partial(self.ask, description.name))
 
     def __reduce__(self) -> Any:
         if self._options is None:

@@ -1,8 +1,9 @@
 """Reads rows of one selection with a client's resources."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from mixserve_client.errors import CorruptReply
+from mixserve_client.errors import CorruptReply, FingerprintMismatch, MixserveError
 from mixserve_client.reading.assembly import Batch
 from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.reading.ranges import PositionList, StridedRange
@@ -18,21 +19,26 @@ from mixserve_client.wire.schedule import decode_schedule
 _CALL_BYTES = 128 << 10
 
 
+Describe = Callable[[float | None], object]
+
+
 class Reader:
     """A selection (mixture, key, schedule, content), and the resources to read it. Safe to use from many threads.
 
     Deadlines are times of `time.monotonic()`.
     """
 
-    def __init__(self, resources: Resources, selection: Selection):
+    def __init__(self, resources: Resources, selection: Selection, describe: Describe):
+        """`describe` asks a server what the mixture is now, and raises FingerprintMismatch if it has changed."""
         self.selection = selection
         self._resources = resources
+        self._describe = describe
         self._end: int | None = None
         self._knows_end = selection.mixture.stop == "never"
 
     def with_schedule(self, schedule: Schedule) -> "Reader":
         """A reader of the same selection with another schedule."""
-        return Reader(self._resources, replace(self.selection, schedule=schedule))
+        return Reader(self._resources, replace(self.selection, schedule=schedule), self._describe)
 
     def end(self, deadline: float | None) -> int | None:
         """The first position that does not exist, None if there is no end. Asks a server at most once."""
@@ -43,9 +49,28 @@ class Reader:
 
     def rows(self, start: int, size: int, deadline: float | None) -> Batch:
         """The rows [start, start + size)."""
+        try:
+            return self._rows(start, size, deadline)
+        except FingerprintMismatch:
+            self.say_what_changed(deadline)
+            raise
+
+    def say_what_changed(self, deadline: float | None) -> None:
+        """After a FingerprintMismatch, raise one that says what has changed, if a server describes it otherwise now.
+
+        The refusal of a request knows two hashes only; descriptions have weights, lengths and fields.
+        """
+        try:
+            self._describe(deadline)
+        except FingerprintMismatch:
+            raise
+        except MixserveError:
+            return  # the first error says more than that there is no server now
+
+    def _rows(self, start: int, size: int, deadline: float | None) -> Batch:
         selection = self.selection
         if size > selection.mixture.limits.size or size * selection.row_bytes > _CALL_BYTES:
-            return self.batch(StridedRange(start, size, size, 1), deadline)
+            return self._batch(StridedRange(start, size, size, 1), deadline)
         request = encode_batch_request(selection.request(start, size))
         caller = self._resources.here.caller
         reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)
@@ -56,6 +81,13 @@ class Reader:
 
     def batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
         """The one batch of `wanted`, read as streams."""
+        try:
+            return self._batch(wanted, deadline)
+        except FingerprintMismatch:
+            self.say_what_changed(deadline)
+            raise
+
+    def _batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
         resources = self._resources.here
         stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers, deadline)
         (batch,) = (batch for batches in stream for batch in batches)

@@ -9,7 +9,7 @@ from mixserve_client.errors import FingerprintMismatch, InvalidRequest
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.schema.fields import PROVENANCE, Content, Field, content_fields, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
-from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.mixture import MixtureDescription, differences
 from mixserve_client.schema.positions import Positions
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest
 from mixserve_client.schema.tree import unflatten
@@ -73,10 +73,11 @@ class Selection:
         return unflatten(batch) | added if batch else added
 
 
-def check_fingerprint(known: MixtureDescription, fingerprint: str) -> None:
-    """Raises FingerprintMismatch if a server's mixture is not the known one."""
+def check_fingerprint(known: MixtureDescription, fingerprint: str, now: MixtureDescription | None = None) -> None:
+    """Raises FingerprintMismatch if a server's mixture is not the known one, with what differs from it `now`."""
     if fingerprint != known.fingerprint:
+        changed = "" if now is None else f" What has changed: {differences(known, now)}."
         raise FingerprintMismatch(
             f"the mixture {known.name!r} has the fingerprint {fingerprint:.100}, expected {known.fingerprint}: its "
-            "batches would differ; connect a new client to use the mixture as it is now"
+            f"batches would differ.{changed} Connect a new client to use the mixture as it is now"
         )

@@ -1,5 +1,6 @@
 """Descriptions of mixtures: fields, sources, fingerprint and limits."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mixserve_client.schema.fields import Field
@@ -64,3 +65,43 @@ class MixtureDescription:
     def row_bytes(self) -> int:
         """The bytes of one row, over all fields."""
         return sum(field.nbytes for field in self.fields)
+
+
+def differences(known: MixtureDescription, now: MixtureDescription) -> str:
+    """What differs in two descriptions, for an error message: up to five differences, the most telling ones first."""
+    found = list(_differences(known, now)) or [
+        "not in what a description shows: the content of a source, the PRNG, or the version of mixserve or JAX"
+    ]
+    more = f"; and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
+    return "; ".join(found[:_MOST_DIFFERENCES]) + more
+
+
+_MOST_DIFFERENCES = 5
+
+
+def _differences(known: MixtureDescription, now: MixtureDescription) -> Iterator[str]:
+    before, after = ({source.name: source for source in mixture.sources} for mixture in (known, now))
+    yield from (f"the source {name!r:.60} is gone" for name in before if name not in after)
+    yield from (f"the source {name!r:.60} is new" for name in after if name not in before)
+    common = [name for name in before if name in after]
+    for name in common:
+        if before[name].length != after[name].length:
+            yield f"the source {name!r:.60} has {after[name].length} records, not {before[name].length}"
+    for name in common:
+        if before[name].weight != after[name].weight:
+            yield f"the source {name!r:.60} has the weight {after[name].weight:.6g}, not {before[name].weight:.6g}"
+    if before.keys() == after.keys() and list(before) != list(after):
+        yield "the sources are in another order"
+    for name in ("sampling", "block_size", "stop"):
+        if getattr(known, name) != getattr(now, name):
+            yield f"{name} is {getattr(now, name)!r:.60}, not {getattr(known, name)!r:.60}"
+    if known.schedule[1:] != now.schedule[1:]:  # the first entry has the weights of the sources
+        yield "the weight schedule is another one"
+    for name in known.element_spec | now.element_spec:
+        if known.element_spec.get(name) != now.element_spec.get(name):
+            yield f"the field {name!r:.60} is {_kind(now, name)}, not {_kind(known, name)}"
+
+
+def _kind(mixture: MixtureDescription, name: str) -> str:
+    field = mixture.element_spec.get(name)
+    return "absent" if field is None else f"{field.dtype}{list(field.shape)}"

@@ -1,0 +1,68 @@
+"""A server that comes back with another mixture: the client says what has changed, not two hashes alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
+from mixserve_client import FingerprintMismatch, MixClient, MixtureDescription
+from mixserve_client.schema.mixture import differences
+from tests.conftest import arrays
+
+LENGTHS = {"a": 40, "b": 60}
+
+
+def node(
+    weights: tuple[float, ...] = (0.5, 0.5), lengths: dict[str, int] = LENGTHS, seed: int = 0, **options: Any
+) -> MixDataSourcesNode:
+    sources = [ArraySource(arrays(length, seed + i), name=name) for i, (name, length) in enumerate(lengths.items())]
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=len(sources), weights=weights, **options), sources)
+
+
+CHANGES: dict[str, tuple[MixDataSourcesNode, str]] = {
+    "weights": (node((0.3, 0.7)), "the source 'a' has the weight 0.3, not 0.5"),
+    "a length": (node(lengths={"a": 41, "b": 60}), "the source 'a' has 41 records, not 40"),
+    "a name": (node(lengths={"a": 40, "c": 60}), "the source 'b' is gone; the source 'c' is new"),
+    "the order": (node(lengths={"b": 60, "a": 40}), "the sources are in another order"),
+    "the way of drawing": (node(sampling="epoch"), "sampling is 'epoch', not 'categorical'"),
+    "content": (node(seed=9), "not in what a description shows: the content of a source"),
+    "a schedule": (node(schedule=[(64, (0.9, 0.1))]), "the weight schedule is another one"),
+}
+CALLS: dict[str, Callable[[MixClient, Any], Any]] = {
+    "a call": lambda client, _: client.get_batch_at(0, 3, 7),
+    "a stream": lambda client, _: client.get_batch_at(0, 9000, 7),
+    "positions": lambda client, _: client.get_batch_by_positions([3, 1], 7),
+    "an iterator": lambda _, batches: next(batches),
+    "the description": lambda client, _: client.mixture(),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_what_has_changed_is_said(changed):
+    other, said = CHANGES[changed]
+    with serve({"train": node()}) as server:
+        address = server.address
+        client = MixClient.connect(address, patience_s=20)
+        batches = client.batches(4, 7)
+        next(batches)
+        position = batches.get_state()["position"]
+    with client, serve({"train": other}, address):
+        for name in CALLS if changed == "weights" else ("a call",):
+            with pytest.raises(FingerprintMismatch) as raised:
+                for _ in range(100_000):  # of the iterator's batches, some may have come before
+                    CALLS[name](client, batches)
+                    position = batches.get_state()["position"]
+            assert said in str(raised.value), name
+            assert len(str(raised.value)) < 2000
+        assert batches.get_state()["position"] == position
+
+
+def test_many_differences_are_counted():
+    with serve({"train": node()}) as server, MixClient.connect(server.address) as client:
+        known: MixtureDescription = client.mixture()
+    names = {f"source-{i}": 10 for i in range(20)}
+    with serve({"train": node((0.05,) * 20, names)}) as server, MixClient.connect(server.address) as client:
+        text = differences(known, client.mixture())
+    assert text.endswith("; and 17 more")
+    assert text.count(";") == 5
