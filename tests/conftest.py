@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
-from mixserve.mixture.compilation_cache import choose_folder, made_for
+from mixserve.mixture.compilation_cache import choose_folder, platform_digest
 from mixserve.mixture.programs import forget
 from mixserve_client import MixClient
 from tests import profiles  # noqa: F401  # it loads one
@@ -19,7 +19,7 @@ from tests.processes import ONE_SIZE
 
 # Compiled programs are kept across tests and runs: a program takes a second of two cores, and there are hundreds. Other
 # processes get mixserve's own: JAX's cache is not written atomically, and they are killed at any time.
-_COMPILED = Path(__file__).parents[1] / "build" / "compiled" / made_for()
+_COMPILED = Path(__file__).parents[1] / "build" / "compiled" / platform_digest()
 os.environ["MIXSERVE_COMPILATION_CACHE"] = str(_COMPILED / "mixserve")
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)

@@ -136,7 +136,7 @@ def test_what_is_no_id_is_refused(wrong):
         node(Data(), content_ids=(wrong,))
     with pytest.raises(ValueError, match="content_ids must be num_sources = 1"):
         node(Data(), content_ids=("a", "b"))
-    with pytest.raises(ValueError, match="nested mixture '0' has no content_id"):
+    with pytest.raises(ValueError, match="nested mixture '0' cannot have a content_id"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), content_ids=("a",)), [node(Data())])
 
 

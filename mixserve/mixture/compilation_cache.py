@@ -1,11 +1,12 @@
 """Compiled programs in a folder of this user, so that the next process need not compile them again.
 
-A file has a header, the SHA-256 of what follows, and there the serialized program with the bits that it gave for a
-probe. Its name ends with a digest of all that the program depends on: JAX, this processor, and the arithmetic. What
-cannot be read, or gives other bits for the probe, counts as missing: nothing here ever fails a caller.
+A file has a header, the SHA-256 of the rest, and the rest: the serialized program and the bits that it returned for a
+probe. The file's name ends with a digest of everything that the program depends on: JAX, this processor, and the
+arithmetic. A file that cannot be read, or whose program returns other bits for the probe, counts as missing. Loading
+and saving never raise.
 """
 
-# JAX's own signatures are typed in part only.
+# JAX's own signatures have types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import hashlib
@@ -38,7 +39,7 @@ _logger = logging.getLogger("mixserve")
 _VARIABLE = "MIXSERVE_COMPILATION_CACHE"
 _HEADER = b"mixserve program 1\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_MOST_BYTES = 16 << 20  # of one file; a program has 0.2 MB
+_MOST_BYTES = 16 << 20  # of one file; a program takes 0.2 MB
 _MOST_FILES = 512
 _SUFFIX, _UNFINISHED = ".program", ".unfinished-"
 _LONG_AGO_S = 3600.0
@@ -47,12 +48,12 @@ Call = Callable[[jax.stages.Compiled], np.ndarray]
 
 
 class CompilationCache:
-    """The programs in `folder`; safe to use from many threads and processes."""
+    """The programs in one folder; safe to use from many threads and processes."""
 
     def __init__(self, folder: Path, depends_on: bytes):
-        """`depends_on` is the digest of what all programs depend on.
+        """`depends_on` is the digest of everything that all programs depend on.
 
-        Raises OSError where the folder cannot be made, or is not this user's alone.
+        Raises OSError if the folder cannot be made, or if another user owns it or has access to it.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
@@ -60,9 +61,9 @@ class CompilationCache:
         self._check_folder()
 
     def load(self, name: str, probe: Call) -> jax.stages.Compiled | None:
-        """The program of that name; None where there is none that gives what it gave when it was saved.
+        """The program of that name; None if there is none, or if its probe no longer returns the saved bits.
 
-        `probe` calls it with arguments that are always the same.
+        `probe` calls the program with fixed arguments.
         """
         path = self._path(name)
         try:
@@ -70,49 +71,51 @@ class CompilationCache:
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
                 found = os.fstat(file.fileno())
                 if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                    raise PermissionError("another user owns it, or may write to it")
+                    raise PermissionError("another user owns the file, or may write to it")
                 content = file.read(_MOST_BYTES)
             body = content[len(_HEADER) + _DIGEST_BYTES :]
             if content[: len(_HEADER) + _DIGEST_BYTES] != _HEADER + hashlib.sha256(body).digest():
-                raise ValueError("its digest is not that of its content")
-            # Native code of this user in a folder of this user: reading it cannot do more than running it.
+                raise ValueError("its digest does not match its content")
+            # Unpickling may run any code, but so may the program: native code of this user, in a folder that only this
+            # user may write to.
             serialized: Any
             given: bytes
             serialized, given = pickle.loads(body)
-            program = _deserialized(serialized)
+            program = _deserialize(serialized)
             if probe(program).tobytes() != given:
-                raise ValueError("it gives other bits than it gave when it was saved")
+                raise ValueError("it returns other bits than when it was saved")
         except FileNotFoundError:
             return None
-        except Exception as error:  # whatever is wrong with it: it is compiled again
-            _logger.info("the compiled program %s is not used: %s: %s", path, type(error).__name__, error)
+        except Exception as error:  # whatever is wrong with the file: the caller compiles the program again
+            _logger.info("ignoring the compiled program %s, compiling again: %s: %s", path, type(error).__name__, error)
             return None
         return program
 
     def save(self, name: str, program: jax.stages.Compiled, probe: Call) -> None:
-        """Keep the program, if it can be kept: what JAX itself had from its own cache may not be."""
+        """Write the program to its file if possible; programs from JAX's own cache may be impossible to serialize."""
         try:
             self._check_folder()
             given, serialized = probe(program).tobytes(), serialize_executable.serialize(program)
-            # Where JAX loaded the program from its own cache, this serializes without its functions, without an error.
-            if probe(_deserialized(serialized)).tobytes() != given:
-                raise ValueError("it gives other bits when it is loaded again")
+            # JAX serializes a program from its own cache without its functions and without an error; the call fails.
+            if probe(_deserialize(serialized)).tobytes() != given:
+                raise ValueError("it returns other bits after loading it again")
             body = pickle.dumps((serialized, given))
             self._write(self._path(name), _HEADER + hashlib.sha256(body).digest() + body)
-        except Exception as error:  # a full or read-only disk, or a JAX that cannot: the file is not needed
-            _logger.info("the compiled program %s is not kept: %s: %s", name, type(error).__name__, error)
+        except Exception as error:  # a full or read-only disk, or a JAX that cannot: nothing needs the file
+            _logger.info("cannot cache the compiled program %s: %s: %s", name, type(error).__name__, error)
 
     def _check_folder(self) -> None:
-        """What lies here is run. Raises OSError."""
+        """Raises OSError if another user may write here: this process runs what it finds in the folder."""
         found = self.folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise PermissionError(f"{self.folder} must be a folder of this user alone (mode 700), and no link")
+            raise PermissionError(f"{self.folder} must be a folder of mode 700 that this user owns, and not a link")
 
     def _path(self, name: str) -> Path:
         digest = hashlib.sha256(self._depends_on + name.encode()).hexdigest()
         return self.folder / f"{name}-{digest[:16]}{_SUFFIX}"
 
     def _write(self, path: Path, content: bytes) -> None:
+        # Written under another name and renamed: another process must never read half a program.
         descriptor, unfinished = tempfile.mkstemp(dir=self.folder, prefix=_UNFINISHED)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -125,10 +128,10 @@ class CompilationCache:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the oldest programs of too many, and what processes that were killed left unfinished."""
+        """Remove the oldest programs above the limit, and unfinished files that killed processes left."""
         programs, unfinished = list[tuple[float, str]](), list[tuple[float, str]]()
         for entry in os.scandir(self.folder):
-            with suppress(OSError):  # another process removes it as well
+            with suppress(OSError):  # another process removed it first
                 written = entry.stat(follow_symlinks=False).st_mtime
                 if entry.name.endswith(_SUFFIX):
                     programs.append((written, entry.path))
@@ -139,59 +142,61 @@ class CompilationCache:
                 Path(path).unlink()
 
 
-class _Chosen:
-    """What the user chose: a folder, none, or nothing yet."""
+class _Choice:
+    """The user's choice: a folder, False for none, or True for the default."""
 
     folder: Path | bool = True
 
 
 def choose_folder(folder: Path | bool) -> None:
-    """Keep programs in `folder` from now on; True stands for MIXSERVE_COMPILATION_CACHE, else the user's own cache
-    folder, False for nowhere."""
-    _Chosen.folder = folder
-    _opened.cache_clear()
+    """Cache programs in `folder` from now on.
+
+    True means the folder in MIXSERVE_COMPILATION_CACHE, else the user's own cache folder; False means no cache.
+    """
+    _Choice.folder = folder
+    _open.cache_clear()
 
 
 def chosen_cache(*arithmetic: ModuleType) -> CompilationCache | None:
-    """The cache of programs that the source of these modules makes; None where none can be had."""
-    return _opened(_Chosen.folder, os.environ.get(_VARIABLE), arithmetic)
+    """The cache of programs whose code is in the modules `arithmetic`; None if caching is off or impossible."""
+    return _open(_Choice.folder, os.environ.get(_VARIABLE), arithmetic)
 
 
 @cache
-def _opened(chosen: Path | bool, variable: str | None, arithmetic: tuple[ModuleType, ...]) -> CompilationCache | None:
+def _open(chosen: Path | bool, variable: str | None, arithmetic: tuple[ModuleType, ...]) -> CompilationCache | None:
     if chosen is False or (chosen is True and variable == "off"):
         return None
     try:
         folder = chosen if isinstance(chosen, Path) else Path(variable) if variable else _user_folder()
         return CompilationCache(folder, _depends_on(arithmetic))
-    except Exception as error:  # no home, no source, no metadata, …: the folder is not needed
-        _logger.info("compiled programs are not kept, so each start compiles them: %s", error)
+    except Exception as error:  # no home, no source, no metadata, …: nothing needs the folder
+        _logger.info("cannot cache compiled programs, so each start compiles them: %s", error)
         return None
 
 
 def _user_folder() -> Path:
-    """Raises RuntimeError where this user has no home."""
+    """Raises RuntimeError if this user has no home."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "mixserve"
 
 
 def _depends_on(arithmetic: tuple[ModuleType, ...]) -> bytes:
-    """Raises OSError and ValueError where it cannot be told."""
-    described = [made_for(), os.environ.get("XLA_FLAGS", ""), str(cpu().id), *map(inspect.getsource, arithmetic)]
-    return hashlib.sha256("\0".join(described).encode()).digest()
+    """The digest of everything that programs depend on. Raises OSError or ValueError if that cannot be found out."""
+    parts = [platform_digest(), os.environ.get("XLA_FLAGS", ""), str(cpu().id), *map(inspect.getsource, arithmetic)]
+    return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
-def made_for() -> str:
-    """The versions and the processor that programs are compiled for, in 16 hexadecimal digits.
+def platform_digest() -> str:
+    """The digest of the versions and the processor that programs are compiled for: 16 hexadecimal digits.
 
-    Raises OSError and ValueError where they cannot be told.
+    Raises OSError or ValueError if they cannot be found out.
     """
-    described = sys.version, jax.__version__, version("jaxlib"), np.__version__, _processor()
-    return hashlib.sha256("\0".join(described).encode()).hexdigest()[:16]
+    parts = sys.version, jax.__version__, version("jaxlib"), np.__version__, _processor()
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
-    """This processor's model and features. Raises OSError and ValueError."""
+    """This processor's model and features. Raises OSError or ValueError if they cannot be found out."""
     if sys.platform == "darwin":
         asked = ["/usr/sbin/sysctl", "machdep.cpu", "hw.optional"]
         return platform.machine() + subprocess.run(asked, capture_output=True, text=True, check=False).stdout
@@ -199,10 +204,10 @@ def _processor() -> str:
     first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     found = [line for line in first if line.startswith(wanted)]
     if not found:
-        raise ValueError("this processor's features are not known")
+        raise ValueError("/proc/cpuinfo does not list this processor's features")
     return "\n".join([platform.machine(), *found])
 
 
-def _deserialized(serialized: Any) -> jax.stages.Compiled:
+def _deserialize(serialized: Any) -> jax.stages.Compiled:
     device = cpu()
     return serialize_executable.deserialize_and_load(*serialized, backend=device.client, execution_devices=[device])

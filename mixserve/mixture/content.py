@@ -1,4 +1,4 @@
-"""The sources of a mixture -> what identifies their content: ids, digests, or samples of their records."""
+"""The sources of a mixture -> the identities of their content: ids, digests, or samples of their records."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from mixserve_client.schema.tree import flatten
 
 _logger = logging.getLogger("mixserve")
 
-# All sources of a mixture together may take so long.
+# The limit for all sources of a mixture together: a server reads their samples before it starts.
 SAMPLING_S = 5.0
 _SPREAD = 65
 _THREADS = 8
@@ -27,18 +27,18 @@ _LONGEST_ID, _LONGEST_FAILURE = 256, 300
 
 
 class Content(NamedTuple):
-    """What is known of a source's content.
+    """What is known about a source's content.
 
     `identity` goes into the fingerprint; it is empty if nothing identifies the content. `sample` is the digest of some
-    records if they were read, and did not differ when they were read again.
+    records if two readings of them were equal.
     """
 
     identity: bytes
     sample: bytes | None = None
 
 
-def checked_id(name: str, content_id: Any) -> str | None:
-    """The `content_id` of the source of that name. Raises ValueError."""
+def check_id(name: str, content_id: Any) -> str | None:
+    """The `content_id` of the source `name`. Raises ValueError unless it is None or a string of 1 to 256 characters."""
     if content_id is None or (isinstance(content_id, str) and 0 < len(content_id) <= _LONGEST_ID):
         return content_id
     raise ValueError(
@@ -50,16 +50,18 @@ def checked_id(name: str, content_id: Any) -> str | None:
 def identify(
     names: Sequence[str], sources: Sequence[Any], content_ids: Sequence[str | None], fields: Sequence[Field]
 ) -> list[Content]:
-    """What identifies the content of each source: its `content_id`, else its `content_digest()`, else a sample.
+    """The content of each source, identified by its `content_id`, else its `content_digest()`, else a sample.
 
-    The sample is the first record, the last one and 64 spread between them, read twice. Sources whose records cannot be
-    read, differ between the two readings, or take longer than 5 s in all are left without an identity, with a warning.
+    The sample is the first record, the last one and 64 spread between them, read twice. A source gets no identity, and
+    the log a warning, if its records cannot be read, differ between the readings, or if the samples of all sources take
+    longer than 5 s.
     """
     found = dict[int, Content]()
     unknown = dict[int, _Sample]()
     for place, (source, content_id) in enumerate(zip(sources, content_ids, strict=True)):
         if content_id is not None:
-            found[place] = Content(_tagged("content_id", content_id.encode(errors="surrogatepass")))
+            # Before the source's own digest: only the user knows what a rewritten file means.
+            found[place] = Content(_tag("content_id", content_id.encode(errors="surrogatepass")))
         elif digest := content_bytes(source):
             found[place] = Content(digest)
         elif len(source) == 0:
@@ -71,8 +73,8 @@ def identify(
         found[place], doubt = sample.result()
         if doubt:
             _logger.warning(
-                "the fingerprint does not cover the content of the source %r: %s. Nothing can tell when its records "
-                "change, or differ between replicas; give the source a content_id",
+                "the fingerprint does not cover the content of the source %r: %s. Changes of its records, and "
+                "differences between replicas, will go unnoticed; give the source a content_id",
                 names[place],
                 doubt,
             )
@@ -80,7 +82,7 @@ def identify(
 
 
 class _Sample:
-    """Some records of a source, to be read twice."""
+    """Some records of a source, read twice and compared."""
 
     def __init__(self, source: Any, fields: Sequence[Field]):
         self._source = source
@@ -91,7 +93,7 @@ class _Sample:
         self._failure = ""
 
     def read(self, until: float) -> None:
-        """Read it twice, but begin nothing after the time `until`."""
+        """Read the sample twice, but begin no read after the time `until`."""
         try:
             if isinstance(self._source, ReferenceSource):
                 self._source.warm_up()
@@ -101,38 +103,39 @@ class _Sample:
             self._failure = f"reading its records failed: {type(error).__name__}: {error}"[:_LONGEST_FAILURE]
 
     def result(self) -> tuple[Content, str]:
-        """What has been found out by now, and why that is no identity."""
+        """What the reads found so far, and why that is not an identity, else an empty string."""
+        # A snapshot: a thread whose source is too slow may still be reading.
         digests, doubt = tuple(self._digests), self._failure
         if len(set(digests)) > 1:
             return Content(b""), "its records differ when they are read again"
         sample = digests[0] if digests else None
         if not doubt and len(digests) < 2:
-            doubt = f"to read {_SPREAD + 1} of its records twice takes longer than {SAMPLING_S:g} s"
-        return Content(b"" if doubt or sample is None else _tagged("sample", sample), sample), doubt
+            doubt = f"reading {_SPREAD + 1} of its records twice takes longer than {SAMPLING_S:g} s"
+        return Content(b"" if doubt or sample is None else _tag("sample", sample), sample), doubt
 
     def _digest(self, until: float) -> bytes | None:
-        """That of the sample's records; None if they took too long."""
+        """The digest of the sample's records; None if reading them takes too long."""
         last, digest = len(self._source) - 1, hashlib.sha256()
         ids = np.unique([last * i // _SPREAD for i in range(_SPREAD + 1)])
         for at in range(0, len(ids), self._step):
             if time.monotonic() > until:
                 return None
-            for name, leaf in flatten(self._taken(ids[at : at + self._step])).items():
+            for name, leaf in flatten(self._take(ids[at : at + self._step])).items():
                 array = np.ascontiguousarray(leaf)
                 if (array.dtype, array.shape[1:]) != self._fields.get(name):
-                    raise WrongRecord(f"they have the leaf {name!r:.100} as {array.dtype}{list(array.shape[1:])}")
+                    raise WrongRecord(f"the leaf {name!r:.100} came as {array.dtype}{list(array.shape[1:])}")
                 digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
                 digest.update(array.tobytes())
         return digest.digest()
 
-    def _taken(self, record_ids: RecordIds) -> Any:
+    def _take(self, record_ids: RecordIds) -> Any:
         if is_keyed(self._source):
             return self._source.take_keyed(record_ids, np.zeros((len(record_ids), 2), np.uint32))
         return self._source.take(record_ids)
 
 
 def _read(samples: Collection[_Sample]) -> None:
-    """Read all samples, as far as the time allows."""
+    """Read all samples, in threads, until the time is up."""
     waiting, until = SimpleQueue[_Sample](), time.monotonic() + SAMPLING_S
     for sample in samples:
         waiting.put(sample)
@@ -142,7 +145,7 @@ def _read(samples: Collection[_Sample]) -> None:
             while time.monotonic() < until:
                 waiting.get_nowait().read(until)
 
-    # Daemons: a source that never answers must keep neither the server from starting nor the process from ending.
+    # Daemons: a source that never answers must not keep the server from starting or the process from ending.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_THREADS, len(samples)))]
     for thread in threads:
         thread.start()
@@ -150,6 +153,6 @@ def _read(samples: Collection[_Sample]) -> None:
         thread.join(max(0.0, until - time.monotonic()))
 
 
-def _tagged(kind: str, content: bytes) -> bytes:
-    """So that an id is never taken for a sample, or for a digest that a source gave."""
+def _tag(kind: str, content: bytes) -> bytes:
+    """A digest with the kind mixed in, so that an id never equals a sample or a digest that a source returned."""
     return hashlib.sha256(f"mixserve {kind}:".encode() + content).digest()

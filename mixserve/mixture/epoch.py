@@ -1,13 +1,13 @@
-"""Plans without replacement: exact shares per block, and no record again before the pass over its source is over.
+"""Plans without replacement: exact shares per block, and no record repeats before the pass over its source ends.
 
 Block b of B positions holds `count_s((b+1)B) - count_s(bB)` records of source s (`counts`). They are listed source by
-source and shuffled: the j-th goes to the slot whose word is the j-th smallest, words being those of
-`threefry(fold64(key_order, b), [0, i])`, i < ceil(B/2), all first ones and then all second ones. The records of a
-source come in order of position: the k-th is row `perm(k mod L)` of pass `k // L`, `perm` being the `permutation` of
-[0, L) under `fold64(fold64(key_rows, s), k // L)`.
+source and shuffled: the j-th goes to the slot with the j-th smallest word. The words are those of
+`threefry(fold64(key_order, b), [0, i])`, i < ceil(B/2): all first ones, then all second ones. The records of a source
+come in order of position: the k-th is row `perm(k mod L)` of pass `k // L`, where `perm` is the `permutation` of [0, L)
+under `fold64(fold64(key_rows, s), k // L)`.
 
-`key_order` and `key_rows` are `threefry(key, [2^32 - 1, 1])` and `[2^32 - 1, 2]`: no position has such a high word.
-Fetch keys are those of `draw`. A child that draws in epoch mode itself has its own order, and its own passes: the k-th
+`key_order` and `key_rows` are `threefry(key, [2^32 - 1, 1])` and `[2^32 - 1, 2]`: no position has this high word.
+Fetch keys are those of `draw`. A child that is a mixture in epoch mode keeps its own order and its own passes: the k-th
 record is its position k under `fold64(key_rows, s)`.
 """
 
@@ -20,25 +20,25 @@ from jaxtyping import Int, UInt32, UInt64
 
 from mixserve.mixture.counts import Counts
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
-from mixserve.mixture.permutation import permuted, sides
+from mixserve.mixture.permutation import permute, sides
 from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import ALL, EPOCH, NEVER, Sampling, check_end
 from mixserve.mixture.schedule import Schedule
 from mixserve.mixture.threefry import threefry
 from mixserve_client.schema.positions import POSITION_LIMIT
 
-# Numbers that no position has.
+# In the place of a position, to derive other keys: no position has this high word.
 _ORDER, _ROWS = 0xFFFFFFFF << 32 | 1, 0xFFFFFFFF << 32 | 2
 _FETCH = 2  # the third key of a position's split
 _POSITIONS_AT_ONCE = 1 << 15
-_SLOT_BITS = 16
+_SLOT_BITS = 16  # slots are below the largest block_size, 2^16
 _CACHED_KEYS = 64
 
 Pair = tuple[Any, Any]
 
 
 class EpochPlanner:
-    """Plans one mixture in epoch mode; the arguments are those of `Planner`, and `sampling`."""
+    """Plans one mixture in epoch mode. `lengths`, `nested` and `keyed` are as in `Planner`."""
 
     mode = EPOCH
 
@@ -52,30 +52,30 @@ class EpochPlanner:
         keyed: bool = False,
         like: Counts | None = None,
     ):
-        """`schedule` is in the place of that of `sampling`; what it shares with that of the counts `like` is taken from
-        there."""
+        """`schedule` replaces that of `sampling`. `like` has another schedule's counts, reused for shared entries."""
         self.block_size = sampling.block_size
         self.source_count = len(lengths)
         self._leaves = Leaves(self.source_count, nested or {})
         self.leaf_count = self._leaves.count
-        # Each block counts and lists its sources anew.
+        # Every block counts and lists all sources, however few positions it has.
         self.cost = 1 + self.source_count // self.block_size + self._leaves.cost
         self._keyed = keyed or bool(self._leaves.nested)
         self._keeps_order = np.array(
             [s in self._leaves.nested and self._leaves.nested[s].mode == EPOCH for s in range(len(lengths))]
         )
+        # At least 1, which `sides` needs. Sources without records are never drawn.
         self._lengths = np.array([max(1, length) for length in lengths], np.uint64)
         grids = np.array([sides(int(length)) for length in self._lengths], np.uint64)
         self._grids = np.ascontiguousarray(grids.T)
         self.counts = Counts(schedule or sampling.schedule, like)
-        self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_CACHED_KEYS)(self._derived_keys)
+        self._keys: Callable[[bytes], tuple[Pair, Pair]] = lru_cache(_CACHED_KEYS)(self._derive_keys)
         self.end = None if sampling.stop == NEVER else self.counts.end(lengths, of_all=sampling.stop == ALL)
 
     def programs(self, *, first: bool) -> set[ProgramName]:
         return set[ProgramName]().union(*(planner.programs(first=first) for planner in self._leaves.nested.values()))
 
     def pass_ends(self) -> list[int | None]:
-        """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""
+        """Per source, how many positions the first pass over it takes, to within a block; None if it never ends."""
         return [self.counts.longest(source, int(length)) for source, length in enumerate(self._lengths)]
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
@@ -90,46 +90,49 @@ class EpochPlanner:
         if len(positions):
             check_end(self.end, int(positions.max()), 1)
         if keys.ndim == 1:
-            return self._under_one_key(keys, positions)
-        plan = _unfilled(len(positions), keyed=self._keyed)
+            return self._plan_under_one_key(keys, positions)
+        plan = _empty_plan(len(positions), keyed=self._keyed)
         found, which = np.unique(keys, axis=0, return_inverse=True)
         for place, key in enumerate(found):
             here = np.flatnonzero(which.reshape(-1) == place)
-            _fill(plan, here, self._under_one_key(key, positions[here]))
+            _fill(plan, here, self._plan_under_one_key(key, positions[here]))
         return plan
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         plan = self.plan(key, 0, size if self.end is None else min(size, self.end))
         return plan.source_ids.tobytes() + plan.record_ids.tobytes()
 
-    def _under_one_key(self, key: UInt32[np.ndarray, "2"], positions: UInt64[np.ndarray, " size"]) -> Plan:
-        plan = _unfilled(len(positions), keyed=self._keyed)
+    def _plan_under_one_key(self, key: UInt32[np.ndarray, "2"], positions: UInt64[np.ndarray, " size"]) -> Plan:
+        plan = _empty_plan(len(positions), keyed=self._keyed)
         blocks, which = np.unique(positions // np.uint64(self.block_size), return_inverse=True)
         slots = (positions % np.uint64(self.block_size)).astype(np.int64)
         first, at_once = 0, max(1, _POSITIONS_AT_ONCE // self.block_size)
         while first < len(blocks):
             numbers: list[int] = blocks[first : first + at_once].tolist()
             if len(numbers) > 1 and self._size(numbers[-1]) < self.block_size:
-                numbers.pop()  # the short one alone
+                numbers.pop()  # `_plan_blocks` needs blocks of one size: the short one comes alone
             here = np.flatnonzero((which >= first) & (which < first + len(numbers)))
-            _fill(plan, here, self._planned(key, numbers, (which[here] - first) * self.block_size + slots[here]))
+            _fill(plan, here, self._plan_blocks(key, numbers, (which[here] - first) * self.block_size + slots[here]))
             first += len(numbers)
-        return self._leaves.resolved(plan)
+        return self._leaves.resolve(plan)
 
     def _size(self, number: int) -> int:
-        """The positions of a block: fewer than others where the mixture ends in it."""
+        """The number of positions of a block: fewer than `block_size` if the mixture ends in it."""
         return min(self.block_size, (POSITION_LIMIT if self.end is None else self.end) - number * self.block_size)
 
-    def _planned(self, key: UInt32[np.ndarray, "2"], numbers: list[int], wanted: Int[np.ndarray, " wanted"]) -> Plan:
-        """The plan, by sources, of the `wanted` places in blocks of one size, which are counted through."""
+    def _plan_blocks(
+        self, key: UInt32[np.ndarray, "2"], numbers: list[int], wanted: Int[np.ndarray, " wanted"]
+    ) -> Plan:
+        """The plan, by sources, of the `wanted` places in these blocks, all of one size; places count through them."""
         starts, size = [number * self.block_size for number in numbers], self._size(numbers[-1])
         before = np.stack([self.counts.at(start) for start in starts])
         counts = (np.stack([self.counts.at(start + size) for start in starts]) - before).reshape(-1)
-        # From here on in the order of the lists: block by block, source by source, by ascending position.
+        # All arrays from here on are in the order of the lists: by block, then source, then position.
         listed = np.arange(len(numbers) * size)
         group = np.repeat(np.arange(len(counts)), counts)
         ranks = listed + np.repeat(before.reshape(-1) - (np.cumsum(counts) - counts), counts)
-        slots = self._shuffled(key, numbers, size)
+        slots = self._shuffle(key, numbers, size)
+        # One sort of (group, slot) pairs: the slots of each source ascend, so its records come in order of position.
         slots = np.sort(group << _SLOT_BITS | slots.reshape(-1)) & ((1 << _SLOT_BITS) - 1)
         places = listed // size * size + slots
         if len(wanted) < len(places):
@@ -140,20 +143,21 @@ class EpochPlanner:
         sources = group % self.source_count
         records, keys = self._records(key, group, sources, ranks.astype(np.uint64))
 
-        plan = _unfilled(len(listed), keyed=self._keyed)
+        plan = _empty_plan(len(listed), keyed=self._keyed)
         plan.source_ids[places], plan.record_ids[places] = sources, records
         if plan.fetch_keys is not None:
             positions = np.array(starts, np.uint64)[places // size] + (places % size).astype(np.uint64)
-            at_positions = _folded((key[:1], key[1:]), positions)
+            at_positions = _fold64((key[:1], key[1:]), positions)
             fetch = np.stack(threefry(at_positions, _counter(np.array([_FETCH], np.uint64))), axis=1)
             plan.fetch_keys[places] = np.where(self._keeps_order[sources][:, None], keys, fetch)
         return plan.at(wanted)
 
-    def _shuffled(self, key: UInt32[np.ndarray, "2"], numbers: list[int], size: int) -> Int[np.ndarray, "blocks size"]:
-        """The slots of every block in the order in which what is listed goes into them."""
-        left, right = _folded(self._keys(key.tobytes())[0], np.array(numbers, np.uint64))
+    def _shuffle(self, key: UInt32[np.ndarray, "2"], numbers: list[int], size: int) -> Int[np.ndarray, "blocks size"]:
+        """Per block, the slot of each listed record."""
+        left, right = _fold64(self._keys(key.tobytes())[0], np.array(numbers, np.uint64))
         counters = np.arange((size + 1) // 2, dtype=np.uint64)
-        words = np.concatenate(_folded((left[:, None], right[:, None]), counters[None]), axis=1)[:, :size]
+        words = np.concatenate(_fold64((left[:, None], right[:, None]), counters[None]), axis=1)[:, :size]
+        # Word and slot in one number: equal words are ordered by slot, so the result does not depend on the sort.
         keyed = words.astype(np.uint64) << np.uint64(32) | np.arange(size, dtype=np.uint64)
         keyed.sort(axis=1)
         return (keyed & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -165,28 +169,29 @@ class EpochPlanner:
         sources: Int[np.ndarray, " size"],
         ranks: UInt64[np.ndarray, " size"],
     ) -> tuple[UInt64[np.ndarray, " size"], UInt32[np.ndarray, "size 2"]]:
-        """The record of the rank-th of each source, and the key of its pass; equal groups lie together, by rank."""
+        """The record of each rank in its source, and its pass's key. Equal groups are adjacent, ordered by rank."""
         lengths = self._lengths[sources]
         passes = ranks // lengths
         rows = ranks - passes * lengths
+        # Where a group or a pass begins: a key is derived once for each, not once for each record.
         first = np.flatnonzero(np.diff(group, prepend=-1) | np.diff(passes, prepend=passes[:1]).astype(np.int64))
         left, right = self._keys(key.tobytes())[1]
         here = sources[first]
         of_sources = np.stack((left[here], right[here]), axis=1)
-        of_passes = np.stack(_folded((left[here], right[here]), passes[first]), axis=1)
+        of_passes = np.stack(_fold64((left[here], right[here]), passes[first]), axis=1)
         words = np.where(self._keeps_order[here][:, None], of_sources, of_passes)
         keys = np.repeat(words, np.diff(first, append=len(group)), axis=0)
-        records = permuted(rows, lengths, (self._grids[0][sources], self._grids[1][sources]), keys)
+        records = permute(rows, lengths, (self._grids[0][sources], self._grids[1][sources]), keys)
         return np.where(self._keeps_order[sources], ranks, records), keys
 
-    def _derived_keys(self, key: bytes) -> tuple[Pair, Pair]:
-        """`key_order`, and the keys that `key_rows` gives the sources."""
+    def _derive_keys(self, key: bytes) -> tuple[Pair, Pair]:
+        """`key_order`, and the key of each source under `key_rows`."""
         words = np.frombuffer(key, np.uint32)
-        order, rows = (_folded((words[:1], words[1:]), np.array([tag], np.uint64)) for tag in (_ORDER, _ROWS))
-        return order, _folded(rows, np.arange(self.source_count, dtype=np.uint64))
+        order, rows = (_fold64((words[:1], words[1:]), np.array([tag], np.uint64)) for tag in (_ORDER, _ROWS))
+        return order, _fold64(rows, np.arange(self.source_count, dtype=np.uint64))
 
 
-def _unfilled(size: int, *, keyed: bool) -> Plan:
+def _empty_plan(size: int, *, keyed: bool) -> Plan:
     keys = np.empty((size, 2), np.uint32) if keyed else None
     return Plan(np.empty(size, np.int32), np.empty(size, np.int64), keys)
 
@@ -198,8 +203,8 @@ def _fill(plan: Plan, here: Int[np.ndarray, " some"], part: Plan) -> None:
         plan.fetch_keys[here] = part.fetch_keys
 
 
-def _folded(key: Pair, numbers: UInt64[np.ndarray, " *shape"]) -> Pair:
-    """`fold64`: the keys that the numbers make of the keys, element by element."""
+def _fold64(key: Pair, numbers: UInt64[np.ndarray, " *shape"]) -> Pair:
+    """`fold64(key, number)`, element by element."""
     return threefry(key, _counter(numbers))
 
 

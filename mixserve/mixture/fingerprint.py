@@ -1,4 +1,4 @@
-"""Everything that decides the bytes of a batch -> 64 hexadecimal digits; equal fingerprints mean equal batches."""
+"""Everything that decides the bytes of a batch -> 64 hexadecimal digits. Equal fingerprints mean equal batches."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.keys import IMPLEMENTATION
 
-# Raise it with any change to the arithmetic of plans or to what this digest covers.
+# Raise it with any change to the arithmetic of plans or to what this digest covers: servers and states of different
+# versions must refuse each other.
 ALGORITHM_VERSION = 2
 _PROBE_KEY = np.array([0x6D697873, 0x65727665], np.uint32)
 
@@ -27,11 +28,11 @@ def fingerprint(
     sampling: Sampling,
     planner: AnyPlanner,
 ) -> str:
-    """sha256 over the algorithm, the sources and their content, the way of drawing, and a probe of this machine.
+    """The SHA-256 of the algorithm, the sources and their content, the sampling, and a probe of this machine.
 
-    `identities` stand for the content of the sources; those of unknown content are empty.
+    `identities` represent the content of the sources; an empty one means that the content is unknown.
     """
-    described = {
+    covered = {
         "algorithm": ALGORITHM_VERSION,
         "prng": IMPLEMENTATION,
         "sampling": [sampling.mode, *([sampling.block_size, sampling.stop] if sampling.mode == EPOCH else [])],
@@ -42,4 +43,4 @@ def fingerprint(
         "schedule": [[start, [share.hex() for share in shares]] for start, shares in sampling.schedule.entries],
         "probe": planner.score_words(_PROBE_KEY, PROBE_POSITIONS).hex(),
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()

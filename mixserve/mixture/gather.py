@@ -1,4 +1,4 @@
-"""A plan and the sources -> arrays in host memory, every row written once into its place."""
+"""A plan and the sources -> arrays in host memory; every row is written once, to its final place."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
@@ -19,27 +19,28 @@ Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
 class HostGather:
     """Fetches the records of plans from `sources`, whose elements have these `fields`.
 
-    Rows of array-backed sources are copied straight from where they lie; other sources are read once per batch with
-    `take`. Array-backed data are neither copied nor joined here.
+    Rows of array-backed sources are copied straight from the sources' own arrays, which are neither copied nor joined
+    beforehand. Other sources are read once per batch, with `take`.
     """
 
     def __init__(self, sources: Sequence[AnySource], fields: tuple[Field, ...]):
         self._sources = tuple(sources)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
         self._all_backed = bool(self._array_backed.all())
-        blocks = [_checked_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
+        blocks = [_check_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
         self._first_blocks = np.cumsum([0, *(len(source_blocks) for source_blocks in blocks)])[:-1]
         self._one_block_each = all(len(source_blocks) == 1 for source_blocks in blocks)
-        joined = [block for source_blocks in blocks for block in source_blocks]
-        # Where the rows of each block begin, counted over all array-backed sources in a row.
-        self._block_starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in joined)])
+        all_blocks = [block for source_blocks in blocks for block in source_blocks]
+        # The number of each block's first row, counted through all array-backed sources.
+        self._block_starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in all_blocks)])
         self._source_starts = self._block_starts[self._first_blocks]
-        self._rows = {field.name: _by_dtype([block[field.name] for block in joined]) for field in fields if joined}
+        self._rows = {field.name: _by_dtype([b[field.name] for b in all_blocks]) for field in fields if all_blocks}
 
     def into(self, plan: Plan, buffers: Buffers, *, without: Collection[int] = ()) -> None:
         """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape).
 
-        Slots of the sources in `without`, none of them array-backed, are left as they are.
+        Leaves the slots of the sources in `without` as they are; none of these may be array-backed.
+        Raises WrongRecord if a source returns other leaves, shapes or dtypes than those of the buffers.
         """
         if self._all_backed:
             self._copy_rows(plan, buffers, None)
@@ -51,12 +52,12 @@ class HostGather:
             if source_id in without:
                 continue
             here = np.flatnonzero(plan.source_ids == source_id)
-            records = _taken(self._sources[source_id], plan.at(here), buffers)
+            records = _take_records(self._sources[source_id], plan.at(here), buffers)
             for name, buffer in buffers.items():
                 buffer[here] = records[name]
 
     def _copy_rows(self, plan: Plan, buffers: Buffers, slots: Bool[np.ndarray, " size"] | None) -> None:
-        """Fill the `slots` of the buffers, None for all of them; the plan holds array-backed sources only."""
+        """Fill the `slots` of the buffers, or all if None, from a plan of array-backed sources only."""
         block_ids, rows = self._locate(plan)
         for name, buffer in buffers.items():
             tables, table_ids, places = self._rows[name]
@@ -64,26 +65,28 @@ class HostGather:
                 if len(tables) == 1 and slots is None:
                     table.copy_into(buffer, block_ids, rows)
                     continue
+                # Through an array of its own: a boolean index would give a copy of `buffer`, which nothing sees filled.
                 here = table_ids[block_ids] == table_id
                 part = np.empty((int(here.sum()), *buffer.shape[1:]), buffer.dtype)
                 table.copy_into(part, places[block_ids[here]], rows[here])
                 buffer[here if slots is None else np.flatnonzero(slots)[here]] = part
 
     def _locate(self, plan: Plan) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
-        """The block and the row in it of every planned record."""
+        """For every planned record, its block and its row in that block."""
         if self._one_block_each:
             return plan.source_ids, plan.record_ids
-        joined = self._source_starts[plan.source_ids] + plan.record_ids
-        block_ids = np.searchsorted(self._block_starts, joined, side="right") - 1
-        return block_ids, joined - self._block_starts[block_ids]
+        numbers = self._source_starts[plan.source_ids] + plan.record_ids
+        block_ids = np.searchsorted(self._block_starts, numbers, side="right") - 1
+        return block_ids, numbers - self._block_starts[block_ids]
 
 
-def _checked_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Mapping[str, np.ndarray]]:
-    """The blocks of `source`, known to be what they must be: from here on rows are read by their address."""
+def _check_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Mapping[str, np.ndarray]]:
+    """The blocks of `source`. Raises ValueError if they do not hold what the source and `fields` declare."""
+    # Checked in full: `Rows` reads by memory address, and a wrong length or stride would read past the array.
     blocks = list(source.blocks())
     rows = sum(len(block[fields[0].name]) for block in blocks)
     if rows != len(source):
-        raise ValueError(f"the blocks of {source!r} hold {rows} rows, its length is {len(source)}")
+        raise ValueError(f"the blocks of {source!r} must hold len(source) = {len(source)} rows in all, got {rows}")
     for block in blocks:
         for field in fields:
             array = block[field.name]
@@ -91,13 +94,14 @@ def _checked_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[
             if not fits or not (len(array) == 0 or array[0].flags.c_contiguous):
                 raise ValueError(
                     f"a block of {source!r} must hold C-contiguous rows of the shape {field.shape} in the leaf "
-                    f"{field.name!r}, as many as in the others, got the shape {array.shape} and strides {array.strides}"
+                    f"{field.name!r}, as many as in its other leaves, got the shape {array.shape} and strides "
+                    f"{array.strides}"
                 )
     return blocks
 
 
-def _taken(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
-    """The records by leaf, known to fit rows of the buffers. Raises WrongRecord, naming the source and the leaf."""
+def _take_records(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
+    """The records by leaf, checked against the buffers. Raises WrongRecord, which names the source and the leaf."""
     with user_code("reading records of {!r:.200}", source):
         if is_keyed(source):
             assert plan.fetch_keys is not None
@@ -109,14 +113,14 @@ def _taken(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.n
         got = (records[name].shape, records[name].dtype) if name in records else None
         expected = ((len(plan.record_ids), *buffer.shape[1:]), buffer.dtype)
         if got != expected:
-            raise WrongRecord(f"take of {source!r} must give the leaf {name!r} as {expected}, got {got}")
+            raise WrongRecord(f"take of {source!r} must return the leaf {name!r} as {expected}, got {got}")
     return records
 
 
 def _by_dtype(
     blocks: Sequence[np.ndarray],
 ) -> tuple[list[Rows], Int[np.ndarray, " blocks"], Int[np.ndarray, " blocks"]]:
-    """Tables of blocks that share a stored dtype; per block, its table and its place in that table."""
+    """One table of rows per stored dtype; and per block, its table's number and its place in that table."""
     dtypes = list(dict.fromkeys(block.dtype for block in blocks))
     table_ids = np.array([dtypes.index(block.dtype) for block in blocks])
     places = np.zeros(len(blocks), np.int64)

@@ -1,4 +1,4 @@
-"""What plans name: the leaves of a mixture, its sources that are no mixtures, counted through the whole tree."""
+"""Plans, planners, and leaves: the sources of a mixture that are not mixtures, numbered through the whole tree."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -12,25 +12,25 @@ AnyKeys = UInt32[np.ndarray, "2"] | UInt32[np.ndarray, "size 2"]
 
 
 class Plan(NamedTuple):
-    """The leaf source and the record of every position; the key to fetch it with, where a source takes keys."""
+    """The leaf source and the record of every position, and its fetch key if any source takes keys."""
 
     source_ids: Int[np.ndarray, " size"]
     record_ids: Int[np.ndarray, " size"]
     fetch_keys: UInt32[np.ndarray, "size 2"] | None = None
 
     def at(self, slots: Int[np.ndarray, " some"]) -> "Plan":
-        """The plan of some of the positions."""
+        """The plan of these slots, copied, in their order."""
         keys = None if self.fetch_keys is None else self.fetch_keys[slots]
         return Plan(self.source_ids[slots], self.record_ids[slots], keys)
 
     def part(self, first: int, stop: int) -> "Plan":
-        """The plan of the slots [first, stop), which shares memory with this one."""
+        """The plan of the slots [first, stop); it shares memory with this one."""
         keys = None if self.fetch_keys is None else self.fetch_keys[first:stop]
         return Plan(self.source_ids[first:stop], self.record_ids[first:stop], keys)
 
     @staticmethod
-    def joined(parts: "Sequence[Plan]") -> "Plan":
-        """The plans one after another."""
+    def join(parts: "Sequence[Plan]") -> "Plan":
+        """The plans, one after another, as one plan."""
         if len(parts) == 1:
             return parts[0]
         keys = [part.fetch_keys for part in parts if part.fetch_keys is not None]
@@ -47,12 +47,12 @@ class AnyPlanner(Protocol):
     mode: str  # of sampling
     source_count: int
     leaf_count: int
-    block_size: int  # positions are planned in aligned blocks of so many
-    cost: int  # of a position: how many numbers are drawn for it; in epoch mode 1 and its part of its block's sources
-    end: int | None  # the first position that does not exist
+    block_size: int  # positions are planned in aligned blocks of this size
+    cost: int  # of a position: how many numbers are drawn for it; in epoch mode 1 + its part of its block's sources
+    end: int | None  # the first position that the mixture does not have; None if it never ends
 
     def programs(self, *, first: bool) -> set[ProgramName]:
-        """Every compiled program that plans may need, or the `first` ones, with which all plans can be made."""
+        """All compiled programs that plans may need; with `first` only some, which suffice for every plan."""
         ...
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
@@ -60,20 +60,20 @@ class AnyPlanner(Protocol):
         ...
 
     def plan_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Plan:
-        """The plan of any positions, under one key or each under its own."""
+        """The plan of positions in any order, under one key or each under its own."""
         ...
 
     def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
-        """`plan_each` under way: what waits for it and gives the plan."""
+        """Begin `plan_each`; returns a function that waits for the plan and returns it."""
         ...
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
-        """A probe of what decides the choices of the first `size` positions on this machine."""
+        """The bits that decide the choices of the first `size` positions on this machine, for fingerprints."""
         ...
 
 
 class Leaves:
-    """The leaves below `source_count` sources; `nested` has the planners of those that are mixtures, by place."""
+    """The leaves below `source_count` sources; `nested` has the planners of those that are mixtures, by number."""
 
     def __init__(self, source_count: int, nested: Mapping[int, AnyPlanner]):
         self.nested = dict(nested)
@@ -83,14 +83,15 @@ class Leaves:
 
     @property
     def cost(self) -> int:
-        """What a position costs that is drawn from the most expensive of the nested mixtures."""
+        """What a draw from the most expensive nested mixture adds to the cost of a position."""
         return max((planner.cost for planner in self.nested.values()), default=0)
 
-    def resolved(self, plan: Plan) -> Plan:
-        """The plan of sources as one of leaves: what was drawn from a nested mixture is drawn on there."""
+    def resolve(self, plan: Plan) -> Plan:
+        """Turn a plan of sources into one of leaves: a record of a nested mixture is a position, planned there."""
         if not self.nested:
             return plan
         assert plan.fetch_keys is not None
+        # Copies: these may be NumPy's views of JAX arrays, which are read-only.
         leaves, records, keys = self.first[plan.source_ids], plan.record_ids.copy(), plan.fetch_keys.copy()
         for source_id, planner in self.nested.items():
             here = np.flatnonzero(plan.source_ids == source_id)

@@ -1,4 +1,4 @@
-"""Sources and their weights, checked once -> all that a batch is computed from: fields, planner, gatherer."""
+"""Sources and their weights, checked once -> everything that a batch is computed from: fields, planner, gather."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from mixserve.mixture.blocks import PlanBlocks
-from mixserve.mixture.content import Content, checked_id, identify
+from mixserve.mixture.content import Content, check_id, identify
 from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather
@@ -23,7 +23,7 @@ from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import Planners, ScheduledPlanner
-from mixserve.mixture.spec import NoNumbers, check_text, common_fields, numeric_leaves
+from mixserve.mixture.spec import NotNumeric, check_text, common_fields, numeric_leaves
 from mixserve.shown import shown
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
@@ -31,10 +31,11 @@ from mixserve_client.schema.fields import Field
 
 
 class Mixture:
-    """An immutable mixture of sources and of other mixtures; it reads from its sources and holds no state of its own.
+    """An immutable mixture of sources and of other mixtures, without state of its own.
 
-    `leaves` are the sources that are no mixtures, counted through the whole tree: what plans name and gathers read.
-    A mixture whose records are no numbers has lengths and weights, and raises ValueError for everything else.
+    `leaves` are the sources that are not mixtures, numbered through the whole tree; plans refer to them by number. If
+    the records of a source are not arrays of numbers, the mixture has lengths and weights only: everything else raises
+    ValueError.
     """
 
     def __init__(
@@ -45,50 +46,54 @@ class Mixture:
         plan_sizes: Sequence[int] = PLAN_SIZES,
         content_ids: Sequence[str | None] | None = None,
     ):
-        """`content_ids` identify the content of children, in place of what these say of it themselves.
+        """`content_ids` identify the content of children, and replace the children's own ids and digests.
 
-        Raises ValueError where names or specs of children clash, for a child without records that has a share, for a
-        nested mixture that draws in a way that has no meaning there, and for what is no content_id."""
+        Raises ValueError if names are not distinct, specs of children differ, a child without records has a share, a
+        nested mixture cannot draw inside this one, or a content_id is not None or a string of 1 to 256 characters.
+        """
         self.children = tuple(children)
-        self.names = _distinct(names)
+        self.names = _check_names(names)
         self.sampling = sampling
         self.plan_sizes = tuple(plan_sizes)
         self.lengths = tuple(len(child) for child in children)
         self._check_children()
-        self._content_ids = self._checked_ids(content_ids or (None,) * len(self.children))
+        self._content_ids = self._check_ids(content_ids or (None,) * len(self.children))
+        # Another thread of the parent may hold the lock when the process forks.
         self._renew_lock()
         renew_in_forks(self, Mixture._renew_lock)
         for entry in sampling.schedule.entries:
             self._check_shares(entry.shares)
         self.leaves: tuple[AnySource, ...] = tuple(leaf for child in children for leaf in _leaves_of(child))
-        self._fields: tuple[Field, ...] | NoNumbers = self._common_fields()
-        if not isinstance(self._fields, NoNumbers):
-            _ = self.blocks, self.host_gather  # what is wrong with a source shows now
+        self._fields: tuple[Field, ...] | NotNumeric = self._common_fields()
+        if not isinstance(self._fields, NotNumeric):
+            # Made at once, so that a source's faults show here and not in the first batch.
+            _ = self.blocks, self.host_gather
 
     def __len__(self) -> int:
-        """The records of all children together; where that is more than Python's lengths can be, the largest one."""
+        """The number of records of all children together, at most `sys.maxsize`."""
         return min(sum(self.lengths), sys.maxsize)
 
     def __reduce__(self) -> Any:
-        # The rest are programs and addresses of this process.
+        # The other attributes hold programs, locks and memory addresses of this process.
         return Mixture, (self.children, self.sampling, self.names, self.plan_sizes, self._content_ids)
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """Name, stored dtype and shape of every field of a record. Raises ValueError where records are no numbers."""
-        if isinstance(self._fields, NoNumbers):
-            raise NoNumbers(str(self._fields)) from self._fields
+        """Name, stored dtype and shape of every field. Raises ValueError if records are not arrays of numbers."""
+        if isinstance(self._fields, NotNumeric):
+            # A new error each time: the stored one would collect the frames of every caller in its traceback.
+            raise NotNumeric(str(self._fields)) from self._fields
         return self._fields
 
     @property
     def is_numeric(self) -> bool:
-        """Whether the mixture has batches, and not only records."""
-        return not isinstance(self._fields, NoNumbers)
+        """Whether the mixture has batches; if not, its records can still be iterated."""
+        return not isinstance(self._fields, NotNumeric)
 
     def check_record(self, record: Any, index: int) -> None:
-        """Raises WrongRecord where the record at `index` of an epoch is not what the sources declare.
+        """Raises WrongRecord if the record at `index` of an epoch is not what the sources declare.
 
-        Where a source's records are no numbers, nothing is declared.
+        Accepts anything if a source's records are not numeric, since such a mixture declares nothing.
         """
         if self._record_check is not None:
             self._record_check.check(record, index)
@@ -100,12 +105,12 @@ class Mixture:
 
     @property
     def shares(self) -> Shares:
-        """The shares of the sources from position 0 on."""
+        """The shares of the sources at position 0."""
         return self.sampling.schedule.entries[0].shares
 
     @property
     def leaf_names(self) -> tuple[str, ...]:
-        """The names of the leaves, in the order in which plans count them: those of nested mixtures as paths."""
+        """The names of the leaves, in the order of their numbers; a leaf of a nested mixture has a path as its name."""
         return tuple(
             f"{name}/{inner}" if inner else name
             for name, child in zip(self.names, self.children, strict=True)
@@ -114,28 +119,28 @@ class Mixture:
 
     @cached_property
     def planner(self) -> AnyPlanner:
-        """Chooses the records of batches."""
+        """Chooses the records of batches under the mixture's own schedule."""
         return self._planner(self.sampling.schedule)
 
     @cached_property
     def blocks(self) -> PlanBlocks:
-        """Plans for readers that go on where they stopped."""
+        """Plans under the mixture's own schedule, cached for readers that continue where they stopped."""
         return PlanBlocks(self.planner)
 
     def planned_by(self, schedule: Schedule, known: Schedule, like: PlanBlocks) -> PlanBlocks:
-        """Plans under the schedule of a reader, in place of the mixture's own; what it shares with the schedule
-        `known`, by which `like` plans, is taken from there.
+        """Plans under a reader's schedule, which replaces the mixture's own.
 
-        Raises ValueError where an entry does not fit this mixture.
+        `like` plans by the schedule `known`; its work is reused for the entries that both schedules share.
+        Raises ValueError if another entry does not fit this mixture.
         """
         added = schedule.entries[schedule.entries.shared_with(known.entries) :]
         for entry in added:
             self._check_shares(entry.shares)
         self.sampling.check_borders(added)
-        return self.blocks.beside(self._planner(schedule, like.planner))
+        return self.blocks.with_planner(self._planner(schedule, like.planner))
 
     def pass_ends(self) -> Sequence[int | None]:
-        """Per source, the positions that hold the first pass over it, to within a block; None where it never ends."""
+        """Per source, how many positions the first pass over it takes, to within a block; None if it never ends."""
         planner = self.planner
         return planner.pass_ends() if isinstance(planner, EpochPlanner) else [None] * len(self.lengths)
 
@@ -146,14 +151,14 @@ class Mixture:
 
     @cached_property
     def order(self) -> str:
-        """16 hexadecimal digits of what decides the order of single records: names, lengths and shares."""
+        """The digest of what decides the order of single records (names, lengths, shares): 16 hexadecimal digits."""
         orders = [child.order if isinstance(child, Mixture) else "" for child in self.children]
-        described = [self.names, self.lengths, [share.hex() for share in self.shares], orders]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+        parts = [self.names, self.lengths, [share.hex() for share in self.shares], orders]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @cached_property
     def never_drawn(self) -> frozenset[int]:
-        """The leaves that have no share, or lie in a child that has none."""
+        """The numbers of the leaves that no entry of the schedule gives a share, alone or with their whole child."""
         never, first = set[int](), 0
         shares = [max(of_child) for of_child in zip(*(e.shares for e in self.sampling.schedule.entries), strict=True)]
         for child, share in zip(self.children, shares, strict=True):
@@ -165,13 +170,14 @@ class Mixture:
 
     @cached_property
     def device_starts(self) -> Int32[np.ndarray, " leaves"]:
-        """The row of each leaf's first record in the arrays that `device.upload` makes."""
+        """The row of each leaf's first record in the arrays of `device.upload`."""
         return np.cumsum([0, *map(len, self.leaves)])[:-1].astype(np.int32)
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits; computed at the first use, since it reads the sources, for seconds at most."""
-        with self._identifying:  # once: what a source says may change
+        """64 hexadecimal digits, computed at the first use: reading the sources may take seconds."""
+        # Once, under a lock: a source may answer differently the second time, and readers must agree.
+        with self._identifying:
             return self._fingerprint
 
     @cached_property
@@ -187,7 +193,7 @@ class Mixture:
 
     @property
     def contents(self) -> Sequence[Content]:
-        """What identifies the content of the children, and its samples."""
+        """Per child, what identifies its content, and the sample of its records."""
         with self._identifying:
             return self._contents
 
@@ -203,8 +209,7 @@ class Mixture:
         ]
 
     def differing_leaf(self, other: "Mixture") -> str | None:
-        """The name of a leaf whose records are known to differ from those of the same leaf in `other`, a mixture of the
-        same fingerprint; None if no difference is known."""
+        """The name of a leaf whose sample differs in `other`, a mixture of the same fingerprint; None if none does."""
         for name, child, child_of_other, here, there in zip(
             self.names, self.children, other.children, self.contents, other.contents, strict=True
         ):
@@ -217,7 +222,7 @@ class Mixture:
         return None
 
     def content_digest(self) -> bytes:
-        """What identifies this mixture where it is a child of another."""
+        """The identity of this mixture as a child of another."""
         return bytes.fromhex(self.fingerprint)
 
     def _renew_lock(self) -> None:
@@ -248,22 +253,22 @@ class Mixture:
         return Planners(planner, self.shares)
 
     def _check_shares(self, shares: Sequence[float]) -> None:
-        """Raises ValueError where `shares` are not those of these sources, or name one without records."""
+        """Raises ValueError for another number of `shares` than sources, or a share of a source without records."""
         if len(shares) != len(self.lengths):
             raise ValueError(f"weights must be {len(self.lengths)} numbers, one for each source, got {len(shares)}")
         for name, length, share in zip(self.names, self.lengths, shares, strict=True):
             if length == 0 and share > 0:
                 raise ValueError(f"the source {name!r} has no records but the weight {share}; give it the weight 0")
 
-    def _checked_ids(self, given: Sequence[str | None]) -> tuple[str | None, ...]:
+    def _check_ids(self, given: Sequence[str | None]) -> tuple[str | None, ...]:
         if len(given) != len(self.children):
             raise ValueError(f"content_ids must be {len(self.children)}, one for each source, got {len(given)}")
         found = list[str | None]()
         for name, child, content_id in zip(self.names, self.children, given, strict=True):
             if isinstance(child, Mixture) and content_id is not None:
-                raise ValueError(f"the nested mixture {name!r} has no content_id: give ids to the sources in it")
+                raise ValueError(f"the nested mixture {name!r} cannot have a content_id; give ids to the sources in it")
             own = None if isinstance(child, Mixture) else getattr(child, "content_id", None)
-            found.append(checked_id(name, own if content_id is None else content_id))
+            found.append(check_id(name, own if content_id is None else content_id))
         return tuple(found)
 
     def _check_children(self) -> None:
@@ -274,27 +279,28 @@ class Mixture:
                 raise ValueError(f"the nested mixture {name!r} must have stop='never': only the outermost mixture ends")
             if child.sampling.mode == EPOCH and self.sampling.mode != EPOCH:
                 raise ValueError(
-                    f"the nested mixture {name!r} has sampling='epoch', which means nothing where positions are drawn "
-                    "with replacement; set sampling='epoch' on the outer mixture too, or 'categorical' on this one"
+                    f"the nested mixture {name!r} has sampling='epoch', but the outer one draws its positions with "
+                    "replacement, in no order; set sampling='epoch' on the outer one too, or 'categorical' on this one"
                 )
 
-    def _common_fields(self) -> tuple[Field, ...] | NoNumbers:
-        """The fields of all children; children without numbers are compared with none."""
-        specs, lacking = dict[str, Any](), list[NoNumbers]()
+    def _common_fields(self) -> tuple[Field, ...] | NotNumeric:
+        """The fields that all children share, or the error of the first child that is not numeric."""
+        # Numeric children are compared even if another child is not: a clash is an error in any case.
+        specs, lacking = dict[str, Any](), list[NotNumeric]()
         for name, child in zip(self.names, self.children, strict=True):
             try:
                 if isinstance(child, Mixture):
                     specs[name] = {field.name: (field.shape, field.dtype) for field in child.fields}
                 else:
                     specs[name] = numeric_leaves(name, child)
-            except NoNumbers as error:
-                lacking.append(NoNumbers(f"in {name!r}: {error}") if isinstance(child, Mixture) else error)
+            except NotNumeric as error:
+                lacking.append(NotNumeric(f"in {name!r}: {error}") if isinstance(child, Mixture) else error)
         fields = common_fields(specs) if specs else ()
         return lacking[0] if lacking else fields
 
 
 def names_of(sources: Sequence[Any]) -> list[str]:
-    """Each source's `name`, else its index."""
+    """Each source's `name`, else its index as text."""
     names = [getattr(source, "name", None) for source in sources]
     return [str(index) if name is None else str(name) for index, name in enumerate(names)]
 
@@ -303,11 +309,11 @@ def _leaves_of(child: "AnySource | Mixture") -> Sequence[AnySource]:
     return child.leaves if isinstance(child, Mixture) else (child,)
 
 
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+def _check_names(names: Sequence[str]) -> tuple[str, ...]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
-            f"sources of a mixture must have different names, got {shown(sorted(twice))} more than once; "
+            f"the sources of a mixture must have distinct names, got {shown(sorted(twice))} more than once; "
             "rename them, or give all names in source_names"
         )
     for name in names:

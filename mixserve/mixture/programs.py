@@ -1,6 +1,6 @@
-"""Names of programs -> the compiled programs: from memory, from the user's cache folder, or compiled side by side."""
+"""Names of programs -> the compiled programs: from memory, from the user's cache folder, or compiled in parallel."""
 
-# JAX's own signatures are typed in part only.
+# JAX's own signatures have types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import os
@@ -20,17 +20,17 @@ from mixserve.forked import check_jax
 from mixserve.mixture import draw as arithmetic
 from mixserve.mixture import threefry
 from mixserve.mixture.compilation_cache import chosen_cache
-from mixserve.mixture.draw import Parts, draw, on_cpu, padded, pinned_to_cpu, scores
+from mixserve.mixture.draw import Parts, draw, on_cpu, padded_count, pinned_to_cpu, scores
 
 PLAN_SIZES = (16, 64, 256, 1024, 4096)
 PROBE_POSITIONS = 16
 _THREAD = "mixserve-program-"
-# What LLVM does besides takes a third of the time, and gives the same bits and the same speed here.
+# LLVM's expensive passes take a third of the compilation, and change neither the bits nor the speed of these programs.
 _OPTIONS: dict[str, str | bool] = {"xla_llvm_disable_expensive_passes": True}
 
 
 class ProgramName(NamedTuple):
-    """The draw of `size` positions from `sources` sources, which are padded; without parts their scores."""
+    """The draw of `size` positions from `sources` sources, after padding; with `parts` None, their scores."""
 
     sources: int
     size: int
@@ -44,40 +44,42 @@ class ProgramName(NamedTuple):
 
 
 def draws(sources: int, parts: Parts, sizes: Sequence[int] = PLAN_SIZES) -> set[ProgramName]:
-    """The programs that plans of so many sources, in buckets of `sizes`, need."""
-    return {ProgramName(padded(sources), size, parts) for size in sizes}
+    """The programs that plans of `sources` sources need, one per bucket size."""
+    return {ProgramName(padded_count(sources), size, parts) for size in sizes}
 
 
 def first_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Every second one of the ascending `sizes`, and the largest: those that a server waits for when it starts. While
-    the program of one of the others is being made, the next larger one does its work."""
+    """The largest of the ascending `sizes` and every second one below: a server serves when their programs are ready.
+
+    While the program of another size is being made, the next larger one does its work.
+    """
     return tuple(sizes[::-2])
 
 
 def probe_scores(sources: int) -> ProgramName:
-    """The program of the probe in a fingerprint."""
-    return ProgramName(padded(sources), PROBE_POSITIONS, None)
+    """The program of a fingerprint's probe."""
+    return ProgramName(padded_count(sources), PROBE_POSITIONS, None)
 
 
 def program(name: ProgramName) -> jax.stages.Compiled:
-    """The compiled program, waited for; one serves all mixtures of as many (padded) sources."""
-    return _begun(name).result()
+    """The compiled program; waits for it. Mixtures with the same number of sources after padding share it."""
+    return _begin_one(name).result()
 
 
 def begin(names: Iterable[ProgramName]) -> None:
-    """Load or compile them side by side, without waiting."""
+    """Load or compile the programs in parallel, without waiting."""
     for name in names:
-        _begun(name)
+        _begin_one(name)
 
 
 def load(names: Iterable[ProgramName]) -> None:
-    """Load or compile them side by side, and wait until they are there."""
-    for future in [_begun(name) for name in names]:
+    """Load or compile the programs in parallel, and wait until all are ready."""
+    for future in [_begin_one(name) for name in names]:
         future.result()
 
 
-def is_there(name: ProgramName) -> bool:
-    """Whether the program can be called at once."""
+def is_ready(name: ProgramName) -> bool:
+    """Whether the program can be called without waiting."""
     future = _programs.get(name)
     return future is not None and future.done()
 
@@ -89,46 +91,47 @@ def is_being_made(name: ProgramName) -> bool:
 
 
 def drop_unstarted() -> None:
-    """Begin none of those that wait for their turn: this process is about to end, and would wait for them."""
+    """Cancel the programs that have not begun to compile: the process is about to end, and would wait for them."""
     for name, future in list(_programs.items()):
         if not future.done() and future.cancel():
             _forget(name, future)
 
 
 def finish(timeout_s: float) -> None:
-    """Wait until those under way are made and kept, but for no longer than that."""
+    """Wait up to `timeout_s` seconds until all programs in the making are compiled and in the cache."""
     until = time.monotonic() + timeout_s
-    for thread in _making():
+    for thread in _making_threads():
         thread.join(max(0.0, until - time.monotonic()))
 
 
 def forget() -> None:
-    """Forget all programs in memory, so that they are loaded or compiled again; waits for those that are being made."""
-    for thread in _making():
+    """Drop all programs from memory, so that they are loaded or compiled again. Waits for those in the making."""
+    for thread in _making_threads():
         thread.join()
     with _lock:
         _programs.clear()
 
 
-def _making() -> list[threading.Thread]:
+def _making_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith(_THREAD)]
 
 
 _programs: dict[ProgramName, Future[jax.stages.Compiled]] = {}
 _lock = threading.Lock()
+# Compiling keeps a core busy.
 _turns = threading.Semaphore(max(2, os.cpu_count() or 1))
 
 
-def _begun(name: ProgramName) -> Future[jax.stages.Compiled]:
+def _begin_one(name: ProgramName) -> Future[jax.stages.Compiled]:
     check_jax()
-    future = _programs.get(name)
+    future = _programs.get(name)  # without the lock first: every plan comes here
     if future is not None:
         return future
     with _lock:
         future = _programs.get(name)
         if future is None:
             future = Future[jax.stages.Compiled]()
-            # Not a daemon: the interpreter must not go away under a compiler.
+            # Not a daemon: the interpreter must not shut down while a compiler runs.
             threading.Thread(target=_make, args=(name, future), name=f"{_THREAD}{name}", daemon=False).start()
             _programs[name] = future
         return future
@@ -140,7 +143,7 @@ def _make(name: ProgramName, future: Future[jax.stages.Compiled]) -> None:
             if future.set_running_or_notify_cancel():
                 _load_or_compile(name, future)
     except BaseException as error:
-        _forget(name, future)  # the next one who needs it tries again
+        _forget(name, future)  # the next caller tries again
         if not future.done():
             future.set_exception(error)
 
@@ -153,18 +156,18 @@ def _forget(name: ProgramName, future: Future[jax.stages.Compiled]) -> None:
 
 def _load_or_compile(name: ProgramName, future: Future[jax.stages.Compiled]) -> None:
     cache = chosen_cache(arithmetic, threefry, sys.modules[__name__])
-    probe = partial(_probed, name)
+    probe = partial(_run_probe, name)
     program = None if cache is None else cache.load(str(name), probe)
     if program is not None:
         future.set_result(program)
         return
-    program = _compiled(name)
-    future.set_result(program)  # before it is kept: callers need not wait for the disk
+    program = _compile(name)
+    future.set_result(program)  # before it is saved, so that callers need not wait for the disk
     if cache is not None:
         cache.save(str(name), program, probe)
 
 
-def _compiled(name: ProgramName) -> jax.stages.Compiled:
+def _compile(name: ProgramName) -> jax.stages.Compiled:
     places, weights, lengths = _arguments(name)
     if name.parts is None:
         lowered = jax.jit(scores).lower(places, weights)
@@ -172,12 +175,12 @@ def _compiled(name: ProgramName) -> jax.stages.Compiled:
         lowered = jax.jit(draw, static_argnames="parts").lower(places, weights, lengths, parts=name.parts)
     try:
         return lowered.compile(compiler_options=_OPTIONS)
-    except jax.errors.JaxRuntimeError:  # an XLA that does not know them
+    except jax.errors.JaxRuntimeError:  # an XLA that does not know these options
         return lowered.compile()
 
 
-def _probed(name: ProgramName, program: jax.stages.Compiled) -> np.ndarray:
-    """What the program gives for arguments that are always the same."""
+def _run_probe(name: ProgramName, program: jax.stages.Compiled) -> np.ndarray:
+    """The program's result for fixed arguments."""
     places, weights, lengths = _arguments(name)
     return np.asarray(program(places, weights) if name.parts is None else program(places, weights, lengths))
 

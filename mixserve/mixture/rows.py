@@ -1,9 +1,9 @@
-"""Rows that lie scattered over many arrays -> one array, at the same cost for one array as for a thousand.
+"""Rows scattered over many arrays -> one array, at the same cost for one array as for a thousand.
 
-NumPy gathers quickly from one array only, and joining the arrays would copy the data. So all of them are seen as one
-stretch of memory from the lowest address to the highest. Where all rows begin at multiples of some number of bytes,
-the stretch is an array of pieces of that size, and a row is some pieces in succession; else it is an array in which
-"the row at byte n" is an element like any other. What lies between the rows is never touched.
+NumPy gathers quickly from one array only, and joining the arrays would copy the data. So one view spans the memory of
+all of them, from the lowest address to the highest. If all rows begin at multiples of some number of bytes, it is a
+view of pieces of that size, and a row is one or more successive pieces; otherwise its element n is "the row that begins
+at byte n". Memory between the rows is never touched.
 """
 
 import math
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-# Measured: pieces from this size on are gathered faster, in one copy; elements at every byte take two.
+# Measured: from this size on it is faster to gather pieces, which takes one copy; elements at every byte take two.
 _LEAST_PIECE_BYTES = 512
-_CHUNK_BYTES = 128 << 10  # those rows pass through a buffer that stays in the cache
+_CHUNK_BYTES = 128 << 10  # the first of these two copies goes to a buffer that stays in the CPU's cache
 _LARGEST_ROW_BYTES = 32 << 10
 
 
@@ -33,7 +33,7 @@ class Rows:
         self._strides = np.array([block.strides[0] for block in blocks], np.int64)
         self._memory: np.ndarray | None = None
         self._pieces: np.ndarray | None = None
-        # Beyond this size a loop costs nothing that shows, and the view could exceed NumPy's largest array.
+        # Larger rows are copied in a loop: its cost does not show, and the view could exceed NumPy's largest array.
         if filled and self._row_bytes <= _LARGEST_ROW_BYTES:
             self._memory = _rows_at_every_byte(lowest, highest, self._row_bytes)
             piece_bytes = math.gcd(self._row_bytes, *self._bases.tolist(), *self._strides.tolist())
@@ -58,7 +58,7 @@ class Rows:
         per_row = self._row_bytes // pieces.itemsize
         first = at // pieces.itemsize
         index = first if per_row == 1 else (first[:, None] + np.arange(per_row)).reshape(-1)
-        # Every index is in range; with any other mode NumPy writes through a buffer of its own.
+        # Not to clip, as every index is in range: with mode="raise" NumPy fills a buffer of its own, and copies that.
         np.take(pieces, index, out=out.reshape(-1).view(np.uint8).view(pieces.dtype), mode="clip")
 
     def _copy_rows(self, out: np.ndarray, memory: np.ndarray, at: np.ndarray) -> None:
@@ -82,6 +82,7 @@ def _span(array: np.ndarray) -> tuple[int, int]:
 
 
 class _Memory:
+    # Not `as_strided`: no single array owns the memory between the blocks. `Rows` keeps the blocks alive.
     def __init__(self, interface: dict[str, Any]):
         self.__array_interface__ = interface
 

@@ -1,4 +1,4 @@
-"""How a mixture draws: with replacement, or in passes; under which weights; and where it ends."""
+"""How a mixture draws: with replacement or in passes, under which weights, and where it ends."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ _LARGEST_BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Sampling:
-    """`mode` categorical or epoch; `block_size` and `stop` are those of epoch mode.
+    """`mode` is `categorical` or `epoch`; `block_size` (positions) and `stop` matter in epoch mode only.
 
-    Raises ValueError for what does not fit together.
+    Raises ValueError for values that are not allowed, alone or together.
     """
 
     schedule: Schedule
@@ -35,8 +35,9 @@ class Sampling:
         if self.mode != EPOCH and self.stop != NEVER:
             raise ValueError(
                 f"stop={self.stop!r} needs sampling='epoch': with replacement no source is ever exhausted; "
-                "set sampling, or leave stop at 'never'"
+                "set sampling='epoch', or leave stop at 'never'"
             )
+        # True and False are integers for `index`; -1 makes them fail the check of the range.
         try:
             object.__setattr__(self, "block_size", -1 if isinstance(self.block_size, bool) else index(self.block_size))
         except TypeError:
@@ -46,21 +47,21 @@ class Sampling:
         self.check_borders(self.schedule.entries)
 
     def check_borders(self, entries: Iterable[Entry]) -> None:
-        """Raises ValueError where the weights of such entries would change within a block."""
+        """Raises ValueError if the weights would change within a block: in epoch mode, counts are per block."""
         for start, _ in entries if self.mode == EPOCH else ():
             if start % self.block_size:
                 raise ValueError(
-                    f"in epoch mode weights change at multiples of block_size = {self.block_size}, got {start}"
+                    f"in epoch mode weights must change at multiples of block_size = {self.block_size}, got {start}"
                 )
 
 
-def rounded_up(start: int, block_size: int) -> int:
-    """The first border of a block at or behind `start`."""
+def round_up(start: int, block_size: int) -> int:
+    """The first block boundary at or after `start`."""
     return -(-start // block_size) * block_size
 
 
 def check_end(end: int | None, start: int, size: int) -> None:
-    """Raises OutOfRange where the positions [start, start + size) are not all before the mixture's end."""
+    """Raises OutOfRange unless all positions in [start, start + size) are before `end`, if there is one."""
     if end is not None and start + size > end:
-        what = "begins there or behind" if start >= end else "straddles it: ask for a short batch, or stop before"
+        what = "begins at or after it" if start >= end else "straddles it: ask for a short batch, or stop before"
         raise OutOfRange(f"the mixture ends at position {end}; the batch of {size} at {start} {what}")

@@ -1,4 +1,4 @@
-"""Weights, as shares of a mixture, and from which position on they hold."""
+"""Weights, as shares of a mixture, and the positions from which they hold."""
 
 import functools
 import operator
@@ -13,13 +13,17 @@ from mixserve_client.appended import Appended
 
 
 class Shares(tuple[float, ...]):
-    """Weights as float64 shares that sum to 1, as far as floats do; a share is never normalised twice."""
+    """Weights as float64 shares whose sum is 1, up to rounding.
+
+    The type marks what is normalised: dividing by a sum that is not exactly 1 again could change a bit of a share, and
+    with it the fingerprint.
+    """
 
     __slots__ = ()
 
 
 def normalised(weights: Sequence[float]) -> Shares:
-    """The weights as shares. Raises ValueError."""
+    """The weights as shares. Raises ValueError unless all are finite and at least 0, and their sum is positive."""
     if isinstance(weights, Shares):
         return weights
     for weight in weights:
@@ -27,7 +31,7 @@ def normalised(weights: Sequence[float]) -> Shares:
             raise ValueError(f"weights must be numbers, got {weight!r}")
         if not abs(weight) <= sys.float_info.max or weight < 0:
             raise ValueError(f"weights must be positive or zero, and finite, got {weight!r} in {tuple(weights)}")
-    # From left to right: `sum` compensates rounding from Python 3.12 on, and shares must not depend on that.
+    # Not `sum`, which compensates rounding errors from Python 3.12 on: shares must not depend on Python's version.
     total = functools.reduce(operator.add, map(float, weights), 0.0)
     if not 0 < total <= sys.float_info.max:
         raise ValueError(f"weights must have a positive, finite sum, got {tuple(weights)}")
@@ -35,42 +39,46 @@ def normalised(weights: Sequence[float]) -> Shares:
 
 
 class Entry(NamedTuple):
-    """The shares that hold from position `start` on."""
+    """The shares from position `start` on."""
 
     start: int
     shares: Shares
 
 
 class Schedule:
-    """Entries with ascending starts, the first of them 0; a position has the shares of the last that begins before.
+    """Entries in order of their starts, the first at 0; the shares of a position are those of the last entry up to it.
 
-    Immutable. One that follows another shares its memory, so that an entry more costs the same at any length.
+    Immutable. A schedule that continues another shares its memory, so that one more entry costs the same at any length.
     """
 
     def __init__(self, entries: Iterable[Entry]):
-        """Raises ValueError."""
+        """Raises ValueError unless the entries begin at 0 and their starts are strictly increasing."""
         self.entries: Appended[Entry] = entries if isinstance(entries, Appended) else Appended(entries)
         starts = [entry.start for entry in self.entries]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(f"a schedule's entries must begin at 0 and ascend, got entries from {starts!r:.200}")
+            raise ValueError(f"a schedule's entries must start at 0 and strictly increase, got starts {starts!r:.200}")
 
     def followed_by(self, entries: Sequence[Entry]) -> "Schedule":
-        """This schedule before the first of `entries`, and those from there on. Raises ValueError."""
+        """This schedule up to the start of the first of `entries`, and `entries` after it, replacing later ones.
+
+        Raises ValueError unless the starts of `entries` are strictly increasing.
+        """
         kept = bisect_left(self.entries, entries[0].start, key=_start)
         if not kept:
             return Schedule(entries)
-        Schedule([Entry(0, entries[0].shares), *entries])  # whether they ascend
+        Schedule([Entry(0, entries[0].shares), *entries])  # only to check the order of the new ones
+        # Without `__init__`, which looks at every entry: a schedule may have 100,000, and grow by one at a time.
         followed = Schedule.__new__(Schedule)
         followed.entries = self.entries[:kept].followed_by(entries)
         return followed
 
     def at(self, position: int) -> tuple[Entry, int | None]:
-        """The entry that is in force at a position, and the start of the next one."""
+        """The entry in force at a position, and the start of the next one, None if there is none."""
         place = bisect_right(self.entries, position, key=_start)
         return self.entries[place - 1], self.entries[place].start if place < len(self.entries) else None
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Entry, int, int]]:
-        """(entry, first, stop) of the parts of the positions [start, stop) that share an entry."""
+        """Cut the positions [start, stop) by entry; yields (entry, first, stop) of each part."""
         while start < stop:
             entry, border = self.at(start)
             last = stop if border is None else min(border, stop)

@@ -1,4 +1,4 @@
-"""Plans with replacement under weights that change: every position by the entry in force."""
+"""Plans with replacement under a schedule: each position is planned under the entry in force there."""
 
 import threading
 from collections import OrderedDict
@@ -16,14 +16,14 @@ from mixserve_client.forks import renew_in_forks
 
 _MOST_PLANNERS = 256
 _AT_ONCE = 256
-# What an entry costs beside its positions, in draws, and over how many entries their distance is averaged.
+# An entry costs this many draws besides those of its positions.
 _ENTRY_DRAWS = 8192
-_ENTRIES = 16
+_ENTRIES = 16  # the distance of entries is averaged over this many
 _FAR = 1 << 63
 
 
 class Planners:
-    """The planners of one mixture under any shares; the last 256 that were used are cached."""
+    """The planners of one mixture under any shares: a cache of the 256 most recently used ones."""
 
     def __init__(self, first: Planner, shares: Shares):
         self._first = first
@@ -35,12 +35,13 @@ class Planners:
         self._lock = threading.Lock()
 
     def of(self, all_shares: Sequence[Shares]) -> list[Planner]:
-        """The planner of each of these shares. Making many takes little longer than making one."""
+        """The planner of each of these shares, in order. Making many takes little longer than making one."""
         with self._lock:
             found = {shares: self._cached[shares] for shares in all_shares if shares in self._cached}
         missing = list(dict.fromkeys(shares for shares in all_shares if shares not in found))
         if missing:
-            found |= zip(missing, self._first.reweighted(missing), strict=True)
+            found |= zip(missing, self._first.reweight(missing), strict=True)
+        # Made without the lock, so that readers of cached planners need not wait. Two threads may make the same one.
         with self._lock:
             for shares in list(found)[-_MOST_PLANNERS:]:
                 self._cached[shares] = found[shares]
@@ -51,14 +52,14 @@ class Planners:
 
 
 class ScheduledPlanner:
-    """Plans a position by that of `planners` whose shares are in force there."""
+    """Plans each position with the planner of the shares in force there."""
 
     mode = CATEGORICAL
     block_size = 1
     end: int | None = None
 
     def __init__(self, schedule: Schedule, planners: Planners, like: "ScheduledPlanner | None" = None):
-        """`like` is the planner of a schedule that this one follows, where it follows one."""
+        """`like` is the planner of another schedule; what it knows of the entries that both share is reused."""
         self._schedule = schedule
         self._planners = planners
         (first,) = planners.of([schedule.entries[0].shares])
@@ -68,7 +69,7 @@ class ScheduledPlanner:
         self.cost = first.cost + _ENTRY_DRAWS // self._distance
 
     def programs(self, *, first: bool) -> set[ProgramName]:
-        return self._first.programs(first=first)  # all share them
+        return self._first.programs(first=first)  # programs do not depend on weights
 
     def plan(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Plan:
         return self.plan_each(key, np.arange(start, start + size, dtype=np.uint64))
@@ -78,11 +79,12 @@ class ScheduledPlanner:
         ascending = positions[order].astype(np.uint64)
         parts: list[tuple[Shares, np.ndarray]] = []
         at = 0
-        while at < len(ascending):  # entries without one of the positions cost nothing
+        while at < len(ascending):  # not entry by entry: most have none of these positions
             entry, border = self._schedule.at(int(ascending[at]))
             last = len(ascending) if border is None else int(np.searchsorted(ascending, np.uint64(border)))
             parts.append((entry.shares, order[at:last]))
             at = last
+        # In groups, so that no more planners are in use at the same time than are cached.
         planned = list[Plan]()
         for begin in range(0, len(parts), _AT_ONCE):
             some = parts[begin : begin + _AT_ONCE]
@@ -90,10 +92,10 @@ class ScheduledPlanner:
             for planner, (_, here) in zip(self._planners.of([shares for shares, _ in some]), some, strict=True):
                 begun.append(planner.begin_each(keys if keys.ndim == 1 else keys[here], positions[here]))
             planned += [finish() for finish in begun]
-        return Plan.joined(planned).at(np.argsort(order))
+        return Plan.join(planned).at(np.argsort(order))
 
     def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
-        return lambda: self.plan_each(keys, positions)  # each entry takes its time
+        return lambda: self.plan_each(keys, positions)  # waits for each group of entries, so nothing can begin here
 
     def score_words(self, key: UInt32[np.ndarray, "2"], size: int) -> bytes:
         entries = self._schedule.entries
@@ -101,7 +103,8 @@ class ScheduledPlanner:
         return b"".join(Planner.score_words_of(self._planners.of(shares), key, size) for shares in some)
 
     def _least_distance(self, like: "ScheduledPlanner | None") -> int:
-        """How many positions lie between two entries, averaged over 16 of them where they are densest."""
+        """How many positions lie between two entries, averaged over the 16 that are closest together."""
+        # Entries that both schedules share were measured for `like`; only windows that reach new entries are left.
         entries, known, least = self._schedule.entries, 0, _FAR
         if like is not None:
             known = max(0, entries.shared_with(like._schedule.entries) - _ENTRIES)

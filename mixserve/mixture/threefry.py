@@ -1,13 +1,13 @@
-"""Threefry-2x32, spelled out: the same words as JAX's own, from one piece of code instead of a loop.
+"""Threefry-2x32 with its rounds spelled out: the same words as JAX's implementation, without its loop.
 
-JAX runs its rounds in a loop on CPUs, so that programs compile quickly. A plan hashes a few words many times over, and
-there the loops cost more than the hashing: without them plans of up to 256 positions take two thirds of the time. Where
-many words are hashed at once JAX's loop is the faster one.
+On CPUs JAX runs the rounds in a loop, so that programs compile quickly. A plan hashes a few words at a time, many
+times, and the loop costs more than the hashing: without it plans of up to 256 positions take two thirds of the time. To
+hash many words at once, JAX's loop is faster.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, with 20 rounds.
 """
 
-# JAX's own signatures are typed in part only.
+# JAX's own signatures have types in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import math
@@ -27,7 +27,7 @@ Word = UInt32[Array, "*shape"]
 
 
 def threefry(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, Word]:
-    """The words that `counter` becomes under `key`, element by element."""
+    """The two words of `counter` hashed under `key`, element by element; uint32 of NumPy or JAX."""
     schedule = (*key, key[0] ^ key[1] ^ _PARITY)
     left, right = counter[0] + schedule[0], counter[1] + schedule[1]
     for group in range(5):
@@ -39,13 +39,13 @@ def threefry(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, 
     return left, right
 
 
-# Traced and lowered once per shape, not at each of its uses: a draw's program is made in half the time.
-hashed = jax.jit(threefry)
+# Jitted, so that JAX traces and lowers it once per shape, not at each use: a draw's program is made in half the time.
+hash_words = jax.jit(threefry)
 
 
 def _of_counters(key: UInt32[Array, "2"], size: int) -> tuple[Word, Word]:
     counters = iota(jnp.uint32, size)
-    return hashed((key[0], key[1]), (jnp.zeros_like(counters), counters))
+    return hash_words((key[0], key[1]), (jnp.zeros_like(counters), counters))
 
 
 def _seed(seed: Array) -> UInt32[Array, "2"]:
@@ -64,10 +64,10 @@ def _random_bits(key: UInt32[Array, "2"], bit_width: int, shape: tuple[int, ...]
 
 
 def _fold_in(key: UInt32[Array, "2"], data: Any) -> UInt32[Array, "2"]:
-    return jnp.stack(hashed((key[0], key[1]), (jnp.zeros_like(data), data)))
+    return jnp.stack(hash_words((key[0], key[1]), (jnp.zeros_like(data), data)))
 
 
-# Keys of it draw in `jax.random` what keys of threefry2x32 draw with `threefry_partitionable` on.
+# In `jax.random` its keys draw the same bits as keys of threefry2x32 with `threefry_partitionable` on.
 SPELLED_OUT = define_prng_impl(
     key_shape=(2,),
     seed=_seed,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.extend.random import threefry_2x32
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, local_client
-from mixserve.mixture.plan import _scaled
+from mixserve.mixture.plan import _scale
 from tests.conftest import assert_batches_equal
 from tests.profiles import examples
 
@@ -77,7 +77,7 @@ def test_batches_across_the_borders_equal_their_parts(border, before, after):
 @given(st.integers(0, 2**64 - 1), st.integers(2**31, 2**63 - 1))
 def test_scaling_is_exact(fraction, length):
     hi, lo, lengths = (np.array([value], np.uint64) for value in (fraction >> 32, fraction & 0xFFFFFFFF, length))
-    assert _scaled(hi, lo, lengths).tolist() == [fraction * length >> 64]
+    assert _scale(hi, lo, lengths).tolist() == [fraction * length >> 64]
 
 
 def test_all_parts_of_a_long_source_are_drawn():

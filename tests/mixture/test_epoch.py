@@ -293,7 +293,7 @@ def test_nested_mixtures():
             records = far["record_id"][far["source_id"] == source]
             whole = np.sort(records[: len(records) // length * length].reshape(-1, length), axis=1)
             assert (whole == np.arange(length)).all()
-    with pytest.raises(ValueError, match="means nothing where positions are drawn with replacement"):
+    with pytest.raises(ValueError, match="draws its positions with replacement"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(3, 1)), [inner, plain])
     with pytest.raises(ValueError, match="only the outermost mixture ends"):
         MixDataSourcesNode(config, [node_of(sampling="epoch", stop="all_exhausted"), plain])
@@ -306,12 +306,15 @@ def test_nested_mixtures():
         ({"stop": "first_exhausted"}, "needs sampling='epoch'"),
         ({"sampling": "epoch", "stop": "sometimes"}, "stop must be one of never"),
         ({"sampling": "epoch", "block_size": 0}, "block_size must be an integer in 1..65536, got 0"),
-        ({"schedule": [(0, (1, 1, 1))]}, "must begin at a position in 1..2\\^63 - 2, got 0"),
+        ({"schedule": [(0, (1, 1, 1))]}, "must start at a position in 1..2\\^63 - 2, got 0"),
         (
             {"schedule": [(5, (1, 1, 1)), (5, (1, 2, 1))]},
-            "must begin behind the entry before it, at 5, and before 2\\^63 - 1, got 5",
+            "must start after the entry before it, which starts at 5, and before 2\\^63 - 1, got 5",
         ),
-        ({"sampling": "epoch", "schedule": [(5, (1, 1, 1)), (9, (1, 2, 1))]}, "behind the entry before it, at 2048"),
+        (
+            {"sampling": "epoch", "schedule": [(5, (1, 1, 1)), (9, (1, 2, 1))]},
+            "before it, which starts at 2048",
+        ),
         ({"sampling": "epoch", "schedule": [(2**63 - 2, (1, 1, 1))]}, "before 2\\^63 - 1, got 9223372036854775808"),
         ({"sampling": "epoch", "block_size": True}, "block_size must be"),
         ({"sampling": "epoch", "block_size": 2.5}, "block_size must be an integer, got 2.5"),

@@ -103,7 +103,7 @@ def test_rows_larger_than_the_byte_view_holds():
 def test_a_source_that_gives_other_shapes_than_it_says_is_named(wrong):
     source = Taken(ArraySource({"x": np.zeros((9, 2), np.int32)}))
     source.take = lambda record_ids: wrong or {"y": 1}
-    with pytest.raises(ValueError, match=r"take of .*Taken.* must give the leaf 'x' as \(\(3, 2\)"):
+    with pytest.raises(ValueError, match=r"take of .*Taken.* must return the leaf 'x' as \(\(3, 2\)"):
         gather([source], [0, 0, 0], [1, 2, 3])
 
 
@@ -112,7 +112,7 @@ def test_blocks_that_do_not_fit_their_source_are_refused_before_memory_is_read()
         def __len__(self):
             return 1000
 
-    with pytest.raises(ValueError, match="hold 10 rows, its length is 1000"):
+    with pytest.raises(ValueError, match=r"must hold len\(source\) = 1000 rows in all, got 10"):
         gather([Lying(np.zeros((10, 2), np.int16))], [0], [500])
     with pytest.raises(ValueError, match="C-contiguous rows"):
         gather([Widened(np.zeros((2, 10), np.int16).T[:, ::-1])], [0], [5])

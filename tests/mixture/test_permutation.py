@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve.mixture.permutation import permuted, sides
+from mixserve.mixture.permutation import permute, sides
 from tests.profiles import examples
 
 
@@ -16,7 +16,7 @@ def order(values: np.ndarray, length: int, keys: np.ndarray) -> np.ndarray:
     left, right = sides(length)
     size = len(values)
     grid = np.full(size, left, np.uint64), np.full(size, right, np.uint64)
-    return permuted(values.astype(np.uint64), np.full(size, length, np.uint64), grid, keys)
+    return permute(values.astype(np.uint64), np.full(size, length, np.uint64), grid, keys)
 
 
 def same_key(size: int, seed: int) -> np.ndarray:

@@ -149,7 +149,7 @@ def test_what_is_damaged_or_foreign_is_compiled_anew(folder, expected, caplog, d
     kept.write_bytes(damage(whole))
     forget()
     np.testing.assert_array_equal(drawn(), expected)
-    assert f"{kept} is not used" in messages(caplog)
+    assert f"ignoring the compiled program {kept}" in messages(caplog)
     assert len(kept.read_bytes()) == pytest.approx(len(whole), rel=0.1)
     caplog.clear()
     forget()
@@ -162,8 +162,8 @@ def test_other_versions_and_processors_have_other_files(tmp_path):
         return CompilationCache(tmp_path, depends_on)._path("draw")
 
     assert path(b"one") == path(b"one") != path(b"other")
-    assert compilation_cache.made_for() == compilation_cache.made_for()
-    assert len(compilation_cache.made_for()) == 16
+    assert compilation_cache.platform_digest() == compilation_cache.platform_digest()
+    assert len(compilation_cache.platform_digest()) == 16
 
 
 def denied(place: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_folder_that_is_not_the_users_own_is_not_used(folder, expected, caplog
     made(folder)
     np.testing.assert_array_equal(drawn(), expected)
     assert not folder.is_dir() or not list(folder.iterdir())
-    assert "compiled programs are not kept" in messages(caplog)
+    assert "cannot cache compiled programs" in messages(caplog)
     assert str(folder) in messages(caplog)
 
 
@@ -210,7 +210,7 @@ def test_a_file_that_others_may_have_written_is_not_read(folder, expected, caplo
     bend(kept)
     forget()
     np.testing.assert_array_equal(drawn(), expected)
-    assert "another user owns it, or may write to it" in messages(caplog)
+    assert "another user owns the file, or may write to it" in messages(caplog)
 
 
 def test_a_folder_that_was_opened_to_others_meanwhile_is_not_used(folder, expected, caplog):
@@ -219,7 +219,7 @@ def test_a_folder_that_was_opened_to_others_meanwhile_is_not_used(folder, expect
     folder.chmod(0o777)
     forget()
     np.testing.assert_array_equal(drawn(), expected)
-    assert "is not used: PermissionError" in messages(caplog)
+    assert "compiling again: PermissionError" in messages(caplog)
 
 
 def test_where_nothing_can_be_written_programs_are_compiled(expected, caplog):
@@ -227,7 +227,7 @@ def test_where_nothing_can_be_written_programs_are_compiled(expected, caplog):
     choose_folder(Path("/proc/mixserve"))
     forget()
     np.testing.assert_array_equal(drawn(), expected)
-    assert "compiled programs are not kept" in messages(caplog)
+    assert "cannot cache compiled programs" in messages(caplog)
 
 
 def test_the_variable_names_a_folder_or_turns_it_off(tmp_path, monkeypatch, expected):
@@ -244,7 +244,7 @@ def test_the_variable_names_a_folder_or_turns_it_off(tmp_path, monkeypatch, expe
     assert found.folder == tmp_path / "xdg" / "mixserve"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    compilation_cache._opened.cache_clear()
+    compilation_cache._open.cache_clear()
     assert chosen_cache(programs).folder == tmp_path / "home" / ".cache" / "mixserve"
 
 
@@ -280,8 +280,8 @@ def test_old_files_make_way(folder, monkeypatch):
 
 
 def test_what_many_ask_for_is_made_once(folder, monkeypatch):
-    made, compiled = list[str](), programs._compiled
-    monkeypatch.setattr(programs, "_compiled", lambda name: made.append(str(name)) or compiled(name))
+    made, compiled = list[str](), programs._compile
+    monkeypatch.setattr(programs, "_compile", lambda name: made.append(str(name)) or compiled(name))
     begin([NAME])
     with ThreadPoolExecutor(8) as threads:
         found = set(threads.map(lambda _: id(program(NAME)), range(32)))
@@ -337,7 +337,7 @@ def test_without_metadata_or_source_programs_are_compiled(folder, expected, capl
 
     monkeypatch.setattr(compilation_cache, "version", lacks)
     np.testing.assert_array_equal(drawn(), expected)
-    assert "compiled programs are not kept" in messages(caplog)
+    assert "cannot cache compiled programs" in messages(caplog)
 
 
 def test_what_failed_is_tried_again(folder, monkeypatch):
