@@ -167,7 +167,7 @@ def test_records_of_strings_and_objects_iterate_but_make_no_batches():
             call()
     with pytest.raises(ValueError, match="can be iterated"):
         mix(node, rows(3, 0)).element_spec()
-    with pytest.raises(ValueError, match="placement device is not possible: its records are no numbers"):
+    with pytest.raises(ValueError, match="placement device is not possible: its records are not arrays of numbers"):
         mix(RandomAccessSource(texts), placement="device")
 
 
@@ -226,7 +226,7 @@ def test_endless_data_sets_mix():
 
 
 def test_weights_that_grain_cannot_count_are_refused():
-    with pytest.raises(ValueError, match="the least weight must be at least 1e-300 of all, or 0, got 1e-307"):
+    with pytest.raises(ValueError, match="every weight must be 0 or at least 1e-300 of their sum, got 1e-307"):
         next(mix(rows(3, 0), rows(3, 10), weights=(1, 1e-307)))
 
 
@@ -419,16 +419,16 @@ BROKEN = {
         ValueError,
         "^statistics.values must be a dict",
     ),
-    "no JSON": (lambda s: s | {"iterator": "{"}, ValueError, "^iterator: .* is no state of Grain's iterator"),
+    "no JSON": (lambda s: s | {"iterator": "{"}, ValueError, "^iterator: .* is not a state of Grain's iterator"),
     "of other sources": (
         lambda s: s | {"iterator": mix(rows(4, 0)).get_state()["iterator"]},
         ValueError,
-        "^iterator: .* is no state of Grain's iterator",
+        "^iterator: .* is not a state of Grain's iterator",
     ),
     "beyond a source": (
         lambda s: s | {"iterator": s["iterator"].replace('"next_index": 4', '"next_index": 4000')},
         ValueError,
-        "^iterator: .* is no state of Grain's iterator",
+        "^iterator: .* is not a state of Grain's iterator",
     ),
     "of another order": (
         lambda s: s | {"order": mix(rows(9, 0), rows(8, 0)).get_state()["order"]},
@@ -442,7 +442,7 @@ BROKEN = {
     "unknown statistics": (
         lambda s: s | {"statistics": {"known": False, "reset": False, "values": {"a": 1}}},
         ValueError,
-        "^statistics.values must be empty where known is False",
+        "^statistics.values must be empty if known is False",
     ),
     "odd statistics": (
         lambda s: s | {"statistics": {"known": True, "reset": False, "values": {"a": {1, 2}}}},

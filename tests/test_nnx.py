@@ -423,9 +423,9 @@ def test_statistics_cannot_be_changed_inside_a_program():
         return 0
 
     for program in (jax.jit(compute), nnx.jit(compute), lambda node, start: jax.jit(partial(compute, node))(start)):
-        with pytest.raises(ValueError, match="statistics cannot be changed inside a compiled program"):
+        with pytest.raises(ValueError, match="statistics cannot change inside a compiled program"):
             program(node, 0)
-    with pytest.raises(ValueError, match="statistics cannot be changed inside a compiled program"):
+    with pytest.raises(ValueError, match="statistics cannot change inside a compiled program"):
         jax.jit(lambda node: node.reset_statistics())(node)
     assert node.get_state()["statistics"]["known"] is False
 

@@ -338,7 +338,7 @@ def test_mix_data_sources_node():
         MixDataSourcesNode(None, [])
     with pytest.raises(TypeError, match=r"a source needs .* got \[1\]; wrap .* in a RandomAccessSource"):
         make([1])
-    with pytest.raises(ValueError, match=r"'0' has the leaf 'x', '1' has not"):
+    with pytest.raises(ValueError, match=r"'0' has the leaf 'x', '1' does not"):
         make(ArraySource({"x": SHORT}), ArraySource({"y": SHORT}))
     with pytest.raises(TypeError, match="positional"):
         MixDataSourcesNode(node.config, node.sources, None)
@@ -622,14 +622,14 @@ def test_set_state():
 
     kept = str(other.get_state())
     inner = state["sources"]["inner"]
-    with pytest.raises(TypeError, match="state must be a dict, as get_state gives it, got list"):
+    with pytest.raises(TypeError, match="state must be a dict, as get_state returns it, got list"):
         other.set_state([state])
     for wrong, said in (
         ({name: value for name, value in state.items() if name != "epoch"}, "epoch is missing"),
         (state | {"more": 1}, "more does not belong here"),
         (state | {"index": "1"}, "index must be int"),
-        (state | {"iterator": "{}"}, "is no state of Grain's iterator"),
-        (state | {"iterator": inner["iterator"]}, "is no state of Grain's iterator"),
+        (state | {"iterator": "{}"}, "is not a state of Grain's iterator"),
+        (state | {"iterator": inner["iterator"]}, "is not a state of Grain's iterator"),
         (state | {"index": 2}, "is not the state of Grain's iterator before the record 2"),
         (state | {"sources": {}}, r"sources\.inner is missing"),
         (state | {"sources": {"inner": inner | {"epoch": 1.5}}}, r"sources\.inner\.epoch must be int"),
@@ -653,7 +653,7 @@ def test_ensure_rng_streams():
     make().ensure_rng_streams([])
     node = make(kind=NeedsStreams)
     node.ensure_rng_streams(["crop", "default", "mix"])
-    with pytest.raises(ValueError, match=r"the RNG streams \['crop'\] are required, available are \['a', 'mix'\]"):
+    with pytest.raises(ValueError, match=r"the RNG streams \['crop'\] are required, got only \['a', 'mix'\]"):
         node.ensure_rng_streams(["mix", "a"])
 
 

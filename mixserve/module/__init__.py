@@ -1,4 +1,4 @@
-"""The bases of data source modules: their surface, what holds their data, and their state."""
+"""The base classes of data source modules, the holders of their data, and their state."""
 
 from mixserve.module.base import DataSourceModule, Statistics, StructuralConfig, kept_statistics
 

@@ -1,4 +1,4 @@
-"""The bases that the reference documents: the configuration and the surface that every data source module has."""
+"""The base classes that the reference documents: the configuration and the surface of every data source module."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,10 +18,10 @@ from mixserve.module.state import State, below, check_same_shape, plain, plain_s
 
 @dataclass(frozen=True, eq=False)
 class StructuralConfig:
-    """What every structural module can be configured with.
+    """The configuration that all structural modules share.
 
-    `cacheable` keeps the last few results, `batch_stats_fn` computes statistics of a batch, `precomputed_stats` gives
-    them; at most one of the two. Configurations are equal where all fields are, arrays by shape, dtype and values.
+    `cacheable` caches the last few results. Of `batch_stats_fn`, which computes statistics, and `precomputed_stats`, at
+    most one is allowed. Configurations are equal if all fields are equal, arrays by shape, dtype and values.
     """
 
     cacheable: bool = False
@@ -41,7 +41,7 @@ class StructuralConfig:
         if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
             raise ValueError(f"precomputed_stats must be a dict, got {self.precomputed_stats!r}")
         if self.batch_stats_fn is not None and self.precomputed_stats is not None:
-            raise ValueError("batch_stats_fn and precomputed_stats exclude each other; give one of them")
+            raise ValueError("batch_stats_fn and precomputed_stats exclude each other; pass one of them")
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -49,20 +49,22 @@ class StructuralConfig:
         return all(_equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
     def __hash__(self) -> int:
-        # Statistics are dicts, which have no hash; equal configurations have equal hashes all the same.
-        hashed = [getattr(self, f.name) for f in fields(self) if f.name not in ("batch_stats_fn", "precomputed_stats")]
-        return hash((type(self), *hashed))
+        # Without statistics, since dicts have no hash. Equal configurations still have equal hashes.
+        hashable = [
+            getattr(self, f.name) for f in fields(self) if f.name not in ("batch_stats_fn", "precomputed_stats")
+        ]
+        return hash((type(self), *hashable))
 
 
 class Statistics(NamedTuple):
-    """What is known of the data, and whether `reset_statistics` was called since it was last set or computed."""
+    """The statistics last set or computed, and whether `reset_statistics` was called since."""
 
     values: dict[str, Any] | None = None
     is_reset: bool = False
 
 
 class DataSourceModule(nnx.Module):
-    """A Flax NNX module that gives records by position, with the surface that all modules of the reference have."""
+    """A Flax NNX module that returns records by position, with the surface of the reference's modules."""
 
     def __init__(self, config: StructuralConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None):
         self.config = nnx.static(config)
@@ -73,7 +75,7 @@ class DataSourceModule(nnx.Module):
         self._applied_count = nnx.Variable(_zero())
         self._skipped_count = nnx.Variable(_zero())
         self._statistics = ModuleOwned(self, Statistics())
-        self._cache = OpaqueHolder(None)  # what has a clear(), where a subclass keeps results
+        self._cache = OpaqueHolder(None)  # a subclass that caches results holds an object with clear() here
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} must define __len__")
@@ -87,7 +89,7 @@ class DataSourceModule(nnx.Module):
         raise NotImplementedError(f"{type(self).__name__} must define process")
 
     def get_operation_stats(self) -> dict[str, int]:
-        """How many calls of `process` gave a result (`applied_count`), and how many were refused (`skipped_count`)."""
+        """How many calls of `process` returned (`applied_count`) and how many raised (`skipped_count`), as ints."""
         return {"applied_count": int(self._applied_count[...]), "skipped_count": int(self._skipped_count[...])}
 
     def reset_operation_stats(self) -> None:
@@ -96,9 +98,9 @@ class DataSourceModule(nnx.Module):
         self._skipped_count.set_value(_zero())
 
     def compute_statistics(self, data: Any) -> dict[str, Any] | None:
-        """What `batch_stats_fn` says of `data`, kept for `get_statistics`; None where none is configured.
+        """Return `batch_stats_fn(data)` and store it for `get_statistics`; None if no function is configured.
 
-        Raises TypeError where it says something that is no dict.
+        Raises TypeError if the function returns something other than a dict.
         """
         if self.config.batch_stats_fn is None:
             return None
@@ -110,9 +112,9 @@ class DataSourceModule(nnx.Module):
         return statistics
 
     def get_statistics(self) -> dict[str, Any] | None:
-        """The precomputed statistics where configured, else those computed or set last, else None.
+        """The precomputed statistics if configured, else the last that were computed or set, else None.
 
-        After `reset_statistics` None, until some are computed or set.
+        After `reset_statistics` it returns None until statistics are computed or set.
         """
         statistics: Statistics = self._own_statistics().value
         if statistics.is_reset:
@@ -120,31 +122,31 @@ class DataSourceModule(nnx.Module):
         return statistics.values if self.config.precomputed_stats is None else self.config.precomputed_stats
 
     def set_statistics(self, stats: dict[str, Any]) -> None:
-        """Keep `stats` in the place of computed ones, and end the effect of `reset_statistics`.
+        """Store `stats` in place of computed statistics, and end the effect of `reset_statistics`.
 
-        Precomputed statistics, where configured, still come first. Raises TypeError for what is no dict.
+        `get_statistics` still prefers precomputed statistics. Raises TypeError if `stats` is not a dict.
         """
         if not isinstance(stats, dict):
             raise TypeError(f"stats must be a dict, got {type(stats).__name__}")
         self._set_statistics(Statistics(stats))
 
     def reset_statistics(self) -> None:
-        """Forget computed statistics, and leave precomputed ones unmentioned."""
+        """Clear the statistics: `get_statistics` returns None, even with precomputed ones, until some are set."""
         self._set_statistics(Statistics(is_reset=True))
 
     def reset_cache(self) -> None:
-        """Forget kept batches. Clones share them."""
+        """Evict all cached batches, which clones share; does nothing without `cacheable`."""
         if self._cache.value is not None:
             self._cache.value.clear()
 
     def copy(
         self, *, config: StructuralConfig | None = None, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> Self:
-        """A new module made from this one's arguments, or from those given here; its state is that of a new one."""
+        """A new module in its initial state, made from this one's arguments, or from those given here."""
         return type(self)(**self._arguments(config=config, rngs=rngs, name=name))
 
     def clone(self) -> Self:
-        """A new module with the same state; from here on each has its own. Data are shared."""
+        """A new module in the same state; from then on each has its own state. Data are shared."""
         cloned = nnx.clone(self)
         cloned._take_own()
         return cloned
@@ -155,7 +157,7 @@ class DataSourceModule(nnx.Module):
         return copied
 
     def get_state(self) -> State:
-        """The module's state as dicts of NumPy arrays, numbers and strings; no data."""
+        """The module's state as dicts of NumPy arrays, numbers and strings, without its data."""
         pure: Any = nnx.to_pure_dict(nnx.state(self, nnx.Not(DeviceData)))
         statistics: Statistics = self._own_statistics().value
         return {
@@ -168,25 +170,25 @@ class DataSourceModule(nnx.Module):
         }
 
     def set_state(self, state: State) -> None:
-        """Take over a state that `get_state` gave.
+        """Restore a state that `get_state` returned.
 
-        Raises TypeError for what is no dict; ValueError, naming the path, for entries that are missing, too many, of
-        another kind, shape or dtype. Then nothing has changed.
+        Raises TypeError if `state` is not a dict; ValueError, which names the path, if an entry is missing, unknown, or
+        of another type, shape or dtype. Then nothing has changed.
         """
         if not isinstance(state, dict):
-            raise TypeError(f"state must be a dict, as get_state gives it, got {type(state).__name__}")
+            raise TypeError(f"state must be a dict, as get_state returns it, got {type(state).__name__}")
         for change in self._changes(state, ""):
             change()
 
     def requires_rng_streams(self) -> list[str] | None:
-        """The RNG streams that the module needs: none."""
+        """The names of the RNG streams that the module needs; None, unless a subclass needs some."""
         return None
 
     def ensure_rng_streams(self, stream_names: list[str]) -> None:
-        """Raises ValueError where a stream of `requires_rng_streams` is not among `stream_names`."""
+        """Raises ValueError if a stream of `requires_rng_streams` is not among `stream_names`."""
         missing = [name for name in self.requires_rng_streams() or [] if name not in stream_names]
         if missing:
-            raise ValueError(f"the RNG streams {missing} are required, available are {sorted(stream_names)}")
+            raise ValueError(f"the RNG streams {missing} are required, got only {sorted(stream_names)}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()" if self.name is None else f"{type(self).__name__}(name={self.name!r})"
@@ -202,9 +204,9 @@ class DataSourceModule(nnx.Module):
         }
 
     def _changes(self, state: State, path: str) -> list[Callable[[], None]]:
-        """What is to be done to take over `state`, which stands at `path` in the whole; all of it is checked already.
+        """Check `state`, which is at `path` in the whole state; returns functions that restore it and cannot fail.
 
-        A subclass whose `get_state` has more entries takes them out of `state` first. Raises ValueError.
+        A subclass whose `get_state` has more entries removes them from `state` first. Raises ValueError.
         """
         own: Any = nnx.state(self, nnx.Not(DeviceData))
         expected = {**plain(nnx.to_pure_dict(own), ""), "statistics": {"known": False, "reset": False, "values": {}}}
@@ -213,13 +215,11 @@ class DataSourceModule(nnx.Module):
             values = given["statistics"]["values"]
             if not isinstance(values, dict):
                 raise ValueError(f"{below(path, 'statistics.values')} must be a dict, got {type(values).__name__}")
-            given["statistics"] = given["statistics"] | {"values": {}}  # which may be any
+            given["statistics"] = given["statistics"] | {"values": {}}  # compared without: they may have any shape
         check_same_shape(expected, given, path)
         said = given.pop("statistics")
         if values and not said["known"]:
-            raise ValueError(
-                f"{below(path, 'statistics.values')} must be empty where known is False, got {values!r:.100}"
-            )
+            raise ValueError(f"{below(path, 'statistics.values')} must be empty if known is False, got {values!r:.100}")
         try:
             kept = plain_statistics(values, below(path, "statistics.values")) if said["known"] else None
         except TypeError as error:
@@ -234,38 +234,36 @@ class DataSourceModule(nnx.Module):
         ]
 
     def _modules(self) -> dict[str, "DataSourceModule"]:
-        """The children that have a state of their own, by name. A subclass that has some overrides it."""
+        """The children that are modules and have a state, by name. A subclass that has some overrides it."""
         return {}
 
     def _take_own(self) -> None:
-        """What a clone does at once: take what it shares with nobody. A subclass adds its own."""
+        """Make the holders that a clone must not share with its original. A subclass adds its own."""
         self._own_statistics()
 
-    def _owned(self, attribute: str, renewed: Callable[[Any], Any]) -> ModuleOwned:
-        """This module's own holder under `attribute`: a clone replaces what it finds by one with `renewed(value)`."""
+    def _own_holder(self, attribute: str, renew: Callable[[Any], Any]) -> ModuleOwned:
+        """This module's own holder in `attribute`; a clone replaces its original's by one that holds `renew(value)`."""
         held: ModuleOwned = getattr(self, attribute)
-        # A new holder would compile a program anew: holders are told apart by identity.
+        # Not inside a program: NNX compares holders by identity, so a new one would compile the program again.
         if not held.belongs_to(self) and not self._is_in_program():
-            held = ModuleOwned(self, renewed(held.value))
+            held = ModuleOwned(self, renew(held.value))
             setattr(self, attribute, held)
         return held
 
     def _own_statistics(self) -> ModuleOwned:
-        return self._owned("_statistics", lambda statistics: statistics)
+        return self._own_holder("_statistics", lambda statistics: statistics)
 
     def _set_statistics(self, statistics: Statistics) -> None:
         if self._is_in_program() or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(statistics.values)):
-            raise ValueError(
-                "statistics cannot be changed inside a compiled program; compute or set them outside of it"
-            )
+            raise ValueError("statistics cannot change inside a compiled program; compute or set them outside of it")
         self._own_statistics().value = statistics
 
     def _is_in_program(self) -> bool:
-        """Whether this is a program's picture of another module."""
+        """Whether this is a traced copy of a module, inside a compiled program."""
         return isinstance(self._applied_count.get_value(), Tracer)
 
     def counted(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives, counted as applied; where it raises, as skipped."""
+        """Return `call()`, counted as applied if it returns, as skipped if it raises."""
         try:
             result = call()
         except BaseException:
@@ -276,12 +274,12 @@ class DataSourceModule(nnx.Module):
 
     @staticmethod
     def _add_one(count: nnx.Variable) -> None:
-        with jax.transfer_guard("allow"):  # of the number one
+        with jax.transfer_guard("allow"):  # the caller's guard is not meant for the number one
             count[...] += 1
 
 
 def kept_statistics(module: DataSourceModule) -> list[dict[str, Any]]:
-    """The statistics that were computed or set last: the module's own, which may be empty, and its children's."""
+    """The last computed or set statistics: the module's own, an empty dict if it has none, and its children's."""
     own: Statistics = module._own_statistics().value
     return [own.values or {}, *chain.from_iterable(map(kept_statistics, module._modules().values()))]
 
@@ -291,29 +289,29 @@ def _zero() -> jax.Array:
 
 
 def _with_values(state: Any, values: Any, path: str) -> Any:
-    """`state` with the leaves of `values`: numbers stay numbers, arrays and keys stay what they were.
+    """`state` with the leaves of `values`; numbers, arrays and keys keep the types that they have in `state`.
 
-    Raises ValueError for a number that does not fit into the array that it comes back to.
+    Raises ValueError, which names the path, if a number does not fit into the dtype of its array.
     """
 
-    def restored(old: Any, new: Any, path: str) -> Any:
+    def restore(old: Any, new: Any, path: str) -> Any:
         if not isinstance(old, jax.Array):
             return np.asarray(new).item()
         if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
-        # What was a Python number comes out of a compiled program as a weakly typed scalar.
+        # A compiled program turns a Python number into a weakly typed scalar; it becomes a Python number again.
         if old.weak_type and old.shape == ():
             return np.asarray(new).item()
         if jnp.issubdtype(old.dtype, jnp.integer) and not _fits(new, old.dtype):
             raise ValueError(f"{path} must fit into {old.dtype}, got {new!r:.100}")
         return jnp.asarray(new, old.dtype)
 
-    def walked(old: Any, new: Any, path: str) -> Any:
+    def walk(old: Any, new: Any, path: str) -> Any:
         if isinstance(old, dict):
-            return {key: walked(old[key], new[key], below(path, key)) for key in old}
-        return restored(old, new, path)
+            return {key: walk(old[key], new[key], below(path, key)) for key in old}
+        return restore(old, new, path)
 
-    nnx.replace_by_pure_dict(state, walked(nnx.to_pure_dict(state), values, path))
+    nnx.replace_by_pure_dict(state, walk(nnx.to_pure_dict(state), values, path))
     return state
 
 

@@ -7,10 +7,10 @@ from flax import nnx
 
 
 class OpaqueHolder:
-    """Holds what NNX must neither see, copy nor trace: host data, caches.
+    """Holds host data and caches, which NNX must not see, copy or trace.
 
     NNX would turn NumPy and memory-mapped attributes into JAX arrays at the first `nnx.jit`, narrow 64-bit integers,
-    and copy the data with the module. It hashes and compares this holder by identity, and shares it between clones.
+    and copy the data with the module. It hashes and compares this holder by identity, and clones share it.
     """
 
     __slots__ = ("value",)
@@ -26,21 +26,22 @@ class OpaqueHolder:
 
 
 class ModuleOwned(OpaqueHolder):
-    """Holds what one module alone may change. NNX shares it with clones, which can tell that it is not theirs."""
+    """Holds what only one module may change. NNX shares it with clones, which use `belongs_to` to find that out."""
 
     __slots__ = ("_owner",)
 
     def __init__(self, owner: nnx.Module | None, value: Any):
         super().__init__(value)
+        # Weak, since the module holds this object: neither may keep the other alive.
         self._owner = None if owner is None else weakref.ref(owner)
 
     def belongs_to(self, module: nnx.Module) -> bool:
-        """Whether `module` is the one that it was made for."""
+        """Whether this holder was made for `module`."""
         return self._owner is not None and self._owner() is module
 
     def __reduce__(self) -> Any:
-        return ModuleOwned, (None, self.value)  # a module that comes out of a pickle is a clone
+        return ModuleOwned, (None, self.value)  # an unpickled module is a clone: it makes its own holder
 
 
 class DeviceData(nnx.Variable):
-    """Data on the device: an input of compiled programs, to be left out of a module's state with `nnx.Not`."""
+    """Data on the device: an input of compiled programs; `nnx.Not(DeviceData)` leaves it out of a module's state."""

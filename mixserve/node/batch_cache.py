@@ -1,4 +1,4 @@
-"""A cache of the last few eager batches of a node: up to eight of them, and 256 MiB."""
+"""A cache of a node's most recently used eager batches: up to 8 of them, and 256 MiB."""
 
 import threading
 from collections import OrderedDict
@@ -23,12 +23,14 @@ class BatchCache:
         renew_in_forks(self, BatchCache._renew)
 
     def get(self, asked: tuple[int, ...], make: Callable[[], Batch]) -> Batch:
-        """The cached batch of `asked`, else the one that `make` makes, which is cached."""
-        name = (asked, jax.dtypes.canonicalize_dtype(np.int64))  # dtypes depend on x64
+        """The cached batch for the arguments `asked`; if there is none, the result of `make`, which is then cached."""
+        name = (asked, jax.dtypes.canonicalize_dtype(np.int64))  # with x64 the same arguments give other dtypes
         with self._lock:
             batch = self._batches.get(name)
-        if batch is None or any(array.is_deleted() for array in batch.values()):  # who has it may have donated it
-            with jax.ensure_compile_time_eval():  # inside a program, a tracer would be cached
+        if batch is None or any(array.is_deleted() for array in batch.values()):  # a caller may have donated it
+            # Without the lock, since it may take long. While a program is traced, `make` would return tracers, which
+            # must not outlive it.
+            with jax.ensure_compile_time_eval():
                 batch = make()
         with self._lock:
             self._batches[name] = batch
@@ -38,14 +40,15 @@ class BatchCache:
         return batch
 
     def clear(self) -> None:
-        """Drop all."""
+        """Evict all batches."""
         with self._lock:
             self._batches.clear()
 
     def _renew(self) -> None:
+        # In a forked process the lock may be held by a thread that does not exist there.
         self._batches, self._lock = OrderedDict(), threading.Lock()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> Any:  # a pickled node has an empty cache
         return BatchCache, ()
 
 

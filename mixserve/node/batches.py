@@ -1,4 +1,4 @@
-"""A mixture and positions -> batches as JAX arrays, from the host and the device, eager and inside programs."""
+"""A mixture and positions -> batches as JAX arrays, eager or inside a compiled program."""
 
 from collections.abc import Mapping
 
@@ -25,10 +25,10 @@ Ids = Int[Array, " size"] | Int[np.ndarray, " size"]
 def eager_batch(
     mixture: Mixture, on_device: Mapping[str, Array], key: UInt32[np.ndarray, "2"], start: int, size: int
 ) -> Batch:
-    """The rows at [start, start + size) by field; `on_device` holds the fields that lie on the device."""
+    """The rows at [start, start + size), by field name; `on_device` has the data of the fields stored on the device."""
     plan = mixture.planner.plan(key, start, size)
     batch = _device_batch(mixture, on_device, plan.source_ids, plan.record_ids)
-    # Not jnp.asarray, which compiles a copy for every new shape; nobody else holds these arrays.
+    # Not jnp.asarray, which compiles a copy for every new shape. No copy is needed: only this call holds these arrays.
     return batch | jax.device_put(_host_batch(mixture, plan, _dtypes(mixture, batch)))
 
 
@@ -39,7 +39,7 @@ def traced_batch(
     start: int | Int[Array, ""],
     size: int,
 ) -> Batch:
-    """`eager_batch` inside the caller's own program."""
+    """`eager_batch` inside the caller's own program. Raises InvalidRequest if the mixture must plan on the host."""
     planner = traceable(mixture.planner)
     drawn = planner.plan_traced(key, start, size)
     batch = _device_batch(mixture, on_device, drawn[0], drawn[1])
@@ -47,21 +47,22 @@ def traced_batch(
     drawn_leaves = [i for i in range(len(mixture.leaves)) if i not in mixture.never_drawn]
     traced = {i: leaf for i in drawn_leaves if isinstance(leaf := mixture.leaves[i], ReferenceSource)}
     if dtypes and len(traced) < len(drawn_leaves):
-        batch |= _called_back(mixture, planner, dtypes, drawn, size, frozenset(traced))
+        batch |= _fetch_in_callback(mixture, planner, dtypes, drawn, size, frozenset(traced))
     for source_id, leaf in traced.items():
+        # Every position is read from every such source, since shapes in a program are fixed; record 0 stands in.
         here = drawn[0] == source_id
         keys = jax.lax.bitcast_convert_type(drawn[-2:].T, jnp.uint32)
         records = flatten(leaf.take_traced(jnp.where(here, drawn[1], 0), keys))
-        batch = {name: _chosen(here, array, batch.get(name)) for name, array in records.items()}
+        batch = {name: _choose(here, array, batch.get(name)) for name, array in records.items()}
     return batch
 
 
 def jax_dtype(field: Field) -> np.dtype:
-    """The dtype of the field's arrays in JAX, as x64 is set."""
+    """The dtype of the field's arrays in JAX: of 64 bits only if x64 is enabled."""
     return np.dtype(jax.dtypes.canonicalize_dtype(field.dtype))
 
 
-def _called_back(
+def _fetch_in_callback(
     mixture: Mixture,
     planner: Planner,
     dtypes: Mapping[Field, np.dtype],
@@ -69,9 +70,9 @@ def _called_back(
     size: int,
     without: frozenset[int],
 ) -> Batch:
-    """The rows that lie on the host, fetched while the program runs."""
+    """The rows stored on the host, fetched by a callback while the program runs."""
 
-    # NumPy only: a program that waits for a callback must not be waited for by it.
+    # NumPy only: the program waits for this callback, which would deadlock if JAX made it wait for the program.
     def on_host(drawn: np.ndarray) -> dict[str, np.ndarray]:
         drawn = np.asarray(drawn)  # of shape (..., rows, size) under vmap
         mapped, rows = drawn.shape[:-2], np.moveaxis(drawn, -2, 0)
@@ -83,7 +84,7 @@ def _called_back(
     return jax.pure_callback(on_host, shapes, drawn, vmap_method="broadcast_all")
 
 
-def _chosen(here: Array, array: Array, other: Array | None) -> Array:
+def _choose(here: Array, array: Array, other: Array | None) -> Array:
     if other is None:
         return array
     return jnp.where(here.reshape(-1, *[1] * (array.ndim - 1)), array, other)
@@ -99,7 +100,7 @@ def _device_batch(mixture: Mixture, on_device: Mapping[str, Array], source_ids: 
 
 
 def _dtypes(mixture: Mixture, batch: Batch) -> dict[Field, np.dtype]:
-    """The fields that are not in `batch` yet, and the JAX dtypes that they will have."""
+    """The fields that are not in `batch` yet, with their dtypes in JAX."""
     return {field: jax_dtype(field) for field in mixture.fields if field.name not in batch}
 
 
@@ -110,28 +111,28 @@ def _host_batch(
     if batch:
         if without:
             for array in batch.values():
-                array.fill(0)  # of slots that nobody fills
+                array.fill(0)  # the gather leaves the slots of `without` as they are, in memory with old content
         mixture.host_gather.into(plan, batch, without=without)
-    return {field.name: _narrowed(field.name, batch[field.name], dtype) for field, dtype in dtypes.items()}
+    return {field.name: _narrow(field.name, batch[field.name], dtype) for field, dtype in dtypes.items()}
 
 
 def _aligned_rows(size: int, field: Field) -> np.ndarray:
-    """An array to fill, at an address from which JAX's CPU backend takes arrays without a copy."""
+    """An array to fill, aligned so that JAX's CPU backend uses it without a copy."""
     memory = np.empty(size * field.nbytes + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT
     return memory[first : first + size * field.nbytes].view(field.dtype).reshape(size, *field.shape)
 
 
-def _narrowed(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _narrow(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = array.astype(dtype)
-    same = (narrow == array) | ((narrow != narrow) & (array != array))  # NaN stays NaN
+    same = (narrow == array) | ((narrow != narrow) & (array != array))  # a NaN is not equal to itself
     if not same.all():
         row = int(np.argwhere(~same)[0][0])
         raise ValueError(
-            f"the field {name!r} holds {array.dtype} values that {dtype} cannot, first in row {row} of the batch; "
-            "enable x64 in JAX, store a narrower dtype, or read it through a client, which keeps 64 bits"
+            f"the field {name!r} holds {array.dtype} values that do not fit into {dtype}, first in row {row} of the "
+            "batch; enable x64 in JAX, store a narrower dtype, or read it through a client, which keeps 64 bits"
         )
     return narrow

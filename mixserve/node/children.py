@@ -1,4 +1,4 @@
-"""What a node is given as sources -> what a mixture reads, and Grain's data set of their single records."""
+"""The objects that a node gets as sources -> sources of a mixture, and Grain's data set of their single records."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,27 +8,32 @@ import grain
 from mixserve.error_boundary import user_code
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
 
-_LEAST_SHARE = 1e-300  # Grain counts in multiples of the least share, which must be a float
+# Grain counts in multiples of the least share, and these must be finite floats.
+_LEAST_SHARE = 1e-300
 
 
 def as_source(source: Any) -> AnySource:
-    """`source` itself, or an adapter over a source of the reference's protocol. Raises TypeError for anything else."""
+    """`source`, or an adapter if it follows the reference's protocol. Raises TypeError for anything else."""
     if isinstance(source, Source):
         return source
     if isinstance(source, FollowsReference):
         return ReferenceSource(source)
     raise TypeError(
         "a source needs __len__, element_spec() and take(record_ids) or get_batch_at(start, size, key), "
-        f"got {source!r}; wrap what has __len__ and __getitem__ in a RandomAccessSource"
+        f"got {source!r}; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
     )
 
 
 def mixed_records(sources: Sequence[Any], shares: Sequence[float]) -> grain.IterDataset:
-    """The records of all sources that have a share, one by one, interleaved by Grain."""
+    """The records of all sources that have a share, one by one, interleaved by Grain.
+
+    Raises ValueError if a share is positive, but below 1e-300.
+    """
+    # Grain refuses weights of 0.
     drawn = [(source, share) for source, share in zip(sources, shares, strict=True) if share > 0]
     least = min(share for _, share in drawn)
     if least < _LEAST_SHARE:
-        raise ValueError(f"to iterate, the least weight must be at least {_LEAST_SHARE} of all, or 0, got {least}")
+        raise ValueError(f"to iterate, every weight must be 0 or at least {_LEAST_SHARE} of their sum, got {least}")
     return grain.IterDataset.mix([_records(source) for source, _ in drawn], [share for _, share in drawn])
 
 
@@ -36,12 +41,12 @@ def _records(source: Any) -> grain.IterDataset:
     if hasattr(source, "to_grain_iter_dataset"):
         with user_code("to_grain_iter_dataset of {!r:.200}", source):
             return source.to_grain_iter_dataset()
-    # Grain's default is 16 threads per source.
+    # Without threads: Grain's default starts 16 per source.
     return grain.MapDataset.source(_Records(source)).to_iter_dataset(grain.ReadOptions(0, 0))
 
 
 class _Records:
-    """A source as Grain's random access."""
+    """A source as a random access data source of Grain."""
 
     def __init__(self, source: Any):
         self._source = source

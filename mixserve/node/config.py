@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mixserve.mixture.programs import PLAN_SIZES
-from mixserve.mixture.sampling import BLOCK_SIZE, CATEGORICAL, EPOCH, NEVER, Sampling, rounded_up
+from mixserve.mixture.sampling import BLOCK_SIZE, CATEGORICAL, EPOCH, NEVER, Sampling, round_up
 from mixserve.mixture.schedule import Entry, Schedule, Shares, normalised
 from mixserve.module import StructuralConfig
 from mixserve_client.schema.positions import POSITION_LIMIT
@@ -20,23 +20,24 @@ PLACEMENTS = ("auto", "host", "device")
 
 @dataclass(frozen=True, eq=False)
 class MixDataSourcesConfig(StructuralConfig):
-    """How sources are mixed: `num_sources` of them, drawn in proportion to `weights`, positive or zero.
+    """How sources are mixed: `num_sources` of them, drawn in proportion to `weights`, each positive or zero.
 
-    The weights are normalised: `weights` holds shares that sum to 1.
+    `weights` are normalised to shares that sum to 1.
 
     `sampling` is `categorical`, with replacement, or `epoch`: exact shares in every block of `block_size` positions,
-    and no record again before the pass over its source is over. In epoch mode `stop` is `never`, `first_exhausted` or
-    `all_exhausted`. `schedule` has the weights of later positions: pairs (from position, weights), ascending; in epoch
-    mode they begin at the next border of a block.
+    and no record repeats before the pass over its source ends. In epoch mode `stop` is `never`, `first_exhausted` or
+    `all_exhausted`. `schedule` has the weights of later positions: pairs (from position, weights), ascending. In epoch
+    mode they begin at the next block boundary.
 
-    `placement` says where rows are gathered: on the `host`, on the `device`, or `auto` by size and backend.
-    `source_names` are the names of the sources where theirs shall not hold. `content_ids` say what the sources hold,
-    for the fingerprint: strings that change when the content does; None leaves it to the source.
+    `placement` is where rows are gathered: `host`, `device`, or `auto`, which chooses by size and backend.
+    `source_names` replace the sources' own names. `content_ids` identify the content of the sources in the fingerprint:
+    per source a string that changes when its content does, or None to leave it to the source.
 
-    Batches are planned in buckets of `plan_sizes` positions, ascending, each of which is a program that is compiled
-    once. They decide no bytes: with fewer sizes a first start is quicker, and more is planned in vain.
+    Batches are planned in buckets of `plan_sizes` positions, ascending; each size is a program that is compiled once.
+    The sizes do not affect the bytes of a batch: with fewer, a first start is faster, but more positions are planned in
+    vain.
 
-    Raises ValueError, naming the field, for what is missing or inconsistent.
+    Raises ValueError, which names the field, if a field is missing, not allowed, or does not fit another one.
     """
 
     num_sources: int | None = None
@@ -54,11 +55,12 @@ class MixDataSourcesConfig(StructuralConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stochastic:
-            raise ValueError("stochastic must be False: mixing is deterministic, every batch follows from its key")
+            raise ValueError("stochastic must be False: mixing is deterministic, and every batch follows from its key")
         if self.num_sources is None or self.weights is None:
             raise ValueError(f"num_sources and weights are required, got {self.num_sources} and {self.weights}")
         if isinstance(self.num_sources, bool) or not isinstance(self.num_sources, Integral):
             raise ValueError(f"num_sources must be an integer, got {self.num_sources!r}")
+        # The dataclass is frozen, so fields are set past its own __setattr__.
         object.__setattr__(self, "num_sources", int(self.num_sources))
         if self.num_sources < 1:
             raise ValueError(f"num_sources must be at least 1, got {self.num_sources}")
@@ -77,29 +79,29 @@ class MixDataSourcesConfig(StructuralConfig):
                     f"content_ids must be num_sources = {self.num_sources} strings or None, got {ids!r:.300}"
                 )
             object.__setattr__(self, "content_ids", tuple(ids))
-        object.__setattr__(self, "schedule", self._checked_schedule())
+        object.__setattr__(self, "schedule", self._check_schedule())
         object.__setattr__(self, "plan_sizes", _plan_sizes(self.plan_sizes))
-        _ = self.how_to_sample
+        _ = self.how_to_sample  # raises now, and not when a node is made
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {self.placement!r}")
 
     @property
     def how_to_sample(self) -> Sampling:
-        """The way of drawing that these options describe. Raises ValueError."""
+        """The sampling that these fields describe. Raises ValueError if they do not fit together."""
         assert isinstance(self.weights, Shares)
         sampling = Sampling(Schedule((Entry(0, self.weights),)), self.sampling, self.block_size, self.stop)
         entries = list(sampling.schedule.entries)
         for place, (start, weights) in enumerate(self.schedule):
-            begin = rounded_up(start, sampling.block_size) if self.sampling == EPOCH else start
+            begin = round_up(start, sampling.block_size) if self.sampling == EPOCH else start
             if not entries[-1].start < begin < POSITION_LIMIT:
                 raise ValueError(
-                    f"schedule[{place}] must begin behind the entry before it, at {entries[-1].start}, and before "
-                    f"2^63 - 1, got {begin}"
+                    f"schedule[{place}] must start after the entry before it, which starts at {entries[-1].start}, and "
+                    f"before 2^63 - 1, got {begin}"
                 )
             entries.append(Entry(begin, normalised(weights)))
         return replace(sampling, schedule=Schedule(tuple(entries)))
 
-    def _checked_schedule(self) -> tuple[tuple[int, Shares], ...]:
+    def _check_schedule(self) -> tuple[tuple[int, Shares], ...]:
         if not isinstance(self.schedule, list | tuple) or not all(
             isinstance(entry, list | tuple) and len(entry) == 2 for entry in self.schedule
         ):
@@ -108,7 +110,8 @@ class MixDataSourcesConfig(StructuralConfig):
         for place, (start, weights) in enumerate(self.schedule):
             if isinstance(start, bool) or not isinstance(start, Integral) or not 0 < start < POSITION_LIMIT:
                 raise ValueError(
-                    f"schedule[{place}] must begin at a position in 1..2^63 - 2, got {start!r}; `weights` holds before"
+                    f"schedule[{place}] must start at a position in 1..2^63 - 2, got {start!r}; until the first entry "
+                    "`weights` holds"
                 )
             assert self.num_sources is not None
             found.append((int(start), _weights(f"schedule[{place}]", weights, self.num_sources)))
@@ -116,7 +119,7 @@ class MixDataSourcesConfig(StructuralConfig):
 
 
 def _plan_sizes(sizes: Any) -> tuple[int, ...]:
-    """Raises ValueError."""
+    """`sizes` as integers. Raises ValueError unless they ascend and are in 1..65536, and there is at least one."""
     if isinstance(sizes, list | tuple) and all(isinstance(s, Integral) and not isinstance(s, bool) for s in sizes):
         found = tuple(map(int, sizes))
         if found and found == tuple(sorted(set(found))) and found[0] >= 1 and found[-1] <= _LARGEST_PLAN:
@@ -125,9 +128,10 @@ def _plan_sizes(sizes: Any) -> tuple[int, ...]:
 
 
 def _weights(name: str, weights: Any, count: int) -> Shares:
-    """The shares of `count` sources. Raises ValueError, naming the field."""
+    """The shares of `count` sources. Raises ValueError, which names the field."""
     if isinstance(weights, np.ndarray | jax.Array):
         weights = np.asarray(weights).tolist()
+    # Iterables all the same, but of characters, of keys, or in no order.
     if isinstance(weights, str | bytes | Mapping | Set) or not isinstance(weights, Iterable):
         raise ValueError(f"{name} must be a tuple, list or array of numbers, got {weights!r}")
     weights = weights if isinstance(weights, tuple) else tuple(weights)

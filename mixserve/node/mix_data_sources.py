@@ -1,4 +1,4 @@
-"""The node: a Flax NNX module whose batches are pure functions of (start, size, key)."""
+"""The mixing node: a Flax NNX module whose batches are pure functions of (start, size, key)."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ _LAST_EPOCH = 2**62
 
 
 class _Private(NamedTuple):
-    """What a node shares with no clone: its place among the records, and children that are modules."""
+    """What each clone has for itself: its children that are modules, and its position among the records."""
 
     sources: tuple[Any, ...]
     records: RecordStream
@@ -52,8 +52,8 @@ class _Private(NamedTuple):
 class MixDataSourcesNode(DataSourceModule):
     """Mixes records of several sources in proportion to weights.
 
-    `len(node)` is the number of records of all sources together. Batches come from an endless stream of positions,
-    drawn with replacement; iteration gives single records in the sources' own order, interleaved by Grain.
+    `len(node)` is the number of records of all sources together. Batches come from a stream of positions, drawn as
+    `config.sampling` says; iteration yields single records in the sources' own order, interleaved by Grain.
     """
 
     config: MixDataSourcesConfig
@@ -66,8 +66,8 @@ class MixDataSourcesNode(DataSourceModule):
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ):
-        """Raises ValueError where the number of sources is not `config.num_sources`, and where two sources' element
-        specs differ; TypeError for what is no source."""
+        """Raises ValueError unless there are `config.num_sources` sources with equal element specs, TypeError for an
+        object that is not a source."""
         if not isinstance(config, MixDataSourcesConfig):
             raise TypeError(f"config must be a MixDataSourcesConfig, got {config!r}")
         if not isinstance(sources, list | tuple):
@@ -76,6 +76,7 @@ class MixDataSourcesNode(DataSourceModule):
             raise ValueError(f"num_sources is {config.num_sources}, got {len(sources)} sources")
         super().__init__(config, rngs=rngs, name=name)
         children = [_child(source) for source in sources]
+        # A nested node's own name, since its mixture has none; an adapter's name, since it may drop a default one.
         names = config.source_names or names_of(
             [source if isinstance(child, Mixture) else child for source, child in zip(sources, children, strict=True)]
         )
@@ -104,14 +105,13 @@ class MixDataSourcesNode(DataSourceModule):
         return len(self.mixture)
 
     def supports_indexed_access(self) -> bool:
-        """Whether batches may be asked for by position, which pipelines ask their source: not where records are no
-        numbers."""
+        """Whether the node has batches by position, which pipelines ask; False if records are not numeric."""
         return self.mixture.is_numeric
 
     def element_spec(self) -> ElementSpec:
-        """Shape and dtype of every field of one element of `get_batch_at`: JAX's dtypes, as x64 is set.
+        """Shape and dtype per leaf of one record, as a `jax.ShapeDtypeStruct`: the dtypes of `get_batch_at`.
 
-        Raises ValueError where the records of a source are no numbers.
+        Dtypes have 64 bits only if JAX has x64 enabled. Raises ValueError if the records of a source are not numeric.
         """
         return unflatten(
             {field.name: jax.ShapeDtypeStruct(field.shape, jax_dtype(field)) for field in self.mixture.fields}
@@ -122,11 +122,11 @@ class MixDataSourcesNode(DataSourceModule):
 
         Per position p: `pos_key = fold_in(key, p)`, split into three; the source is drawn with
         `categorical(src_key, log_weights)`, the record with `randint(idx_key, (), 0, len(source))`, and fetched with
-        `fetch_key`. Equal arguments give equal bytes, eager and compiled. `start` and `key` may be traced; a traced
-        `start` has 32 bits.
+        `fetch_key`. (`mixserve.mixture.epoch` describes the other mode.) Equal arguments give equal bytes, eager and
+        compiled. `start` and `key` may be traced; a traced `start` needs start + size <= 2^32.
 
-        Raises ValueError if `key` is None or no threefry2x32 key, if `size` is not positive or `start` negative, where
-        a 64-bit field's value does not fit JAX's 32 bits, and where the records of a source are no numbers.
+        Raises ValueError if `key` is None or not a threefry2x32 key, if `size` is not positive or `start` negative, if
+        a value of a 64-bit field does not fit into JAX's 32 bits, or if the records of a source are not numeric.
         """
         if key is None:
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
@@ -145,28 +145,32 @@ class MixDataSourcesNode(DataSourceModule):
         return unflatten(eager_batch(mixture, on_device, words, start, size))
 
     def process(self, input: int | Array, *args: Any, **kwargs: Any) -> dict[str, Array]:  # noqa: A002
-        """`get_batch_at(input, size, key)`, counted: as applied where it gives a batch, as skipped where it raises."""
+        """`get_batch_at(input, size, key)`, counted as applied if it returns a batch, as skipped if it raises."""
         return self.counted(lambda: self.get_batch_at(input, *args, **kwargs))
 
     def __iter__(self) -> Iterator[Any]:
-        """Start an epoch: `epoch` + 1, `index` 0. The iterator goes on where the node stands, and never starts over."""
+        """Start an epoch: `epoch` + 1, `index` 0. The iterator continues where the node is, and never starts over."""
         self.epoch.set_value(int(self.epoch.get_value()) + 1)
         self.index.set_value(0)
         return _NodeIterator(self)
 
     def __next__(self) -> Any:
-        """The record at `index`. Raises StopIteration after `len(node)` records, or where Grain's mix ends."""
+        """The record at `index`; then adds 1 to `index`.
+
+        Raises StopIteration after `len(node)` records, or when Grain's mix ends.
+        """
         index = self._index()
         if index >= len(self):
             raise StopIteration
         record = self._own().records.read(self.to_grain_iter_dataset, index)
-        self.index.set_value(index + 1)
+        self.index.set_value(index + 1)  # last, so that after an error the same record comes again
         return record
 
     def next_batch(self, size: int) -> Any:
-        """The records from `index` on as arrays of shape (size, *field shape), fewer at the epoch's end; moves `index`.
+        """The next `size` records as arrays of shape (size, *field shape), fewer at the epoch's end; moves `index`.
 
-        Raises StopIteration where there is none left, and what `__next__` raises; then nothing has moved.
+        Raises StopIteration if none is left, WrongRecord if a record is not as declared, and what sources raise; then
+        nothing has moved.
         """
         _, size = check_positions(0, size)
         before, records = self._index(), list[Any]()
@@ -183,11 +187,11 @@ class MixDataSourcesNode(DataSourceModule):
             raise
 
     def to_grain_iter_dataset(self) -> grain.IterDataset:
-        """The records of all sources with a share, interleaved in proportion to the weights by `IterDataset.mix`."""
+        """A new data set of single records of all sources with a share, interleaved by `IterDataset.mix`."""
         return mixed_records(self.sources, self.mixture.shares)
 
     def reset(self) -> None:
-        """Set `index` and `epoch` to 0, and reset the children that can be."""
+        """Set `index` and `epoch` to 0, and call `reset()` of every source that has it."""
         self.index.set_value(0)
         self.epoch.set_value(0)
         for source in self.sources:
@@ -196,18 +200,20 @@ class MixDataSourcesNode(DataSourceModule):
                     source.reset()
 
     def get_place(self) -> State:
-        """Where iteration stands: the part of the state that reading records moves."""
+        """The part of the state that reading records changes: `index`, `epoch`, and Grain's `iterator` as JSON."""
         index = self._index()
         iterator = self._own().records.state(self.to_grain_iter_dataset, index)
         return {"index": index, "epoch": int(self.epoch.get_value()), "iterator": iterator}
 
     def set_place(self, place: State) -> None:
-        """Go on where `get_place` was called. Raises ValueError for a place that this node does not have."""
-        self._placed_at(place, "")()
+        """Continue where `get_place` was called. Raises ValueError for a place that this node does not have."""
+        self._place_change(place, "")()
 
     def get_state(self) -> State:
-        """As documented at the base, with the place of Grain's iterator as JSON, what order of records that is a place
-        in, and the states of children that are modules of mixserve."""
+        """The state of the module, with `get_place()`, and the states of children that are modules of mixserve.
+
+        `order` identifies the order of records in which the place is one: Grain would accept that of another mixture.
+        """
         state = super().get_state() | self.get_place() | {"order": self.mixture.order}
         modules = {name: module.get_state() for name, module in self._modules().items()}
         return state | {"sources": modules} if modules else state
@@ -215,7 +221,7 @@ class MixDataSourcesNode(DataSourceModule):
     def read_into(self, start: int, key: UInt32[np.ndarray, "2"], buffers: Buffers) -> None:
         """Write the rows from position `start` on into host arrays of the stored dtypes, one per field.
 
-        All have the leading length of the batch; 64-bit fields keep all their bits.
+        The leading length of the arrays, equal in all, is the size of the batch. 64-bit fields keep all their bits.
         """
         self.begin_read(key, [(start, len(next(iter(buffers.values()))))]).write(buffers)
 
@@ -228,17 +234,17 @@ class MixDataSourcesNode(DataSourceModule):
     ) -> PendingRows:
         """Plan the rows of `ranges`, one range after another, and begin to gather them.
 
-        `schedule` has the plans under a reader's own weights, by default those of the node; `content` says what comes
-        for each position, by default its record. Gathering on a device is under way when this returns; a second one
-        may begin then. Raises OutOfRange.
+        `schedule` has the plans under a reader's own weights (default: the node's); `content` selects what each row
+        holds (default: the record). When this returns, gathering on a device is in flight, and the next read may begin.
+        Raises OutOfRange if a position is not before the mixture's end.
         """
         plan = (self.mixture.blocks if schedule is None else schedule).plan(key, ranges)
         return PendingRows(plan, content or Content.RECORDS, self.mixture.fields, self.begin_gather)
 
     def begin_gather(self, plan: Plan) -> Callable[[Buffers], None]:
-        """Begin to fetch the records of a plan: what waits and writes them into host arrays of the stored dtypes.
+        """Begin to fetch the records of a plan; returns a function that waits and writes them into host arrays.
 
-        Gathering on a device is under way when this returns; a second one may begin then.
+        They have the stored dtypes. When this returns, gathering on a device is in flight, and the next may begin.
         """
         mixture = self.mixture
         on_device: Mapping[str, Array] = self._device_data.get_value()
@@ -255,12 +261,14 @@ class MixDataSourcesNode(DataSourceModule):
         return write
 
     def begin_to_compile(self, *, first: bool) -> None:
-        """Begin to load or compile the programs that plans need, or the `first` ones, with which they can be made."""
+        """Begin to load or compile the programs of plans; with `first` only some, which suffice for every plan."""
         programs.begin(self.mixture.planner.programs(first=first))
 
     def warm_up(self, size_limit: int, *, first: bool = False) -> None:
-        """Load or compile what reading needs for up to `size_limit` rows; with `first` the programs that plans need
-        first only."""
+        """Load or compile the programs that reads of up to `size_limit` rows need, and wait for them.
+
+        With `first`, of the programs of plans only some, which suffice for every plan.
+        """
         programs.load(self.mixture.planner.programs(first=first))
         for leaf in self.mixture.leaves:
             if isinstance(leaf, ReferenceSource):
@@ -268,7 +276,7 @@ class MixDataSourcesNode(DataSourceModule):
         device.warm_up(self._device_data.get_value(), size_limit, self.mixture.plan_sizes)
 
     def placed(self, placement: str | None) -> "MixDataSourcesNode":
-        """A node of the same sources that gathers there (`auto`, `host` or `device`): itself where it does already."""
+        """This node if it gathers there (`auto`, `host` or `device`), else a copy that does. None means anywhere."""
         if placement is None or placement in (self.placement, self.config.placement):
             return self
         return self.copy(config=replace(self.config, placement=placement))
@@ -288,18 +296,19 @@ class MixDataSourcesNode(DataSourceModule):
         return index
 
     def _own(self) -> _Private:
-        return self._owned("_private", self._renewed).value
+        return self._own_holder("_private", self._clone_private).value
 
-    def _renewed(self, shared: _Private) -> _Private:
+    def _clone_private(self, shared: _Private) -> _Private:
+        # Data sources are shared; modules have a state, so a clone gets its own. A source that is listed twice has one.
         clones = {id(s): s.clone() for s in shared.sources if isinstance(s, DataSourceModule)}
-        return _Private(tuple(clones.get(id(s), s) for s in shared.sources), shared.records.beside())
+        return _Private(tuple(clones.get(id(s), s) for s in shared.sources), shared.records.copy())
 
     def _take_own(self) -> None:
         super()._take_own()
         self._own()
 
     def _modules(self) -> dict[str, DataSourceModule]:
-        """The children that have a state of their own, by name."""
+        """The children that are modules and have a state, by name."""
         named = zip(self.mixture.names, self.sources, strict=True)
         return {name: source for name, source in named if isinstance(source, DataSourceModule)}
 
@@ -307,29 +316,30 @@ class MixDataSourcesNode(DataSourceModule):
         return super()._arguments(**changed) | {"sources": self.sources}
 
     def _changes(self, state: State, path: str) -> list[Callable[[], None]]:
+        # Checks first, all of them, those of children included: either everything changes or nothing does.
         given, modules = dict(state), self._modules()
-        iterator, order = _taken(given, "iterator", str, path), _taken(given, "order", str, path)
+        iterator, order = _pop_entry(given, "iterator", str, path), _pop_entry(given, "order", str, path)
         if order != self.mixture.order:
             raise ValueError(
-                f"{below(path, 'order')} must be {self.mixture.order!r}, got {order!r:.100}: the state is that of a "
+                f"{below(path, 'order')} must be {self.mixture.order!r}, got {order!r:.100}: this is the state of a "
                 "mixture with other sources, lengths or weights"
             )
-        states = _taken(given, "sources", dict, path) if modules else {}
+        states = _pop_entry(given, "sources", dict, path) if modules else {}
         check_same_shape(dict.fromkeys(modules), dict.fromkeys(states), below(path, "sources"))
         changes = super()._changes(given, path)
         for name, module in modules.items():
             changes += module._changes(states[name], below(below(path, "sources"), name))
-        changes.append(self._placed_at(given | {"iterator": iterator}, path))
+        changes.append(self._place_change(given | {"iterator": iterator}, path))
         return changes
 
-    def _placed_at(self, place: State, path: str) -> Callable[[], None]:
-        """What moves this node to a place, all of which is checked already. Raises ValueError."""
+    def _place_change(self, place: State, path: str) -> Callable[[], None]:
+        """Check `place`; returns a function that moves this node there. Raises ValueError, which names the path."""
         index, epoch = int(place["index"]), int(place["epoch"])
         for name, last in (("index", len(self)), ("epoch", _LAST_EPOCH)):
             if not 0 <= int(place[name]) <= last:
                 raise ValueError(f"{below(path, name)} must be in 0..{last}, got {place[name]}")
         try:
-            records = RecordStream.restored(self.to_grain_iter_dataset, index, place["iterator"])
+            records = RecordStream.restore(self.to_grain_iter_dataset, index, place["iterator"])
         except ValueError as error:
             raise ValueError(f"{below(path, 'iterator')}: {error!s:.500}") from error
         own = _Private(self._own().sources, records)
@@ -343,7 +353,7 @@ class MixDataSourcesNode(DataSourceModule):
 
 
 class _NodeIterator:
-    """Goes on where its node stands."""
+    """Iterates over its node: it has no position of its own."""
 
     def __init__(self, node: MixDataSourcesNode):
         self._node = node
@@ -356,14 +366,14 @@ class _NodeIterator:
 
 
 def _child(source: Any) -> AnySource | Mixture:
-    """What a mixture takes for `source`: a node's mixture, unless a subclass makes its batches in another way."""
+    """The child of a mixture for `source`: the mixture of a node, unless a subclass overrides `get_batch_at`."""
     if isinstance(source, MixDataSourcesNode) and type(source).get_batch_at is MixDataSourcesNode.get_batch_at:
         return source.mixture
     return as_source(source)
 
 
-def _taken(state: State, name: str, kind: type, path: str) -> Any:
-    """The entry `name`, taken out of `state`. Raises ValueError where it is missing or of another kind."""
+def _pop_entry(state: State, name: str, kind: type, path: str) -> Any:
+    """Remove and return the entry `name` of `state`. Raises ValueError if it is missing or of another type."""
     if name not in state:
         raise ValueError(f"{below(path, name)} is missing")
     value = state.pop(name)
