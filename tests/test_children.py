@@ -239,7 +239,7 @@ def test_odd_modules():
 
 def test_two_sources_of_different_specs_are_named_beside_one_without_numbers():
     texts = RandomAccessSource([{"text": "a"}])
-    with pytest.raises(ValueError, match=r"'1' and '2' must have one element_spec"):
+    with pytest.raises(ValueError, match=r"'1' and '2' must have the same element_spec"):
         mix(texts, rows(3, 0), ArraySource({"x": np.zeros(3)}))
 
 

@@ -207,7 +207,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ("mixtures: {x: {sources: {a: {kind: arrays, path: a.bin, weight: 1}}}}", "mixtures.x.sources.a: "),
         (
             "mixtures: {x: {sources: {a: {kind: tokens, path: o.bin, dtype: uint16, sequence_length: 1, weight: 1}}}}",
-            "o.bin has 3 bytes, no multiple of the 2 bytes of uint16",
+            "o.bin has 3 bytes, which is not a multiple of the 2 bytes of uint16",
         ),
         (
             "mixtures: {x: {sources: {a: {kind: tokens, path: a.bin, dtype: word, sequence_length: 2, weight: 1}}}}",

@@ -151,10 +151,10 @@ def test_sources_may_not_be_pipes_sockets_or_devices(folder):
     with socket.socket(socket.AF_UNIX) as listening, TemporaryDirectory() as short_folder:
         listening.bind(f"{short_folder}/socket")
         for path, found in (
-            ("pipe", "pipe must be a file{}, and is a pipe"),
-            (f"{short_folder}/socket", "must be a file{}, and is a socket"),
-            ("/dev/zero", "must be a file{}, and is a device"),
-            ("p*e", "must be a file{}, and is a pipe"),
+            ("pipe", "pipe must be a file{}, got a pipe"),
+            (f"{short_folder}/socket", "must be a file{}, got a socket"),
+            ("/dev/zero", "must be a file{}, got a device"),
+            ("p*e", "must be a file{}, got a pipe"),
         ):
             tokens = f"a: {{kind: tokens, path: '{path}', dtype: uint16, sequence_length: 2, weight: 1}}"
             arrays = f"a: {{kind: arrays, path: '{path}', weight: 1}}"
@@ -163,10 +163,8 @@ def test_sources_may_not_be_pipes_sockets_or_devices(folder):
                 assert "mixtures.m.sources.a: path: " in said
                 assert found.format(extra) in said
     said = checked(mixture(folder, "a: {kind: tokens, path: arrays, dtype: uint16, sequence_length: 2, weight: 1}"))
-    assert "arrays must be a file, and is a folder" in said
-    assert "x.npy must be a file, and is a pipe" in checked(
-        mixture(folder, "a: {kind: arrays, path: arrays, weight: 1}")
-    )
+    assert "arrays must be a file, got a folder" in said
+    assert "x.npy must be a file, got a pipe" in checked(mixture(folder, "a: {kind: arrays, path: arrays, weight: 1}"))
 
 
 def test_damaged_and_foreign_arrays_are_named(folder):

@@ -176,7 +176,7 @@ def test_placement_auto_is_host_on_a_cpu():
 
 
 def test_placement_device_refuses_sources_that_are_no_arrays():
-    with pytest.raises(ValueError, match="its sources must be arrays"):
+    with pytest.raises(ValueError, match="all its sources must be array-backed"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), placement="device"), [Squares()])
 
 
@@ -288,8 +288,8 @@ def test_get_batch_at_refuses_positions_that_do_not_exist(start, size):
     [
         ({"x": np.zeros((4, 3), np.int32)}, "x", r"int32\[2\] in '0' and int32\[3\] in '1'"),
         ({"x": np.zeros((4, 2), np.int64)}, "x", r"int32\[2\] in '0' and int64\[2\] in '1'"),
-        ({"y": np.zeros((4, 2), np.int32)}, "x", "'0' has the leaf 'x', '1' has not"),
-        ({"x": np.zeros((4, 2), np.int32), "y": np.zeros(4)}, "y", "'1' has the leaf 'y', '0' has not"),
+        ({"y": np.zeros((4, 2), np.int32)}, "x", "'0' has the leaf 'x', '1' does not"),
+        ({"x": np.zeros((4, 2), np.int32), "y": np.zeros(4)}, "y", "'1' has the leaf 'y', '0' does not"),
     ],
 )
 def test_sources_must_share_their_element_spec(other, leaf, said):
@@ -349,7 +349,7 @@ def test_an_empty_source_needs_the_weight_0():
 
 def test_names_must_differ():
     sources = [ArraySource({"x": np.zeros(2, np.int32)}, name="a") for _ in range(2)]
-    with pytest.raises(ValueError, match=r"different names.*'a'"):
+    with pytest.raises(ValueError, match=r"distinct names.*'a'"):
         MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1)), sources)
 
 

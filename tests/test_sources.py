@@ -82,7 +82,7 @@ def test_token_files_are_memory_mapped(tmp_path):
 def test_token_source_says_what_is_wrong(tmp_path):
     odd = tmp_path / "odd.bin"
     odd.write_bytes(b"12345")
-    with pytest.raises(ValueError, match=r"odd\.bin has 5 bytes, no multiple of the 2 bytes"):
+    with pytest.raises(ValueError, match=r"odd\.bin has 5 bytes, which is not a multiple of the 2 bytes"):
         TokenSource(odd, sequence_length=1, dtype="uint16")
     with pytest.raises(ValueError, match=r"dtype is required.*odd\.bin"):
         TokenSource(odd, sequence_length=1)
@@ -92,7 +92,7 @@ def test_token_source_says_what_is_wrong(tmp_path):
         TokenSource(np.arange(9), sequence_length=0)
     with pytest.raises(ValueError, match="do not all fit"):
         TokenSource(np.arange(9, dtype=np.uint32), sequence_length=1, as_dtype="int32")
-    with pytest.raises(ValueError, match="one dtype"):
+    with pytest.raises(ValueError, match="same dtype"):
         TokenSource([np.arange(9, dtype=np.int32), np.arange(9)], sequence_length=1)
 
 

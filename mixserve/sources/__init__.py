@@ -42,7 +42,7 @@ __all__ = [
     "read_record",
 ]
 
-# Loaded at first use: the registry, which lies in this package, is needed where JAX is not.
+# Loaded at first use: commands that only read a configuration need the registry in this package, but not JAX.
 _HOMES = {
     "ArraySource": "array_source",
     "FollowsReference": "reference_source",

@@ -1,4 +1,4 @@
-"""Records that are rows of arrays with one leading length."""
+"""Arrays of equal leading length -> a source whose records are their rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +13,18 @@ from mixserve_client.schema.tree import flatten, unflatten
 
 
 class ArraySource:
-    """The rows of a dict of arrays, nested at will: NumPy, JAX or memory-mapped, of any dtype that the wire knows.
+    """The rows of a dict of arrays, nested to any depth: NumPy, JAX or memory-mapped, of any dtype of the wire.
 
-    Nothing is copied: the arrays must not change while a mixture holds them. `more` are further dicts of the same
-    fields whose rows come after those of `arrays`, so that shards need not be joined in memory.
+    The arrays must not change while a mixture holds them: only arrays whose rows are not C-contiguous are copied.
+    `more` are further dicts of the same fields whose rows follow those of `arrays`, so that shards need not be joined
+    in memory.
     """
 
     def __init__(self, arrays: Mapping[str, Any], *more: Mapping[str, Any], name: str | None = None):
-        """Raises ValueError where a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes;
-        TypeError for a dtype that the wire does not know."""
+        """Raises ValueError if a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes; TypeError
+        for a dtype that the wire does not have."""
         self.name = name
-        self._blocks = tuple(_checked_block(block) for block in (arrays, *more))
+        self._blocks = tuple(_check_block(block) for block in (arrays, *more))
         self._starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in self._blocks)])
         self._spec = _spec(self._blocks[0])
         for block in self._blocks[1:]:
@@ -49,7 +50,7 @@ class ArraySource:
         return self._blocks
 
     def content_digest(self) -> bytes:
-        """What identifies the content in a mixture's fingerprint."""
+        """The identity of the content in a mixture's fingerprint."""
         return digest_blocks(self._blocks)
 
     def __repr__(self) -> str:
@@ -57,7 +58,7 @@ class ArraySource:
         return f"ArraySource({{{fields}}}, length={len(self)})"
 
 
-def _checked_block(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _check_block(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if not arrays:
         raise ValueError("an ArraySource needs at least one array, got an empty dict")
     block = {name: np.asarray(array) for name, array in flatten(arrays).items()}
@@ -72,7 +73,7 @@ def _checked_block(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _with_contiguous_rows(array: np.ndarray) -> np.ndarray:
-    # Only a layout whose rows are scattered in memory is copied; slices and reversals of rows are not.
+    # Copies only if the bytes of a row are not adjacent; slices and reversals of rows stay views.
     return array if len(array) == 0 or array[0].flags.c_contiguous else np.ascontiguousarray(array)
 
 

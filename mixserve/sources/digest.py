@@ -1,4 +1,4 @@
-"""Arrays -> a digest of their content that is exact for small ones and quick for large ones."""
+"""Arrays -> a digest of their content: exact if they are small, fast if they are large."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,10 @@ _PIECES, _PIECE_BYTES = 64, 64 << 10
 
 
 def digest_blocks(blocks: Iterable[Mapping[str, np.ndarray]]) -> bytes:
-    """sha256 over all bytes of up to 64 MiB, beyond that over 64 spread pieces of 64 KiB, and over all sizes."""
+    """The SHA-256 of the arrays' names, dtypes, shapes and bytes.
+
+    Of more than 64 MiB in all, it covers 64 pieces of 64 KiB, spread evenly from the first byte to the last.
+    """
     arrays = [(name, block[name]) for block in blocks for name in sorted(block)]
     digest = hashlib.sha256()
     for name, array in arrays:
@@ -27,7 +30,7 @@ def digest_blocks(blocks: Iterable[Mapping[str, np.ndarray]]) -> bytes:
 
 
 def _bytes(arrays: Sequence[np.ndarray], first: int, size: int) -> Iterator[bytes]:
-    """The bytes [first, first + size) of all arrays in a row, in rows that lie whole or in part there."""
+    """The bytes [first, first + size) of all arrays, one after another, in parts of one or more rows."""
     at = 0
     for array in arrays:
         low, high = max(first - at, 0), min(first + size - at, array.nbytes)
@@ -35,7 +38,7 @@ def _bytes(arrays: Sequence[np.ndarray], first: int, size: int) -> Iterator[byte
         if low < high:
             row_bytes = array.nbytes // len(array)
             first_row, end_row = low // row_bytes, -(-high // row_bytes)
-            step = max(1, _PIECE_BYTES // row_bytes)
+            step = max(1, _PIECE_BYTES // row_bytes)  # a few rows at a time: the array may be larger than memory
             for row in range(first_row, end_row, step):
                 part = np.ascontiguousarray(array[row : min(row + step, end_row)]).tobytes()
                 yield part[max(low - row * row_bytes, 0) : high - row * row_bytes]

@@ -1,4 +1,4 @@
-"""Anything with `__len__` and `__getitem__` whose items are records -> a source."""
+"""An object with `__len__` and `__getitem__` whose items are records -> a source."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from mixserve_client.schema.tree import flatten, unflatten
 
 
 class RandomAccess(Protocol):
-    """What grain and torch data sets, Hugging Face data sets and lists have in common."""
+    """The methods that data sets of Grain, PyTorch and Hugging Face share with lists."""
 
     def __len__(self) -> int: ...
 
@@ -25,24 +25,26 @@ class RandomAccess(Protocol):
 class RandomAccessSource:
     """The items of `data`: dicts, or other nested containers, of arrays and numbers.
 
-    Items are read through the object's batched hook where there is one (`_getitems` of grain, `__getitems__` of torch
-    and Hugging Face), else in up to `threads` threads. In batches, all items must have the spec of the first. Items
-    that hold strings or other objects can be iterated only.
+    It reads items through the object's batched hook if there is one (`_getitems` of Grain, `__getitems__` of PyTorch
+    and Hugging Face), else in up to `threads` threads. In batches, all items must have the spec of the first one. Items
+    that hold strings or other objects can only be iterated.
     """
 
     def __init__(self, data: RandomAccess, *, name: str | None = None, threads: int = 8, content_id: str | None = None):
-        """`content_id` says what the data are, for the fingerprint: a string that changes when they do. Without one it
-        is `data.content_id`, if there is one.
+        """`content_id` identifies the data in the fingerprint: a string that changes when they do (default:
+        `data.content_id`, if there is one).
 
-        Raises ValueError for an object without items, and for `threads` below 1."""
+        Raises ValueError if `data` has no items or `threads` is below 1.
+        """
         if len(data) == 0:
-            raise ValueError(f"a RandomAccessSource needs at least one item to learn its spec from, got {data!r}")
+            raise ValueError(f"a RandomAccessSource needs at least one item, which has its spec, got {data!r}")
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.name = name
         self.content_id: str | None = content_id or getattr(data, "content_id", None)
         self._data = data
         self._thread_count = threads
+        # A pool's threads do not exist in a forked process, which therefore gets its own.
         self._threads = PerProcess(partial(ThreadPoolExecutor, threads, "mixserve-read"))
         self._batched = getattr(data, "__getitems__", None) or getattr(data, "_getitems", None)
 
@@ -50,7 +52,7 @@ class RandomAccessSource:
         return len(self._data)
 
     def _getitems(self, indices: Sequence[int]) -> Sequence[Any]:
-        """The items themselves, as `data` gives them: grain's hook. None stands for a record that was filtered out."""
+        """Grain's batched hook: the items as `data` returns them. None means that a filter has dropped the record."""
         return self._items(list(indices))
 
     def element_spec(self) -> ElementSpec:

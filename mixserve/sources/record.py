@@ -1,4 +1,4 @@
-"""A source and an index -> that one record, by whatever way the source has to give single ones."""
+"""A source and an index -> that one record, through whichever method the source has."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,29 +12,33 @@ from mixserve_client.schema.tree import flatten
 
 
 def read_record(source: Any, index: int) -> Any:
-    """Through `_getitems`, else `__getitem__`, else `take` or `get_batch_at` of one record. Raises StrayEnd."""
+    """The record, from `_getitems`, else `__getitem__`, else `take` or `get_batch_at` of one record.
+
+    Raises StrayEnd if the source raises what ends loops, such as StopIteration; else what the source raises.
+    """
     with user_code("reading the record {} of {!r:.200}", index, source):
         return _read(source, index)
 
 
 class RecordCheck:
-    """Whether the leaves of a record are the declared fields, of their dtypes and shapes.
+    """Checks that a record has exactly the declared fields, with their dtypes and shapes.
 
-    With `as_jax`, dtypes that JAX takes for one another are equal: it narrows 64 bits where they are not enabled.
+    With `as_jax`, dtypes are equal if JAX would give them the same dtype: without x64 it narrows 64 bits to 32.
     """
 
     def __init__(self, fields: Sequence[Field], *, as_jax: bool):
         self._fields = [(field.name, np.dtype(field.dtype), field.shape) for field in fields]
+        # Without nesting, the names of leaves are the keys of the record.
         self._is_flat = not any(not field.name or "/" in field.name or "~" in field.name for field in fields)
         self._as_jax = as_jax
 
     def check(self, record: Any, index: int) -> None:
-        """Raises WrongRecord for the record at `index` of an epoch."""
+        """Raises WrongRecord if `record`, at `index` of an epoch, is not as declared."""
         if not (self._is_flat and self._is_plain(record)):
             self._check_leaves(record, f"the record at index {index} of the epoch")
 
     def _is_plain(self, record: Any) -> bool:
-        """Whether it is a dict of arrays that are as declared: nearly all are, and this takes a microsecond."""
+        """Whether the record is a flat dict of arrays as declared: nearly all are, and this takes a microsecond."""
         if type(record) is not dict or len(cast(dict[Any, Any], record)) != len(self._fields):
             return False
         for name, dtype, shape in self._fields:
@@ -56,8 +60,8 @@ class RecordCheck:
             leaf = leaves[name]
             if leaf.shape != shape or not _is_same(leaf.dtype, dtype, as_jax=self._as_jax):
                 raise WrongRecord(
-                    f"{where} must have the leaf {name!r:.100} as {dtype}{list(shape)}, as the mixture declares, and "
-                    f"has {leaf.dtype}{list(leaf.shape)}"
+                    f"{where} must have the leaf {name!r:.100} as {dtype}{list(shape)}, as the mixture declares, got "
+                    f"{leaf.dtype}{list(leaf.shape)}"
                 )
 
 
@@ -74,7 +78,7 @@ def _read(source: Any, index: int) -> Any:
     single: Any = getattr(source, "__getitem__", None)
     if single is not None:
         record = single(index)
-        if record is not None:  # what the reference's base answers where a source has no single records
+        if record is not None:  # the reference's base class returns None if a source has no single records
             return record
     if callable(getattr(source, "take", None)):
         return jax.tree.map(lambda leaf: leaf[0], source.take(np.array([index])))

@@ -1,4 +1,4 @@
-"""The kinds of sources that a configuration file may have: the one table of them."""
+"""The table of all kinds of sources that a configuration file may have."""
 
 import operator
 from functools import reduce
@@ -17,9 +17,10 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     FactoryConfig,
 )
 
-# By the name that stands under `kind` in the file.
+# By their names under `kind` in the file.
 KINDS: dict[str, type[SourceConfig]] = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in _KINDS}
 
+# Pydantic needs the union to pick a class by `kind`; type checkers cannot evaluate one that is built at run time.
 if TYPE_CHECKING:
     AnySourceConfig = SourceConfig
 else:

@@ -1,4 +1,4 @@
-"""What a source of records is to a mixture: a length, a spec, and batched random access."""
+"""The protocol of sources: a length, a spec, and batched random access to records."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Shaped, UInt32
 
-# A dict, tuple or list, nested at will; its leaves are jax.ShapeDtypeStruct, or arrays with a leading dimension.
+# Dicts, tuples or lists, nested to any depth; leaves are jax.ShapeDtypeStruct, or arrays with a leading dimension.
 ElementSpec = Any
 Records = Any
 RecordIds = Int[np.ndarray, " size"]
@@ -14,14 +14,14 @@ RecordIds = Int[np.ndarray, " size"]
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by index. `name`, if a source has one, is its name in a mixture.
+    """Records by index. A source may have a `name`, which is its name in a mixture.
 
-    What identifies its content in a fingerprint is its `content_id`, a string that changes when the content does, else
-    what `content_digest()` gives, bytes, else a sample of records.
+    The fingerprint identifies its content by its `content_id`, a string that changes when the content does, else by the
+    bytes that `content_digest()` returns, else by a sample of records.
     """
 
     def __len__(self) -> int:
-        """Number of records."""
+        """The number of records."""
         ...
 
     def element_spec(self) -> ElementSpec:
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
     def take(self, record_ids: RecordIds) -> Records:
-        """The records of these ids, in this order: the spec's structure, leaves of shape (size, *leaf shape)."""
+        """The records of these ids, in this order: the spec's structure, with leaves of shape (size, *leaf shape)."""
         ...
 
 
@@ -37,24 +37,23 @@ class ArrayBacked(Source, Protocol):
     """A source whose records are rows of arrays in memory, or in memory-mapped files."""
 
     def blocks(self) -> Sequence[Mapping[str, Shaped[np.ndarray, "rows ..."]]]:
-        """The rows, in record order, by the names of leaves (`mixserve_client.wire.tree`).
+        """The rows, in record order, as blocks of arrays by the names of leaves (`mixserve_client.schema.tree`).
 
-        Every row is C-contiguous, and the rows of a block are evenly spaced.
-
-        A block's dtype may differ from the spec's: rows are cast when they are read.
+        Every row is C-contiguous, and the rows of a block are evenly spaced. A block's dtype may differ from the
+        spec's: rows are cast when they are read.
         """
         ...
 
 
 class KeyedSource(Protocol):
-    """A source whose records depend on a key as well, as those of the reference's protocol may."""
+    """A source whose records also depend on a key, as the reference's protocol allows."""
 
     def __len__(self) -> int: ...
 
     def element_spec(self) -> ElementSpec: ...
 
     def take_keyed(self, record_ids: RecordIds, keys: UInt32[np.ndarray, "size 2"]) -> Records:
-        """The records of these ids, each fetched with its own key's two words; otherwise as `Source.take`."""
+        """As `Source.take`, with the two words of a separate key for each record."""
         ...
 
 
@@ -77,5 +76,5 @@ def content_bytes(source: Any) -> bytes:
     if callable(digest):
         digest = digest()
     if digest is not None and not isinstance(digest, bytes):
-        raise TypeError(f"content_digest() of {source!r:.200} must give bytes, got {digest!r:.100}")
+        raise TypeError(f"content_digest() of {source!r:.200} must return bytes, got {digest!r:.100}")
     return digest or b""

@@ -1,4 +1,4 @@
-"""Flat sequences of token ids, cut into windows of one length."""
+"""Flat sequences of token ids -> a source whose records are windows of one length."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
@@ -17,10 +17,10 @@ Tokens = str | PathLike[str] | np.ndarray
 
 
 class TokenSource:
-    """Record r is the tokens [r*L, (r+1)*L) of all inputs in a row, L being `sequence_length`.
+    """Record r is the tokens [r*L, (r+1)*L) of all inputs, one after another; L is `sequence_length`.
 
     Inputs are files of plain token ids, memory-mapped, or one-dimensional arrays. A partial last window is dropped.
-    The records' one field, `field`, has the stored dtype, or `as_dtype` where given.
+    Records have one field, `field`, of the dtype `as_dtype` (default: the stored one).
     """
 
     def __init__(
@@ -33,18 +33,19 @@ class TokenSource:
         field: str = "tokens",
         name: str | None = None,
     ):
-        """`dtype` is how files store a token, and required for them.
+        """`dtype` is the dtype of tokens in files, and required for files.
 
-        Raises ValueError, naming the file, where its size is no multiple of the dtype's, and where the inputs hold
-        less than one window; FileNotFoundError for a missing file.
+        Raises ValueError if the size of a file, which the error names, is not a multiple of the dtype's, if inputs
+        store different dtypes, if tokens do not fit into `as_dtype`, or if all inputs hold less than one window;
+        FileNotFoundError if a file is missing.
         """
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
         inputs = [tokens] if isinstance(tokens, str | PathLike | np.ndarray) else list(tokens)
-        parts = [_flat(part, None if dtype is None else np.dtype(dtype)) for part in inputs]
+        parts = [_open_tokens(part, None if dtype is None else np.dtype(dtype)) for part in inputs]
         stored = {part.dtype for part in parts}
         if len(stored) != 1:
-            raise ValueError(f"all inputs of a TokenSource must store one dtype, got {sorted(map(str, stored))}")
+            raise ValueError(f"all inputs of a TokenSource must store the same dtype, got {sorted(map(str, stored))}")
         dtype_name(parts[0].dtype)
         self.name = name
         self._field = field
@@ -73,7 +74,7 @@ class TokenSource:
         return self._rows.blocks()
 
     def content_digest(self) -> bytes:
-        """What identifies the content in a mixture's fingerprint."""
+        """The identity of the content in a mixture's fingerprint."""
         return digest_blocks(self.blocks())
 
     def __repr__(self) -> str:
@@ -81,24 +82,25 @@ class TokenSource:
         return f"TokenSource({self._field}: {self._as_dtype.name}[{length}], length={len(self)})"
 
 
-def _flat(tokens: Tokens, dtype: np.dtype | None) -> np.ndarray:
+def _open_tokens(tokens: Tokens, dtype: np.dtype | None) -> np.ndarray:
     if isinstance(tokens, np.ndarray):
         if tokens.ndim != 1:
             raise ValueError(f"an array of tokens must have one dimension, got the shape {tokens.shape}")
         return np.ascontiguousarray(tokens)
     path = Path(fspath(tokens))
     if dtype is None:
-        raise ValueError(f"dtype is required for token files: how does {path} store a token (uint16, uint32, …)?")
+        raise ValueError(f"dtype is required for token files: pass that of the tokens in {path} (uint16, uint32, …)")
     size = path.stat().st_size
     if size % dtype.itemsize:
-        raise ValueError(f"{path} has {size} bytes, no multiple of the {dtype.itemsize} bytes of {dtype}")
+        raise ValueError(f"{path} has {size} bytes, which is not a multiple of the {dtype.itemsize} bytes of {dtype}")
+    # NumPy cannot map an empty file.
     return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)
 
 
 def _windows(parts: Sequence[np.ndarray], length: int) -> list[np.ndarray]:
-    """Blocks of windows, in order: views of each part, and a copy of every single window that spans parts."""
+    """Blocks of windows, in order: a view of each part, and a copy of each window that spans parts."""
     blocks: list[np.ndarray] = []
-    head = np.empty(0, parts[0].dtype)  # tokens of a window that earlier parts began
+    head = np.empty(0, parts[0].dtype)  # the tokens of a window that begins in earlier parts
     for part in parts:
         missing = -len(head) % length
         if len(part) < missing:

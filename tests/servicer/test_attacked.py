@@ -129,7 +129,7 @@ def one(source: object) -> MixDataSourcesNode:
 def test_what_a_source_declares_wrongly_is_said_at_once(caplog):
     with pytest.raises(ValueError, match="cannot have the shape"):
         one(Odd(shape=(-1,)))
-    with pytest.raises(TypeError, match="must give bytes"):
+    with pytest.raises(TypeError, match="must return bytes"):
         _ = one(Odd(digest=lambda: "text")).mixture.fingerprint
     assert one(Odd(digest=b"as an attribute")).mixture.fingerprint
     made = one(Odd(dtype=np.float32))

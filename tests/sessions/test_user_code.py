@@ -264,7 +264,7 @@ def test_a_session_serves_no_record_that_is_not_what_the_mixture_declares(tmp_pa
 
 def test_the_message_says_what_came_and_what_was_declared():
     node = node_of(RandomAccessSource(Records(lambda: WRONG["dtype"])))
-    said = r"index 5 of the epoch must have the leaf 'id' as int64\[\], as the mixture declares, and has float32\[\]"
+    said = r"index 5 of the epoch must have the leaf 'id' as int64\[\], as the mixture declares, got float32\[\]"
     with pytest.raises(WrongRecord, match=said):
         node.next_batch(10)
     assert node.index.get_value() == 0

@@ -1,1 +1,1 @@
-"""What a source in a configuration file can be: one file per kind, and what these share. Loads no JAX."""
+"""The kinds of sources in a configuration file: one file per kind, and what they share. Does not load JAX."""

@@ -17,7 +17,7 @@ from mixserve_client.schema.dtypes import dtype_named
 class ArraysConfig(SourceConfig):
     """`.npz` files, or folders of one `.npy` file per field, which are memory-mapped.
 
-    `dtypes` names the dtypes that NumPy's format cannot, such as bfloat16, by field.
+    `dtypes` has, by field, the names of dtypes that NumPy's format cannot express, such as bfloat16.
     """
 
     kind: Literal["arrays"]
@@ -31,25 +31,25 @@ class ArraysConfig(SourceConfig):
 
 
 def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
-    arrays = _of_folder(path) if path.is_dir() else _of_file(path)
+    arrays = _read_folder(path) if path.is_dir() else _read_file(path)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise ValueError(f"path: {path} holds {shown(name)}, which is not an array")
     unknown = dtypes.keys() - arrays.keys()
     if unknown:
         raise ValueError(f"dtypes: {path} has the fields {sorted(arrays)}, not {sorted(unknown)}")
-    return {name: _as_named(name, array, dtypes.get(name)) for name, array in arrays.items()}
+    return {name: _view_as(name, array, dtypes.get(name)) for name, array in arrays.items()}
 
 
-def _of_folder(path: Path) -> dict[str, np.ndarray]:
+def _read_folder(path: Path) -> dict[str, np.ndarray]:
     files = sorted(path.glob("*.npy"))
     if not files:
         raise ValueError(f"path: the folder {path} holds no .npy files")
-    return {file.stem: _mapped(file) for file in files}
+    return {file.stem: _map_file(file) for file in files}
 
 
-def _of_file(path: Path) -> dict[str, np.ndarray]:
-    with _damage_named(path), path.open("rb") as file:
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    with _naming_damage(path), path.open("rb") as file:
         loaded = np.load(file)
         if isinstance(loaded, np.ndarray):
             raise ValueError(f"path: {path} is one array; use an .npz file, or a folder of one .npy file per field")
@@ -59,9 +59,9 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _map_file(file: Path) -> np.ndarray:
     check_is_file(file)
-    with _damage_named(file):
+    with _naming_damage(file):
         loaded = np.load(file, mmap_mode="r")
         if not isinstance(loaded, np.ndarray):
             loaded.close()
@@ -70,22 +70,22 @@ def _mapped(file: Path) -> np.ndarray:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Generator[None, None, None]:
-    """What NumPy, zipfile and zlib say of a damaged file, which is many classes, becomes a ValueError that names it."""
+def _naming_damage(path: Path) -> Generator[None, None, None]:
+    """Turns what NumPy raises for a damaged file into a ValueError that names the file."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # NumPy, zipfile and zlib raise errors of many classes
         said = said_by(error, 500)
         if str(path) in said:
             raise ValueError(said) from error
         raise ValueError(f"path: {path} cannot be read as arrays: {said}") from error
 
 
-def _as_named(field: str, array: np.ndarray, name: str | None) -> np.ndarray:
-    """`array` in the dtype that NumPy's format could not name; other dtypes are not reinterpreted."""
+def _view_as(field: str, array: np.ndarray, name: str | None) -> np.ndarray:
+    """`array` in the dtype `name`. Raises ValueError unless NumPy stored it as nameless bytes of the same size."""
     dtype = array.dtype if name is None else dtype_named(name)
     if dtype != array.dtype and (array.dtype.kind != "V" or array.dtype.itemsize != dtype.itemsize):
-        raise ValueError(f"dtypes: the field {field!r} is stored as {array.dtype}, which is not {dtype} unnamed")
+        raise ValueError(f"dtypes: the field {field!r} is stored as {array.dtype}, and cannot be read as {dtype}")
     return array.view(dtype)

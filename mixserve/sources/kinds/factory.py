@@ -1,4 +1,4 @@
-"""`kind: factory`: a function of the user's own that returns a source."""
+"""`kind: factory`: a function of the user that returns a source."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from mixserve.sources.kinds.functions import import_function, running
 
 
 class FactoryConfig(SourceConfig):
-    """A function of yours that returns a Source, called with `arguments`."""
+    """A function of the user that returns a Source; the server calls it with `arguments`."""
 
     kind: Literal["factory"]
     function: Function
@@ -24,7 +24,7 @@ class FactoryConfig(SourceConfig):
         function = import_function(self.function, folder, "function")
         with running(folder, f"function: {self.function}"):
             source = function(**self.arguments)
-            is_source = isinstance(source, Source | FollowsReference)  # which looks at attributes
+            is_source = isinstance(source, Source | FollowsReference)  # looks at attributes, so user code may run
         if not is_source:
             raise TypeError(f"function: {self.function} must return a Source, got {shown(source)}")
         return source

@@ -1,4 +1,4 @@
-"""The functions that a configuration file names: imported from modules beside the file, and called with care."""
+"""The functions that a configuration file names: importing them from modules next to the file, and calling them."""
 
 import importlib
 import sys
@@ -12,25 +12,28 @@ from mixserve.shown import said_by, short, shown
 
 
 def import_function(name: str, folder: Path, key: str) -> Callable[..., Any]:
-    """The function that `module:name` names, which stands under `key` in the file. Raises ValueError and TypeError."""
+    """The function `name`, as `module:function`, from under `key` in the file.
+
+    Raises ValueError if importing it fails, TypeError if it is not callable.
+    """
     module, _, function = name.partition(":")
     with running(folder, f"{key}: {name}"):
         found = attrgetter(function)(importlib.import_module(module))
     if not callable(found):
-        raise TypeError(f"{key}: {name} must be a function, and is {shown(found)}")
+        raise TypeError(f"{key}: {name} must be a function, got {shown(found)}")
     return found
 
 
 @contextmanager
 def running(folder: Path, what: str) -> Generator[None, None, None]:
-    """Around code of the user's: modules in `folder` can be imported meanwhile, and whatever the code raises becomes a
-    ValueError that names `what`: `sys.exit` in it does not end the command as a success."""
+    """For user code: makes modules in `folder` importable, and turns all that the code raises into a ValueError that
+    names `what`."""
     with _importable(folder):
         try:
             yield
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
+        except BaseException as error:  # also SystemExit: `sys.exit` in the code must not end the command as a success
             raise ValueError(f"{short(what, 200)} failed: {type(error).__name__}: {said_by(error, 1000)}") from error
 
 
@@ -41,5 +44,5 @@ def _importable(folder: Path) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # the modules may have changed the path themselves
+        with suppress(ValueError):  # the modules may have removed it from the path themselves
             sys.path.remove(entry)

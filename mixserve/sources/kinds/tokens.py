@@ -11,7 +11,7 @@ from mixserve_client.schema.dtypes import dtype_named
 
 
 class TokensConfig(SourceConfig):
-    """Files of token ids, cut into windows."""
+    """Files of token ids, cut into windows of `sequence_length` tokens."""
 
     kind: Literal["tokens"]
     path: Paths
