@@ -305,7 +305,7 @@ def test_a_changed_mixture_behind_the_same_address_is_refused():
         batch = client.get_batch_at(0, 5, 1)
     with client:
         with serve({"train": make_node(seed=2)}, address):
-            with pytest.raises(FingerprintMismatch, match="batches would differ.*content of a source"):
+            with pytest.raises(FingerprintMismatch, match=r"batches would differ.*content of a source"):
                 client.get_batch_at(0, 5, 1)
             with pytest.raises(FingerprintMismatch):
                 client.mixture()
