@@ -176,7 +176,7 @@ def test_two_mixtures_of_one_fingerprint_are_refused_only_if_their_records_are_k
     slow = Stuck(), Stuck(1)
     try:
         with pytest.raises(
-            ValueError, match="'train' and 'valid' have one fingerprint, but the records of their sources 's0'"
+            ValueError, match="'train' and 'valid' have the same fingerprint, but the records of their sources 's0'"
         ):
             serve({"train": node(slow[0]), "valid": node(slow[1])}, shared_memory=False)
         named = {name: node(data, content_ids=(name,)) for name, data in zip(("train", "valid"), slow, strict=True)}

@@ -1,4 +1,4 @@
-"""A node under a name, and how the server describes it to clients."""
+"""A node under a name, and its description for clients."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ from mixserve_client.schema.schedule import ScheduleEntry
 
 _REPLY_BYTES = 16 << 20
 _SIZE = 1 << 16
-# Every source adds a draw to each position; 2^20 of them take about 30 ms. Some positions are always allowed.
+# Every source adds a draw to each position; 2^20 draws take about 30 ms. 256 positions are always allowed, so that a
+# mixture of very many sources still serves batches.
 _PLANNED_DRAWS, _LEAST_SIZE = 1 << 20, 256
 # A reply is one protobuf message, which cannot pass 2 GiB.
 _LARGEST_ROW_BYTES = 1 << 30
 
 
-def planned_at_once(planner: AnyPlanner) -> int:
-    """How many positions to plan at once, or for one call: about 30 ms. Others wait meanwhile."""
+def plan_limit(planner: AnyPlanner) -> int:
+    """How many positions to plan in one go: about 30 ms, for which other readers wait."""
     return max(_LEAST_SIZE, _PLANNED_DRAWS // planner.cost)
 
 
@@ -32,7 +33,7 @@ class HostedMixture:
     """What a server knows of one mixture."""
 
     def __init__(self, name: str, node: MixDataSourcesNode):
-        """Raises ValueError where a record is too large for a reply."""
+        """Raises ValueError if a record is too large for a reply."""
         self.name = name
         self.node = node
         row_bytes = sum(field.nbytes for field in node.mixture.fields)
@@ -40,13 +41,14 @@ class HostedMixture:
             raise ValueError(f"a record must be at most 2^30 bytes, got {row_bytes} in the mixture {name!r}")
         self._row_bytes = row_bytes
         self.is_array_backed = all(map(is_array_backed, node.mixture.leaves))
+        # Arrays on a device are gathered there, asynchronously: streams overlap that with their copies.
         self.is_gathered_by_copying = self.is_array_backed and node.placement == "host"
 
     @cached_property
     def description(self) -> MixtureDescription:
-        """Fields, sources, fingerprint and limits; the first use reads the sources for the fingerprint."""
+        """Fields, sources, fingerprint and limits. The first use reads the sources, for the fingerprint."""
         mixture, sampling = self.node.mixture, self.node.mixture.sampling
-        described = zip(
+        sources = zip(
             mixture.names,
             mixture.lengths,
             mixture.shares,
@@ -58,9 +60,9 @@ class HostedMixture:
             name=self.name,
             fingerprint=mixture.fingerprint,
             fields=mixture.fields,
-            sources=tuple(SourceDescription(*source) for source in described),
+            sources=tuple(SourceDescription(*source) for source in sources),
             limits=Limits(
-                max(1, min(_SIZE, _REPLY_BYTES // max(1, self._row_bytes), planned_at_once(mixture.planner))),
+                max(1, min(_SIZE, _REPLY_BYTES // max(1, self._row_bytes), plan_limit(mixture.planner))),
                 _REPLY_BYTES,
             ),
             placement=self.node.placement,
@@ -73,13 +75,13 @@ class HostedMixture:
         )
 
     def warm_up(self) -> None:
-        """Compute the description, and compile what batches need first."""
+        """Compute the description, and compile the programs that the first batches need."""
         self.node.warm_up(self.description.limits.size, first=True)
 
 
 @dataclass(frozen=True)
 class ServedSelection:
-    """What one request's positions stand for: a mixture, planned by `blocks`, which are those of `schedule`."""
+    """What one request's positions refer to: a mixture, planned by the `blocks` of `schedule` (empty: its own)."""
 
     mixture: HostedMixture
     blocks: PlanBlocks
@@ -98,17 +100,18 @@ class ServedSelection:
 
     @property
     def fingerprint(self) -> str:
-        """That of the mixture."""
+        """The mixture's fingerprint."""
         return self.mixture.description.fingerprint
 
     @property
     def is_array_backed(self) -> bool:
-        """Whether rows are made by copying from arrays, or need no data at all."""
+        """Whether rows are copied from arrays, or need no data at all."""
         return self.mixture.is_array_backed or self.content == Content.PROVENANCE
 
     def identity(self, key: KeyWords) -> tuple[object, ...]:
-        """Equal ones give equal rows at equal positions."""
-        # The mixture itself, not its fingerprint: sources without a content_digest add nothing of their content to it.
+        """Selections with equal identities have equal rows at equal positions."""
+        # The mixture itself, not its fingerprint: a source without a content_digest adds none of its content to that,
+        # so two mixtures of one server would get each other's records.
         return self.mixture, self.schedule, self.content, key.tobytes()
 
     def begin_read(self, ranges: Sequence[Range], key: KeyWords) -> PendingRows:

@@ -9,10 +9,10 @@ from mixserve_client.errors import FingerprintMismatch, InvalidRequest, UnknownM
 
 
 class Mixtures:
-    """Iterates over them, sorted by name."""
+    """Iteration is in order of name."""
 
     def __init__(self, nodes: Mapping[str, MixDataSourcesNode], placement: str | None = None):
-        """`placement` overrides that of every node. Raises ValueError where there are no nodes, or a name is empty."""
+        """`placement` overrides every node's own. Raises ValueError without nodes, and for unprintable names."""
         if not isinstance(nodes, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f'nodes must be a dict such as {{"train": node}}, got a {type(nodes).__name__}')
         if not nodes or not all(isinstance(name, str) and name and name.isprintable() for name in nodes):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -26,18 +26,21 @@ class Mixtures:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Their names, sorted."""
+        """The mixtures' names, sorted."""
         return tuple(self._mixtures)
 
     def __iter__(self) -> Iterator[HostedMixture]:
         return iter(self._mixtures.values())
 
-    def named(self, name: str) -> HostedMixture:
-        """The mixture of that name, which may be empty where there is only one. Raises UnknownMixture."""
+    def get(self, name: str) -> HostedMixture:
+        """The mixture called `name`, which may be empty if the server has only one.
+
+        Raises UnknownMixture, and InvalidRequest for an empty name if there are several.
+        """
         known = f"{', '.join(map(repr, self._mixtures)):.1000}"
         if not name:
             if len(self._mixtures) > 1:
-                raise InvalidRequest(f"mixture is required where a server holds several; it must be one of {known}")
+                raise InvalidRequest(f"mixture is required: this server has several; it must be one of {known}")
             return next(iter(self._mixtures.values()))
         try:
             return self._mixtures[name]
@@ -46,28 +49,29 @@ class Mixtures:
             raise UnknownMixture(f"mixture must be one of {known}, got {shown}") from None
 
     def check_contents(self) -> None:
-        """Raises ValueError if two mixtures have one fingerprint, and records that are known to differ."""
+        """Raises ValueError if two mixtures have the same fingerprint, and records that are known to differ."""
+        # Clients cannot tell such mixtures apart: a state of one would resume in the other without an error.
         for first, second in combinations(self, 2):
             if first.node.mixture.fingerprint == second.node.mixture.fingerprint:
                 source = first.node.mixture.differing_leaf(second.node.mixture)
                 if source is not None:
                     raise ValueError(
-                        f"the mixtures {first.name!r} and {second.name!r} have one fingerprint, but the records of "
-                        f"their sources {source!r} differ: give these a content_id, or a content_digest(), each its own"
+                        f"the mixtures {first.name!r} and {second.name!r} have the same fingerprint, but the records "
+                        f"of their sources {source!r} differ: give each its own content_id or content_digest()"
                     )
 
-    def expected(self, name: str, fingerprint: str) -> HostedMixture:
-        """The mixture of that name, known to be the one that a request expects; an empty fingerprint accepts any.
+    def get_expected(self, name: str, fingerprint: str) -> HostedMixture:
+        """The mixture called `name`, if it has the expected fingerprint; an empty fingerprint accepts any.
 
-        Raises UnknownMixture and FingerprintMismatch.
+        Raises as `get` does, and FingerprintMismatch.
         """
-        mixture = self.named(name)
+        mixture = self.get(name)
         if not fingerprint:
             return mixture
-        described = mixture.description
-        if fingerprint != described.fingerprint:
+        description = mixture.description
+        if fingerprint != description.fingerprint:
             raise FingerprintMismatch(
-                f"the mixture {described.name!r} has the fingerprint {described.fingerprint}, expected "
-                f"{fingerprint:.100}: its batches would be others; ask GetMixture what it holds now"
+                f"the mixture {description.name!r} has the fingerprint {description.fingerprint}, expected "
+                f"{fingerprint:.100}: its batches would differ; ask GetMixture for its description"
             )
         return mixture

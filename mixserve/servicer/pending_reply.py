@@ -1,4 +1,4 @@
-"""A reply under way: its rows are planned, and a device gathers them, before anybody waits for it."""
+"""A reply in progress: its rows are planned, and a device gathers them, before a reader waits for it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -19,23 +19,25 @@ class Pending(Protocol):
     """A message that is being made."""
 
     def result(self) -> bytes:
-        """The message, waited for. Raises what making it raises."""
+        """Wait for the message. Raises what making it raises."""
         ...
 
 
 class SlotTarget(NamedTuple):
-    """A slot that a reply goes into, and its memory."""
+    """The slot of a client's shared memory that a reply goes into, and the slot's memory."""
 
     slot: int
     memory: Memory
 
 
 class PendingReply:
-    """The rows of `ranges`, begun when this is made, and framed in a slot or in a bytes object of a pool.
+    """A reply with the rows of `ranges`, framed in a slot or in a bytes object of a pool.
 
-    The message of a reply in a slot says only which slot that is. `result` may be asked for again: it makes the reply
-    anew. The ranges are not kept: those of positions in no order may be many.
+    The constructor starts planning and gathering. The message of a reply in a slot names only the slot. Each call of
+    `result` makes the reply again.
     """
+
+    # No `_ranges`: scattered positions have one each, and a reply cache holds up to 1,024 of these.
 
     __slots__ = ("_into", "_row_count", "_rows", "_selection", "_size")
 
@@ -48,7 +50,7 @@ class PendingReply:
         size: int,
         into: SlotTarget | BytesPool,
     ):
-        """A reply with `row_count` rows, framed, has `size` bytes. Raises OutOfRange."""
+        """`size` is the number of bytes of the framed reply with `row_count` rows. Raises OutOfRange."""
         self._selection = selection
         self._row_count = row_count
         self._size = size
@@ -60,12 +62,13 @@ class PendingReply:
             message, memory = encode_slot_reply(self._into.slot, self._size), self._into.memory
         else:
             message, memory = self._into.take(self._size)
+        # Framed first, filled after: rows are copied once, from their sources into the object that gRPC sends.
         self._rows.write(frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count))
         return message
 
 
 class CopiedReply:
-    """A reply that several readers share, copied into the slot of one of them."""
+    """A shared reply, copied into the slot of one of its readers."""
 
     __slots__ = ("_shared", "_target")
 

@@ -1,4 +1,4 @@
-"""Positions of a mixture -> encoded batches, in messages or in memory that the client shares."""
+"""Positions of a mixture -> encoded batches, in messages or in the client's shared memory."""
 
 import hashlib
 from collections.abc import Hashable, Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from mixserve.servicer.bytes_pool import BytesPool
-from mixserve.servicer.hosted import ServedSelection, planned_at_once
+from mixserve.servicer.hosted import ServedSelection, plan_limit
 from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client.schema.keys import KeyWords
@@ -19,11 +19,13 @@ from mixserve_client.wire.batch import batch_bytes
 # Measured: gRPC moves the most bytes per second in messages of this size.
 _MESSAGE_BYTES = 2 << 20
 
+# In epoch mode a scattered position plans its whole block, so positions are limited as well as draws.
 _PLANNED_POSITIONS = 1 << 17
 
 # Smaller replies cost less to make than to look up.
 _LEAST_CACHED_BYTES = 128 << 10
 
+# More ranges than this are hashed: as a cache key they could take as much memory as the reply.
 _FEW_RANGES = 64
 
 
@@ -32,11 +34,11 @@ class Slots(Protocol):
 
     @property
     def path(self) -> str:
-        """Where clients hand memory in; empty where they cannot."""
+        """The path of the socket over which clients hand in memory; empty if they cannot."""
         ...
 
     def memory(self, slot: int) -> Memory | None:
-        """The writable memory of a slot; None where it is not known, or no longer."""
+        """The writable memory of a slot; None if the slot is unknown, or its client is gone."""
         ...
 
 
@@ -60,21 +62,23 @@ class Replies:
     def cut(
         self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest
     ) -> Iterator[tuple[int, int, SlotTarget | None]]:
-        """(first row, rows, target) of the replies to `wanted`; what fits no slot is cut into messages for gRPC."""
+        """(first row, rows, target) of each reply to `wanted`. Rows without a slot are cut into messages for gRPC."""
         most = max(1, min(_MESSAGE_BYTES // max(1, selection.row_bytes), selection.mixture.description.limits.size))
         slots = iter(wanted.slots)
-        for at, rows in _planned_at_once(selection, wanted):
+        for at, rows in _split_plans(selection, wanted):
+            # Slots are matched to replies by order. A reply without one (slot 0, too small, its client gone) does not
+            # end the stream: the client counts rows, so any cut is right.
             target = self.slot_target(selection, rows, next(slots, 0))
             if target is not None:
                 yield at, rows, target
                 continue
-            pieces = -(-rows // most)
+            pieces = -(-rows // most)  # of nearly equal size
             for piece in range(pieces):
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
                 yield at + first, last - first, None
 
     def slot_target(self, selection: ServedSelection, rows: int, slot: int) -> SlotTarget | None:
-        """The slot that a reply of `rows` rows goes into; None if it is not known, or too small."""
+        """The slot for a reply of `rows` rows; None if the slot is unknown or too small."""
         memory = self._slots.memory(slot) if slot else None
         if memory is None or len(memory) < batch_bytes(selection.fingerprint, selection.fields, rows):
             return None
@@ -83,11 +87,13 @@ class Replies:
     def begin(
         self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], target: SlotTarget | None
     ) -> Pending:
-        """Begin the reply that holds the rows of `ranges`, in the slot `target` if there is one."""
+        """Begin the reply with the rows of `ranges`, in the slot `target` if there is one. Raises OutOfRange."""
         rows = sum(size for _, size in ranges)
         size = batch_bytes(selection.fingerprint, selection.fields, rows)
-        if target is not None and selection.is_array_backed:  # gathering is copying: into the slot at once
+        # Not cached: gathering arrays is copying them, and a copy of a cached reply into the slot would cost the same.
+        if target is not None and selection.is_array_backed:
             return PendingReply(selection, key, ranges, rows, size, target)
+        # Other sources may be slow: their replies are shared at any size.
         if size < _LEAST_CACHED_BYTES and selection.is_array_backed:
             return PendingReply(selection, key, ranges, rows, size, self._pool)
         begin = partial(PendingReply, selection, key, ranges, rows, size, self._pool)
@@ -95,15 +101,19 @@ class Replies:
         return cached if target is None else CopiedReply(cached, target)
 
 
-def _planned_at_once(selection: ServedSelection, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of what is wanted, in parts of `reply_rows` rows at most. None keeps others waiting for the
-    plans of millions of positions, nor its reader for batches that come later."""
+def _split_plans(selection: ServedSelection, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of the parts of `wanted`, of `reply_rows` rows at most.
+
+    Each part is small enough to plan that other readers do not wait for the plans of millions of positions, and its
+    own reader does not wait for later batches.
+    """
     blocks = selection.blocks
-    most = min(_PLANNED_POSITIONS, planned_at_once(blocks.planner))
+    most = min(_PLANNED_POSITIONS, plan_limit(blocks.planner))
     if isinstance(wanted, StreamRequest):
         size = wanted.first.size
         batches = max(1, most // blocks.positions_for(size, wanted.stride))
-        # Each reply by itself: those of readers of the same rows are cut alike, wherever their streams begin.
+        # Each reply is cut by itself, so that readers of the same rows get the same cuts wherever their streams begin,
+        # and share replies.
         for begin, rows in _parts(0, wanted.rows, wanted.reply_rows):
             yield from _parts(begin, rows, batches * size if size <= most else most)
         return
@@ -119,7 +129,7 @@ def _parts(begin: int, rows: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _identity(ranges: Sequence[Range]) -> Hashable:
-    """Equal ones are equal ranges; those of scattered positions would take as much memory as the reply."""
+    """A cache key of `ranges`: equal keys mean equal ranges."""
     if len(ranges) <= _FEW_RANGES:
         return tuple(ranges)
     return hashlib.sha256(np.array(ranges, np.int64).tobytes()).digest()

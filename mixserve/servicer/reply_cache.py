@@ -9,10 +9,11 @@ from mixserve.error_boundary import for_others
 from mixserve.servicer.pending_reply import Pending
 from mixserve_client.forks import renew_in_forks
 
+# Trainers of a sweep read the same rows at about the same time; a reply waits this long for the next of them.
 _LIFETIME_S = 1.0
-_PENDING_S = 60.0  # for a reply that no reader fetches, since its stream has ended
+_PENDING_S = 60.0  # for a reply that no reader fetches, because its stream has ended
 _MOST_BYTES = 32 << 20
-# However small they are: their names take memory, too, and a slow reply keeps the later ones from being evicted.
+# Also for small replies: their keys take memory too, and a slow reply at the front keeps later ones from eviction.
 _MOST_REPLIES = 1024
 
 Begin = Callable[[], Pending]
@@ -20,9 +21,9 @@ Clock = Callable[[], float]
 
 
 class CachedReply:
-    """A reply that several readers may wait for: the first thread that needs it makes it.
+    """A reply that several readers may wait for. The first thread that needs it makes it.
 
-    An error goes to all that wait for it; a later request makes it anew.
+    All threads that wait get its error; a later request makes the reply again.
     """
 
     def __init__(self, size: int, clock: Clock):
@@ -30,20 +31,22 @@ class CachedReply:
         self.ends = clock() + _PENDING_S
         self._clock = clock
         self.is_shared = False
+        # Held while the reply is made: the other readers wait for that one gather instead of starting their own.
         self._lock = threading.Lock()
         self._pending: Pending | None = None
         self._reply: bytes | None = None
         self._error: Exception | None = None
 
     def begin(self, begin: Begin) -> "CachedReply":
-        """Begin to make it, where that has not been done."""
+        """Begin the reply with `begin`, unless it has begun already."""
         with self._lock:
+            # Also after an error, which `result` leaves with both None: an error is never cached.
             if self._pending is None and self._reply is None:
                 self._pending, self._error = begin(), None
         return self
 
     def result(self) -> bytes:
-        """The reply, waited for."""
+        """Wait for the reply. Raises what making it raises."""
         with self._lock:
             if self._reply is not None:
                 return self._reply
@@ -53,21 +56,22 @@ class CachedReply:
             try:
                 reply = self._pending.result()
             except BaseException as error:
+                # This thread keeps its own KeyboardInterrupt or SystemExit; the others get an Exception.
                 self._pending, self._error = None, for_others(error)
                 raise
-            self.ends = self._clock() + _LIFETIME_S
-            # Otherwise only what makes the reply stays: to make it once more for a second reader is rare, and costs
-            # less than to hold the replies of readers that share nothing.
+            self.ends = self._clock() + _LIFETIME_S  # counted from the end: a slow source may take longer than a second
+            # An unshared reply keeps only what makes it. Making it again for a second reader is rare, and costs less
+            # than holding 32 MiB of replies for readers that share nothing.
             if self.is_shared:
                 self._reply, self._pending = reply, None
             return reply
 
 
 class ReplyCache:
-    """The replies of the last second by what they answer; safe to use from many threads.
+    """The replies of the last second, by selection and rows. Thread-safe. Holds up to 1,024 replies of 32 MiB.
 
-    Only replies that are requested twice are cached, and what follows them for the same reader: memory that was used
-    just now is faster than memory that waits for readers who never come. Holds up to 32 MiB in 1,024 replies.
+    It keeps the bytes of replies only while at least two readers share a selection. Other replies return to the pool at
+    once: memory that was just used is faster than memory that waits for readers who never come.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -76,15 +80,14 @@ class ReplyCache:
         renew_in_forks(self, ReplyCache._renew)
 
     def _renew(self) -> None:
-        """Start empty: in a forked process, pending replies are made by threads of its parent."""
+        """Start empty: in a forked process, the threads that make the pending replies do not exist."""
         self._replies: OrderedDict[tuple[Hashable, Hashable], CachedReply] = OrderedDict()
         self._shared: OrderedDict[Hashable, float] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, reader: Hashable, rows: Hashable, size: int, begin: Begin) -> CachedReply:
-        """The reply with those rows, of `size` bytes, to what reads under the name `reader`: that of another call where
-        there is one, else begun with `begin`."""
+        """The reply of `size` bytes to the selection `reader` for `rows`: the cached one, else one from `begin`."""
         with self._lock:
             self._evict(size)
             reply = self._replies.get((reader, rows))
@@ -94,12 +97,16 @@ class ReplyCache:
             else:
                 reply = self._replies[reader, rows] = CachedReply(size, self._clock)
                 self._bytes += size
+            # Per selection, not per reply: readers that shared one reply go on to share the next ones.
             reply.is_shared = reader in self._shared
+        # Outside the lock: beginning plans, which takes milliseconds, and other readers must not wait for it.
         return reply.begin(begin)
 
     def _evict(self, room: int) -> None:
-        """Drop what is too old, and the oldest replies if there is no room for `room` more bytes."""
+        """Drop replies that are too old, then the oldest ones until there is room for `room` more bytes."""
         now = self._clock()
+        # Only from the front, so that each call costs what it evicts. `ends` is not sorted: a slow reply holds up those
+        # after it, for at most a minute or until the byte or count limit is reached.
         while self._replies:
             oldest = next(iter(self._replies.values()))
             if oldest.ends > now and self._bytes + room <= _MOST_BYTES and len(self._replies) < _MOST_REPLIES:

@@ -1,4 +1,4 @@
-"""The readers' schedules that this server was told, by id: a bounded cache, and nothing that outlives it."""
+"""A bounded cache of the readers' schedules, by id. Readers own their schedules: a lost one is sent again."""
 
 import threading
 from collections import OrderedDict
@@ -14,8 +14,8 @@ from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
 
 _WEIGHTS, _SCHEDULES = 1 << 22, 1024
-# What an entry takes beside its weights, in weights: about 1 KiB in epoch mode.
-_OF_AN_ENTRY = 32
+# The overhead of an entry, counted in weights: about 1 KiB in epoch mode.
+_ENTRY_OVERHEAD = 32
 
 
 class _Known(NamedTuple):
@@ -26,9 +26,10 @@ class _Known(NamedTuple):
 
 
 class Schedules:
-    """Safe to use from many threads. The least recently used are forgotten, so that up to 1,024 schedules of 4
-    million weights together stay, an entry being as much as 32 weights; those that grew from one another share their
-    memory."""
+    """Thread-safe. Evicts the least recently used schedules above 1,024 schedules, or 2^22 weights in all.
+
+    An entry counts as 32 weights more. Schedules that grew from one another share their memory.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[HostedMixture, str], _Known] = OrderedDict()
@@ -40,29 +41,33 @@ class Schedules:
         self._lock = threading.Lock()
 
     def get(self, mixture: HostedMixture, schedule: str) -> PlanBlocks:
-        """The plans under the schedule of that id. Raises UnknownSchedule."""
+        """The plans under the schedule with that id. Raises UnknownSchedule."""
         return self._get(mixture, schedule).blocks
 
     def define(self, mixture: HostedMixture, parent: str, entries: Sequence[ScheduleEntry]) -> DefinedSchedule:
-        """Remember the schedule that `entries` make of `parent`. Raises InvalidRequest and UnknownSchedule."""
+        """Remember the schedule `parent` followed by `entries`. Raises InvalidRequest and UnknownSchedule."""
         fingerprint, own = mixture.description.fingerprint, mixture.node.mixture
         if not entries:
-            raise InvalidRequest("entries must be at least one; without entries a request names no schedule")
+            raise InvalidRequest("there must be at least one entry; to read without a schedule, name none")
         ids = [parent or fingerprint]
         for place, entry in enumerate(entries):
             before = entries[place - 1].start if place else -1
             if not before < entry.start < POSITION_LIMIT:
-                raise InvalidRequest(f"entries must have ascending starts in 0..2^63 - 2, got {entry.start} at {place}")
+                raise InvalidRequest(
+                    f"starts of entries must be in 0..2^63 - 2 and strictly increasing, got {entry.start} at {place}"
+                )
             try:
                 ids.append(next_id(ids[-1], entry))
             except ValueError:
                 raise InvalidRequest(f"parent must be the id of a schedule, got {parent!r:.100}") from None
         found = self._find(mixture, ids[-1])
-        if found is not None:  # its id says all that it grew from, so its parent need not be known any more
+        if found is not None:  # an id is a hash over all entries, so the parent may have been evicted
             return DefinedSchedule(ids[-1], found.blocks.end)
         known = self._get(mixture, parent) if parent else None
         if known is not None and entries[0].start <= known.last_start:
-            raise InvalidRequest(f"entries must begin behind those of their parent, got {entries[0].start}")
+            raise InvalidRequest(
+                f"entries must start after {known.last_start}, the last start of their parent, got {entries[0].start}"
+            )
         grown = own.sampling.schedule if known is None else known.schedule
         most = most_entries(len(own.lengths))
         if len(grown.entries) + len(entries) > most:
@@ -73,7 +78,7 @@ class Schedules:
             schedule = grown.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
             blocks = own.planned_by(schedule, grown, own.blocks if known is None else known.blocks)
             found = _Known(
-                schedule, entries[-1].start, blocks, len(schedule.entries) * (len(own.lengths) + _OF_AN_ENTRY)
+                schedule, entries[-1].start, blocks, len(schedule.entries) * (len(own.lengths) + _ENTRY_OVERHEAD)
             )
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
@@ -85,7 +90,7 @@ class Schedules:
         if found is None:
             raise UnknownSchedule(
                 f"this server does not know the schedule {schedule:.100} of the mixture {mixture.name!r}; "
-                "tell it with DefineSchedule, and ask again"
+                "define it with DefineSchedule, and ask again"
             )
         return found
 
@@ -98,8 +103,10 @@ class Schedules:
 
     def _keep(self, mixture: HostedMixture, schedule: str, known: _Known) -> None:
         with self._lock:
+            # Another thread may have defined the same schedule meanwhile: the lock is not held while one is planned.
             before = self._known.pop((mixture, schedule), None)
             self._known[mixture, schedule] = known
             self._weights += known.weights - (0 if before is None else before.weights)
+            # The newest stays, however large it is: its reader asks for it next, and would send it again for ever.
             while len(self._known) > 1 and (self._weights > _WEIGHTS or len(self._known) > _SCHEDULES):
                 self._weights -= self._known.popitem(last=False)[1].weights

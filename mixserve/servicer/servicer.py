@@ -34,10 +34,10 @@ from mixserve_client.wire.server import encode_server
 
 
 class MixServicer:
-    """Answers the pure calls; safe to use from many threads."""
+    """Answers the pure calls. Thread-safe."""
 
     def __init__(self, mixtures: Mixtures, *, slots: Slots | None = None):
-        """`slots` is the memory that clients hand in."""
+        """`slots` is the memory that clients share with this process."""
         self._mixtures = mixtures
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
@@ -50,8 +50,8 @@ class MixServicer:
             methods.STREAM_BATCHES: self._stream_batches,
             methods.STREAM_POSITIONS: self._stream_positions,
         }
-        # Streams copy rows in turns, and so leave the interpreter's lock to single calls: with 200 readers on two
-        # cores, a call took 64 instead of 1,188 ms (p99). Devices and slow sources are waited for side by side.
+        # Streams take turns to copy rows, which leaves the GIL to single calls: with 200 readers on two cores, a call
+        # took 64 instead of 1,188 ms (p99). Streams that wait for devices or slow sources need no turn.
         self._renew()
         renew_in_forks(self, MixServicer._renew)
         self._slots = slots or NoSlots()
@@ -63,39 +63,42 @@ class MixServicer:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The paths of the methods that `handle` answers."""
+        """The paths of the methods for `handle`."""
         return tuple(self._handlers)
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The paths of the methods that `stream` answers."""
+        """The paths of the methods for `stream`."""
         return tuple(self._streams)
 
     def warm_up(self) -> None:
-        """Compute fingerprints and load or compile programs, so that the first requests cost what all others cost."""
-        for mixture in self._mixtures:
+        """Compute fingerprints and load or compile programs, so that the first requests are as fast as later ones.
+
+        Raises ValueError if two mixtures have the same fingerprint and different records.
+        """
+        for mixture in self._mixtures:  # all begin before the first is waited for
             mixture.node.begin_to_compile(first=True)
         for mixture in self._mixtures:
             mixture.warm_up()
         self._mixtures.check_contents()
-        for mixture in self._mixtures:  # the rest is made while they serve
+        for mixture in self._mixtures:  # the other programs compile while the server serves
             mixture.node.begin_to_compile(first=False)
 
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`.
 
-        Raises MixserveError: the request's own error, or ServerFault with an id under which the log has the cause.
+        Raises MixserveError: the request's own error, or ServerFault with an id under which the log has its cause.
         """
         with error_boundary(method):
             check_small(method, request)
             return self._handlers[method](request)
 
     def stream(self, method: str, request: bytes) -> Generator[bytes]:
-        """The replies to `request`, made one by one as they are taken; the iteration raises as `handle` does."""
+        """The replies to `request`, each made when it is taken. The iteration raises as `handle` does."""
         check_small(method, request)
         with closing(self._streams[method](request)) as replies:
             while True:
-                with error_boundary(method):  # not around the yield: a reader that stops is no fault
+                with error_boundary(method):  # not around the yield: a reader that stops early is not a fault
                     reply = next(replies, None)
                 if reply is None:
                     return
@@ -106,7 +109,7 @@ class MixServicer:
         return encode_names(self._mixtures.names)
 
     def _get_mixture(self, request: bytes) -> bytes:
-        return encode_mixture(self._mixtures.named(decode_mixture_request(request)).description)
+        return encode_mixture(self._mixtures.get(decode_mixture_request(request)).description)
 
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
@@ -135,14 +138,15 @@ class MixServicer:
     def _in_replies(
         self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest
     ) -> Iterator[bytes]:
-        # One reply is begun before the one before it is finished: a device gathers while the last copy is under way.
-        # Not so the first, for which the reader waits, and what is made by copying, of which nothing is under way.
+        # Each reply begins before the previous one is finished, so that a device gathers during the previous copy.
+        # The first does not wait for a second: its reader is waiting. Copies from arrays do not overlap: nothing runs
+        # between their beginning and their result.
         pending: Pending | None = None
         copying = selection.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
         for at, rows, target in self._replies.cut(selection, wanted):
-            with turns:
+            with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
                 following = self._replies.begin(selection, key, wanted.ranges(at, rows), target)
                 if copying or is_first:
                     pending, following = following, None
@@ -158,12 +162,12 @@ class MixServicer:
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)
-        mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
+        mixture = self._mixtures.get_expected(wanted.mixture, wanted.expected_fingerprint)
         return encode_schedule(self._schedules.define(mixture, wanted.parent, wanted.entries))
 
     def _selection(self, wanted: BatchRequest | PositionsRequest) -> ServedSelection:
-        """What the request's positions stand for."""
-        mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
+        """What the request's positions refer to."""
+        mixture = self._mixtures.get_expected(wanted.mixture, wanted.expected_fingerprint)
         if wanted.content == Content.RECORDS_AND_PROVENANCE:
             obstacle = provenance_obstacle(mixture.description.fields)
             if obstacle is not None:
@@ -173,4 +177,5 @@ class MixServicer:
 
 
 def _cores() -> int:
+    # Not cpu_count alone: the process may be bound to fewer (taskset, cpusets).
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""All services of a server behind one pair of functions."""
+"""All services of a server, as one pair of functions."""
 
 import os
 from collections.abc import Generator, Mapping
@@ -14,7 +14,7 @@ from mixserve.shown import shown
 
 
 class Services:
-    """The pure service and the stateful one, over the same mixtures; safe to use from many threads."""
+    """The pure service and the stateful one, over the same mixtures. Thread-safe."""
 
     def __init__(
         self,
@@ -26,10 +26,10 @@ class Services:
         session_ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
     ):
-        """`placement` overrides that of every node; `slots` is the memory that clients hand in; `state_dir` is where
-        sessions and checkpoints are kept, None for nowhere.
+        """`placement` overrides every node's own. `slots` is the memory that clients share with this process.
+        `state_dir` is the folder of sessions and checkpoints; without one, sessions live in memory.
 
-        Raises ValueError for what are no nodes, OSError where the state folder cannot be had.
+        Raises ValueError for bad arguments, and OSError if the state folder cannot be used.
         """
         mixtures = Mixtures(nodes, placement)
         if not isinstance(state_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -41,12 +41,12 @@ class Services:
             sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)
         except BaseException:
             if folder is not None:
-                folder.close()
+                folder.close()  # or its lock would keep out a second try in this process
             raise
         self.state = SessionServicer(mixtures, sessions)
 
     def warm_up(self) -> None:
-        """Compute fingerprints and compile programs, so that the first requests cost what all others cost."""
+        """As `MixServicer.warm_up`."""
         self.mix.warm_up()
 
     def handle(self, method: str, request: bytes) -> bytes:
@@ -54,9 +54,9 @@ class Services:
         return (self.state if method in self.state.methods else self.mix).handle(method, request)
 
     def stream(self, method: str, request: bytes) -> Generator[bytes]:
-        """The replies to `request`, as `MixServicer.stream` makes them."""
+        """As `MixServicer.stream`."""
         return self.mix.stream(method, request)
 
     def close(self) -> None:
-        """Let another server have the state folder."""
+        """Release the state folder, so that another server can use it."""
         self.state.close()

@@ -23,7 +23,7 @@ from mixserve_client.wire.session import (
 
 
 class SessionServicer:
-    """Answers the calls of StateService; safe to use from many threads."""
+    """Answers the calls of StateService. Thread-safe."""
 
     def __init__(self, mixtures: Mixtures, sessions: Sessions):
         self._mixtures = mixtures
@@ -38,49 +38,50 @@ class SessionServicer:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The paths of the methods that it answers."""
+        """The paths of the methods for `handle`."""
         return tuple(self._handlers)
 
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`. Raises as `MixServicer.handle` does."""
         with error_boundary(method):
-            if method != methods.CALL_SESSION:  # whose states and statistics may be large
+            if method != methods.CALL_SESSION:  # its states and statistics may be large
                 check_small(method, request)
             return self._handlers[method](request)
 
     def end_silent(self) -> None:
-        """Let sessions leave memory whose holders are silent."""
+        """As `Sessions.end_silent`."""
         self._sessions.end_silent()
 
     def close(self) -> None:
-        """Let another server have the state folder."""
+        """Release the state folder, so that another server can use it."""
         self._sessions.close()
 
     def _open(self, request: bytes) -> bytes:
         wanted = decode_open_request(request)
-        mixture = self._mixtures.expected(wanted.mixture, wanted.expected_fingerprint)
+        mixture = self._mixtures.get_expected(wanted.mixture, wanted.expected_fingerprint)
         return encode_opened(self._sessions.open(replace(wanted, mixture=mixture.name)))
 
     def _renew(self, request: bytes) -> bytes:
-        self._sessions.renew(self._held(request))
+        self._sessions.renew(self._decode_known(request))
         return b""
 
     def _release(self, request: bytes) -> bytes:
-        self._sessions.release(self._held(request))
+        self._sessions.release(self._decode_known(request))
         return b""
 
-    def _held(self, request: bytes) -> list[HeldSession]:
+    def _decode_known(self, request: bytes) -> list[HeldSession]:
         known: list[HeldSession] = []
         for held in decode_held(request):
-            with suppress(UnknownMixture, InvalidRequest):  # of a mixture that this server has no more
-                known.append(held._replace(mixture=self._mixtures.named(held.mixture).name))
+            # Its mixture may be gone since a restart. One such lease must not fail the renewal of the others.
+            with suppress(UnknownMixture, InvalidRequest):
+                known.append(held._replace(mixture=self._mixtures.get(held.mixture).name))
         return known
 
     def _list(self, request: bytes) -> bytes:
         name = decode_list_request(request)
-        return encode_sessions(self._sessions.described(self._mixtures.named(name).name if name else ""))
+        return encode_sessions(self._sessions.describe(self._mixtures.get(name).name if name else ""))
 
     def _call(self, request: bytes) -> bytes:
         wanted = decode_call_request(request)
-        mixture = self._mixtures.named(wanted.mixture)
+        mixture = self._mixtures.get(wanted.mixture)
         return encode_call_reply(self._sessions.call(replace(wanted, mixture=mixture.name)))

@@ -1,16 +1,17 @@
-"""A semaphore that lets threads pass each other, but none of them for long."""
+"""A semaphore that lets running threads overtake waiting ones, but not for long."""
 
 import threading
 import time
 from collections import deque
 
-# Whoever releases a turn and wants it again takes it before a waiting thread has woken up, and that is cheap. A stream
-# whose reader takes replies at once would keep all others waiting for ever, though.
-_PASSED_S = 0.01
+# A thread that releases a turn and wants the next one takes it before a waiting thread has woken up, which saves a
+# thread switch per reply. But a stream whose reader takes replies at once would then keep the turn: the first batch of
+# another stream waited for 13 s. So a thread that has waited this long gets the turn directly.
+_OVERTAKEN_S = 0.01
 
 
 class Turns:
-    """A context manager that `count` threads may be in at a time; safe to use from many threads."""
+    """A context manager for up to `count` threads at a time."""
 
     def __init__(self, count: int):
         self._free = count
@@ -25,9 +26,9 @@ class Turns:
             waiter = _Waiter()
             self._waiting.append(waiter)
         try:
-            while not self._taken(waiter):
+            while not self._wait_for_turn(waiter):
                 pass
-        except BaseException:  # Ctrl-C in the thread that waits
+        except BaseException:  # Ctrl-C in the waiting thread: a turn that it was given must not be lost
             with self._lock:
                 if waiter.has_turn:
                     self._pass_on()
@@ -39,8 +40,8 @@ class Turns:
         with self._lock:
             self._pass_on()
 
-    def _taken(self, waiter: "_Waiter") -> bool:
-        """Wait until the waiter is woken; whether it has a turn then."""
+    def _wait_for_turn(self, waiter: "_Waiter") -> bool:
+        """Wait until the waiter is woken. False if another thread was faster."""
         waiter.wait()
         with self._lock:
             waiter.is_woken = False
@@ -48,12 +49,13 @@ class Turns:
                 self._free -= 1
                 self._waiting.remove(waiter)
                 waiter.has_turn = True
+            # Two turns may have been released while only the first waiter was woken.
             if self._free and self._waiting:
                 self._waiting[0].wake()
             return waiter.has_turn
 
     def _pass_on(self) -> None:
-        if self._waiting and time.monotonic() - self._waiting[0].since > _PASSED_S:
+        if self._waiting and time.monotonic() - self._waiting[0].since > _OVERTAKEN_S:
             waiter = self._waiting.popleft()
             waiter.has_turn = True
             waiter.wake()
@@ -64,7 +66,7 @@ class Turns:
 
 
 class _Waiter:
-    """A thread that waits. All but `wait` is used under the lock of its turns."""
+    """A waiting thread. Everything but `wait` needs the lock of its turns."""
 
     __slots__ = ("_gate", "has_turn", "is_woken", "since")
 
@@ -79,6 +81,6 @@ class _Waiter:
         self._gate.acquire()
 
     def wake(self) -> None:
-        if not self.is_woken:
+        if not self.is_woken:  # releasing an open gate is a RuntimeError
             self.is_woken = True
             self._gate.release()

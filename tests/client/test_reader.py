@@ -310,10 +310,10 @@ def test_definitions_on_the_wire(reader):
         ((fingerprint, [(64, (1, 1))]), InvalidRequest, "weights must be 3 numbers"),
         ((fingerprint, [(64, (0, 0, 0))]), InvalidRequest, "positive, finite sum"),
         ((fingerprint, [(64, (1, float("inf"), 1))]), InvalidRequest, "finite"),
-        ((fingerprint, [(-64, (1, 1, 1))]), InvalidRequest, "ascending starts"),
-        ((fingerprint, [(64, (1, 1, 1)), (64, (1, 1, 2))]), InvalidRequest, "ascending starts"),
-        ((fingerprint, [(64, (1, 1, 2))], both), InvalidRequest, "behind those of their parent"),
-        ((fingerprint, [(640, (1, 1, 2))], "ab" * 32), UnknownSchedule, "tell it with DefineSchedule"),
+        ((fingerprint, [(-64, (1, 1, 1))]), InvalidRequest, "strictly increasing"),
+        ((fingerprint, [(64, (1, 1, 1)), (64, (1, 1, 2))]), InvalidRequest, "strictly increasing"),
+        ((fingerprint, [(64, (1, 1, 2))], both), InvalidRequest, "after 128, the last start of their parent"),
+        ((fingerprint, [(640, (1, 1, 2))], "ab" * 32), UnknownSchedule, "define it with DefineSchedule"),
         ((fingerprint, [(640, (1, 1, 2))], "no id"), InvalidRequest, "parent must be the id of a schedule"),
     ]:
         with pytest.raises(error, match=re.escape(said)):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
-from mixserve.servicer.hosted import HostedMixture, planned_at_once
+from mixserve.servicer.hosted import HostedMixture, plan_limit
 from mixserve.servicer.schedules import Schedules
 from mixserve_client.schema.schedule import ScheduleEntry
 from tests.processes import ONE_SIZE
@@ -84,11 +84,11 @@ def test_others_wait_for_few_entries_at_once():
     def at_once(apart: int, entries: int) -> int:
         told = [ScheduleEntry(at * apart, (1.0, 1.0 + at)) for at in range(entries)]
         first = schedules.define(mixture, "", told[:-1]).id
-        return planned_at_once(schedules.get(mixture, schedules.define(mixture, first, told[-1:]).id).planner)
+        return plan_limit(schedules.get(mixture, schedules.define(mixture, first, told[-1:]).id).planner)
 
-    plain = planned_at_once(mixture.node.mixture.planner)
+    plain = plan_limit(mixture.node.mixture.planner)
     assert at_once(1, 3) == at_once(20_000, 100) == plain
     assert at_once(1, 100) == 256
     assert at_once(1000, 100) > 20 * 1000
     told = [*(ScheduleEntry(at, (1.0, 1.0 + at)) for at in range(100)), ScheduleEntry(10**6, (1.0, 1.0))]
-    assert planned_at_once(schedules.get(mixture, schedules.define(mixture, "", told).id).planner) == 256
+    assert plan_limit(schedules.get(mixture, schedules.define(mixture, "", told).id).planner) == 256

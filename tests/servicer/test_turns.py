@@ -72,7 +72,7 @@ def test_a_turn_is_passed_on_if_the_thread_that_waits_for_it_is_interrupted(monk
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "_taken", interrupted)
+        patch.setattr(turns, "_wait_for_turn", interrupted)
         with pytest.raises(Interrupted):
             turns.__enter__()
     turns.__exit__()
