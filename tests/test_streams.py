@@ -103,7 +103,7 @@ def test_a_stream_that_nobody_reads_is_cancelled_and_its_thread_is_free_again(
     with serve({"train": big_node}, shared_memory=False) as server:
         with grpc.insecure_channel(server.address) as channel, plain(server) as client:
             stalled = [channel.unary_stream(methods.STREAM_BATCHES)(request(ENDLESS)) for _ in range(few_threads)]
-            until(lambda: caplog.text.count("its stream is ended") >= len(stalled))
+            until(lambda: caplog.text.count("ending its stream") >= len(stalled))
             for call in stalled:
                 with pytest.raises(grpc.RpcError) as caught:
                     for _ in call:
@@ -252,7 +252,7 @@ def test_nobody_waits_while_a_thread_is_free():
             seen.append(threads.waiting)
         assert seen == [0, 0, 1, 2]
         go.set()
-        until(lambda: threads._under_way == 0)
+        until(lambda: threads._in_flight == 0)
         assert threads.waiting == 0
     finally:
         go.set()

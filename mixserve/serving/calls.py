@@ -1,4 +1,4 @@
-"""How many calls are running, and a way to wait until none is."""
+"""Counts running calls, and waits until there are none."""
 
 import threading
 
@@ -20,6 +20,6 @@ class CallCounter:
             self._changed.notify_all()
 
     def wait_for_none(self, timeout_s: float) -> bool:
-        """Wait until no call runs; False if some still do after `timeout_s`."""
+        """Wait up to `timeout_s` seconds until no call is running. False if some still are."""
         with self._changed:
             return self._changed.wait_for(lambda: self._running == 0, timeout_s)

@@ -1,4 +1,4 @@
-"""The standard health service of a server."""
+"""The standard gRPC health service."""
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -11,7 +11,7 @@ _SERVICES = ("", methods.SERVICE_NAME)
 
 
 class Health:
-    """Says NOT_SERVING until `serving()`, and again from `stopping()` on; answers in threads of its own."""
+    """NOT_SERVING until `serving()` is called, and again after `stopping()`. Has its own threads."""
 
     def __init__(self, server: grpc.Server):
         self._threads = CallThreads(2, "mixserve-health")
@@ -25,7 +25,8 @@ class Health:
         ) -> health_pb2.HealthCheckResponse:
             return ask(request, context)
 
-        # How grpc lets a method have its own threads: a probe must not wait behind batches.
+        # gRPC's (experimental) way to give a method its own threads: a probe must not wait for threads that serve
+        # batches. A bound method cannot have attributes, hence the function.
         check.experimental_thread_pool = self._threads  # pyright: ignore[reportFunctionMemberAccess]
         self._servicer.Check = check
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)

@@ -1,4 +1,4 @@
-"""The standard reflection service of a server, in threads of its own: its streams may stay open for ever."""
+"""The standard gRPC reflection service, in its own threads: a client may keep its stream open for ever."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,8 +11,10 @@ _THREADS = 2
 
 
 def add_reflection(server: grpc.Server, services: tuple[str, ...]) -> CallThreads:
-    """Let clients ask `server` which services it has, these and reflection itself, and for their descriptors. Returns
-    the threads that answer."""
+    """Let clients list the `services` of `server`, and reflection itself, and get their descriptors.
+
+    Returns the threads that answer; the caller shuts them down.
+    """
     threads = CallThreads(_THREADS, "mixserve-reflection")
     servicer = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
     answer = servicer.ServerReflectionInfo
@@ -22,6 +24,7 @@ def add_reflection(server: grpc.Server, services: tuple[str, ...]) -> CallThread
     ) -> Iterable[reflection_pb2.ServerReflectionResponse]:
         return answer(requests, context)
 
+    # As in health.py: a bound method cannot have attributes.
     info.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
     servicer.ServerReflectionInfo = info  # pyright: ignore[reportAttributeAccessIssue]
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

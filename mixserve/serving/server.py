@@ -1,4 +1,4 @@
-"""A servicer behind a gRPC port: starts, warms up, answers, drains."""
+"""A servicer on a gRPC port: starts, warms up, answers, drains."""
 
 import atexit
 import errno
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from mixserve.address import checked_address
+from mixserve.address import check_address
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.calls import CallCounter
@@ -37,22 +37,24 @@ from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 _logger = logging.getLogger("mixserve")
 
 _OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server beside the first
-    # Requests are small, but for states and statistics; a larger one is an attack or an accident.
+    ("grpc.so_reuseport", 0),  # a port in use is an error; gRPC's default would share it with the other server
+    # gRPC has one limit for all methods. Only states and statistics come near it.
     ("grpc.max_receive_message_length", REQUEST_BYTES_LIMIT),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # clients look after their connections
+    # Clients send keepalive pings every 20 s. By default a server closes idle connections that ping this often.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
 _THREADS = 16
-_SEND_S = 2.0
+_SEND_S = 2.0  # for the last replies on their way, after the calls have finished
 _EXIT_S = 1.0
 
 
 class MixServer:
-    """A running server; `address` is where it listens. Made by `serve`; a context manager that stops it."""
+    """A running server, made by `serve`. `address` is where it listens. As a context manager, stops at the end."""
 
     def __init__(self, services: Services, address: str, memory: SharedMemory | None = None):
-        """`memory` is what the services' slots are; both are closed with the server."""
+        """`memory` has the slots of `services`; the server closes both. Raises OSError if it cannot listen."""
+        # Raises in a process that was forked while a thread was inside gRPC: a server there would hang.
         GATE.check()
         keep_freed_memory()
         self._services = services
@@ -80,7 +82,8 @@ class MixServer:
         _made.add(self)
 
     def start(self) -> None:
-        """Listen, warm up, and then serve; calls that come before get Unavailable, and clients try again."""
+        """Listen, warm up, then serve. Earlier calls get Unavailable, and clients retry."""
+        # The port opens first, so that health probes and clients get an answer while programs compile.
         self._server.start()
         self._sessions.start()
         self._services.warm_up()
@@ -89,17 +92,18 @@ class MixServer:
         _logger.info("serving on %s", self.address)
 
     def stop(self, grace_s: float = 30.0) -> bool:
-        """Drain, then end: health goes NOT_SERVING and new calls get Unavailable at once, running ones have
-        `grace_s` seconds to finish. False if some were still running then: their threads live on.
+        """Drain, then end: health turns NOT_SERVING, new calls get Unavailable, running ones have `grace_s` seconds.
 
-        Does nothing in a forked process: the server is its parent's.
+        False if calls were still running after that: their threads go on. Does nothing in a forked process, since the
+        server belongs to its parent.
         """
         if os.getpid() != self._pid:
             return True
         self._not_ready = "is stopping; ask another replica, or wait for its successor"
         self._health.stopping()
+        # We count calls ourselves. gRPC's grace would not end while a health watcher stays, and a call that has
+        # returned may still have its last reply to send.
         finished = self._calls.wait_for_none(grace_s)
-        # The last replies are on their way still; health watchers would stay for as long as they may.
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         GATE.remove_server(self)
         self._health.close()
@@ -107,6 +111,7 @@ class MixServer:
         self._threads.shutdown()
         self._streams.close()
         self._sessions.close()
+        # After the calls: this releases the state folder, and another server may write to it from then on.
         self._services.close()
         if self._memory is not None:
             self._memory.close()
@@ -114,11 +119,11 @@ class MixServer:
         return finished
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the server has stopped; False if it has not after `timeout_s`."""
+        """Wait until the server has stopped. False if it has not after `timeout_s` seconds."""
         return self._stopped.wait(timeout_s)
 
     def end_calls(self) -> None:
-        """End the calls under way, soon: what is left to do where the interpreter ends and nobody has stopped this."""
+        """End running calls within about 2 s: for a server that is not stopped when the interpreter exits."""
         if os.getpid() == self._pid and not self._stopped.is_set():
             self._not_ready = "is stopping; ask another replica, or wait for its successor"
             self._calls.wait_for_none(_EXIT_S)
@@ -152,8 +157,9 @@ class MixServer:
             self._check_ready()
             for reply in self._services.stream(method, request):
                 yield reply
+                # A stream may end after any reply: the client asks another replica for the rest.
                 if self._not_ready is not None:
-                    return  # clients ask for the rest elsewhere
+                    return
 
     def _check_ready(self) -> None:
         if self._not_ready is not None:
@@ -165,17 +171,18 @@ _made: "weakref.WeakSet[MixServer]" = weakref.WeakSet()
 
 @atexit.register
 def _end_all_calls() -> None:
-    # Before the threads are joined: what is registered last is called first.
+    # Exit handlers run in reverse order of registration: this one must run before those that join threads.
     for server in list(_made):
         server.end_calls()
 
 
 @contextmanager
 def _statuses(context: grpc.ServicerContext) -> Generator[None]:
-    """Ends the call with the status of our error."""
+    """Ends the call with the gRPC status of a MixserveError."""
     try:
         yield
     except MixserveError as error:
+        # Several error classes share a code, so the class travels as a trailing metadatum.
         context.set_trailing_metadata(error_metadata(error))
         context.abort(getattr(grpc.StatusCode, class_of(error).code), error_text(error))
 
@@ -196,15 +203,16 @@ def serve(
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
 
-    Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides that of the nodes.
-    Clients of the same user on this host get batches through shared memory: they find the server in the folder
-    `shared_memory`, /dev/shm where it is True.
+    Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides the nodes' own.
+    Clients of the same user on this host get batches through shared memory; they find the server in the folder
+    `shared_memory` (True: /dev/shm, False: no shared memory).
 
-    Sessions and checkpoints are kept in the folder `state_dir`; without one sessions end with the server. A session
-    whose holder is silent for `session_ttl_s` seconds may be opened by others, and its journal is thrown away after
-    `journal_days` more. Raises OSError where the address or the folder cannot be had.
+    Sessions and checkpoints are kept in the folder `state_dir`; without one, sessions end with the server. If a holder
+    is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
+    `journal_days` days is deleted. Raises ValueError for bad arguments, and OSError if the server cannot listen at
+    `address` or use the folder.
     """
-    _check(address)
+    _check(address)  # before nodes are placed and folders locked
     with ExitStack() as opened:
         memory = open_shared_memory(shared_memory)
         if memory is not None:
@@ -242,15 +250,16 @@ def _bind(server: grpc.Server, address: str) -> str:
 
 
 def _check(address: str) -> None:
-    """Raises OSError: before the work, and with the address's own fault in place of gRPC's silence."""
+    """Raises OSError that says what is wrong with the address; gRPC does not."""
     try:
-        checked_address(address)
+        check_address(address)
     except ValueError as error:
         raise OSError(errno.EINVAL, f"cannot listen on {shown(address)}: {error}") from error
 
 
 def _check_socket_is_free(address: str) -> None:
-    """gRPC would take a socket away from a server that is listening on it. Raises OSError."""
+    """Raises OSError if another server listens on the socket, or its path is taken."""
+    # gRPC removes an existing socket and binds its own, even if another server is listening on it.
     path = address.removeprefix("unix:").removeprefix("//")
     if not path.startswith("\0") and not Path(path).parent.is_dir():
         raise OSError(errno.ENOENT, f"cannot listen on {address}: there is no folder {Path(path).parent}")
@@ -258,12 +267,13 @@ def _check_socket_is_free(address: str) -> None:
         if probe.connect_ex(path) == 0:
             raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: another server does; choose another path")
     if os.path.lexists(path) and not Path(path).is_socket():
-        what = "a folder" if Path(path).is_dir() else "a file that is no socket"
-        raise OSError(errno.EEXIST, f"cannot listen on {address}: there is {what}; choose another path")
+        what = "a folder" if Path(path).is_dir() else "a file that is not a socket"
+        raise OSError(errno.EEXIST, f"cannot listen on {address}: this path is {what}; choose another path")
 
 
 def _bind_error(address: str) -> OSError:
-    """What keeps us from listening there: gRPC does not say, the operating system does."""
+    """The reason that the server cannot listen at `address`."""
+    # gRPC does not give the reason, so we bind a socket ourselves: that fails with the operating system's error.
     host, _, port = address.rpartition(":")
     hint = "choose another address, or port 0 for a free port"
     try:

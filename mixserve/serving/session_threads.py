@@ -1,5 +1,4 @@
-"""What a server's sessions need of threads: few that answer their calls, however many they are, and one that looks
-after their leases."""
+"""The threads of a server's sessions: a few for calls, however many sessions there are, and one that ends leases."""
 
 import logging
 import threading
@@ -12,13 +11,14 @@ from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve")
 
-# Apart from those of pure calls, which must not wait for disks and slow sources: nor must leases that are renewed.
+# Calls of sessions wait for disks, and openings for slow sources. Pure calls and renewals of leases must not wait for
+# them, so each kind has its own threads.
 _CALLS, _OPENINGS, _LISTINGS, _OTHERS = 16, 4, 2, 2
 _LOOK_EVERY_S = 10.0
 
 
 class SessionThreads:
-    """Answers calls, openings, listings and all else, each kind in threads of its own; calls `end_silent` at times."""
+    """Answers calls, openings, listings and all else, each in their own threads. Calls `end_silent` every 10 s."""
 
     def __init__(self, end_silent: Callable[[], None]):
         self._threads = {
@@ -32,22 +32,22 @@ class SessionThreads:
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)
 
     def start(self) -> None:
-        """Look after leases."""
+        """Start to end leases."""
         self._watching.start()
 
     def handler(self, method: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
-        """The handler of the method, which `answer` answers."""
+        """A gRPC handler that runs `answer` in the threads of its kind."""
 
         def call(request: bytes, context: grpc.ServicerContext) -> bytes:
             return answer(request, context)
 
-        # How grpc lets a method have its own threads.
+        # gRPC's (experimental) way to give a method its own threads; `answer` may be a partial that several share.
         threads = self._threads.get(method, self._other_threads)
         call.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.unary_unary_rpc_method_handler(call)
 
     def close(self) -> None:
-        """Let the threads end after what they do now."""
+        """End the threads after the calls that they have."""
         self._closed.set()
         for threads in (*self._threads.values(), self._other_threads):
             threads.shutdown(wait=False)
@@ -58,5 +58,5 @@ class SessionThreads:
         while not self._closed.wait(_LOOK_EVERY_S):
             try:
                 self._end_silent()
-            except Exception:
-                _logger.exception("leases of sessions cannot be looked after")
+            except Exception:  # this thread must live: without it no session would ever leave memory
+                _logger.exception("cannot end the leases of silent sessions; trying again in %.0f s", _LOOK_EVERY_S)

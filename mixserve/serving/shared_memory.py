@@ -1,8 +1,8 @@
 """Memory that clients on this host hand in, so that batches need not pass through a socket.
 
-The client makes the memory: a memfd that is sealed against shrinking, so that it is there in full for as long as it is
-mapped, whatever the client does. Its descriptor comes over a Unix socket, which only processes of the same user can
-connect to; the kernel vouches for that. What came over a connection goes with it, however the client ends.
+The client creates the memory: a memfd, sealed against shrinking, so that the mapping stays valid whatever the client
+does. The client sends its descriptor over a Unix socket that only processes of the same user can connect to; the kernel
+checks that. When the connection ends, however the client ended, the server unmaps the memory that came over it.
 """
 
 import fcntl
@@ -37,28 +37,28 @@ _SLOT_BYTES = 4 << 30
 _SLOTS_PER_CONNECTION = 256
 _CONNECTIONS = 1024
 _PAUSE_S = 0.2
-_LONG_AGO_S = 60.0
+_LONG_AGO_S = 60.0  # longer than any server takes between binding a socket and renaming it
 
 Memory = npt.NDArray[np.uint8]
 
 
 class Refused(Exception):
-    """Why memory is not taken."""
+    """The server refuses a client's memory; the message says why."""
 
 
 class SharedMemory:
-    """Listens for memory in `folder`, and keeps it by slot id; safe to use from many threads."""
+    """Listens for memory in `folder`, and holds it by slot id. Thread-safe."""
 
     def __init__(self, folder: str):
-        """Raises OSError where one cannot listen there, or the folder is not this user's own."""
+        """Raises OSError if it cannot listen there, or the folder does not belong to this user alone."""
         own = own_folder(folder)
         own.mkdir(mode=0o700, exist_ok=True)
         check_private(own)
         _sweep(own)
-        self._listening, self.path = _listening(own)
-        self._woken, self._wake = socket.socketpair()
+        self._listening, self.path = _listen_in(own)
+        self._woken, self._wake = socket.socketpair()  # so that `close` can end a `select` that waits for clients
         self._slots: dict[int, Memory] = {}
-        self._said = ""
+        self._last_error = ""
         self._connections: dict[socket.socket, set[int]] = {}
         self._selector = selectors.DefaultSelector()
         for waited_for in (self._listening, self._woken):
@@ -67,11 +67,13 @@ class SharedMemory:
         self._thread.start()
 
     def memory(self, slot: int) -> Memory | None:
-        """The writable memory of a slot; None where it is not known, or no longer."""
+        """The writable memory of a slot; None if the slot is unknown, or its client is gone."""
+        # Without a lock: a dict's get is atomic. The array that it returns keeps the mapping alive while a reply is
+        # written, even if the client disconnects meanwhile.
         return self._slots.get(slot)
 
     def close(self) -> None:
-        """Forget all memory; what is being written is unmapped when that is done."""
+        """Release all memory. Memory that a reply is being written to is unmapped after that."""
         if self._thread.is_alive():
             self._wake.send(b"x")
             self._thread.join()
@@ -92,10 +94,11 @@ class SharedMemory:
         try:
             connection, _ = self._listening.accept()
         except OSError as error:
-            if str(error) != self._said:
-                self._said = str(error)
+            if str(error) != self._last_error:  # the error may come back every 0.2 s: log it once
+                self._last_error = str(error)
                 _logger.warning("cannot take a connection for shared memory: %s", error)
-            time.sleep(_PAUSE_S)  # it waits still
+            # The connection stays in the queue, so `select` returns at once: without a pause this would spin.
+            time.sleep(_PAUSE_S)
             return
         if peer_user(connection) != os.geteuid() or len(self._connections) >= _CONNECTIONS:
             connection.close()
@@ -106,39 +109,41 @@ class SharedMemory:
 
     def _receive(self, connection: socket.socket) -> None:
         try:
+            # Room for more than the one descriptor that is allowed: a client that sends several gets an error.
             packet, descriptors, _, _ = socket.recv_fds(connection, SLOT_PACKET.size, 4)
         except BlockingIOError:
             return
         except OSError:
             packet, descriptors = b"", []
         try:
-            if len(packet) != SLOT_PACKET.size:  # the end, or something else than a client
+            if len(packet) != SLOT_PACKET.size:  # the end of the connection, or not a client of ours
                 self._drop(connection)
                 return
             size, slot = SLOT_PACKET.unpack(packet)
             if size:
-                connection.send(self._taken(connection, size, descriptors))
+                connection.send(self._take(connection, size, descriptors))
             elif slot in self._connections[connection]:
                 self._connections[connection].remove(slot)
                 del self._slots[slot]
         except OSError:  # a client that does not read its answers
             self._drop(connection)
         finally:
-            for descriptor in descriptors:
+            for descriptor in descriptors:  # also after success: a mapping holds a duplicate of its own
                 os.close(descriptor)
 
-    def _taken(self, connection: socket.socket, size: int, descriptors: list[int]) -> bytes:
-        """The answer to memory of `size` bytes."""
+    def _take(self, connection: socket.socket, size: int, descriptors: list[int]) -> bytes:
+        """Map the client's memory of `size` bytes. Returns the answer: a slot id, or 0 and the reason."""
         mine = self._connections[connection]
         try:
             if len(mine) >= _SLOTS_PER_CONNECTION:
-                raise Refused(f"a client may hand in {_SLOTS_PER_CONNECTION} slots")
+                raise Refused(f"a client may hand in at most {_SLOTS_PER_CONNECTION} slots")
             if len(self._slots) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
-                raise Refused("slots hold half of the descriptors that this process may have; raise `ulimit -n`")
-            memory = mapped(size, descriptors)
+                raise Refused("slots use half of this process's file descriptors; raise `ulimit -n`")
+            memory = map_memory(size, descriptors)
         except (OSError, ValueError, Refused) as error:
-            _logger.info("memory of a client is refused: %s", error)
+            _logger.info("refused the memory of a client: %s", error)
             return SLOT_ID.pack(0) + str(error).encode()[:200]
+        # Random, so that an id is never that of another client's slot; 0 means no slot.
         slot = 1 + secrets.randbits(62)
         self._slots[slot] = memory
         mine.add(slot)
@@ -161,16 +166,16 @@ class SharedMemory:
 
 
 def open_shared_memory(folder: bool | str) -> SharedMemory | None:
-    """Shared memory in `folder`, in /dev/shm for True; None for False, and where this host does not offer it.
+    """Shared memory in `folder` (True: in /dev/shm). None for False, and if this host does not offer it.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for any other argument.
     """
     if not isinstance(folder, bool | str | os.PathLike) or folder == "":  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"shared_memory must be True, False or a folder, got {shown(folder)}")
     if folder is False:
         return None
     try:
-        if not hasattr(os, "memfd_create"):
+        if not hasattr(os, "memfd_create"):  # macOS
             raise OSError("this system has no memfd_create")
         return SharedMemory(DEFAULT_FOLDER if folder is True else folder)
     except OSError as error:
@@ -178,30 +183,34 @@ def open_shared_memory(folder: bool | str) -> SharedMemory | None:
         return None
 
 
-def mapped(size: int, descriptors: list[int]) -> Memory:
-    """The memory behind the one descriptor, which must be a memfd of `size` bytes that nobody can shrink.
+def map_memory(size: int, descriptors: list[int]) -> Memory:
+    """Map the one descriptor, which must be a memfd of `size` bytes, sealed against shrinking.
 
-    Raises Refused, and OSError where it cannot be mapped.
+    Raises Refused, and OSError if it cannot be mapped.
     """
     if len(descriptors) != 1:
-        raise Refused(f"one descriptor must come with a slot, got {len(descriptors)}")
+        raise Refused(f"exactly one descriptor must come with a slot, got {len(descriptors)}")
     if not 0 < size <= _SLOT_BYTES:
         raise Refused(f"a slot must have 1..{_SLOT_BYTES} bytes, got {size}")
     try:
         seals = fcntl.fcntl(descriptors[0], fcntl.F_GET_SEALS)
     except OSError as error:
-        raise Refused("it must be a memfd: other files can be cut short while they are written to") from error
+        raise Refused("it must be a memfd: a client could truncate another file during a write") from error
+    # A write to a page that a client has cut off is SIGBUS, which ends the process.
     if not seals & fcntl.F_SEAL_SHRINK:
         raise Refused("the memfd must be sealed against shrinking, or a write to it could end this process")
     found = os.fstat(descriptors[0])
-    there = min(found.st_size, found.st_blocks * 512)
-    if there < size:
-        raise Refused(f"the memfd has {there} bytes with memory behind them, {size} were announced")
+    # Not size alone: ftruncate succeeds without memory for the pages, and the first write to such a page is SIGBUS.
+    reserved = min(found.st_size, found.st_blocks * 512)
+    if reserved < size:
+        raise Refused(f"only {reserved} bytes of the memfd have memory reserved, {size} were announced")
     return np.frombuffer(mmap.mmap(descriptors[0], size), np.uint8)
 
 
-def _listening(folder: Path) -> tuple[socket.socket, str]:
-    """A socket that listens, and its path, which nobody has seen before it did. Raises OSError."""
+def _listen_in(folder: Path) -> tuple[socket.socket, str]:
+    """A listening socket in `folder`, and its path. Raises OSError."""
+    # Bound under another name, and renamed when it listens: `_sweep` of another server removes sockets that refuse
+    # connections.
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         path = folder / f"{secrets.token_hex(8)}.sock"
@@ -218,13 +227,13 @@ def _listening(folder: Path) -> tuple[socket.socket, str]:
 
 def _sweep(folder: Path) -> None:
     """Remove the sockets of servers that were killed."""
-    for path in folder.glob("*.new"):  # of one that was killed while it started
+    for path in folder.glob("*.new"):  # a server was killed while it started, or is starting now
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _LONG_AGO_S:
                 path.unlink()
     for path in folder.glob("*.sock"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-            probe.setblocking(False)  # a server that takes no more connections would be waited for without end
+            probe.setblocking(False)  # or this would wait for ever for a server whose queue is full
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:

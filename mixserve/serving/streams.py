@@ -1,4 +1,4 @@
-"""The threads of streams: nobody keeps one while others wait, and nobody holds one without reading."""
+"""The threads of streams: a stream gives up its thread when others wait, or when its reader stalls."""
 
 import logging
 import threading
@@ -13,7 +13,8 @@ from mixserve.serving.threads import CallThreads
 
 _logger = logging.getLogger("mixserve")
 
-# Few: threads that want the interpreter's lock make single calls wait for it. Enough for readers that stall.
+# Few, because every thread that wants the GIL delays single calls. More than cores, because stalled readers hold theirs
+# for up to 10 s.
 _THREADS = 12
 _STALLED_S = 10.0
 _LOOK_EVERY_S = 1.0
@@ -23,7 +24,7 @@ Answer = Callable[[bytes, grpc.ServicerContext], Replies]
 
 
 class StreamThreads:
-    """Runs streams in threads of their own, apart from those of single calls."""
+    """Runs streams in their own threads, apart from single calls."""
 
     def __init__(self) -> None:
         self._threads = _CountingThreads(_THREADS, "mixserve-stream")
@@ -33,70 +34,74 @@ class StreamThreads:
         self._watching.start()
 
     def handler(self, answer: Answer) -> grpc.RpcMethodHandler:
-        """The handler of a method whose replies `answer` yields."""
+        """A gRPC handler that streams the replies that `answer` yields."""
 
         def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
             return self._in_turns(answer(request, context), context)
 
-        # How grpc lets a method have its own threads.
+        # gRPC's (experimental) way to give a method its own threads.
         stream.experimental_thread_pool = self._threads  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.unary_stream_rpc_method_handler(stream)
 
     def close(self) -> None:
-        """Let the threads end after what they do now."""
+        """End the threads after the streams that they have."""
         self._closed.set()
         self._threads.shutdown(wait=False)
         self._watching.join()
 
     def _in_turns(self, replies: Replies, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """`replies` until somebody waits for a thread: the client asks again for what is left."""
+        """`replies`, until another stream waits for a thread. The client asks again for the rest."""
         try:
             for reply in replies:
                 self._sending[context] = time.monotonic()
-                yield reply  # for as long as the connection takes nothing more
-                self._sending.pop(context, None)  # not there any more where it took too long
+                yield reply  # gRPC returns here when its flow control has room, so a stalled reader blocks this thread
+                self._sending.pop(context, None)  # None: `_watch` has taken it, and cancels the call
+                # Bounding streams by bytes instead would cost a lone reader one request for every few batches.
                 if self._threads.waiting:
                     return
         finally:
             self._sending.pop(context, None)
-            replies.close()
+            replies.close()  # now, not when it is collected: it ends the call that the server counts
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):
             stalled_since = time.monotonic() - _STALLED_S
             for context, since in list(self._sending.items()):
+                # The pop decides between this thread and the stream's: only one of them gets the entry.
                 if since < stalled_since and self._sending.pop(context, None) is not None:
                     try:
-                        _logger.warning("%s took nothing for %.0f s: its stream is ended", context.peer(), _STALLED_S)
+                        _logger.warning("%s took nothing for %.0f s: ending its stream", context.peer(), _STALLED_S)
                         context.cancel()
                     except Exception:
-                        _logger.exception("a stalled stream cannot be ended")
+                        _logger.exception("cannot end a stalled stream")
 
 
 class _CountingThreads(CallThreads):
-    """Knows how many tasks wait although all threads are busy."""
+    """Counts the tasks that wait because all threads are busy."""
 
     def __init__(self, count: int, name: str):
         super().__init__(count, name)
         self._counting = threading.Lock()
         self._most = count
-        self._under_way = 0  # submitted, and not ended
+        self._in_flight = 0  # submitted, and not ended
 
     @property
     def waiting(self) -> int:
-        """How many tasks no thread is free for: one that was submitted a moment ago is about to be taken."""
-        return max(0, self._under_way - self._most)
+        """How many tasks have no thread."""
+        # Not the length of the queue: a task that was just submitted waits there until an idle thread wakes up, and
+        # would end a stream for nothing.
+        return max(0, self._in_flight - self._most)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        self._changed(1)
+        self._count(1)
         return super().submit(self._run, fn, *args, **kwargs)
 
     def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return fn(*args, **kwargs)
         finally:
-            self._changed(-1)
+            self._count(-1)
 
-    def _changed(self, by: int) -> None:
+    def _count(self, by: int) -> None:
         with self._counting:
-            self._under_way += by
+            self._in_flight += by

@@ -10,29 +10,26 @@ from mixserve_client.rpc.threads import DaemonThreadPool
 
 
 class CallThreads(ThreadPoolExecutor):
-    """Up to `count` daemon threads, each started when a call finds none that is idle.
+    """Up to `count` daemon threads, each started when a call finds none that is idle."""
 
-    It is a ThreadPoolExecutor, since gRPC takes nothing else, but not one whose threads the interpreter waits for at
-    its end: a stream that a client holds open would keep a process that did not stop its server from ending.
-
-    Once the interpreter ends, a pool raises, and gRPC's own thread would die of it. What comes so late is not answered.
-    """
+    # A ThreadPoolExecutor by type only, because gRPC takes nothing else. The interpreter joins that class's threads
+    # when it exits, so a stream that a client holds open would keep a process from ending.
 
     def __init__(self, count: int, name: str):
         super().__init__(count, name)
         self._workers = DaemonThreadPool(count, on_exit=_nothing, name=name)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """As in the base."""
+        """As in the base class. While the interpreter exits, returns a cancelled future."""
         try:
             return self._workers.submit(partial(fn, *args, **kwargs))
-        except Unavailable:
+        except Unavailable:  # raising would end gRPC's own thread
             late: Future[Any] = Future()
             late.cancel()
             return late
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Let the threads end after the calls that they have; nothing is waited for."""
+        """End the threads after the calls that they have. Never waits."""
         self._workers.close()
 
 

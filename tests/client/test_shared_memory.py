@@ -798,16 +798,16 @@ HOSTILE: list[Any] = [
     pytest.param(K64, [read_only], "Permission denied", id="read-only"),
     pytest.param(K64, [lambda: memfd(K64, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)], "", id="sealed against writing"),
     pytest.param(K64, [lambda: memfd(K64 - 4096)], f"{K64} were announced", id="shorter"),
-    pytest.param(K64, [lambda: memfd(0)], "has 0 bytes", id="empty"),
-    pytest.param(K64, [lambda: memfd(K64, filled=False)], "has 0 bytes", id="no memory behind it"),
+    pytest.param(K64, [lambda: memfd(0)], "only 0 bytes", id="empty"),
+    pytest.param(K64, [lambda: memfd(K64, filled=False)], "only 0 bytes", id="no memory behind it"),
     pytest.param(-1, [lambda: memfd(K64)], "must have 1..", id="negative"),
     pytest.param(-(2**63), [lambda: memfd(K64)], "must have 1..", id="most negative"),
     pytest.param(2**63 - 1, [lambda: memfd(K64)], "must have 1..", id="huge"),
-    pytest.param(1 << 32, [lambda: memfd(K64)], f"has {K64} bytes", id="4 GiB announced"),
+    pytest.param(1 << 32, [lambda: memfd(K64)], f"only {K64} bytes", id="4 GiB announced"),
     pytest.param((1 << 32) + 1, [lambda: memfd((1 << 32) + 1, filled=False)], "must have 1..", id="more than 4 GiB"),
-    pytest.param(K64, [], "one descriptor must come with a slot, got 0", id="no descriptor"),
-    pytest.param(K64, [lambda: memfd(K64)] * 2, "one descriptor must come with a slot, got 2", id="two"),
-    pytest.param(K64, [lambda: memfd(K64)] * 50, "one descriptor must come with a slot, got", id="fifty"),
+    pytest.param(K64, [], "exactly one descriptor must come with a slot, got 0", id="no descriptor"),
+    pytest.param(K64, [lambda: memfd(K64)] * 2, "exactly one descriptor must come with a slot, got 2", id="two"),
+    pytest.param(K64, [lambda: memfd(K64)] * 50, "exactly one descriptor must come with a slot, got", id="fifty"),
 ]
 
 

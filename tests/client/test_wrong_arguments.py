@@ -111,7 +111,7 @@ def test_what_a_server_cannot_be_told(node, options, said):
 
 def test_a_server_cannot_listen_at_a_file_or_folder(node, tmp_path):
     (tmp_path / "file").write_text("kept")
-    for path, what in ((tmp_path / "file", "a file that is no socket"), (tmp_path, "a folder")):
-        with pytest.raises(FileExistsError, match=f"there is {what}; choose another path"):
+    for path, what in ((tmp_path / "file", "a file that is not a socket"), (tmp_path, "a folder")):
+        with pytest.raises(FileExistsError, match=f"this path is {what}; choose another path"):
             serve({"train": node}, f"unix:{path}")
     assert (tmp_path / "file").read_text() == "kept"
