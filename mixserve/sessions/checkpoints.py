@@ -1,8 +1,8 @@
-"""Checkpoints of sessions on disk: written by Orbax, renamed into place when they are whole, each file with its hash.
+"""Checkpoints of sessions on disk: written by Orbax, renamed into place when complete, each file with its hash.
 
-A checkpoint is a folder NAME.NUMBER; numbers grow with every save of a session, so that one name may be saved again
-without a moment in which it is not there. In it, `orbax/` is an Orbax checkpoint of two items, `state` (JSON, with
-arrays replaced by their places) and `arrays`; `manifest.json` says what it is and holds the SHA-256 of every file.
+A checkpoint is a folder NAME.NUMBER. Numbers grow with every save of a session, so that saving a name again leaves no
+moment without a checkpoint of that name. In the folder, `orbax/` is an Orbax checkpoint of two items, `state` (JSON,
+with placeholders for arrays) and `arrays`; `manifest.json` describes it and has the SHA-256 of every file.
 """
 
 import json
@@ -27,11 +27,11 @@ from mixserve.sessions.manifest import (
     MANIFEST,
     ORBAX,
     Manifest,
-    damaged,
+    damage_error,
     hash_files,
     manifest_hash,
     read_manifest,
-    verified,
+    verify,
 )
 from mixserve.sessions.orbax_files import read_orbax, write_orbax
 from mixserve.sessions.storage import StateFolder, make_folder, storing, sync_folder
@@ -43,7 +43,7 @@ _logger = logging.getLogger("mixserve")
 
 MOST_CHECKPOINTS, MOST_SESSIONS = 1000, 10_000
 _FOLDER = re.compile(r"(?P<name>.+)\.(?P<number>\d{10,17})", re.ASCII)
-# What is read while others save and delete is looked at again so many times.
+# Reads take no lock. A read that finds its checkpoint deleted meanwhile is retried this often.
 _ATTEMPTS = 10
 
 T = TypeVar("T")
@@ -58,10 +58,10 @@ class _Found(NamedTuple):
 
 
 class Checkpoints:
-    """Those of one mixture's sessions; safe to use from many threads.
+    """The checkpoints of one mixture's sessions. Thread-safe.
 
-    Who looks, deletes or describes waits for nobody: the lock is held while a number is chosen and a checkpoint comes
-    into its place. Orbax itself does one thing at a time. What is gone when it has been looked at is looked for again.
+    Reading, describing and deleting take no lock. A save takes one only to choose a number and rename; Orbax itself
+    does one thing at a time in the process.
     """
 
     def __init__(self, folder: StateFolder, mixture: str):
@@ -75,86 +75,89 @@ class Checkpoints:
         self._lock = threading.Lock()
 
     def save(self, session: str, name: str, state: State, fingerprint: str, keep_last: int | None) -> dict[str, Any]:
-        """Keep `state`, in the place of what was kept under that name, and say what was kept.
+        """Save `state` as the checkpoint `name`, replacing an earlier one. Returns its description.
 
-        Of the session's checkpoints the newest `keep_last` stay, all where it is None. Raises StorageFailed; then
-        nothing has changed.
+        Deletes all but the newest `keep_last` checkpoints of the session (None: deletes none). Raises StorageFailed;
+        then nothing has changed.
         """
         self._check_room(session, name, keep_last)
         with storing(f"the checkpoint {name!r} of the session {session!r}"):
             made = self._folder.unfinished()
             try:
-                manifest = self._written(made, session, name, state, fingerprint)
+                manifest = self._write(made, session, name, state, fingerprint)
                 self._put_into_place(made, session, name)
             except BaseException:
                 shutil.rmtree(made, ignore_errors=True)
                 raise
+        # The new checkpoint is safe by now, so a failure to delete old ones must not fail the save.
         try:
-            self._thin_out(session, keep_last)
+            self._delete_old(session, keep_last)
         except OSError as error:
-            _logger.warning("checkpoints of the session %r that are not wanted any more stay: %s", session, error)
-        return _described(manifest)
+            _logger.warning("cannot delete old checkpoints of the session %r: %s", session, error)
+        return _describe(manifest)
 
     def load(self, session: str, name: str) -> tuple[State, str]:
-        """The state that was kept under that name, and its mixture's fingerprint.
+        """The state in the checkpoint `name`, and its mixture's fingerprint.
 
         Raises UnknownCheckpoint and CorruptCheckpoint.
         """
-        return self._looked_up(session, name, _loaded)
+        return self._look_up(session, name, _load)
 
-    def described(self, session: str) -> list[dict[str, Any]]:
-        """What is kept of a session, in the order in which it was saved; what cannot be read is said to be damaged."""
-        described: list[dict[str, Any]] = []
+    def describe_all(self, session: str) -> list[dict[str, Any]]:
+        """Descriptions of a session's checkpoints, the oldest first; {"name", "damaged"} of one that cannot be read."""
+        descriptions: list[dict[str, Any]] = []
         for _ in range(_ATTEMPTS):
-            newest = sorted({checkpoint.name: checkpoint for checkpoint in self._found(session)}.values())
-            pairs = [(checkpoint, _described_at(checkpoint)) for checkpoint in newest]
-            described = [said for checkpoint, said in pairs if "damaged" not in said or _is_there(checkpoint)]
-            if len(described) == len(pairs):
+            newest = sorted({checkpoint.name: checkpoint for checkpoint in self._find_all(session)}.values())
+            pairs = [(checkpoint, _describe_at(checkpoint)) for checkpoint in newest]
+            # What looks damaged and is gone was being deleted while we read it.
+            descriptions = [said for checkpoint, said in pairs if "damaged" not in said or _is_there(checkpoint)]
+            if len(descriptions) == len(pairs):
                 break
-        return described
+        return descriptions
 
-    def described_one(self, session: str, name: str) -> dict[str, Any]:
-        """What is kept under that name. Raises UnknownCheckpoint."""
+    def describe(self, session: str, name: str) -> dict[str, Any]:
+        """The description of the checkpoint `name`. Raises UnknownCheckpoint."""
         try:
-            return self._looked_up(session, name, lambda checkpoint: _described(read_manifest(checkpoint.path)))
+            return self._look_up(session, name, lambda checkpoint: _describe(read_manifest(checkpoint.path)))
         except CorruptCheckpoint as error:
             return {"name": name, "damaged": str(error)}
 
     def names(self, session: str) -> tuple[str, ...]:
-        """The names of what is kept of a session, in the order in which it was saved."""
-        return tuple(dict.fromkeys(checkpoint.name for checkpoint in reversed(self._found(session))))[::-1]
+        """The names of a session's checkpoints, the oldest first."""
+        # Reversed twice: dict.fromkeys keeps the first of equal names, and the last save of a name is the one to keep.
+        return tuple(dict.fromkeys(checkpoint.name for checkpoint in reversed(self._find_all(session))))[::-1]
 
     def sessions(self) -> list[str]:
         """The sessions that have checkpoints."""
         folders = self._path.iterdir() if self._path.is_dir() else ()
-        return sorted(path.name for path in folders if is_name(path.name) and self._found(path.name))
+        return sorted(path.name for path in folders if is_name(path.name) and self._find_all(path.name))
 
     def delete(self, session: str, name: str) -> dict[str, Any]:
-        """Delete what is kept under that name, and say what it was. Raises UnknownCheckpoint and StorageFailed."""
-        described = self.described_one(session, name)
+        """Delete the checkpoint `name`. Returns its description. Raises UnknownCheckpoint and StorageFailed."""
+        description = self.describe(session, name)
         with storing(f"the deletion of the checkpoint {name!r} of the session {session!r}"):
-            for checkpoint in self._found(session):
+            for checkpoint in self._find_all(session):
                 if checkpoint.name == name:
                     self._remove(checkpoint)
-        return described
+        return description
 
     def _check_room(self, session: str, name: str, keep_last: int | None) -> None:
-        """Raises StorageFailed where there would be too many checkpoints."""
+        """Raises StorageFailed if there would be too many checkpoints."""
         names = self.names(session)
         count = len({*names, name})
         if min(count, keep_last or count) > MOST_CHECKPOINTS:
             raise StorageFailed(
-                f"the session {session!r} has {len(names)} checkpoints, as many as a server keeps of one; delete some, "
-                "or save with keep_last"
+                f"the session {session!r} has {len(names)} checkpoints, at most {MOST_CHECKPOINTS} are allowed; delete "
+                "some, or save with keep_last"
             )
         if not names and self._path.is_dir() and sum(1 for _ in self._path.iterdir()) >= MOST_SESSIONS:
             raise StorageFailed(
-                f"the server keeps checkpoints of {MOST_SESSIONS} sessions of the mixture {self._mixture!r}, as many "
-                "as it can; delete those that are not needed"
+                f"the mixture {self._mixture!r} has checkpoints of {MOST_SESSIONS} sessions, and no more are allowed; "
+                "delete all checkpoints of some sessions"
             )
 
-    def _written(self, made: Path, session: str, name: str, state: State, fingerprint: str) -> Manifest:
-        """The manifest of what is written to `made`. Raises OSError and StorageFailed."""
+    def _write(self, made: Path, session: str, name: str, state: State, fingerprint: str) -> Manifest:
+        """Write a checkpoint to the folder `made`. Returns its manifest. Raises OSError and StorageFailed."""
         made.mkdir()
         write_orbax(made / ORBAX, state)
         manifest: Manifest = {
@@ -173,26 +176,28 @@ class Checkpoints:
         if manifest["bytes"] > CHECKPOINT_BYTES or len(manifest["files"]) > FILES:
             raise StorageFailed(
                 f"a checkpoint may have {CHECKPOINT_BYTES} bytes in {FILES} files, this one has {manifest['bytes']} in "
-                f"{len(manifest['files'])}: the session's statistics are too large"
+                f"{len(manifest['files'])}: reset the session's statistics, or make them smaller"
             )
         manifest["sha256"] = manifest_hash(manifest)
-        _write_synced(made / MANIFEST, json.dumps(manifest, indent=1).encode())
+        # After all other files, which `hash_files` has synced: a manifest on disk means a complete checkpoint.
+        _write_and_sync(made / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(made)
         return manifest
 
     def _put_into_place(self, made: Path, session: str, name: str) -> None:
-        """Raises OSError."""
+        """Rename the folder `made` to NAME.NUMBER. Raises OSError."""
         place = self._path / session
         self._folder.grow(sum(path.lstat().st_size for path in made.rglob("*") if path.is_file()))
         with self._folder.writing():
             make_folder(place)
+            # A rename cannot replace a folder that is not empty, hence a number, which two saves must not both choose.
             with self._lock:
-                number = max((checkpoint.number for checkpoint in self._found(session)), default=0) + 1
+                number = max((checkpoint.number for checkpoint in self._find_all(session)), default=0) + 1
                 made.rename(place / f"{name}.{number:010d}")
             sync_folder(place)
 
-    def _looked_up(self, session: str, name: str, look: Callable[[_Found], T]) -> T:
-        """What `look` gives of the newest checkpoint of that name; of the next one, where it was replaced meanwhile.
+    def _look_up(self, session: str, name: str, look: Callable[[_Found], T]) -> T:
+        """`look` at the newest checkpoint of that name, and again at its successor if it was replaced meanwhile.
 
         Raises UnknownCheckpoint and CorruptCheckpoint.
         """
@@ -205,8 +210,8 @@ class Checkpoints:
                     raise
         return look(self._newest(session, name))
 
-    def _found(self, session: str) -> list[_Found]:
-        """The folders of a session's checkpoints, from the oldest on; of a name that was saved twice, both."""
+    def _find_all(self, session: str) -> list[_Found]:
+        """The folders of a session's checkpoints, the oldest first; both, if a name was saved twice."""
         place = self._path / session
         if not place.is_dir():
             return []
@@ -215,19 +220,19 @@ class Checkpoints:
         return sorted(checkpoint for checkpoint in found if is_name(checkpoint.name))
 
     def _newest(self, session: str, name: str) -> _Found:
-        found = self._found(session)
-        named = [checkpoint for checkpoint in found if checkpoint.name == name]
-        if not named:
-            known = ", ".join(sorted({repr(checkpoint.name) for checkpoint in found})) or "none at all"
+        found = self._find_all(session)
+        matches = [checkpoint for checkpoint in found if checkpoint.name == name]
+        if not matches:
+            known = ", ".join(sorted({repr(checkpoint.name) for checkpoint in found})) or "none"
             raise UnknownCheckpoint(
-                f"the session {session!r} of the mixture {self._mixture!r} has no checkpoint {name!r}, but "
+                f"the session {session!r} of the mixture {self._mixture!r} has no checkpoint {name!r}; it has "
                 f"{known:.1000}"
             )
-        return named[-1]
+        return matches[-1]
 
-    def _thin_out(self, session: str, keep_last: int | None) -> None:
-        """Delete what was saved again under its name, and all but the newest `keep_last`. Raises OSError."""
-        found = self._found(session)
+    def _delete_old(self, session: str, keep_last: int | None) -> None:
+        """Delete checkpoints whose name was saved again, and all but the newest `keep_last`. Raises OSError."""
+        found = self._find_all(session)
         newest: dict[str, _Found] = {checkpoint.name: checkpoint for checkpoint in found}
         kept = set(sorted(newest.values())[-keep_last:] if keep_last else newest.values())
         for checkpoint in found:
@@ -236,27 +241,27 @@ class Checkpoints:
 
     def _remove(self, checkpoint: _Found) -> None:
         """Raises OSError."""
-        with suppress(FileNotFoundError):  # somebody else removes it at this moment
+        with suppress(FileNotFoundError):  # another thread is deleting it too
             self._folder.remove(checkpoint.path)
 
 
-def _loaded(checkpoint: _Found) -> tuple[State, str]:
-    """Raises CorruptCheckpoint."""
-    manifest = verified(checkpoint.path)
+def _load(checkpoint: _Found) -> tuple[State, str]:
+    """The state and the fingerprint of a checkpoint. Raises CorruptCheckpoint."""
+    manifest = verify(checkpoint.path)
     try:
         state = read_orbax(checkpoint.path / ORBAX)
-    except Exception as error:  # whatever Orbax raises
-        raise damaged(checkpoint.path / ORBAX, f"Orbax cannot read it: {error!s:.300}") from error
+    except Exception as error:  # Orbax raises many kinds
+        raise damage_error(checkpoint.path / ORBAX, f"Orbax cannot read it: {error!s:.300}") from error
     return state, manifest["fingerprint"]
 
 
-def _described(manifest: Manifest) -> dict[str, Any]:
+def _describe(manifest: Manifest) -> dict[str, Any]:
     return {entry: manifest[entry] for entry in DESCRIBED}
 
 
-def _described_at(checkpoint: _Found) -> dict[str, Any]:
+def _describe_at(checkpoint: _Found) -> dict[str, Any]:
     try:
-        return _described(read_manifest(checkpoint.path))
+        return _describe(read_manifest(checkpoint.path))
     except CorruptCheckpoint as error:
         return {"name": checkpoint.name, "damaged": str(error)}
 
@@ -265,7 +270,7 @@ def _is_there(checkpoint: _Found) -> bool:
     return os.path.lexists(checkpoint.path)
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def _write_and_sync(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
         file.flush()

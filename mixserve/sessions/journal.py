@@ -1,7 +1,8 @@
 """A session's record on disk: an append-only file of entries, each with its length and a checksum.
 
-An entry is written, and on the disk, before the call that it stands for is answered. What a killed server wrote only
-half of was never answered, and is cut off; anything else that does not fit its checksum is an error.
+The entry of a call is on the disk before the server answers the call. An incomplete last entry, of a server that was
+killed, belongs to a call without an answer and is cut off. Any other entry that does not match its checksum is an
+error.
 """
 
 import errno
@@ -17,15 +18,17 @@ from mixserve_client.errors import CorruptCheckpoint
 
 _MAGIC = b"mixserve journal 1\n"
 _HEAD = struct.Struct("<III")  # length of the entry, CRC-32 of the length, CRC-32 of the entry
+# A journal is rewritten as one entry when it exceeds _COMPACTED_BYTES plus 8 times its first entry, or plus that entry
+# and _LONGER_BYTES.
 _COMPACTED_BYTES = 256 << 10
-_LONGER_BYTES = 128 << 20  # than its first entry, at most
+_LONGER_BYTES = 128 << 20
 _ENTRY_BYTES = 256 << 20
-_BYTES = 1 << 30  # more than those above come to
+_BYTES = 1 << 30  # more than a journal can grow to under the limits above
 _PIECE_BYTES = 1 << 20
 
 
 class Journal:
-    """One file; its owner takes care that one thread at a time uses it."""
+    """One journal file. Not thread-safe: its session is used by one thread at a time."""
 
     def __init__(self, path: Path, folder: StateFolder):
         self.path = path
@@ -35,53 +38,56 @@ class Journal:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is time to begin it anew: by then the file is many times what it must hold."""
+        """Whether the file is many times larger than needed, so that it is time to rewrite it."""
         first = self._first_bytes
         return self._whole_bytes > _COMPACTED_BYTES + min(8 * first, first + _LONGER_BYTES)
 
     def read(self) -> list[bytes]:
-        """The entries. Raises FileNotFoundError, OSError, and CorruptCheckpoint where the file is damaged."""
+        """The entries. Raises FileNotFoundError, OSError, and CorruptCheckpoint if the file is damaged."""
         return list(self.entries())
 
     def entries(self) -> Iterator[bytes]:
-        """The entries, one after another, of which all must be taken before anything is added. Raises as `read`."""
+        """Iterates over the entries. Take all of them before `append`, which needs their length. Raises as `read`."""
         with open_regular(self.path, _BYTES) as (file, size):
             yield from self._entries(file, size)
 
     def _entries(self, file: BufferedReader, size: int) -> Iterator[bytes]:
         if file.read(len(_MAGIC)) != _MAGIC:
-            raise self._damaged("it does not begin as a journal does")
+            raise self._damage_error("it does not start like a journal")
         at, first = len(_MAGIC), 0
         while at + _HEAD.size <= size and len(head := file.read(_HEAD.size)) == _HEAD.size:
             length, length_checksum, checksum = _HEAD.unpack(head)
             if not length and not any(head) and _is_zeros(file):
-                break  # zeros, which a machine that lost power may leave where an entry was to be
+                break  # a loss of power may leave zeros in place of an entry
+            # The length has its own checksum: a wrong length would make a damaged file look like a cut-off one, and the
+            # entries after it would be lost silently.
             if length_checksum != _length_checksum(length):
-                raise self._damaged(f"the length at byte {at} does not fit its checksum")
-            if at + _HEAD.size + length > size:
+                raise self._damage_error(f"the length at byte {at} does not match its checksum")
+            if at + _HEAD.size + length > size:  # cut off
                 break
             entry = file.read(length)
             if zlib.crc32(entry) != checksum:
-                raise self._damaged(f"the entry at byte {at} does not fit its checksum")
+                raise self._damage_error(f"the entry at byte {at} does not match its checksum")
             at += _HEAD.size + length
             first = first or at
             yield entry
         if not first:
-            raise self._damaged("it holds no whole entry")
+            raise self._damage_error("it has no complete entry")
         self._whole_bytes, self._first_bytes = at, first
 
     def append(self, entry: bytes) -> None:
-        """Add an entry. Raises OSError; then the file holds what it held before."""
-        framed = _framed(entry)
+        """Append an entry. Raises OSError; then the file is unchanged."""
+        framed = _frame(entry)
         self._folder.grow(len(framed), spared=True)
         with self._folder.writing():
             descriptor = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
+                # What lies after the last complete entry is half an entry of a killed server: this entry replaces it.
                 os.ftruncate(descriptor, self._whole_bytes)
                 try:
                     _write(descriptor, framed, self._whole_bytes)
                     os.fdatasync(descriptor)
-                except OSError:
+                except OSError:  # a full disk, say: half an entry must not stay
                     os.ftruncate(descriptor, self._whole_bytes)
                     raise
             finally:
@@ -89,11 +95,11 @@ class Journal:
         self._whole_bytes += len(framed)
 
     def begin(self, entry: bytes) -> None:
-        """Replace the whole file, at once, by one with this entry.
+        """Replace the file atomically with one that has only this entry.
 
-        Raises OSError; then it is to be read again: either of the two may be there.
+        Raises OSError; read the file again then: it may be the old or the new one.
         """
-        framed = _MAGIC + _framed(entry)
+        framed = _MAGIC + _frame(entry)
         self._folder.grow(len(framed) - bytes_below(self.path), spared=True)
         made = self._folder.unfinished()
         try:
@@ -104,27 +110,29 @@ class Journal:
             with self._folder.writing():
                 make_folder(self.path.parent)
                 made.replace(self.path)
-                sync_folder(self.path.parent)
+                sync_folder(self.path.parent)  # or a loss of power could undo the rename
         except OSError:
             made.unlink(missing_ok=True)
             raise
         self._whole_bytes = self._first_bytes = len(framed)
 
     def touch(self) -> None:
-        """Say that the session is in use. Raises OSError."""
-        with self._folder.writing():
+        """Mark the session as in use. Raises OSError."""
+        with self._folder.writing():  # the age of a journal is that of its modification time
             os.utime(self.path)
 
-    def _damaged(self, why: str) -> CorruptCheckpoint:
+    def _damage_error(self, why: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(
             f"the journal {self.path} is damaged: {why}. Open the session with fresh=True, and restore a checkpoint"
         )
 
 
-def _framed(entry: bytes) -> bytes:
-    """Raises OSError for what no journal may hold."""
+def _frame(entry: bytes) -> bytes:
+    """`entry` after its head. Raises OSError if it is too large."""
     if len(entry) > _ENTRY_BYTES:
-        raise OSError(errno.EFBIG, f"a journal's entry may have {_ENTRY_BYTES} bytes, this one has {len(entry)}")
+        raise OSError(
+            errno.EFBIG, f"an entry of a journal may have at most {_ENTRY_BYTES} bytes, this one has {len(entry)}"
+        )
     return _HEAD.pack(len(entry), _length_checksum(len(entry)), zlib.crc32(entry)) + entry
 
 

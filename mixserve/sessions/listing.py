@@ -1,4 +1,4 @@
-"""What can be said of sessions that are on disk only: each journal is read once for as long as it stays as it is."""
+"""Summaries of sessions that are only on disk. A journal is read again only when it has changed."""
 
 import threading
 import time
@@ -18,8 +18,8 @@ Signature = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Stood:
-    """Where a session stands, who holds it, and what is wrong with its journal."""
+class Summary:
+    """A session's holder and position, or what is wrong with its journal; and how long it has been idle."""
 
     holder: str = ""
     index: int = 0
@@ -29,25 +29,27 @@ class Stood:
 
 
 class Listing:
-    """Safe to use from many threads."""
+    """A cache of summaries. Thread-safe."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Path, tuple[Signature, Stood]] = OrderedDict()
+        self._known: OrderedDict[Path, tuple[Signature, Summary]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def stood(self, journal: Journal) -> Stood:
-        """What the journal says, read again where it is another one by now. Raises FileNotFoundError."""
+    def summarise(self, journal: Journal) -> Summary:
+        """The summary of the journal's session. Raises FileNotFoundError."""
         found = journal.path.lstat()
+        # An append changes the size, a rewrite the inode.
         signature = (found.st_ino, found.st_size, found.st_mtime_ns)
         with self._lock:
             known = self._known.get(journal.path)
-        stood = known[1] if known is not None and known[0] == signature else _read(journal)
+        # Read without the lock: a journal may have hundreds of MiB, and other lists must not wait for it.
+        summary = known[1] if known is not None and known[0] == signature else _read(journal)
         with self._lock:
-            self._known[journal.path] = signature, stood
+            self._known[journal.path] = signature, summary
             self._known.move_to_end(journal.path)
             while len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
-        return replace(stood, idle_s=max(0.0, time.time() - found.st_mtime))
+        return replace(summary, idle_s=max(0.0, time.time() - found.st_mtime))
 
 
 def session_files(folder: Path) -> list[Path]:
@@ -56,15 +58,15 @@ def session_files(folder: Path) -> list[Path]:
 
 
 def age_s(path: Path) -> float:
-    """Seconds since a file was written or touched. Raises OSError."""
+    """Seconds since the file was written or touched, at least 0: clocks may be set back. Raises OSError."""
     return max(0.0, time.time() - path.stat().st_mtime)
 
 
-def _read(journal: Journal) -> Stood:
+def _read(journal: Journal) -> Summary:
     try:
         record, state = read_record(journal)
     except FileNotFoundError:
         raise
     except (CorruptCheckpoint, OSError) as error:
-        return Stood(damaged=f"{error!s:.{_SHOWN}}")
-    return Stood(record["holder"], state["index"], state["epoch"])
+        return Summary(damaged=f"{error!s:.{_SHOWN}}")
+    return Summary(record["holder"], state["index"], state["epoch"])

@@ -1,4 +1,4 @@
-"""The sessions that are in memory: loaded when they are first entered, entered by one thread at a time."""
+"""The sessions in memory. A session is loaded at its first use, and used by one thread at a time."""
 
 import threading
 from collections.abc import Callable, Generator
@@ -10,21 +10,23 @@ from mixserve_client.errors import Overloaded, StorageFailed, Unavailable
 from mixserve_client.forks import renew_in_forks
 
 MOST = 10_000
-# What sessions keep of what clients sent, and of what functions said of batches.
+# Statistics, and last answers, of all sessions together: clients and users' functions decide how large these are.
 KEPT_BYTES = 1 << 30
-# Clients ask again by themselves; whoever waits here keeps a thread from other sessions.
+# Short, because a call that waits for a busy session takes a thread from other sessions. Clients retry by themselves.
 _BUSY_S = 0.2
 
 
 class Key(NamedTuple):
-    """What a session is known by."""
+    """The identity of a session."""
 
     mixture: str
     name: str
 
 
 class Entry:
-    """A place for a session: whoever has entered it may put another one there. It is left empty where it is dropped."""
+    """A place for one session. The thread that has entered it may replace the session."""
+
+    # `removed` is for threads that waited for the lock: they find an entry that is no longer in the table.
 
     __slots__ = ("lock", "removed", "session")
 
@@ -35,61 +37,64 @@ class Entry:
 
 
 class LoadedSessions:
-    """Safe to use from many threads: the lock over all is held for moments only, and never while a session's own is
-    waited for."""
+    """A table of sessions. Thread-safe."""
+
+    # Order of locks: an entry's, then the table's. The table's is held for moments only, and no thread waits for an
+    # entry's while it holds the table's: one slow session would stop all others.
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[Key, Entry] = {}
-        # When holders were heard of whose session left memory and is to be read from its journal again.
-        self._heard: dict[Key, float] = {}
+        # The time of the last renewal of held sessions that left memory: a journal does not have it.
+        self._last_seen: dict[Key, float] = {}
         renew_in_forks(self, LoadedSessions._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
+        # A thread of the parent may have been inside a session: it will never release that lock here.
         for entry in self._entries.values():
             entry.lock = threading.Lock()
 
     def get(self, key: Key) -> Session | None:
-        """The session, not entered: to look at it."""
+        """The session, for a look at it: another thread may be using it."""
         entry = self._entries.get(key)
         return None if entry is None else entry.session
 
     def all(self) -> list[tuple[Key, Session]]:
-        """All sessions, not entered."""
+        """All sessions, for a look at them: other threads may be using them."""
         with self._lock:
             entries = list(self._entries.items())
         return [(key, session) for key, entry in entries if (session := entry.session) is not None]
 
     def check_room(self, kept_bytes: int, wanted_bytes: int) -> None:
-        """Raises StorageFailed where a session that keeps so many bytes cannot keep so many more."""
-        if wanted_bytes <= kept_bytes:
+        """Raises StorageFailed if a session that keeps `kept_bytes` has no room for `wanted_bytes` instead."""
+        if wanted_bytes <= kept_bytes:  # shrinking is always allowed, also above the limit
             return
         others = sum(session.kept_bytes for _, session in self.all()) - kept_bytes
         if others + wanted_bytes > KEPT_BYTES:
-            raise StorageFailed(  # not Overloaded: to ask again does not help before something is let go of
-                f"this session would keep {wanted_bytes} bytes of statistics, the server's others keep {others}, and "
-                f"{KEPT_BYTES} together are allowed; let go of sessions, or reset their statistics"
+            raise StorageFailed(  # not Overloaded: retrying does not help until a session is released
+                f"this session would keep {wanted_bytes} bytes of statistics, the server's other sessions keep "
+                f"{others}, and {KEPT_BYTES} together are allowed; release sessions, or reset their statistics"
             )
 
     @contextmanager
-    def entered(self, key: Key, load: Callable[[float | None], Session]) -> Generator[Entry]:
-        """The place of that session, which nobody else enters meanwhile.
+    def enter(self, key: Key, load: Callable[[float | None], Session]) -> Generator[Entry]:
+        """The place of that session, for this thread alone.
 
-        An empty one is filled with what `load` gives; it is told when the holder was heard of, where that is known.
-        Raises Unavailable where the session is busy, Overloaded where there are too many, and what `load` raises.
+        `load` makes the session of an empty place, from the time at which its holder was last seen (None: unknown).
+        Raises Unavailable if the session is busy, Overloaded if there are too many, and what `load` raises.
         """
         while True:
             entry = self._entry(key)
             if not entry.lock.acquire(timeout=_BUSY_S):
                 raise Unavailable(f"the session {key.name!r} is busy with another call")
             try:
-                if entry.removed:  # while this thread waited
+                if entry.removed:  # while this thread waited: the session may have a new entry
                     continue
                 try:
                     if entry.session is None:
-                        entry.session = load(self._heard.get(key))
-                        self._heard.pop(key, None)
+                        entry.session = load(self._last_seen.get(key))
+                        self._last_seen.pop(key, None)  # only after `load`, which may fail and be retried
                     yield entry
                 finally:
                     if entry.session is None or entry.session.dropped:
@@ -111,22 +116,22 @@ class LoadedSessions:
 
     @contextmanager
     def without(self, key: Key) -> Generator[bool]:
-        """Whether the session is not in memory; it is not loaded meanwhile."""
+        """Whether the session is not in memory. No thread can load it in the meantime."""
         with self._lock:
             yield key not in self._entries
 
-    def forget_heard(self, before: float) -> None:
-        """Forget holders who were last heard of before that time."""
-        for key, heard in list(self._heard.items()):
-            if heard < before:
-                self._heard.pop(key, None)
+    def forget_last_seen(self, before: float) -> None:
+        """Forget holders that were last seen before that time."""
+        for key, last_seen in list(self._last_seen.items()):
+            if last_seen < before:
+                self._last_seen.pop(key, None)
 
     def _entry(self, key: Key) -> Entry:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
                 if len(self._entries) >= MOST:
-                    raise Overloaded(f"this server holds {MOST} sessions, as many as it can; let go of some")
+                    raise Overloaded(f"this server has {MOST} sessions in memory, and no room for more; release some")
                 entry = self._entries[key] = Entry()
             return entry
 
@@ -135,7 +140,7 @@ class LoadedSessions:
         with self._lock:
             del self._entries[key]
             if session is not None and session.lease:
-                self._heard.pop(key, None)
-                self._heard[key] = session.renewed
-                if len(self._heard) > MOST:
-                    del self._heard[next(iter(self._heard))]
+                self._last_seen.pop(key, None)  # so that it comes to the end: the first is the oldest
+                self._last_seen[key] = session.renewed
+                if len(self._last_seen) > MOST:
+                    del self._last_seen[next(iter(self._last_seen))]

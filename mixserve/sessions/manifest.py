@@ -1,7 +1,7 @@
-"""A checkpoint's manifest: what it says, and whether the files beside it are those that it names.
+"""A checkpoint's manifest, and the comparison of a checkpoint's files with it.
 
-Checkpoints may have been copied from anywhere. So nothing is opened that is not a regular file inside the checkpoint's
-own folder, nothing is read before its size is known, and nothing is restored unless every byte has been compared.
+Checkpoints may have been copied from anywhere. So we open only regular files inside the checkpoint's own folder, read
+nothing before its size is known, and restore nothing unless the hash of every file matches.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Manifest = dict[str, Any]
 
 
 def hash_files(folder: Path) -> dict[str, Any]:
-    """The size and hash of every file below `folder`, all of which are made to last. Raises OSError."""
+    """{path: {"bytes", "sha256"}} of every file below `folder`; syncs files and folders to disk. Raises OSError."""
     hashes: dict[str, Any] = {}
     for place, _, files in os.walk(folder):
         for file in files:
@@ -44,16 +44,17 @@ def hash_files(folder: Path) -> dict[str, Any]:
 
 
 def manifest_hash(manifest: Manifest) -> str:
-    """What a manifest says of itself under `sha256`."""
+    """The SHA-256 of a manifest's other entries, for its entry `sha256`."""
+    # Of sorted JSON, not of the file's bytes: the entry is part of the file that it describes.
     said = {entry: value for entry, value in manifest.items() if entry != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a checkpoint's folder, whose entries are what they must be. Raises CorruptCheckpoint."""
+    """The manifest in a checkpoint's folder, with all its entries checked. Raises CorruptCheckpoint."""
     path = folder / MANIFEST
     if folder.is_symlink():
-        raise damaged(folder, "it is a link, which is not followed")
+        raise damage_error(folder, "it is a link, and links are not followed")
     try:
         with open_regular(path, _MANIFEST_BYTES) as (file, _):
             manifest: Any = json.loads(file.read(_MANIFEST_BYTES))
@@ -61,46 +62,48 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it must be a dict, and is a {type(manifest).__name__}")
         said = cast(Manifest, manifest)
         if said.get("sha256") != manifest_hash(said):
-            raise ValueError("its bytes are not those that were written")
+            raise ValueError("it has changed since it was written: its SHA-256 differs")
         missing = [entry for entry in (*DESCRIBED, "format", "files") if entry not in said]
         if missing:
-            raise ValueError(f"it does not say {', '.join(missing)}")
+            raise ValueError(f"it lacks the entries {', '.join(missing)}")
+        # A later format may have other entries, so only ours are checked.
         is_ours = type(said["format"]) is int and said["format"] == FORMAT
         if is_ours:
             _check_entries(said)
     except OSError as error:
-        raise damaged(path, f"it cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, f"{error!s:.300}") from error
+        raise damage_error(path, f"it cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # json.loads recurses for nested lists
+        raise damage_error(path, f"{error!s:.300}") from error
     if not is_ours:
         raise CorruptCheckpoint(
-            f"{_shown(path)} has the format {said['format']!r:.20}, this server reads {FORMAT}; use the mixserve that "
-            f"wrote it, {said['version']!r:.40}"
+            f"{_show(path)} has the format {said['format']!r:.20}, this server reads {FORMAT}; use the version of "
+            f"mixserve that wrote it, {said['version']!r:.40}"
         )
     return said
 
 
-def verified(folder: Path) -> Manifest:
-    """The manifest, where the files of the checkpoint are exactly those that it names. Raises CorruptCheckpoint."""
+def verify(folder: Path) -> Manifest:
+    """The manifest, if the checkpoint has exactly the files in it, with these hashes. Raises CorruptCheckpoint."""
     manifest = read_manifest(folder)
     named, found = manifest["files"], _sizes(folder)
     found.pop(MANIFEST, None)
     for name, expected in named.items():
         if name not in found:
-            raise damaged(folder / name, "it is not a file of this checkpoint")
+            raise damage_error(folder / name, "it is missing")
         if found[name] != expected["bytes"]:
-            raise damaged(folder / name, f"it has {found[name]} bytes, {expected['bytes']} were written")
+            raise damage_error(folder / name, f"it has {found[name]} bytes, {expected['bytes']} were written")
     for name in found:
         if name not in named:
-            raise damaged(folder / name, "it is not among the files that were written")
+            raise damage_error(folder / name, "the manifest does not list it")
+    # Last, and only after all sizes match: hashing is the slow part.
     for name, expected in named.items():
         _check_content(folder / name, expected)
     return manifest
 
 
-def damaged(path: Path, why: str) -> CorruptCheckpoint:
-    """The error for a file that is not what was written."""
-    return CorruptCheckpoint(f"the checkpoint's file {_shown(path)} is damaged: {why}. Restore another checkpoint")
+def damage_error(path: Path, why: str) -> CorruptCheckpoint:
+    """The error for a file that differs from what was written."""
+    return CorruptCheckpoint(f"the checkpoint's file {_show(path)} is damaged: {why}. Restore another checkpoint")
 
 
 def _check_entries(manifest: Manifest) -> None:
@@ -109,19 +112,24 @@ def _check_entries(manifest: Manifest) -> None:
         if not is_right(manifest[entry]):
             raise ValueError(f"its entry {entry} must be {allowed}, and is {manifest[entry]!r:.100}")
     for name, said in cast(dict[str, Any], manifest["files"]).items():
+        # A path such as orbax/../../x gets no further: the files that are found in the folder have no such names.
         if not name.startswith(f"{ORBAX}/") or not isinstance(said, dict):
             raise ValueError(
-                f"it may name files in {ORBAX}/ only, each with its bytes and sha256, and names {name!r:.100}"
+                f"it may list only files in {ORBAX}/, each with its bytes and sha256, and lists {name!r:.100}"
             )
         entries = cast(dict[str, Any], said)
         if not _is_count(entries.get("bytes")) or not isinstance(entries.get("sha256"), str):
-            raise ValueError(f"it does not say how many bytes {name!r:.100} has, and which")
+            raise ValueError(f"it lacks the bytes or the sha256 of {name!r:.100}")
     total = sum(file["bytes"] for file in manifest["files"].values())
     if total != manifest["bytes"] or total > CHECKPOINT_BYTES:
-        raise ValueError(f"its files have {total} bytes; {manifest['bytes']} are said, {CHECKPOINT_BYTES} allowed")
+        raise ValueError(
+            f"its files have {total} bytes; its entry bytes is {manifest['bytes']}, at most {CHECKPOINT_BYTES} are "
+            "allowed"
+        )
 
 
 def _is_count(value: Any) -> bool:
+    # bool is a subclass of int.
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LAST
 
 
@@ -153,11 +161,12 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """The size of every file below a folder, by its path in it.
+    """The size of every file below `folder`, by its path in it.
 
-    Raises CorruptCheckpoint where there is anything else than files and folders, too many of them, or too deep ones.
+    Raises CorruptCheckpoint if there is anything but files and folders, or if they are too many or too deep.
     """
     sizes: dict[str, int] = {}
+    # With a stack of our own, and counted while it runs: the folder may come from anywhere.
     seen, places = 0, [("", 0)]
     while places:
         inside, depth = places.pop()
@@ -166,15 +175,15 @@ def _sizes(folder: Path) -> dict[str, int]:
                 for entry in entries:
                     name, seen = f"{inside}{entry.name}", seen + 1
                     if seen > 2 * FILES or depth > _LEVELS:
-                        raise damaged(folder, f"it holds more than {FILES} files, or more than {_LEVELS} levels")
+                        raise damage_error(folder, f"it has more than {FILES} files, or more than {_LEVELS} levels")
                     if entry.is_dir(follow_symlinks=False):
                         places.append((f"{name}/", depth + 1))
                     elif entry.is_file(follow_symlinks=False):
                         sizes[name] = entry.stat(follow_symlinks=False).st_size
                     else:
-                        raise damaged(folder / name, "it is neither a regular file nor a folder")
+                        raise damage_error(folder / name, "it is neither a regular file nor a folder")
         except OSError as error:
-            raise damaged(folder / inside, f"it cannot be read: {error.strerror}") from error
+            raise damage_error(folder / inside, f"it cannot be read: {error.strerror}") from error
     return sizes
 
 
@@ -184,16 +193,16 @@ def _check_content(path: Path, expected: dict[str, Any]) -> None:
         with open_regular(path, expected["bytes"]) as (file, _):
             digest = _digest(file)
     except OSError as error:
-        raise damaged(path, f"it cannot be read: {error.strerror}") from error
+        raise damage_error(path, f"it cannot be read: {error.strerror}") from error
     if digest != expected["sha256"]:
-        raise damaged(path, "its bytes are not those that were written")
+        raise damage_error(path, "it has changed since it was written: its SHA-256 differs")
 
 
 def _digest(file: BufferedReader | BufferedRandom) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _shown(path: Path) -> str:
-    """A path for a message, which must be text whatever the bytes of a name are."""
+def _show(path: Path) -> str:
+    """A path for a message, as printable text: names on disk may be any bytes."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

@@ -1,4 +1,4 @@
-"""What can be done with a session, by name: each takes the session's node and arguments that came over the wire."""
+"""The operations on a session, by name. Each takes the session's node and arguments from the wire."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -25,12 +25,12 @@ _ROWS_LIMIT, _BYTES_LIMIT = 1 << 16, 256 << 20
 
 
 class Subject(NamedTuple):
-    """What an operation is done with."""
+    """What an operation works on."""
 
     session: str
     node: MixDataSourcesNode
     checkpoints: Checkpoints | None
-    # Told how many bytes of statistics there will be. Raises StorageFailed.
+    # Called with the future bytes of statistics. Raises StorageFailed if there is no room.
     check_room: Callable[[int], None] = lambda _: None
 
 
@@ -42,48 +42,47 @@ Run = Callable[[Subject, Arguments], Any]
 
 
 class Operation(NamedTuple):
-    """What can be done; `run` gives a value that the wire can hold.
-
-    One that `moves` the session needs its holder. An answer is kept until the next call, unless it can be made `again`,
-    for what `reads` records from the place where the session stood. One that `counts` moves the session when it is
-    refused, too. One whose answer cannot be found out again has it `foretold`: that is written down before it is done.
-    """
+    """An operation, and how its answer is repeated to a client that lost it. `run` returns a value for the wire."""
 
     run: Run
-    moves: bool = True
-    again: Run | None = None
-    reads: bool = False
-    counts: bool = False
+    moves: bool = True  # needs the session's holder
+    again: Run | None = None  # makes the answer again; without it, the session keeps the answer until the next call
+    reads: bool = False  # `again` must start at the position where the session was before the call
+    counts: bool = False  # changes the session even when it fails
+    # Computes the answer in advance. For operations that destroy what their answer describes: the answer is in the
+    # journal before `run`.
     foretold: Run | None = None
 
 
 def rows_limit(node: MixDataSourcesNode) -> int:
-    """How many rows one answer may hold."""
+    """The most rows in one answer."""
     row_bytes = sum(field.nbytes for field in node.mixture.fields)
     return max(1, min(_ROWS_LIMIT, _BYTES_LIMIT // max(1, row_bytes)))
 
 
 def sendable(value: Any) -> Any:
-    """`value` itself. Raises InvalidRequest where no message can hold it."""
+    """`value` itself. Raises InvalidRequest if it cannot be encoded."""
     try:
         value_message(value)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the mixture's statistics cannot be sent: {error}") from error
+        raise InvalidRequest(f"cannot send the mixture's statistics: {error}") from error
     return value
 
 
 def freeze(values: Mapping[Any, Any]) -> Frozen:
-    """Statistics that are the session's own. Raises InvalidRequest where no message can hold them."""
+    """A private, read-only copy of statistics. Raises InvalidRequest if they cannot be encoded."""
+    # Without a copy, the user's function could go on changing the dict that it returned. And frozen values know their
+    # digest, so that a call need not encode megabytes to find out whether they have changed.
     if isinstance(values, Frozen):
         return values
     try:
         return Frozen(values)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"these statistics cannot be kept: {error}") from error
+        raise InvalidRequest(f"a session cannot keep these statistics: {error}") from error
 
 
 def freeze_state(state: Any) -> Any:
-    """A node's state with its statistics, and those of its children, frozen. Raises InvalidRequest."""
+    """A node's state, with its own and its children's statistics frozen. Raises InvalidRequest."""
     if not isinstance(state, dict):
         return state
     frozen, statistics, sources = cast(State, dict(state)), state.get("statistics"), state.get("sources")
@@ -95,16 +94,16 @@ def freeze_state(state: Any) -> Any:
 
 
 def frozen_bytes(value: Any) -> int:
-    """How much memory the frozen statistics in a state take."""
+    """The bytes of the frozen statistics in a state."""
     if isinstance(value, Frozen):
         return value.bytes
     return sum(map(frozen_bytes, value.values())) if isinstance(value, dict) else 0
 
 
 def take_over_state(node: MixDataSourcesNode, state: State, *, strict: bool) -> None:
-    """Set the node's state; where not `strict`, a place in another order of records becomes the same index in this one.
+    """Set the node's state. If not `strict`, a state of another mixture resumes at the same index in this one.
 
-    Raises InvalidRequest for what is no state of this node.
+    Raises InvalidRequest if it is not a state of this node.
     """
     try:
         if not strict and isinstance(state, dict) and state.get("order") != node.mixture.order:
@@ -119,11 +118,12 @@ def take_over_state(node: MixDataSourcesNode, state: State, *, strict: bool) -> 
                 node.set_place(stood)
         node.set_state(state)
     except (ValueError, TypeError, KeyError) as error:
-        raise InvalidRequest(f"this is no state of this mixture's node: {error}") from error
+        raise InvalidRequest(f"this is not a state of this mixture's node: {error}") from error
 
 
 def _place_at(node: MixDataSourcesNode, index: int) -> State:
-    """The place at `index`, or at the end of an epoch that does not reach it; the node is moved there."""
+    """The node's place at `index`, or at the end of the epoch if that comes earlier. Moves the node there."""
+    # Reads all records up to `index`: Grain's iterators have no other way to a position in an order that is new.
     node.index.set_value(min(index, len(node)))
     try:
         return node.get_place()
@@ -142,9 +142,10 @@ def _next_record(on: Subject, _: Arguments) -> Any:
         record = next(on.node)
     except StopIteration:
         return Ended()
+
     try:
         on.node.mixture.check_record(record, before)
-    except BaseException:
+    except BaseException:  # without a journal the session is not read again, so it must not have moved
         on.node.index.set_value(before)
         raise
     return record
@@ -184,13 +185,14 @@ def _compute_statistics(on: Subject, given: Arguments) -> Any:
     try:
         batch = on.node.get_batch_at(start, size, jnp.asarray(words))
     except ValueError as error:
-        raise InvalidRequest(f"there are no statistics of this batch: {error}") from error
+        raise InvalidRequest(f"cannot compute statistics of this batch: {error}") from error
+    # On a clone, because compute_statistics sets the node's statistics, and there may be no room for them.
     statistics = on.node.clone().compute_statistics(batch)
     return None if statistics is None else _keep_statistics(on, statistics)
 
 
 def _keep_statistics(on: Subject, statistics: dict[str, Any]) -> Frozen:
-    # What no message can hold, or the server has no room for, is not to be kept.
+    # Checked before they are set: the session must not keep what it cannot send, or has no room for.
     frozen = freeze(statistics)
     on.check_room(frozen.bytes + sum(map(frozen_bytes, kept_statistics(on.node)[1:])))
     on.node.set_statistics(frozen)
@@ -252,15 +254,15 @@ def _restore_checkpoint(on: Subject, given: Arguments) -> None:
     state, fingerprint = _checkpoints(on).load(session, name)
     if strict and fingerprint != on.node.mixture.fingerprint:
         raise FingerprintMismatch(
-            f"the checkpoint {name!r} of the session {session!r} was saved of a mixture with the fingerprint "
-            f"{fingerprint}, this one has {on.node.mixture.fingerprint}: its records are others. With strict=False the "
-            "session goes on in this mixture from the same index"
+            f"the checkpoint {name!r} of the session {session!r} belongs to a mixture with the fingerprint "
+            f"{fingerprint}, this one has {on.node.mixture.fingerprint}: its records differ. With strict=False the "
+            "session resumes in this mixture at the same index"
         )
     _take_over(on, state, strict=strict)
 
 
 def _list_checkpoints(on: Subject, _: Arguments) -> Any:
-    return _checkpoints(on).described(on.session)
+    return _checkpoints(on).describe_all(on.session)
 
 
 def _delete_checkpoint(on: Subject, given: Arguments) -> Any:
@@ -268,15 +270,15 @@ def _delete_checkpoint(on: Subject, given: Arguments) -> Any:
     return _checkpoints(on).delete(on.session, name)
 
 
-def _described_checkpoint(on: Subject, given: Arguments) -> Any:
-    return _checkpoints(on).described_one(on.session, check_name("checkpoint", _argument(given, "name")))
+def _describe_checkpoint(on: Subject, given: Arguments) -> Any:
+    return _checkpoints(on).describe(on.session, check_name("checkpoint", _argument(given, "name")))
 
 
 def _checkpoints(on: Subject) -> Checkpoints:
     if on.checkpoints is None:
         raise StorageFailed(
-            "this server has no folder for checkpoints: start it with --state-dir FOLDER (state_dir of its "
-            "configuration, or of local_client), or keep session.get_state() yourself"
+            "this server has no folder for checkpoints: start it with --state-dir FOLDER (state_dir in its "
+            "configuration, or of local_client), or save session.get_state() yourself"
         )
     return on.checkpoints
 
@@ -306,14 +308,14 @@ OPERATIONS: dict[str, Operation] = {
     "save_checkpoint": Operation(_save_checkpoint, moves=False),
     "restore_checkpoint": Operation(_restore_checkpoint),
     "list_checkpoints": Operation(_list_checkpoints, moves=False),
-    "delete_checkpoint": Operation(_delete_checkpoint, moves=False, foretold=_described_checkpoint),
+    "delete_checkpoint": Operation(_delete_checkpoint, moves=False, foretold=_describe_checkpoint),
 }
-# These need no session of that name, only what was kept of one.
+# These need no session: checkpoints stay when a session and its journal are gone.
 ABOUT_CHECKPOINTS = ("list_checkpoints", "delete_checkpoint")
 
 
-def operation_named(name: str) -> Operation:
-    """Raises InvalidRequest with the names that there are."""
+def find_operation(name: str) -> Operation:
+    """The operation called `name`. Raises InvalidRequest."""
     try:
         return OPERATIONS[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""A session's record <-> the entries of its journal: parts that are written down when they have changed."""
+"""A session's record <-> the entries of its journal. An entry has only the parts that have changed."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from mixserve_client.schema.sessions import HOLDER_LIMIT, is_lease, is_name
 from mixserve_client.wire.value import decode_value, encode_value
 
 FORMAT = 1
-LEVELS = 4  # what a record has around values that came over the wire
+LEVELS = 4  # of nesting that a record adds around values from the wire, whose own depth is limited
 _STATE = "state/"
 _LAST = 2**63 - 1
 
@@ -19,20 +19,21 @@ Record = dict[str, Any]
 
 
 def parts_of(record: Record, state: State) -> Record:
-    """What is written down on its own when it has changed."""
+    """The parts of a session, by path; each is written to the journal when it has changed."""
     return record | {_STATE + entry: value for entry, value in state.items()}
 
 
 def hashes_of(parts: Record) -> dict[str, bytes]:
-    """What tells whether a part has changed. Frozen values are not encoded again: they know theirs."""
+    """A hash of each part, to tell whether it has changed."""
+    # Frozen values are not encoded: with 15 MiB of statistics that made a call take 88 instead of 2.5 ms.
     return {
-        path: hashlib.blake2b(encode_value(_digested(part), more_levels=LEVELS), digest_size=16).digest()
+        path: hashlib.blake2b(encode_value(_with_digests(part), more_levels=LEVELS), digest_size=16).digest()
         for path, part in parts.items()
     }
 
 
 def read_record(journal: Journal) -> tuple[Record, State]:
-    """What a journal tells of its session. Raises FileNotFoundError, OSError and CorruptCheckpoint."""
+    """The record and the node's state in a journal. Raises FileNotFoundError, OSError and CorruptCheckpoint."""
     parts: Record = {}
     for entry in journal.entries():
         try:
@@ -40,17 +41,20 @@ def read_record(journal: Journal) -> tuple[Record, State]:
             if not isinstance(changed, dict):
                 raise ValueError(f"it must be a dict, and is a {type(changed).__name__}")
         except ValueError as error:
-            raise CorruptCheckpoint(f"the journal {journal.path} holds what is no entry: {error}") from error
-        parts |= cast(Record, changed)
+            raise CorruptCheckpoint(
+                f"the journal {journal.path} is damaged: an entry cannot be decoded: {error}. Open the session with "
+                "fresh=True, and restore a checkpoint"
+            ) from error
+        parts |= cast(Record, changed)  # later entries have what changed since
     if parts.get("format") != FORMAT:
         raise CorruptCheckpoint(
             f"the journal {journal.path} has the format {parts.get('format')!r:.20}, this server reads {FORMAT}; open "
-            "the session with fresh=True, or use the mixserve that wrote it"
+            "the session with fresh=True, or use the version of mixserve that wrote it"
         )
     state = {str(path).removeprefix(_STATE): part for path, part in parts.items() if str(path).startswith(_STATE)}
     record = {path: part for path, part in parts.items() if not str(path).startswith(_STATE)}
     _check(journal, _RECORD, record, "")
-    _check(journal, _STOOD, state, _STATE)
+    _check(journal, _POSITION, state, _STATE)
     return record, state
 
 
@@ -74,7 +78,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_last(value: Any) -> bool:
-    """Whether this is how the last call is answered again."""
+    """Whether `value` is an entry `last`, from which the server repeats the last answer."""
     if not isinstance(value, dict):
         return False
     last = cast(Record, value)
@@ -96,16 +100,16 @@ _RECORD: dict[str, Callable[[Any], bool]] = {
     "sequence": _is_count,
     "last": _is_last,
 }
-_STOOD: dict[str, Callable[[Any], bool]] = {"index": _is_count, "epoch": _is_count}
+_POSITION: dict[str, Callable[[Any], bool]] = {"index": _is_count, "epoch": _is_count}
 
 
-def _digested(value: Any) -> Any:
-    """`value` with digests in the place of what is frozen."""
+def _with_digests(value: Any) -> Any:
+    """`value`, with frozen values replaced by their digests."""
     if isinstance(value, Frozen):
         return value.digest.hex()
     if isinstance(value, dict):
-        return {key: _digested(child) for key, child in cast(dict[Any, Any], value).items()}
+        return {key: _with_digests(child) for key, child in cast(dict[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        children = map(_digested, cast(list[Any], value))
+        children = map(_with_digests, cast(list[Any], value))
         return tuple(children) if isinstance(value, tuple) else list(children)
     return value

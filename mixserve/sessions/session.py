@@ -1,4 +1,4 @@
-"""A session: a private copy of a mixture's node, moved by numbered calls, each written down before it is answered."""
+"""A session: a private copy of a mixture's node, moved by numbered calls. Each is in the journal before its answer."""
 
 import hashlib
 import time
@@ -18,9 +18,9 @@ from mixserve.sessions.operations import (
     Operation,
     Run,
     Subject,
+    find_operation,
     freeze_state,
     frozen_bytes,
-    operation_named,
     take_over_state,
 )
 from mixserve.sessions.record import FORMAT, LEVELS, Record, hashes_of, parts_of, read_record
@@ -37,19 +37,20 @@ from mixserve_client.errors import (
 from mixserve_client.schema.sessions import CallReply, CallRequest, OpenRequest
 from mixserve_client.wire.value import encode_value
 
-_NOBODY = ""
-_TOUCHED_EVERY_S = 3600.0
-_MESSAGE = 2000  # characters of a refusal that are kept, to be said again
-_SMALL_BYTES = 64 << 10  # an answer that is kept without asking for room
+_NO_LEASE = ""
+_TOUCH_EVERY_S = 3600.0
+_MESSAGE = 2000  # characters of an error's message that a session keeps, to repeat it
+# Smaller answers are kept without a check of room: sessions at the limit must be able to go on.
+_SMALL_BYTES = 64 << 10
 
 CheckRoom = Callable[[int, int], None]
 
 
 class Session:
-    """Used by one thread at a time; `dropped` says that it is not to be used any more, but loaded again.
+    """For one thread at a time. If `dropped`, do not use it again: load it from its journal.
 
-    Its record is all that another process needs to go on: who holds it, the node's state, and how the last numbered
-    call is answered again. A read is answered again from the place where it began.
+    Its record and the node's state are all that another process needs to resume: the holder, the position, and what is
+    needed to repeat the last answer.
     """
 
     def __init__(
@@ -61,25 +62,25 @@ class Session:
         renewed: float,
         check_room: CheckRoom = lambda _before, _after: None,
     ):
-        """`node` is the mixture's: the session takes a copy of it. `check_room` is told how many bytes the session
-        keeps and would keep, and raises StorageFailed where that is too many."""
+        """The session makes its own copy of `node`. `check_room(kept, wanted)` raises StorageFailed if the session,
+        which keeps so many bytes, has no room for the wanted ones."""
         self.name = name
         self.dropped = False
-        self.is_new = True  # until somebody holds it
-        self.is_converted = False  # from another mixture's order, and not yet written down
+        self.is_new = True  # until a client holds it
+        self.is_converted = False  # from another mixture's order, and not yet in the journal
         self.renewed = renewed
         self.kept_bytes = 0  # of statistics, and of the last answer
         self._check_room = check_room
         self._journal = journal
         self._checkpoints = checkpoints
         self._node = node.clone()
-        self._touched = -_TOUCHED_EVERY_S
+        self._touched = -_TOUCH_EVERY_S
         self._written: dict[str, bytes] = {}
         self._record: Record = {
             "format": FORMAT,
             "session": name,
             "fingerprint": node.mixture.fingerprint,
-            "lease": _NOBODY,
+            "lease": _NO_LEASE,
             "holder": "",
             "resumed": False,
             "sequence": 0,
@@ -87,7 +88,7 @@ class Session:
         }
 
     @staticmethod
-    def resumed(
+    def resume(
         name: str,
         node: MixDataSourcesNode,
         journal: Journal,
@@ -97,27 +98,27 @@ class Session:
         *,
         strict: bool,
     ) -> "Session":
-        """The session that a journal tells of.
+        """The session in a journal.
 
-        Raises FileNotFoundError if there is none, CorruptCheckpoint for a damaged one, StorageFailed if there is no
-        room for it, and FingerprintMismatch if the mixture is another by now; that only if `strict`.
+        Raises FileNotFoundError without a journal, CorruptCheckpoint for a damaged one, StorageFailed if there is no
+        room for the session, and, if `strict`, FingerprintMismatch if the mixture has changed.
         """
         record, state = read_record(journal)
         current = node.mixture.fingerprint
         if record["session"] != name:
-            if record["session"].casefold() == name.casefold():  # a file system that does not tell them apart
+            if record["session"].casefold() == name.casefold():  # the file system ignores case
                 raise InvalidRequest(
                     f"the name {name!r} differs from that of the session {record['session']!r} by case alone"
                 )
             raise CorruptCheckpoint(
-                f"the journal {journal.path} is that of the session {record['session']!r}, and not of {name!r}: was it "
-                "copied? Open the session with fresh=True to begin anew"
+                f"the journal {journal.path} belongs to the session {record['session']!r}, not to {name!r}: was it "
+                "copied? Open the session with fresh=True to start it over"
             )
         if strict and record["fingerprint"] != current:
             raise FingerprintMismatch(
-                f"the session {name!r} was begun in a mixture with the fingerprint {record['fingerprint']}, this one "
-                f"has {current}: its records are others. Open it with fresh=True to begin anew, or strict=False "
-                "to go on in this mixture from the same index"
+                f"the session {name!r} belongs to a mixture with the fingerprint {record['fingerprint']}, this one "
+                f"has {current}: its records differ. Open it with fresh=True to start it over, or strict=False "
+                "to resume in this mixture at the same index"
             )
         session = Session(name, node, journal, checkpoints, renewed, check_room)
         state = freeze_state(state)
@@ -148,54 +149,55 @@ class Session:
 
     @property
     def lease(self) -> str:
-        """That of the holder, empty for nobody."""
+        """The holder's lease; empty if the session is free."""
         return self._record["lease"]
 
     @property
     def holder(self) -> str:
-        """Who holds it, as they said."""
+        """The holder's own description of itself."""
         return self._record["holder"]
 
     @property
     def sequence(self) -> int:
-        """The number of the last call that was answered."""
+        """The number of the last answered call."""
         return self._record["sequence"]
 
     @property
     def was_resumed(self) -> bool:
-        """Whether it was known when its holder opened it."""
+        """Whether the session existed when its holder opened it."""
         return self._record["resumed"]
 
     def renew(self) -> None:
-        """The holder lives."""
+        """Renew the holder's lease."""
         self.renewed = time.monotonic()
 
     def hold(self, request: OpenRequest) -> None:
-        """Give the session to whoever made `request`. Raises StorageFailed."""
+        """Give the session to the client that sent `request`. Raises StorageFailed."""
         self.renew()
         self._write({"lease": request.lease, "holder": request.holder, "resumed": not self.is_new})
         self.is_new = self.is_converted = False
 
     def release(self) -> None:
-        """Nobody holds it from here on. Raises StorageFailed."""
-        self._write({"lease": _NOBODY, "holder": ""})
+        """End the holder's lease. Raises StorageFailed."""
+        self._write({"lease": _NO_LEASE, "holder": ""})
 
     def touch(self) -> None:
-        """Keep the journal from being thrown away as old. Raises StorageFailed."""
-        if self._journal is not None and time.monotonic() - self._touched >= _TOUCHED_EVERY_S:
+        """Mark the journal as in use, or the server would delete it when it is old. Raises StorageFailed."""
+        if self._journal is not None and time.monotonic() - self._touched >= _TOUCH_EVERY_S:
             self._touched = time.monotonic()
             with storing(f"the journal of the session {self.name!r}"):
                 self._journal.touch()
 
     def call(self, request: CallRequest) -> CallReply:
-        """Do what is asked, or answer the last call again.
+        """Run the operation, or repeat the last answer if the request has the last call's number.
 
-        Raises what the operation raises, SessionTaken and StorageFailed; then nothing has moved.
+        Raises what the operation raises, SessionTaken and StorageFailed. The session is unchanged then, except by an
+        operation that `counts`.
         """
-        operation = operation_named(request.operation)
+        operation = find_operation(request.operation)
         if request.lease:
             if request.lease != self.lease:
-                raise self._taken()
+                raise self._taken_error()
             self.renew()
         if not request.sequence:
             if operation.moves:
@@ -206,15 +208,16 @@ class Session:
         asked = hashlib.sha256(encode_value([request.operation, request.arguments], more_levels=LEVELS)).hexdigest()
         try:
             if request.sequence <= self.sequence:
-                return self._answered_again(operation, request, asked)
-            return self._answered(operation, request, asked)
+                return self._repeat_answer(operation, request, asked)
+            return self._answer(operation, request, asked)
         except BaseException:
-            # What has moved by halves is forgotten: the journal has the session as it was.
+            # The node may have moved by half. The journal has the session as it was before, and the next call loads it.
             self.dropped = self.dropped or (self._journal is not None and not operation.counts)
             raise
 
-    def _answered(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
+    def _answer(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
         last: Record = {"asked": asked}
+        # Not the batch, which may have 256 MiB: the place before it takes a few hundred bytes and gives it again.
         if operation.reads:
             last["place"] = self._node.get_place()
         refusal: MixserveError | None = None
@@ -231,6 +234,7 @@ class Session:
         kept_bytes = sum(map(frozen_bytes, kept_statistics(self._node))) + (last_bytes := value_bytes(last))
         if last_bytes > _SMALL_BYTES:
             self._check_room(self.kept_bytes, kept_bytes)
+        # Before the answer: a call that is answered and then lost would give the trainer the same records twice.
         self._write({"sequence": request.sequence, "last": last})
         self.kept_bytes = kept_bytes
         if refusal is not None:
@@ -239,35 +243,37 @@ class Session:
             self._run(operation.run, request)
         return reply
 
-    def _answered_again(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
+    def _repeat_answer(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
         last = self._record["last"]
         if request.sequence < self.sequence or last.get("asked") != asked:
             raise InvalidRequest(
-                f"sequence must be larger than that of the last call, {self.sequence}, or be that one with the call's "
+                f"sequence must be larger than {self.sequence}, that of the last call, or equal with the same "
                 f"operation and arguments; got {request.sequence} for {request.operation}"
             )
         if "refusal" in last:
             name, message = last["refusal"]
             raise from_wire(name, "", message)
         if operation.foretold is not None:
+            # The server may have been killed between the journal and the deletion. Only the very checkpoint that the
+            # answer describes is deleted: another may have been saved under its name since.
             with suppress(UnknownCheckpoint):
-                if self._run(operation.foretold, request) == last["value"]:  # written down, and then not done
+                if self._run(operation.foretold, request) == last["value"]:
                     self._run(operation.run, request)
         if operation.again is None:
             return self._reply(last["value"])
         if not operation.reads:
             return self._reply(self._run(operation.again, request))
-        stands = self._node.get_place()
+        place = self._node.get_place()
         try:
             self._node.set_place(last["place"])
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptCheckpoint(
-                f"the session {self.name!r} cannot go back to its last answer: {error!s:.300}. Make another call"
+                f"the session {self.name!r} cannot repeat its last answer: {error!s:.300}. Make another call"
             ) from error
         try:
             value = self._run(operation.again, request)
         finally:
-            self._node.set_place(stands)
+            self._node.set_place(place)
         return self._reply(value)
 
     def _run(self, run: Run, request: CallRequest) -> Any:
@@ -280,7 +286,7 @@ class Session:
         return CallReply(None if ended else value, ended, self.index, self.epoch)
 
     def _write(self, changes: Record) -> None:
-        """Change the record, and write down what is new in it and in the node's state. Raises StorageFailed."""
+        """Change the record, and write the changed parts of it and of the node's state. Raises StorageFailed."""
         record = self._record | changes
         if self._journal is not None:
             parts = parts_of(record, self._node.get_state())
@@ -292,15 +298,15 @@ class Session:
                     else:
                         new = {path: part for path, part in parts.items() if self._written.get(path) != hashes[path]}
                         self._journal.append(encode_value(new, more_levels=LEVELS))
-                except BaseException:
+                except BaseException:  # the file may have the old or the new record: only reading it tells
                     self.dropped = True
                     raise
             self._written = hashes
         self._record = record
 
-    def _taken(self) -> SessionTaken:
-        by = "was let go, or begun anew" if not self.lease else f"is held by {self.holder or 'another client'} now"
+    def _taken_error(self) -> SessionTaken:
+        by = "was released, or started over" if not self.lease else f"is held by {self.holder or 'another client'} now"
         return SessionTaken(
-            f"the session {self.name!r} {by}: this client no longer moves it. Open it again, with take_over=True if it "
-            "shall be taken back"
+            f"the session {self.name!r} {by}: this client no longer holds it. Open it again, with take_over=True to "
+            "take it back"
         )

@@ -1,10 +1,9 @@
-"""The folder where one server keeps sessions and checkpoints: its lock, its layout, and writes that are whole or not
-there.
+"""The folder where one server keeps sessions and checkpoints: its lock, its layout, and atomic writes.
 
-    lock                                              held by the server for as long as it runs
-    sessions/MIXTURE/SESSION                          the session's journal
-    checkpoints/MIXTURE/SESSION/NAME.NUMBER/          one checkpoint
-    unfinished/                                       what is being written or deleted; swept at the start
+lock                                              held by the server while it runs
+sessions/MIXTURE/SESSION                          the session's journal
+checkpoints/MIXTURE/SESSION/NAME.NUMBER/          one checkpoint
+unfinished/                                       what is being written or deleted; cleared at the start
 """
 
 import errno
@@ -27,14 +26,14 @@ from mixserve_client.errors import StorageFailed
 _NAME_BYTES_LIMIT = 200
 _QUIET_S = 10.0
 KEPT_BYTES = 64 << 30
-_MEASURED_EVERY_S = 10.0
+_MEASURE_EVERY_S = 10.0
 
 
 class StateFolder:
-    """Made for one server; a second one on the same folder is refused. It holds up to `limit_bytes` bytes."""
+    """The folder of one server; a second server cannot open it. Holds up to `limit_bytes` bytes. Thread-safe."""
 
     def __init__(self, path: Path, *, limit_bytes: int = KEPT_BYTES):
-        """Raises OSError where the folder cannot be written or another server has it."""
+        """Raises OSError if the folder cannot be written, or another server has it."""
         self.path = path.absolute()
         self._limit_bytes, self._spare_bytes = limit_bytes, limit_bytes // 16
         self._writes = threading.Condition()
@@ -44,7 +43,7 @@ class StateFolder:
         self._unfinished = self.path / "unfinished"
         try:
             make_folder(self.path)
-            # Kept open: the lock lives as long as the descriptor does.
+            # Stays open: the kernel holds the lock while a descriptor is open, and drops it however the process ends.
             self._lock = (self.path / "lock").open("a+")
             try:
                 self._take()
@@ -54,8 +53,8 @@ class StateFolder:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"the state folder {path} cannot be used: {error.strerror}; give every server its own, that "
-                "it can write",
+                f"the state folder {path} cannot be used: {error.strerror}; give every server its own folder that it "
+                "can write to",
             ) from error
         self._measuring = threading.Lock()
         self._used, self._measured = self._measure(), time.monotonic()
@@ -73,21 +72,21 @@ class StateFolder:
         return self._unfinished / uuid.uuid4().hex
 
     def grow(self, more_bytes: int, *, spared: bool = False) -> None:
-        """Count what is about to be written. Raises OSError where the folder would hold more than it may.
+        """Count bytes that are about to be written. Raises OSError if the folder would be too large.
 
-        What is `spared` may use the room that is left for it, so that sessions go on, and can delete checkpoints, when
-        there is no more room for those.
+        `spared` bytes may exceed the limit by a sixteenth: that is for journals, so that sessions can continue, and
+        delete checkpoints, when there is no room for checkpoints.
         """
         limit = self._limit_bytes + (self._spare_bytes if spared else 0)
         with self._measuring:
             if more_bytes > 0 and self._used + more_bytes > limit:
-                if time.monotonic() - self._measured >= _MEASURED_EVERY_S:  # somebody may have made room by hand
+                # Users may have made room by hand. Walking through the folder is slow, so not at every call.
+                if time.monotonic() - self._measured >= _MEASURE_EVERY_S:
                     self._used, self._measured = self._measure(), time.monotonic()
                 if self._used + more_bytes > limit:
                     raise OSError(
                         errno.EDQUOT,
-                        f"the state folder holds {self._used} bytes, and may hold {limit}: "
-                        "delete checkpoints that are not needed",
+                        f"the state folder has {self._used} bytes, and may have {limit}: delete old checkpoints",
                     )
             self._used += more_bytes
 
@@ -98,12 +97,12 @@ class StateFolder:
 
     @contextmanager
     def writing(self) -> Generator[None]:
-        """Around every change of what is kept: none is made once another server may have the folder. Raises OSError."""
+        """Around every change in the folder. Raises OSError once another server may have the folder."""
         if os.getpid() != self._pid:
-            raise OSError(errno.EPERM, "the state folder is that of the process that this one was forked off from")
+            raise OSError(errno.EPERM, "the state folder belongs to the process that this one was forked from")
         with self._writes:
-            if self._closed:
-                raise OSError(errno.ESHUTDOWN, "this server has ended, and another one may have its state folder")
+            if self._closed:  # a call may still be running after the server has stopped
+                raise OSError(errno.ESHUTDOWN, "this server has stopped, and another one may have its state folder")
             self._writing += 1
         try:
             yield
@@ -113,7 +112,8 @@ class StateFolder:
                 self._writes.notify_all()
 
     def remove(self, path: Path) -> None:
-        """Delete a file or folder, at once for all who look. Raises OSError."""
+        """Delete a file or folder atomically. Raises OSError."""
+        # Renamed first: a reader, or a server that is killed here, must never see half a folder.
         away = self.unfinished()
         with self.writing():
             path.rename(away)
@@ -125,14 +125,15 @@ class StateFolder:
             away.unlink()
 
     def close(self) -> None:
-        """Let another server have the folder, after the writes that are under way."""
+        """Release the folder for another server, after the writes in progress (up to 10 s)."""
         if os.getpid() != self._pid:
             return
         with self._writes:
             self._closed = True
             is_quiet = self._writes.wait_for(lambda: not self._writing, _QUIET_S)
-        if is_quiet and not self._lock.closed:  # else it is this process's as long as it lives
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # which a process that was forked off would hold on to
+        if is_quiet and not self._lock.closed:  # else this process keeps the lock until it ends
+            # Unlocked, not only closed: a forked process has the same descriptor, and would hold the lock.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
 
     def _take(self) -> None:
@@ -152,42 +153,41 @@ class StateFolder:
         return f" (process {pid})" if pid.isdecimal() else ""
 
 
-def _named(error: OSError) -> str:
-    """What the operating system says, and of what."""
+def _describe(error: OSError) -> str:
+    """The operating system's message, and the path that it is about."""
     said, path = error.strerror or str(error), error.filename2 or error.filename
     return said if path is None else f"{said}: {shown(str(path))}"
 
 
 @contextmanager
 def storing(what: str) -> Generator[None]:
-    """Turns what the operating system says while `what` is written into StorageFailed."""
+    """Turns an OSError of writing `what` into StorageFailed."""
     try:
         yield
     except OSError as error:
         raise StorageFailed(
-            f"{what} cannot be kept on the server: {_named(error)}; what was kept before is still there. "
-            "Make room for it, or let the server write to its state folder, and ask again"
+            f"the server cannot save {what}: {_describe(error)}; everything saved before is still there. "
+            "Make room, or let the server write to its state folder, and ask again"
         ) from error
 
 
 @contextmanager
 def open_regular(path: Path, limit_bytes: int) -> Generator[tuple[BufferedReader, int]]:
-    """A file to read, and its size: neither a link nor a pipe or a device, which might be read without end.
-
-    Raises OSError, also where it is larger than `limit_bytes`.
-    """
+    """A regular file to read, and its size. Raises OSError, also if it is larger than `limit_bytes`."""
+    # Nothing else is read: a link may lead anywhere, and a pipe or device may have no end. Without O_NONBLOCK, the open
+    # of a pipe would wait for a writer.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise OSError(error.errno, "it is a link, which is not followed") from error
+            raise OSError(error.errno, "it is a link, and links are not followed") from error
         raise
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
         if found.st_size > limit_bytes:
-            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, at most {limit_bytes} are read")
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, at most {limit_bytes} are allowed")
     except BaseException:
         os.close(descriptor)
         raise
@@ -202,13 +202,13 @@ def bytes_below(path: Path) -> int:
         total += path.lstat().st_size if not path.is_dir() or path.is_symlink() else 0
     for place, _, files in os.walk(path):
         for file in files:
-            with suppress(OSError):  # which may be removed meanwhile
+            with suppress(OSError):  # it may have been deleted meanwhile
                 total += (Path(place) / file).lstat().st_size
     return total
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that lasts, and those above it that are missing. Raises OSError."""
+    """Make a folder, with missing parents, and sync them to disk. Raises OSError."""
     if path.is_dir():
         return
     try:
@@ -219,12 +219,12 @@ def make_folder(path: Path) -> None:
     try:
         sync_folder(path.parent)
     except OSError:
-        path.rmdir()  # or the next one would take it for one that lasts
+        path.rmdir()  # or the next call would find the folder, and not sync it
         raise
 
 
 def sync_folder(path: Path) -> None:
-    """Make what was created, renamed or removed in a folder last. Raises OSError."""
+    """Sync a folder's entries to disk: files created, renamed or removed in it. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -233,7 +233,8 @@ def sync_folder(path: Path) -> None:
 
 
 def _folder_name(mixture: str) -> str:
-    """A mixture's name as that of a folder. Raises OSError where it is too long to be one."""
+    """A folder name for the mixture. Raises OSError if it is too long."""
+    # `quote` leaves dots alone, and a mixture may be called "..".
     name = quote(mixture, safe=" ").replace(".", "%2E")
     if len(name) > _NAME_BYTES_LIMIT:
         raise OSError(errno.ENAMETOOLONG, f"the mixture's name {mixture!r:.60} is too long for a state folder")

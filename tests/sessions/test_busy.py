@@ -77,7 +77,7 @@ def test_a_local_client_that_was_closed_writes_no_more(tmp_path, gate, backgroun
         session = client.session("run", take_over=True)
         found += [ids(session.next_batch(4)) for _ in range(2)]
         gate.open()
-        with pytest.raises(StorageFailed, match="this server has ended"):
+        with pytest.raises(StorageFailed, match="this server has stopped"):
             late.result(DEADLINE_S)
         found.append(ids(session.next_batch(4)))
     with local_client({"train": make_node()}, state_dir=tmp_path) as client:

@@ -114,7 +114,7 @@ def test_every_file_that_is_changed_or_cut_off_or_gone_is_named_and_other_checkp
         with pytest.raises(CorruptCheckpoint, match=str(path)):
             checkpoints.load("run", "a")
         assert encode_value(checkpoints.load("run", "before")[0]) == encode_value(STATE)
-        assert [entry["name"] for entry in checkpoints.described("run")] == ["before", "a"]
+        assert [entry["name"] for entry in checkpoints.describe_all("run")] == ["before", "a"]
         path.write_bytes(data)
     assert encode_value(checkpoints.load("run", "a")[0]) == encode_value(STATE)
 
@@ -124,7 +124,7 @@ def test_a_damaged_manifest_shows_in_the_list_and_its_checkpoint_can_be_deleted(
     saved = save(checkpoints, "b")
     (manifest,) = (path for path in files(checkpoints) if path.name == "manifest.json")
     manifest.write_text(manifest.read_text().replace('"index": 3', '"index": 4'))
-    damaged, whole = checkpoints.described("run")
+    damaged, whole = checkpoints.describe_all("run")
     assert damaged["name"] == "a"
     assert str(manifest) in damaged["damaged"]
     assert whole == saved
@@ -136,7 +136,7 @@ def test_saving_a_name_again_replaces_it_and_makes_it_the_newest(checkpoints):
     for index, name in enumerate(["a", "b", "a", "a.0000000007"]):
         save(checkpoints, name, state(index=index) | {"index": index})
     assert checkpoints.names("run") == ("b", "a", "a.0000000007")
-    assert [entry["index"] for entry in checkpoints.described("run")] == [1, 2, 3]
+    assert [entry["index"] for entry in checkpoints.describe_all("run")] == [1, 2, 3]
     assert checkpoints.load("run", "a")[0]["index"] == 2
     assert len(list(checkpoints._path.glob("run/*"))) == 3
 
@@ -153,12 +153,12 @@ def test_keep_last_keeps_the_newest_of_this_session_alone(checkpoints):
 
 
 def test_an_unknown_checkpoint_says_what_there_is(checkpoints):
-    with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'a', but none at all"):
+    with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'a'; it has none"):
         checkpoints.load("run", "a")
     save(checkpoints, "b")
     save(checkpoints, "c")
     for method in (checkpoints.load, checkpoints.delete):
-        with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'a', but 'b', 'c'"):
+        with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'a'; it has 'b', 'c'"):
             method("run", "a")
 
 

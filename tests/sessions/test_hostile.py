@@ -55,7 +55,7 @@ def test_leases_that_are_none_are_refused_and_not_remembered(wire, method, lease
     with pytest.raises(InvalidRequest, match="lease must be 32 hexadecimal digits, got") as refused:
         wire.handle(method, encode_held([HeldSession("train", "run", lease)]))
     assert len(str(refused.value)) < 300
-    assert not wire.sessions._given_up
+    assert not wire.sessions._released
 
 
 def test_a_call_with_a_lease_that_is_none_is_refused(wire, client):
@@ -71,9 +71,9 @@ def test_one_request_names_so_many_sessions(wire):
         with pytest.raises(InvalidRequest, match="up to 1000 sessions, got 1001"):
             wire.handle(method, encode_held(held))
         wire.handle(method, encode_held(held[1:]))
-    assert len(wire.sessions._given_up) == 1000
+    assert len(wire.sessions._released) == 1000
     wire.handle(methods.RELEASE_SESSIONS, encode_held(held[:1] * 1000))
-    assert len(wire.sessions._given_up) == 1000
+    assert len(wire.sessions._released) == 1000
 
 
 def test_sessions_that_nobody_knows_are_not_looked_for_when_they_are_let_go(wire, monkeypatch):
@@ -191,7 +191,7 @@ def test_so_many_journals_are_kept(tmp_path, monkeypatch):
             client.session(name, mixture="one").close()
         client.session("a", mixture="two").close()
         for _ in range(2):
-            with pytest.raises(StorageFailed, match="keeps journals of 3 sessions, as many as it can"):
+            with pytest.raises(StorageFailed, match="has journals of 3 sessions, and no room for more"):
                 client.session("b", mixture="two")
         assert client.session("b", mixture="one", fresh=True).index == 0
         assert client.session("a", mixture="two").resumed
@@ -204,13 +204,13 @@ def test_so_many_checkpoints_are_kept(tmp_path, monkeypatch):
         session = client.session("run")
         for name in "abc":
             session.save_checkpoint(name)
-        with pytest.raises(StorageFailed, match="has 3 checkpoints, as many as a server keeps of one"):
+        with pytest.raises(StorageFailed, match="has 3 checkpoints, at most 3 are allowed"):
             session.save_checkpoint("d")
         session.save_checkpoint("a")
         session.save_checkpoint("d", keep_last=2)
         assert [saved.name for saved in session.list_checkpoints()] == ["a", "d"]
         client.session("another").save_checkpoint("a")
-        with pytest.raises(StorageFailed, match="keeps checkpoints of 2 sessions of the mixture 'train'"):
+        with pytest.raises(StorageFailed, match="the mixture 'train' has checkpoints of 2 sessions"):
             client.session("third").save_checkpoint("a")
 
 
@@ -228,7 +228,7 @@ def test_a_state_folder_holds_so_many_bytes(tmp_path):
             lambda: session.save_checkpoint("b"),
             lambda: session.set_statistics({"n": np.zeros(1000)}),
         ):
-            with pytest.raises(StorageFailed, match=r"the state folder holds \d+ bytes, and may hold \d+: delete"):
+            with pytest.raises(StorageFailed, match=r"the state folder has \d+ bytes, and may have \d+: delete"):
                 refused()
         assert [saved.name for saved in session.list_checkpoints()] == ["a"]
         session.delete_checkpoint("a")
@@ -245,7 +245,7 @@ def test_holders_that_are_remembered_are_bounded(tmp_path, monkeypatch):
             session = client.session(f"run-{number}")
             with pytest.raises(InvalidRequest):
                 session.set_state({"no": "state"})  # after which it is read again
-        assert len(wire.sessions._loaded._heard) == 3
+        assert len(wire.sessions._loaded._last_seen) == 3
 
 
 def test_cached_batches_are_bounded_in_bytes(monkeypatch):
@@ -316,9 +316,9 @@ def test_a_client_that_holds_thousands_tells_of_them_in_several_requests():
         leases = client._leases
         held = [HeldSession("train", f"run-{number}", f"{number:032x}") for number in range(2500)]
         leases._tell(methods.RELEASE_SESSIONS, held, math.inf)
-        assert len(wire.sessions._given_up) == 1000
-        assert held[-1].lease in wire.sessions._given_up
-        assert held[1499].lease not in wire.sessions._given_up
+        assert len(wire.sessions._released) == 1000
+        assert held[-1].lease in wire.sessions._released
+        assert held[1499].lease not in wire.sessions._released
 
 
 # Listings

@@ -75,7 +75,7 @@ def test_a_manifest_leads_nowhere_else(checkpoints, name):
     save(checkpoints, "a")
     (checkpoints._path / "outside").write_bytes(b"")
     rewrite(folder_of(checkpoints), name_also(name))
-    assert_refused_at_once(checkpoints, "not a file of this checkpoint|may name files in orbax/ only")
+    assert_refused_at_once(checkpoints, "it is missing|may list only files in orbax/")
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/etc/hostname", "orbax/_METADATA"])
@@ -114,7 +114,7 @@ def test_pipes_are_not_waited_for(checkpoints):
     (folder / manifest.MANIFEST).unlink()
     os.mkfifo(folder / manifest.MANIFEST)
     assert_refused_at_once(checkpoints, "not a regular file")
-    assert "damaged" in checkpoints.described("run")[0]
+    assert "damaged" in checkpoints.describe_all("run")[0]
 
 
 @pytest.mark.usefixtures("unread")
@@ -122,10 +122,10 @@ def test_files_that_are_not_named_are_not_restored(checkpoints):
     save(checkpoints, "a")
     folder = folder_of(checkpoints)
     (folder / "orbax" / "more").write_bytes(b"")
-    assert_refused_at_once(checkpoints, "more is damaged: it is not among the files that were written")
+    assert_refused_at_once(checkpoints, "more is damaged: the manifest does not list it")
     for change in (lambda said: said["files"].popitem(), lambda said: said.update(files={}, bytes=0)):
         rewrite(folder, change)
-        assert_refused_at_once(checkpoints, "must be a dict of 1 to|files have|not among the files")
+        assert_refused_at_once(checkpoints, "must be a dict of 1 to|files have|does not list it")
 
 
 @pytest.mark.usefixtures("unread")
@@ -138,7 +138,7 @@ def test_a_size_is_compared_before_anything_is_read(checkpoints, monkeypatch):
     rewrite(folder, name_also("orbax/vast"))
     assert_refused_at_once(checkpoints, f"it has {1 << 40} bytes, 0 were written")
     rewrite(folder, lambda said: (said["files"].pop("orbax/vast"), name_also("orbax/vast", 1 << 40)(said)))
-    assert_refused_at_once(checkpoints, "1073741824 allowed")
+    assert_refused_at_once(checkpoints, "at most 1073741824 are allowed")
 
 
 @pytest.mark.usefixtures("unread")
@@ -179,7 +179,7 @@ def test_a_manifest_that_is_none_is_damaged(checkpoints, data):
     save(checkpoints, "a")
     (folder_of(checkpoints) / manifest.MANIFEST).write_bytes(data)
     assert_refused_at_once(checkpoints, "manifest.json is damaged")
-    (described,) = checkpoints.described("run")
+    (described,) = checkpoints.describe_all("run")
     assert "manifest.json is damaged" in described["damaged"]
 
 
@@ -198,8 +198,8 @@ def test_entries_of_the_wrong_kind_are_said_to_be_damaged(checkpoints, entry):
         if any(type(value) is type(right) and value == right for right in RIGHT.get(entry, ())):
             continue
         rewrite(folder, lambda said, value=value: said.update({entry: value}))
-        assert_refused_at_once(checkpoints, rf"its entry {entry} must be|has the format|it may name files")
-        (described,) = checkpoints.described("run")
+        assert_refused_at_once(checkpoints, rf"its entry {entry} must be|has the format|it may list only files")
+        (described,) = checkpoints.describe_all("run")
         encode_value(described)  # which can be sent
         assert set(described) == {"name", "damaged"}
 
@@ -209,7 +209,7 @@ def test_entries_of_the_wrong_kind_are_said_to_be_damaged(checkpoints, entry):
 def test_files_are_said_with_size_and_hash(checkpoints, said):
     save(checkpoints, "a")
     rewrite(folder_of(checkpoints), lambda written: written["files"].update({"orbax/x": said}))
-    assert_refused_at_once(checkpoints, "may name files|does not say how many bytes")
+    assert_refused_at_once(checkpoints, "may list only files|lacks the bytes or the sha256")
 
 
 def test_arrays_that_are_vast_but_take_no_room_are_not_restored(checkpoints):
@@ -266,8 +266,8 @@ def test_who_looks_does_not_wait_for_a_checkpoint_that_is_written(checkpoints, m
             assert reached.wait(DEADLINE_S)
             done = threads.submit(
                 lambda: (
-                    [said["name"] for said in checkpoints.described("run")],
-                    checkpoints.described_one("other", "a")["name"],
+                    [said["name"] for said in checkpoints.describe_all("run")],
+                    checkpoints.describe("other", "a")["name"],
                     checkpoints.sessions(),
                     checkpoints.delete("run", "before")["name"],
                 )
@@ -308,8 +308,8 @@ def test_what_is_replaced_while_it_is_read_is_read_again(checkpoints):
         try:
             while time.monotonic() < began + 1.0:
                 assert encode_value(checkpoints.load("run", "a")[0]) == encode_value(small)
-                assert [said.get("damaged") for said in checkpoints.described("run")] in ([None], [])
-                assert "damaged" not in checkpoints.described_one("run", "a")
+                assert [said.get("damaged") for said in checkpoints.describe_all("run")] in ([None], [])
+                assert "damaged" not in checkpoints.describe("run", "a")
         finally:
             stop.set()
         replacing.result(DEADLINE_S)
@@ -337,7 +337,7 @@ def vast(path):
         (lambda path: path.symlink_to("/etc/hostname"), "is a link"),
         (os.mkfifo, "not a regular file"),
         (os.mkdir, "not a regular file"),
-        (vast, "bytes, at most 1073741824 are read"),
+        (vast, "bytes, at most 1073741824 are allowed"),
     ],
     ids=["zeros", "link", "pipe", "folder", "vast"],
 )
@@ -382,7 +382,7 @@ def test_a_record_of_the_wrong_kind_is_damaged(tmp_path, entry):
         assert len(str(refused.value)) < 1000
     for value in ([["format", 1]], None, 7):
         crafted.begin(encode_value(value))
-        with pytest.raises(CorruptCheckpoint, match="holds what is no entry: it must be a dict"):
+        with pytest.raises(CorruptCheckpoint, match="an entry cannot be decoded: it must be a dict"):
             read_record(crafted)
     crafted.begin(encode_value({name: part for name, part in written.items() if name != entry}, more_levels=4))
     with pytest.raises(CorruptCheckpoint, match=f"its entry {entry} cannot be nothing"):

@@ -172,7 +172,7 @@ def test_a_live_session_is_refused_to_others_unless_they_take_it_over(connect):
     iter(first)
     assert_all_equal(batches(first), batches(ours))
     for fresh in (False, True):
-        with pytest.raises(SessionTaken, match=r"held by process \d+ on .*, heard of \d+ s ago; .*take_over=True"):
+        with pytest.raises(SessionTaken, match=r"held by process \d+ on .*, last seen \d+ s ago; .*take_over=True"):
             client.session("run", fresh=fresh)
     second = client.session("run", take_over=True)
     for call in (
@@ -182,7 +182,7 @@ def test_a_live_session_is_refused_to_others_unless_they_take_it_over(connect):
         first.reset,
         first.list_checkpoints,
     ):
-        with pytest.raises(SessionTaken, match="no longer moves it"):
+        with pytest.raises(SessionTaken, match="no longer holds it"):
             call()
     assert_all_equal(batches(second), batches(ours))
     first.close()  # does not let go of what it does not hold
@@ -283,7 +283,7 @@ def test_numbers_that_were_used_for_something_else_are_refused(connect):
         call = CallRequest(
             "train", "run", operation, {"size": 3} if "batch" in operation else {}, session._lease, sequence
         )
-        with pytest.raises(InvalidRequest, match="sequence must be larger than that of the last call, 7"):
+        with pytest.raises(InvalidRequest, match="sequence must be larger than 7, that of the last call"):
             client._caller.call(methods.CALL_SESSION, encode_call_request(call))
     call = CallRequest("train", "run", "reset", {}, session._lease, 0)
     with pytest.raises(InvalidRequest, match="needs the holder's lease and a sequence"):
@@ -338,7 +338,7 @@ def test_checkpoints_restore_into_the_session_into_others_and_after_a_restart(co
     assert_all_equal(batches(late), following)
     assert client.view_session("run").list_checkpoints() == (saved,)
     assert client.view_session("run").delete_checkpoint("step-3") == saved
-    with pytest.raises(UnknownCheckpoint, match="but none at all"):
+    with pytest.raises(UnknownCheckpoint, match="it has none"):
         late.restore_checkpoint("step-3", session="run")
 
 
@@ -350,7 +350,7 @@ def test_another_mixture_is_refused_unless_asked_for(connect):
     state = session.get_state()
     changed = make_node((0.1, 0.8, 0.1))
     client = connect(changed)
-    with pytest.raises(FingerprintMismatch, match=r"run.*fresh=True to begin anew, or strict=False"):
+    with pytest.raises(FingerprintMismatch, match=r"run.*fresh=True to start it over, or strict=False"):
         client.session("run", take_over=True)
     with pytest.raises(SessionTaken):
         client.session("run", strict=False)  # its holder may live
@@ -388,14 +388,14 @@ def test_what_is_unknown_is_said_with_what_is_known(connect):
     client = connect()
     client.session("one")
     with client.session("two") as session:
-        with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'x', but none at all"):
+        with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'x'; it has none"):
             session.restore_checkpoint("x")
         session.save_checkpoint("a")
-        with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'x', but 'a'"):
+        with pytest.raises(UnknownCheckpoint, match="has no checkpoint 'x'; it has 'a'"):
             session.restore_checkpoint("x")
         with pytest.raises(UnknownCheckpoint, match="session 'never'"):
             session.restore_checkpoint("x", session="never")
-    with pytest.raises(UnknownSession, match="has no session 'three', but 'one', 'two'"):
+    with pytest.raises(UnknownSession, match="has no session 'three'; it has 'one', 'two'"):
         client.view_session("three").get_state()
     with pytest.raises(UnknownMixture, match="must be one of 'train'"):
         client.session("one", mixture="other")
@@ -435,8 +435,8 @@ BAD_CALLS = [
         ("next_batch", {"size": 1 << 40}, "size must be in 1"),
         ("next_batch", {"size": "7"}, "size must be an integer"),
         ("set_state", {}, "argument state is required"),
-        ("set_state", {"state": 7}, "no state of this mixture's node"),
-        ("set_state", {"state": {"index": 1}}, "no state of this mixture's node"),
+        ("set_state", {"state": 7}, "not a state of this mixture's node"),
+        ("set_state", {"state": {"index": 1}}, "not a state of this mixture's node"),
         ("set_statistics", {"statistics": [1]}, "statistics must be a dict, got list"),
         ("compute_statistics", {"start": 0, "size": 2, "key": None}, "key is required|key must be"),
         ("compute_statistics", {"start": -1, "size": 2, "key": np.zeros(2, np.uint32)}, "start must be at least 0"),
@@ -587,7 +587,7 @@ def test_old_journals_are_thrown_away_and_checkpoints_stay(tmp_path, monkeypatch
         return [path.name for path in (tmp_path / "sessions" / "train").iterdir()]
 
     until(lambda: left() == ["young"])
-    assert [(known.name, known.checkpoints) for known in sessions.described()] == [("old", ("a",)), ("young", ("a",))]
+    assert [(known.name, known.checkpoints) for known in sessions.describe()] == [("old", ("a",)), ("young", ("a",))]
     sessions.close()
 
 
