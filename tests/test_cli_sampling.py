@@ -301,7 +301,7 @@ def test_explain_stops_at_the_end_of_the_schedule_of_the_state(config, tmp_path)
         (("--mixture", "passes", "--start", -1), "start must be"),
         (("--mixture", "passes", "--key", -1), "key must be an integer seed"),
         (("--mixture", "none"), "must be one of 'changing', 'drawn', 'nested', 'passes', got 'none'"),
-        ((), "mixture is required where a server holds several"),
+        ((), "mixture is required: this server has several"),
         (("--state", "none.json"), "--state none.json: cannot be read: No such file"),
     ],
 )
@@ -339,7 +339,7 @@ def test_other_things_that_are_wrong(config, tmp_path):
     for arguments, said in (
         (("--plot", "x.png"), "needs --simulate N"),
         (("--simulate", 10, "--plot", "x.txt"), "--plot must be a .png file, got x.txt"),
-        (("--simulate", 10, "--plot", "none/x.png"), "--plot must lie in a folder that exists"),
+        (("--simulate", 10, "--plot", "none/x.png"), "--plot must be in a folder that exists"),
         (("--simulate", 10, "--plot", "x.png"), "choose one with --mixture"),
         (("--simulate", 10, "--key", -1), "key must be an integer seed"),
         (("--simulate", 10, "--mixture", "none"), "got 'none'"),

@@ -168,11 +168,11 @@ def test_what_is_not_there_is_refused_with_what_there_is_and_begins_nothing(clie
     shown("save", address, "known", "there")
     for command in ("show", "delete", "save"):
         name = () if command == "show" else ("there",)
-        assert re.search(r"no session 'unknown', but .*'known'", refused(command, address, "unknown", *name))
+        assert re.search(r"no session 'unknown'; it has .*'known'", refused(command, address, "unknown", *name))
         assert "name of a session must be 1 to 128" in refused(command, address, "../known", *name)
-    assert re.search(r"no session 'new', but .*'known'", refused("restore", address, "new", "there"))
+    assert re.search(r"no session 'new'; it has .*'known'", refused("restore", address, "new", "there"))
     for arguments in (("delete", address, "known"), ("restore", address, "new", "--from", "known")):
-        assert "no checkpoint 'gone', but 'there'" in refused(*arguments, "gone")
+        assert "no checkpoint 'gone'; it has 'there'" in refused(*arguments, "gone")
     for name in ("../there", "a/b", ".", "", "x" * 129, "é"):
         assert "name of a checkpoint must be 1 to 128" in refused("save", address, "known", name)
         assert "name of a checkpoint must be 1 to 128" in refused("delete", address, "known", name)
@@ -201,7 +201,7 @@ def test_damaged_files_are_shown_as_such_and_a_damaged_session_can_be_restored(c
     assert "healed" not in listed(address)
     output = refused("restore", address, "healed", "third", "--from", "hurt")
     assert "_CHECKPOINT_METADATA is damaged" in output
-    assert "the session 'healed' was begun, and stays at its beginning" in output
+    assert "the session 'healed' is new, and stays at its beginning" in output
     assert "which was damaged" in shown("delete", address, "hurt", "second")
 
     # A server that starts reads the journal from the disk; this one would have the session in memory for a while.
@@ -217,7 +217,7 @@ def test_damaged_files_are_shown_as_such_and_a_damaged_session_can_be_restored(c
     assert "first" in output
     assert "On the command line: --fresh" in refused("restore", address, "broken", "first")
     output = shown("restore", address, "broken", "first", "--fresh")
-    assert "the session 'broken' of the mixture 'train', which was begun anew, stands at epoch 0, index 0\n" in output
+    assert "the session 'broken' of the mixture 'train', which was started over, stands at epoch 0, index 0\n" in output
     assert listed(address)["broken"]["damaged"] == ""
 
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_moves_to_another_machine_as_a_copy_of_its_folder(client, a
         for mixture in ("train", "other"):
             shutil.copytree(checkpoints, tmp_path / "elsewhere" / "kept" / "checkpoints" / mixture / "moving")
         assert re.search(r"│ train +│ moving +│ saved only +│ +│ +│ +│ step-48 ", shown("list", there))
-        assert "nothing but its checkpoints is left" in shown("show", there, "moving", "--mixture", "train")
+        assert "only checkpoints are left" in shown("show", there, "moving", "--mixture", "train")
         assert as_json("show", there, "moving", "--mixture", "train")["operation_stats"] is None
 
         assert "must be one of 'other', 'train'" in refused("restore", there, "moving", "step-48")
@@ -251,7 +251,7 @@ def test_a_checkpoint_moves_to_another_machine_as_a_copy_of_its_folder(client, a
                 second.session("moving", mixture="train")
 
         to_other = ("restore", there, "moving", "step-48", "--mixture", "other")
-        assert "With --ignore-fingerprint the session goes on" in refused(*to_other)
+        assert "With --ignore-fingerprint the session resumes" in refused(*to_other)
         assert [session["index"] for session in as_json("list", there, "--mixture", "other")] == [0]
         assert "which is new, stands at epoch 1, index 48\n" in shown(*to_other, "--ignore-fingerprint")
 

@@ -1,1 +1,1 @@
-"""The command line: `mixserve serve|check|info|fetch|health|demo`."""
+"""The command line: `mixserve serve|check|info|explain|fetch|bench|health|demo|state`."""

@@ -10,13 +10,13 @@ from rich.table import Table
 
 from mixserve_client import MixClient, MixtureDescription
 
-_WARM_UP_S = 0.3
+_WARM_UP_S = 0.3  # not measured: connecting, shared memory, and the first plans
 _MOST_LATENCIES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One batch size: what came in `seconds`, this process's CPU seconds, and the time of each batch."""
+    """Results for one batch size: wall time, CPU time of this process, and the latency of each batch."""
 
     batch_size: int
     seconds: float
@@ -27,22 +27,23 @@ class Measured:
 def run(
     address: str, *, sizes: list[int], seconds: float, key: int, mixture: str | None, shared_memory: bool | str
 ) -> None:
-    """Iterate over batches of each size for `seconds`, and show what came. Raises MixserveError."""
+    """Read batches of each size for `seconds` seconds, and show a table. Raises MixserveError."""
     console = Console(highlight=False)
     with MixClient.connect(address, patience_s=10, shared_memory=shared_memory) as client:
-        described = client.mixture(mixture)
+        description = client.mixture(mixture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("measuring", total=len(sizes) * seconds)
             measured: list[Measured] = []
             for number, size in enumerate(sizes):
                 progress.update(task, description=f"batches of {size:,}", completed=number * seconds)
-                measured.append(_measure(client, described, size, (key + number) % 2**32, seconds))
-        console.print(_table(measured, described))
-        console.print(f"  over {client.transport}; mixture {described.name}, {described.row_bytes:,} bytes a row")
+                # Another key for each size: the same key could be answered from the server's cached plans.
+                measured.append(_measure(client, description, size, (key + number) % 2**32, seconds))
+        console.print(_table(measured, description))
+        console.print(f"  over {client.transport}; mixture {description.name}, {description.row_bytes:,} bytes a row")
 
 
-def _measure(client: MixClient, described: MixtureDescription, size: int, key: int, seconds: float) -> Measured:
-    with client.batches(size, key, mixture=described.name) as batches:
+def _measure(client: MixClient, description: MixtureDescription, size: int, key: int, seconds: float) -> Measured:
+    with client.batches(size, key, mixture=description.name) as batches:
         warm = time.perf_counter() + _WARM_UP_S
         next(batches)
         while time.perf_counter() < warm:
@@ -58,13 +59,13 @@ def _measure(client: MixClient, described: MixtureDescription, size: int, key: i
         return Measured(size, last - began, time.process_time() - cpu, latencies)
 
 
-def _table(measured: list[Measured], described: MixtureDescription) -> Table:
+def _table(measured: list[Measured], description: MixtureDescription) -> Table:
     table = Table()
     for column in ("batch size", "batches/s", "GB/s", "p50 ms", "p99 ms", "CPU s/GB here"):
         table.add_column(column, justify="right")
     for one in measured:
         count = len(one.latencies_s)
-        gigabytes = count * one.batch_size * described.row_bytes / 1e9
+        gigabytes = count * one.batch_size * description.row_bytes / 1e9
         p50, p99 = np.quantile(one.latencies_s, (0.5, 0.99)) * 1e3
         table.add_row(
             f"{one.batch_size:,}",

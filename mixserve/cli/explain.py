@@ -1,4 +1,4 @@
-"""A configuration file or a running server, and a range of positions -> which records are there, on the terminal."""
+"""`mixserve explain`: the records at a range of positions, of a configuration file or a running server."""
 
 import json
 from collections.abc import Generator
@@ -29,7 +29,7 @@ Range = tuple[int, int]  # start and size
 
 @dataclass(frozen=True)
 class _Reader:
-    """Who asks: a mixture, a key, the reader's own schedule, and the positions that it leaves out."""
+    """A reader of a mixture: its key, its own schedule, and the positions that it skips."""
 
     client: MixClient
     mixture: MixtureDescription
@@ -39,7 +39,7 @@ class _Reader:
     timeout_s: float | None
 
     def plan(self, start: int, size: int) -> dict[str, np.ndarray]:
-        """`source_id` and `record_id` of the positions [start, start + size)."""
+        """`source_id` and `record_id`, int32 or int64 of shape (size,), of the positions [start, start + size)."""
         return self.client.get_plan_at(start, size, self.key, **self._options())
 
     def records(self, start: int, size: int) -> dict[str, np.ndarray]:
@@ -47,7 +47,7 @@ class _Reader:
         return flatten(self.client.get_batch_at(start, size, self.key, **self._options()))
 
     def kept(self, start: int, size: int) -> np.ndarray:
-        """Whether the reader gets the rows at [start, start + size)."""
+        """Which rows of [start, start + size) the reader gets: bool of shape (size,)."""
         kept = np.ones(size, bool)
         for first, stop in self.skips.ranges:
             kept[max(0, first - start) : max(0, stop - start)] = False
@@ -69,15 +69,15 @@ def run(
     every_row: bool,
     timeout_s: float,
 ) -> None:
-    """Show what is at [start, start + size), up to the mixture's end; `records` shows the rows themselves too.
+    """Show source and record of [start, start + size), up to the mixture's end; with `records` also the rows.
 
     Raises ConfigError and MixserveError.
     """
-    state = {} if state_file is None else _loaded(state_file)
+    state = {} if state_file is None else _load_state(state_file)
     console = Console(highlight=False)
     with _client(target, timeout_s, mixture or state.get("mixture")) as (client, call_s):
         if state_file is not None:
-            state = _checked(client, state, state_file, mixture, call_s)
+            state = _check_state(client, state, state_file, mixture, call_s)
         reader = _Reader(
             client=client,
             mixture=client.mixture(mixture or state.get("mixture"), timeout_s=call_s),
@@ -91,7 +91,7 @@ def run(
         if end is not None and start >= end:
             raise OutOfRange(f"the mixture ends at position {end}: start must be below that, got {start}")
         size = asked if end is None else min(asked, end - start)
-        parts = _shown(start, size, every_row)
+        parts = _choose_rows(start, size, every_row)
         _show_rows(console, reader, parts)
         if size < asked:
             console.print(f"  the mixture ends at position {end:,}: {size:,} of {asked:,} rows")
@@ -105,19 +105,20 @@ def run(
 def _client(
     target: str, timeout_s: float, mixture: str | None
 ) -> Generator[tuple[MixClient, float | None], None, None]:
-    """A client of the file's mixtures, or of the server, and how long its calls may take."""
+    """A client of the file's mixtures, or of the server, and the timeout of its calls."""
     file = Path(target)
+    # A missing mixture.yaml should say so, and not be looked up as a host name.
     if not (file.exists() or file.suffix in (".yaml", ".yml")):
         with MixClient.connect(target, patience_s=timeout_s) as client:
             yield client, timeout_s
         return
-    from mixserve.cli.opened import opened
+    from mixserve.cli.opened import open_mixtures  # here: it loads JAX, which a running server's address does not need
 
-    with opened(file, placement="host", mixture=mixture) as (client, _):
-        yield client, None
+    with open_mixtures(file, placement="host", mixture=mixture) as (client, _):
+        yield client, None  # no timeout: in process, a call takes as long as it takes
 
 
-def _loaded(file: Path) -> dict[str, Any]:
+def _load_state(file: Path) -> dict[str, Any]:
     """The JSON object in the file. Raises InvalidRequest."""
     try:
         with open_regular(file.resolve(), _STATE_BYTES) as (opened, _):
@@ -126,7 +127,7 @@ def _loaded(file: Path) -> dict[str, Any]:
         raise InvalidRequest(f"--state {file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
-            f"--state {file}: must be the JSON of an iterator's get_state(), but is not JSON: {error}"
+            f"--state {file}: must be the JSON of an iterator's get_state(), and is not JSON: {error}"
         ) from error
     if not isinstance(state, dict) or not isinstance(state.get("mixture"), str):
         raise InvalidRequest(
@@ -136,10 +137,11 @@ def _loaded(file: Path) -> dict[str, Any]:
     return state
 
 
-def _checked(
+def _check_state(
     client: MixClient, state: dict[str, Any], file: Path, mixture: str | None, timeout_s: float | None
 ) -> dict[str, Any]:
-    """The state, if an iterator over the mixture takes it. Raises InvalidRequest and FingerprintMismatch."""
+    """The state, as an iterator over the mixture reads it. Raises InvalidRequest and FingerprintMismatch."""
+    # The iterator checks it, and its own get_state has all entries.
     try:
         with client.batches(1, 0, mixture=mixture or state["mixture"], timeout_s=timeout_s) as batches:
             batches.set_state(state)
@@ -148,8 +150,8 @@ def _checked(
         raise InvalidRequest(f"--state {file}: {error}") from error
 
 
-def _shown(start: int, size: int, every_row: bool) -> list[Range]:
-    """The ranges whose rows are shown."""
+def _choose_rows(start: int, size: int, every_row: bool) -> list[Range]:
+    """The ranges whose rows are shown: all, or the first and the last ones."""
     if every_row or size <= _MOST_ROWS:
         return [(start, size)]
     half = _MOST_ROWS // 2
@@ -179,7 +181,7 @@ def _show_rows(console: Console, reader: _Reader, parts: list[Range]) -> None:
 
 
 def _show_counts(console: Console, reader: _Reader, start: int, size: int) -> None:
-    """Rows per source among those that the reader gets, in pieces: nothing grows with `size`."""
+    """Show how many rows come from each source, without skipped ones. Memory does not grow with `size`."""
     names = reader.mixture.leaves
     counts = np.zeros(len(names), np.int64)
     for at in range(start, start + size, _ROWS_AT_ONCE):

@@ -12,7 +12,7 @@ def run(
     address: str, *, start: int, size: int, key: int, mixture: str | None, out: Path | None, timeout_s: float
 ) -> None:
     """Fetch rows [start, start + size) and show them, or write them to `out`. Raises MixserveError and OSError."""
-    if out is not None and out.suffix != ".npz":
+    if out is not None and out.suffix != ".npz":  # np.savez would append .npz without a word
         raise InvalidRequest(f"--out must be an .npz file, got {out}")
     with MixClient.connect(address, patience_s=timeout_s) as client:
         batch = client.get_batch_at(start, size, key, mixture=mixture, timeout_s=timeout_s)

@@ -1,4 +1,6 @@
-"""The health of a running server -> one word and an exit code."""
+"""`mixserve health`: the health of a running server, as one word."""
+
+# No JAX and no server code: a container runs this every few seconds.
 
 from contextlib import closing
 
@@ -9,7 +11,7 @@ from mixserve_client.wire import health
 
 
 def probe(address: str, timeout_s: float) -> str:
-    """What the server at `address` says of itself: SERVING or NOT_SERVING; otherwise why there is no answer."""
+    """SERVING or NOT_SERVING, as the server at `address` answers; otherwise the error that came instead."""
     try:
         with closing(GrpcTransport(address, plain_channel)) as transport:
             return health.decode_status(transport.call(health.CHECK, b"", timeout_s))

@@ -1,4 +1,4 @@
-"""The commands and their options; each one's work is done elsewhere, and loaded when the command runs."""
+"""The commands and their options. Each command imports its code when it runs, so that `health` does not load JAX."""
 
 import sys
 from collections.abc import Generator
@@ -22,17 +22,17 @@ app.add_typer(state, name="state")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="MIXTURE.YAML", help="The configuration file.")]
 Address = Annotated[str, typer.Argument(metavar="ADDR", help="host:port or unix:///path of a running server.")]
-MixtureName = Annotated[str | None, typer.Option(help="Which mixture, where the server holds several.")]
+MixtureName = Annotated[str | None, typer.Option(help="The mixture; required if there are several.")]
 Placement = Annotated[str | None, typer.Option(help="Where rows are gathered: auto, host or device.")]
 SharedMemory = Annotated[
-    str | None, typer.Option(help="Folder where processes of this host meet for shared memory; off for none.")
+    str | None, typer.Option(help="Folder for the sockets of shared memory on this host; off for none.")
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
 CompilationCache = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|off",
-        help="Where compiled programs are kept, for quick starts; by default the user's cache folder.",
+        help="Cache folder of compiled programs, for quick starts; by default the user's.",
     ),
 ]
 SessionName = Annotated[str, typer.Argument(metavar="SESSION", help="The session's name.")]
@@ -48,11 +48,11 @@ def serve(
     placement: Placement = None,
     shared_memory: SharedMemory = None,
     state_dir: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where sessions and checkpoints are kept; nowhere by default.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of sessions and checkpoints; by default none.")
     ] = None,
     session_ttl_s: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="How long a session's holder may be silent; 900 by default."),
+        typer.Option(metavar="SECONDS", help="How long a session's holder may be silent; by default 900."),
     ] = None,
     compilation_cache: CompilationCache = None,
     grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
@@ -81,21 +81,23 @@ def check(
     mixture: Annotated[str | None, typer.Option(help="Only this mixture.")] = None,
     simulate: Annotated[
         int | None,
-        typer.Option(help="Plan so many positions, and show what each source gets; reads no data.", min=1, max=1 << 40),
+        typer.Option(
+            help="Plan this many positions, and show what each source gets; reads no data.", min=1, max=1 << 40
+        ),
     ] = None,
     key: Annotated[int, typer.Option(help="Seed of the key of the simulation, in 0..2^32-1.")] = 0,
     plot: Annotated[
-        Path | None, typer.Option(help="The picture of the simulation; MIXTURE_simulated.png by default.")
+        Path | None, typer.Option(help="The picture of the simulation; by default MIXTURE_simulated.png.")
     ] = None,
 ) -> None:
-    """Open everything that a configuration file names, and show the mixtures; exit code 2 where something is wrong."""
+    """Open everything that a configuration file names, and show the mixtures; exit code 2 if something is wrong."""
     with _plain_errors():
         if simulate is None:
             from mixserve.cli.show import show_file
             from mixserve_client.errors import InvalidRequest
 
             if plot is not None:
-                raise InvalidRequest(f"--plot needs --simulate N, the number of positions to draw; got --plot {plot}")
+                raise InvalidRequest(f"--plot needs --simulate N, the number of positions to plan; got --plot {plot}")
             show_file(config, placement=placement, mixture=mixture)
         else:
             from mixserve.cli.simulate import run
@@ -115,20 +117,20 @@ def info(address: Address, timeout_s: Timeout = 10.0) -> None:
 @app.command()
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A configuration file, or a running server's ADDR.")],
-    start: Annotated[int | None, typer.Option(help="First position; by default that of the state, or 0.")] = None,
+    start: Annotated[int | None, typer.Option(help="First position; by default the state's, or 0.")] = None,
     size: Annotated[int, typer.Option(help="Number of rows.")] = 32,
     key: Annotated[
-        int | None, typer.Option(help="Seed of the key, in 0..2^32-1; by default the state's key, or 0.")
+        int | None, typer.Option(help="Seed of the key, in 0..2^32-1; by default the state's, or 0.")
     ] = None,
     mixture: MixtureName = None,
-    show: Annotated[bool, typer.Option("--show", help="Show the records themselves too, which reads them.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Read the records, and show them too.")] = False,
     state: Annotated[
-        Path | None, typer.Option(help="JSON of an iterator's get_state(): its mixture, key, position and schedule.")
+        Path | None, typer.Option(help="JSON of an iterator's get_state(): mixture, key, position, schedule, skips.")
     ] = None,
-    every_row: Annotated[bool, typer.Option("--all", help="Show every row, also where there are many.")] = False,
+    every_row: Annotated[bool, typer.Option("--all", help="Show every row, even if there are many.")] = False,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Show which records a range of positions consists of; reads no data without --show."""
+    """Show which records are at a range of positions; reads no data without --show."""
     with _plain_errors():
         from mixserve.cli.explain import run
 
@@ -166,14 +168,14 @@ def fetch(
 def bench(
     address: Address,
     batch_size: Annotated[
-        list[int] | None, typer.Option(help="Rows of a batch; may be given several times.", min=1)
+        list[int] | None, typer.Option(help="Rows of a batch; repeat it for several sizes.", min=1)
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long each batch size is measured.", min=0.1)] = 3.0,
-    key: Annotated[int, typer.Option(help="Seed of the first key; each batch size takes the next.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each batch size.", min=0.1)] = 3.0,
+    key: Annotated[int, typer.Option(help="Seed of the first key; each batch size uses the next.")] = 0,
     mixture: MixtureName = None,
     shared_memory: SharedMemory = None,
 ) -> None:
-    """Measure how fast a running server's batches come to this process."""
+    """Measure how fast this process gets batches from a running server."""
     with _plain_errors():
         from mixserve.cli.bench import run
 
@@ -201,10 +203,10 @@ def health(address: Address, timeout_s: Timeout = 5.0) -> None:
 @app.command()
 def demo(
     steps: Annotated[int, typer.Option(help="Training steps.", min=20)] = 400,
-    folder: Annotated[Path | None, typer.Option(help="Where data and logs go; by default a temporary folder.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder for data and logs; by default a temporary one.")] = None,
     report: Annotated[Path, typer.Option(help="The picture of the run.")] = Path("demo_report.png"),
 ) -> None:
-    """Train a small language model on two real texts while server and trainer are killed; compare with a quiet run."""
+    """Train a small language model while server and trainer are killed, and compare with an undisturbed run."""
     with _plain_errors():
         from mixserve.demo.run import run
 
@@ -218,7 +220,7 @@ def state_list(
     as_json: AsJson = False,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Show the sessions: who holds them, where they stand, and their checkpoints."""
+    """Show the sessions: holders, positions and checkpoints."""
     with _plain_errors():
         from mixserve.cli.state import show_sessions
 
@@ -233,7 +235,7 @@ def state_show(
     as_json: AsJson = False,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Show one session: where it stands, its statistics, and what its checkpoints are."""
+    """Show one session: its holder, position, statistics and checkpoints."""
     with _plain_errors():
         from mixserve.cli.state import show_session
 
@@ -246,12 +248,12 @@ def state_save(
     session: SessionName,
     name: CheckpointName,
     keep_last: Annotated[
-        int | None, typer.Option(help="Delete all but so many of the session's newest checkpoints.", min=1)
+        int | None, typer.Option(help="Delete all but this many of the session's newest checkpoints.", min=1)
     ] = None,
     mixture: MixtureName = None,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Keep a session's state as a checkpoint, whoever holds the session."""
+    """Save a session's state as a checkpoint; its holder may go on meanwhile."""
     with _plain_errors():
         from mixserve.cli.state import save
 
@@ -264,19 +266,19 @@ def state_restore(
     session: SessionName,
     name: CheckpointName,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="OTHER_SESSION", help="The session whose checkpoint it is.")
+        str | None, typer.Option("--from", metavar="OTHER_SESSION", help="The session that the checkpoint belongs to.")
     ] = None,
-    take_over: Annotated[bool, typer.Option("--take-over", help="Take the session from whoever holds it.")] = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="Take the session from its holder.")] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin the session anew first, as a damaged journal needs it.")
+        bool, typer.Option("--fresh", help="Start the session over first; needed if its journal is damaged.")
     ] = False,
     ignore_fingerprint: Annotated[
-        bool, typer.Option("--ignore-fingerprint", help="Also where the mixture is another one: at the same index.")
+        bool, typer.Option("--ignore-fingerprint", help="Accept another mixture's checkpoint: resume at its index.")
     ] = False,
     mixture: MixtureName = None,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Let a session, known or new, go on where a checkpoint was saved; nobody may hold it meanwhile."""
+    """Set a session, known or new, to a checkpoint. No client may hold the session meanwhile."""
     with _plain_errors():
         from mixserve.cli.state import restore
 
@@ -301,7 +303,7 @@ def state_delete(
     mixture: MixtureName = None,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Delete a checkpoint, without a question."""
+    """Delete a checkpoint, without asking for confirmation."""
     with _plain_errors():
         from mixserve.cli.state import delete
 
@@ -318,7 +320,7 @@ def _folder(name: str, option: str | None) -> bool | str | None:
 
 @contextmanager
 def _plain_errors() -> Generator[None, None, None]:
-    """Errors of the user's making are one plain message and exit code 2; anything else keeps its traceback."""
+    """Prints a user's errors as one plain message and exits with code 2. Other errors keep their traceback."""
     from mixserve.config import ConfigError
     from mixserve.shown import shown
     from mixserve_client.errors import MixserveError
@@ -327,8 +329,8 @@ def _plain_errors() -> Generator[None, None, None]:
         yield
     except (ConfigError, MixserveError, OSError) as error:
         _end_with(error)
-    except SystemExit as error:  # of code of the user's own: the commands have another way to end
-        _end_with(ConfigError(f"code that a source or a statistic runs ended with sys.exit({shown(error.code)})"))
+    except SystemExit as error:  # from a user's code: our commands raise typer.Exit, which is not a SystemExit
+        _end_with(ConfigError(f"the code of a source or a statistic called sys.exit({shown(error.code)})"))
 
 
 def _end_with(error: Exception) -> NoReturn:

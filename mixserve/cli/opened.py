@@ -11,10 +11,10 @@ from mixserve_client import MixClient
 
 
 @contextmanager
-def opened(
+def open_mixtures(
     file: Path, *, placement: str | None, mixture: str | None = None
 ) -> Generator[tuple[MixClient, dict[str, MixDataSourcesNode]], None, None]:
-    """A client of the file's mixtures, and their nodes; with `mixture` only that one is to be described.
+    """A client of the file's mixtures, and their nodes. With `mixture`, only that one's sources are read.
 
     Raises ConfigError.
     """

@@ -1,4 +1,4 @@
-"""A configuration file -> a server that runs until it is told to stop."""
+"""`mixserve serve`: a configuration file -> a server that runs until a signal."""
 
 import logging
 import math
@@ -10,14 +10,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixserve.address import joined
-from mixserve.config import Config, ConfigError, checked_seconds, load_config
+from mixserve.address import join_address
+from mixserve.config import Config, ConfigError, check_seconds, load_config
 
 _logger = logging.getLogger("mixserve")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_EVERY_S = 1.0
-_PROGRAMS_S = 20.0
+_PROGRAMS_S = 20.0  # for programs that still compile at the end, and are then in the cache
 
 
 def run(
@@ -32,11 +32,12 @@ def run(
     compilation_cache: bool | str | None,
     grace_s: float,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; flags come before the file's own values. Raises ConfigError and OSError."""
+    """Serve until SIGTERM or SIGINT. Flags override the file. Raises ConfigError and OSError."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
-    # A handler runs in the main thread, between two of its steps. One that waits for a lock has no next step if the
-    # signal came just before the wait, or to another thread: only a byte in a pipe is waited for without a race.
+    # Python runs a signal handler in the main thread, between two bytecodes. If the thread waits for a lock, and the
+    # signal came just before the wait or to another thread, the handler never runs. With set_wakeup_fd the C handler
+    # writes a byte to this pipe, and a read cannot miss that.
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     is_serving = was_told = False
@@ -44,8 +45,8 @@ def run(
     def stop(*_: object) -> None:
         nonlocal was_told
         if not is_serving:
-            os._exit(0)  # nothing has begun that could be finished
-        if was_told:
+            os._exit(0)  # no calls to finish yet
+        if was_told:  # a second signal
             os._exit(1)
         was_told = True
 
@@ -61,9 +62,9 @@ def run(
     if state_dir is None and config.server.state_dir is not None:
         state_dir = config_file.parent / config.server.state_dir
     state_dir = None if state_dir is None else state_dir.absolute()
-    memory = _chosen(shared_memory, config.server.shared_memory, config_file)
+    memory = _choose(shared_memory, config.server.shared_memory, config_file)
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
-    with _compiling(config, _chosen(compilation_cache, config.server.compilation_cache, config_file)):
+    with _compiling(config, _choose(compilation_cache, config.server.compilation_cache, config_file)):
         from mixserve.build import build_nodes, starting
         from mixserve.serving import serve
 
@@ -77,26 +78,29 @@ def run(
     from mixserve.mixture import programs
 
     is_serving = True
-    hear_signals()  # again: a source's code may have set them for itself, as asyncio does
+    hear_signals()  # again: a source's code may have replaced our handlers, as asyncio does
     while not was_told:
-        # Should code of the user's undo that later, a signal is heard within a second all the same.
+        # A timeout, in case a source's code replaces the wakeup fd later: a signal is then noticed within a second.
         if select.select([woken], [], [], _LOOK_EVERY_S)[0]:
             os.read(woken, 1)
-    _logger.info("draining: running calls have %.0f s; a second signal ends them", grace_s)
+    _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
     finished = server.stop(grace_s)
     _logger.info("stopped")
     if not finished:
-        _logger.warning("calls were still running after %.0f s; they are dropped", grace_s)
+        _logger.warning("dropped calls that were still running after %.0f s", grace_s)
     programs.finish(_PROGRAMS_S)
+    # By hand, because os._exit flushes nothing. A normal exit would wait for threads of calls and of users' code.
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(0)  # the interpreter would wait for threads of calls, and of the user's own code
+    os._exit(0)
 
 
 @contextmanager
 def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]:
-    """Begin to load or compile what these mixtures need most likely, while all else is loaded; what their sources turn
-    out to need besides comes later."""
+    """Load or compile the programs that these mixtures most likely need, while modules are imported.
+
+    Their sources may turn out to need others, which compile later.
+    """
     from mixserve.mixture import programs
     from mixserve.mixture.compilation_cache import choose_folder
     from mixserve.mixture.draw import Parts
@@ -110,37 +114,37 @@ def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]
     try:
         yield
     except BaseException:
-        # The command ends with an error: no signal turns it into a success, and it waits for no more programs.
+        # The command ends with an error. Our handler would turn that into exit code 0 at a signal.
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         programs.drop_unstarted()
         raise
 
 
-def _chosen(flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:
-    """The flag, else the file's own value, whose folders are relative to the file."""
+def _choose(flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:
+    """The flag, else the file's value; folders in the file are relative to it."""
     if flag is not None:
         return flag
     return str(config_file.parent / configured) if isinstance(configured, str) else configured
 
 
 def _address(host: str, port: int) -> str:
-    """Raises ConfigError: the file's host is checked already."""
+    """Raises ConfigError."""
     try:
-        return joined(host, port)
-    except ValueError as error:
+        return join_address(host, port)
+    except ValueError as error:  # of the flag: the file's host was checked with the file
         raise ConfigError(f"--host: {error}") from error
 
 
 def _check_grace(flag: float) -> None:
     """Raises ConfigError."""
     if not 0 <= flag < math.inf:
-        raise ConfigError(f"--grace-s must be a finite number of seconds, zero or more, got {flag}")
+        raise ConfigError(f"--grace-s must be a finite number of seconds, 0 or more, got {flag}")
 
 
 def _ttl_s(flag: float) -> float:
     """Raises ConfigError."""
     try:
-        return checked_seconds(flag)
+        return check_seconds(flag)
     except ValueError as error:
         raise ConfigError(f"--session-ttl-s {error}") from error

@@ -16,9 +16,9 @@ _MOST_COLUMNS = 6
 
 def show_file(config_file: Path, *, placement: str | None, mixture: str | None = None) -> None:
     """Build the mixtures of a configuration file and show them, or one of them. Raises ConfigError."""
-    from mixserve.cli.opened import opened
+    from mixserve.cli.opened import open_mixtures  # here: it loads JAX, which `mixserve info` does not need
 
-    with opened(config_file, placement=placement, mixture=mixture) as (client, _):
+    with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, _):
         _show_all(client, (mixture,) if mixture else client.mixtures(), None)
 
 
@@ -29,7 +29,7 @@ def show_server(address: str, timeout_s: float) -> None:
 
 
 def show_mixture(console: Console, mixture: MixtureDescription) -> None:
-    """Show one mixture: its sources, its schedule where it has one, and how it is drawn."""
+    """Show one mixture: its sources, its schedule if it has one, its fields, and how it is drawn."""
     console.print(_sources(mixture))
     show_rest(console, len(mixture.sources), "sources")
     if len(mixture.schedule) > 1:
@@ -49,7 +49,7 @@ def show_mixture(console: Console, mixture: MixtureDescription) -> None:
 
 
 def show_rest(console: Console, count: int, what: str) -> None:
-    """Say how many of `count` rows a table has left out."""
+    """Say how many of `count` rows a table leaves out."""
     if count > MOST_ROWS:
         console.print(f"  and {count - MOST_ROWS:,} more {what}")
 
@@ -80,7 +80,7 @@ def _sources(mixture: MixtureDescription) -> Table:
 
 
 def _show_schedule(console: Console, mixture: MixtureDescription) -> None:
-    """A row per entry; the shares have a column per source where these are few."""
+    """Show a row per entry. If there are few sources, each has a column."""
     names = [source.name for source in mixture.sources]
     in_columns = len(names) <= _MOST_COLUMNS
     table = Table(title="  shares from each position on", title_justify="left")

@@ -1,4 +1,4 @@
-"""`mixserve check --simulate`: what each source gets of a mixture's first positions, as tables and as a picture."""
+"""`mixserve check --simulate`: what each source gets of a mixture's first positions, as tables and a picture."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mixserve.cli.opened import opened
+from mixserve.cli.opened import open_mixtures
 from mixserve.cli.show import MOST_ROWS, show_mixture, show_rest
 from mixserve.cli.simulated_picture import draw
 from mixserve.cli.simulation import Simulated, expected_distinct, expected_unseen, simulate
@@ -25,19 +25,19 @@ def run(
     picture: Path | None,
     placement: str | None,
 ) -> None:
-    """Show the mixtures of a file, or one of them, and what the first `size` positions of each are.
+    """Show the mixtures of a file, or one of them, and a simulation of the first `size` positions of each.
 
     Raises ConfigError, MixserveError and OSError.
     """
     console = Console(highlight=False)
-    with opened(config_file, placement=placement, mixture=mixture) as (client, nodes):
+    with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, nodes):
         names = (mixture,) if mixture else client.mixtures()
         if picture is not None:
             _check_picture(picture, names)
         for name in names:
-            described = client.mixture(name)
-            show_mixture(console, described)
-            positions = size if described.end is None else min(size, described.end)
+            description = client.mixture(name)
+            show_mixture(console, description)
+            positions = size if description.end is None else min(size, description.end)
             simulated = simulate(client, nodes[name].mixture, name, positions, key)
             if positions < size:
                 console.print(f"  the mixture ends at position {positions:,}: {positions:,} of {size:,} rows")
@@ -54,15 +54,14 @@ def run(
 
 
 def _check_picture(picture: Path, names: Sequence[str]) -> None:
-    """Raises InvalidRequest: before the work, not after it."""
+    """Raises InvalidRequest if the picture cannot be written: before minutes of planning, not after."""
     if picture.suffix != ".png":
         raise InvalidRequest(f"--plot must be a .png file, got {picture}")
     if not picture.parent.is_dir():
-        raise InvalidRequest(f"--plot must lie in a folder that exists, got {picture}")
+        raise InvalidRequest(f"--plot must be in a folder that exists, got {picture}")
     if len(names) > 1:
         raise InvalidRequest(
-            f"--plot names one file, and there are the mixtures {', '.join(names)}: choose one with --mixture, or "
-            "leave --plot out"
+            f"--plot is for one mixture, and there are {', '.join(names)}: choose one with --mixture, or omit --plot"
         )
 
 
@@ -86,6 +85,8 @@ def _passes_table(simulated: Simulated) -> Table:
         table.add_column(column, justify="right")
     rows = zip(simulated.leaves, simulated.counts, simulated.distinct, strict=True)
     for leaf, count, distinct in islice(rows, MOST_ROWS):
+        # In passes, a repeat can only come after all records. With replacement we count where memory allows it, and
+        # show expected numbers (~) otherwise.
         if leaf.in_passes:
             about, repeats = "", f"{max(0, count - leaf.length):,}"
             different = float(min(count, leaf.length) if distinct is None else distinct)

@@ -1,4 +1,4 @@
-"""What came of a simulated mixture -> a picture of shares and passes."""
+"""A simulated mixture -> a picture of shares and passes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ def draw(path: Path, simulated: Simulated) -> None:
 
 @dataclass(frozen=True)
 class _Series:
-    """What is drawn in one colour: a leaf, or the many small ones together."""
+    """One colour of the picture: a leaf, or all small leaves together."""
 
     name: str
     colour: str
@@ -61,7 +61,7 @@ class _Series:
 
 
 def _series(simulated: Simulated) -> list[_Series]:
-    """The leaves in their order; where there are many, the largest of them and the others as one."""
+    """The leaves in their order. If there are many: the largest ones, then all others as one."""
     order = np.argsort(-np.array(simulated.counts), kind="stable").tolist()
     apart = sorted(order if len(order) <= len(_COLOURS) else order[:_DRAWN_APART])
     groups = [[place] for place in apart]
@@ -87,7 +87,7 @@ def _series(simulated: Simulated) -> list[_Series]:
 
 
 def _short(name: str) -> str:
-    """The name as matplotlib shows it: no formula, no more than a label has room for."""
+    """The name for matplotlib: short enough for a label, and $ escaped, which would begin a formula."""
     return (name if len(name) <= 24 else f"{name[:10]}…{name[-13:]}").replace("$", r"\$")
 
 

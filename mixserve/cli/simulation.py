@@ -15,15 +15,16 @@ from mixserve_client import MixClient
 
 _AT_ONCE = 1 << 17
 _WINDOWS = 50
-# A byte for each record, over all sources of a mixture; those that are too long for it are estimated.
+# Distinct records are counted with a byte per record, over all sources of a mixture. For sources beyond that, the
+# expected number is shown.
 _MARKED_RECORDS = 1 << 28
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A source that positions name: its records, and its share under every entry of the schedule, None if unknown.
+    """A source that is not a mixture: its number of records, and its share in each schedule entry (None: unknown).
 
-    `in_passes`: whether no record comes again before its pass is over; else they are drawn with replacement.
+    `in_passes`: no record repeats before the pass over the source ends. Otherwise records are drawn with replacement.
     """
 
     name: str
@@ -34,26 +35,27 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What came of the first `size` positions: the rows of every leaf in each window, and how many different records.
+    """The first `size` positions: rows of each leaf in each window, and the number of distinct records.
 
-    Window w begins at `borders[w]`; `distinct` is None where that was not counted.
+    `borders` is int64 of shape (windows + 1,): window w begins at `borders[w]`. `distinct` is None for a leaf that was
+    not counted.
     """
 
     name: str
     size: int
     leaves: tuple[Leaf, ...]
-    entries: tuple[tuple[int, int], ...]  # first and last + 1 of the positions of every entry
+    entries: tuple[tuple[int, int], ...]  # (first, last + 1) of the positions of each schedule entry
     borders: np.ndarray
     rows: np.ndarray  # windows x leaves
     distinct: tuple[int | None, ...]
 
     @cached_property
     def counts(self) -> list[int]:
-        """The rows of every leaf."""
+        """The number of rows of each leaf."""
         return self.rows.sum(axis=0).tolist()
 
     def requested(self, leaf: Leaf) -> float | None:
-        """The leaf's share over all positions: the average of the schedule."""
+        """The leaf's share of all positions, averaged over the schedule; None if unknown."""
         if leaf.shares is None:
             return None
         parts = zip(leaf.shares, self.entries, strict=True)
@@ -61,7 +63,7 @@ class Simulated:
 
 
 def simulate(client: MixClient, mixture: Mixture, name: str, size: int, key: int) -> Simulated:
-    """Plan the positions [0, size) in pieces and count; memory grows with the sources, not with `size`."""
+    """Plan the positions [0, size) in parts, and count. Memory does not grow with `size`."""
     leaves = _leaves(mixture, size, "", outermost=True)
     windows = min(_WINDOWS, size)
     borders = np.array([size * w // windows for w in range(windows + 1)])
@@ -81,9 +83,9 @@ def simulate(client: MixClient, mixture: Mixture, name: str, size: int, key: int
 
 
 def expected_distinct(draws: int, length: int) -> float:
-    """How many different records `draws` draws with replacement from `length` are expected to give.
+    """The expected number of distinct records in `draws` draws with replacement from `length` records.
 
-    L (1 - (1 - 1/L)^n), in a form that loses no digits where L is large.
+    L (1 - (1 - 1/L)^n), in a form that loses no digits if L is large.
     """
     return (
         length * (1 - expected_unseen(draws, length)) if length < 2 else -length * math.expm1(_log_miss(draws, length))
@@ -91,7 +93,7 @@ def expected_distinct(draws: int, length: int) -> float:
 
 
 def expected_unseen(draws: int, length: int) -> float:
-    """The part of `length` records that `draws` draws with replacement are expected to leave out: (1 - 1/L)^n."""
+    """The expected part of `length` records that `draws` draws with replacement leave out: (1 - 1/L)^n."""
     if draws == 0:
         return 1.0
     return 0.0 if length < 2 else math.exp(_log_miss(draws, length))
@@ -102,7 +104,7 @@ def _log_miss(draws: int, length: int) -> float:
 
 
 class _Marks:
-    """Which records have come, of the sources that there is room for, the shortest first."""
+    """Marks the records that have come. The shortest sources come first, as many as there is room for."""
 
     def __init__(self, lengths: Sequence[int]):
         self._starts = np.full(len(lengths), -1, np.int64)
@@ -123,13 +125,14 @@ class _Marks:
         self._seen[starts + record_ids] = True
 
     def distinct(self) -> tuple[int | None, ...]:
-        """The number of different records per source, None for those that there was no room for."""
+        """The number of distinct records of each source; None for a source without room."""
         parts = zip(self._starts.tolist(), self._lengths, strict=True)
         return tuple(int(self._seen[at : at + length].sum()) if at >= 0 else None for at, length in parts)
 
 
 def _leaves(mixture: Mixture, size: int, path: str, *, outermost: bool) -> tuple[Leaf, ...]:
-    """The leaves as plans count them. A nested mixture whose shares change leaves those of its sources unknown."""
+    """The leaves, in the order of `source_id`. Leaves of a nested mixture with a schedule have unknown shares."""
+    # Its schedule counts its own positions, of which the outer positions say nothing without a plan.
     schedule = mixture.sampling.schedule
     entries = [entry for entry, _, _ in schedule.parts(0, size)] if outermost else schedule.entries
     known = outermost or len(entries) == 1

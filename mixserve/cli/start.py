@@ -1,4 +1,4 @@
-"""Where the command begins: what a signal does before anything else is loaded, and then the command itself."""
+"""The entry point: sets signal handlers before anything else is imported, then runs the command."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from types import FrameType
 
 
 def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    os._exit(0)  # nothing has begun that could be finished
+    os._exit(0)  # no calls to finish yet
 
 
-# A server may be told to stop at any time, and loading takes seconds. As PID 1 of a container a process without
-# handlers would not hear SIGTERM meanwhile; elsewhere it would end with -15, as if it had failed.
+# A server may be stopped at any time, and imports take seconds. Meanwhile, without handlers, PID 1 of a container would
+# ignore SIGTERM, and any other process would end with -15, as if it had failed.
 if sys.argv[1:2] == ["serve"]:
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, _end)

@@ -1,4 +1,4 @@
-"""A running server's sessions and checkpoints -> the terminal; and what is done with them by hand."""
+"""`mixserve state`: shows a running server's sessions and checkpoints; saves, restores and deletes checkpoints."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from mixserve_client.schema.sessions import SessionDescription, check_name
 from mixserve_client.sessions.session import Checkpoint, SessionView
 
 _MOST_CHECKPOINTS = 4
-# What Python calls by an argument's name in the server's messages.
+# The server's messages name arguments of Python; these are the flags for them.
 _FLAGS: dict[type[MixserveError], str] = {
     SessionTaken: "--take-over",
     FingerprintMismatch: "--fresh, or --ignore-fingerprint",
@@ -55,13 +55,13 @@ def show_sessions(address: str, *, mixture: str | None, as_json: bool, timeout_s
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("checkpoints", overflow="fold")
     for session in sessions:
-        stands = [_duration(session.idle_s), f"{session.epoch:,}", f"{session.index:,}"]
+        position = [_duration(session.idle_s), f"{session.epoch:,}", f"{session.index:,}"]
         table.add_row(
             escape(session.mixture),
             session.name,
             escape(_holder(session)),
-            *(stands if _has_place(session) else ["", "", ""]),
-            _in_short(session.checkpoints),
+            *(position if _has_place(session) else ["", "", ""]),
+            _summarise(session.checkpoints),
         )
     console.print(table)
     for session in sessions:
@@ -73,15 +73,15 @@ def show_session(address: str, name: str, *, mixture: str | None, as_json: bool,
     """Show one session and its checkpoints. Raises MixserveError."""
     with MixClient.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(name, mixture=mixture, timeout_s=timeout_s)
-        session = _known(client, view, timeout_s)
+        session = _find_session(client, view, timeout_s)
         counts, statistics, problem = None, None, ""
         try:
             counts, statistics = view.get_operation_stats(), view.get_statistics()
         except UnknownSession:
-            problem = "nothing but its checkpoints is left of this session: who opens it begins a new one"
+            problem = "only checkpoints are left of this session; opening it begins a new one"
         except (CorruptCheckpoint, FingerprintMismatch) as error:
             problem = str(error)
-        # Asked only where there are some: a server without a state folder refuses.
+        # Only if there are any: a server without a state folder refuses to list them.
         checkpoints = view.list_checkpoints() if session.checkpoints else ()
     if as_json:
         described = asdict(session) | {"checkpoints": [asdict(checkpoint) for checkpoint in checkpoints]}
@@ -107,11 +107,11 @@ def show_session(address: str, name: str, *, mixture: str | None, as_json: bool,
 def save(
     address: str, session: str, name: str, *, keep_last: int | None, mixture: str | None, timeout_s: float
 ) -> None:
-    """Save a checkpoint, and say what it is. Raises MixserveError."""
+    """Save a checkpoint, and describe it. Raises MixserveError."""
     with MixClient.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(session, mixture=mixture, timeout_s=timeout_s)
         saved = view.save_checkpoint(name, keep_last=keep_last)
-    print(f"saved {_said(saved, view)}")
+    print(f"saved {_describe(saved, view)}")
 
 
 def restore(
@@ -126,14 +126,12 @@ def restore(
     mixture: str | None,
     timeout_s: float,
 ) -> None:
-    """Let the session go on where a checkpoint was saved, and say where that is. Raises MixserveError.
-
-    A checkpoint that cannot be restored is refused before the session is opened, which would begin an unknown one.
-    """
+    """Set the session to a checkpoint, and say where it is then. Raises MixserveError."""
     check_name("session", name)
     with MixClient.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(source or name, mixture=mixture, timeout_s=timeout_s)
-        found = _checkpoint(client, view, checkpoint, strict, timeout_s)
+        # Before the session is opened: that would create an unknown session, or start one over, for nothing.
+        found = _find_checkpoint(client, view, checkpoint, strict, timeout_s)
         options = {"take_over": take_over, "fresh": fresh, "strict": strict, "timeout_s": timeout_s}
         try:
             session = client.session(name, mixture=view.mixture, **options)
@@ -144,51 +142,51 @@ def restore(
                 session.restore_checkpoint(checkpoint, session=view.name, strict=strict)
             except MixserveError:
                 if not session.resumed:
-                    print(f"mixserve: the session {name!r} was begun, and stays at its beginning", file=sys.stderr)
+                    print(f"mixserve: the session {name!r} is new, and stays at its beginning", file=sys.stderr)
                 raise
             epoch, index, resumed = session.epoch, session.index, session.resumed
-    print(f"restored {_said(found, view)}")
-    begun = "" if resumed else ", which was begun anew," if fresh else ", which is new,"
+    print(f"restored {_describe(found, view)}")
+    begun = "" if resumed else ", which was started over," if fresh else ", which is new,"
     print(f"the session {name!r} of the mixture {view.mixture!r}{begun} stands at epoch {epoch}, index {index}")
 
 
 def delete(address: str, session: str, name: str, *, mixture: str | None, timeout_s: float) -> None:
-    """Delete a checkpoint, and say what it was. Raises MixserveError."""
+    """Delete a checkpoint, and describe it. Raises MixserveError."""
     with MixClient.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(session, mixture=mixture, timeout_s=timeout_s)
         check_name("checkpoint", name)
-        _known(client, view, timeout_s)
+        _find_session(client, view, timeout_s)
         deleted = view.delete_checkpoint(name)
-    print(f"deleted {_said(deleted, view)}")
+    print(f"deleted {_describe(deleted, view)}")
 
 
-def _known(client: MixClient, view: SessionView, timeout_s: float) -> SessionDescription:
-    """What the server says of that session. Raises UnknownSession, and names those that there are."""
+def _find_session(client: MixClient, view: SessionView, timeout_s: float) -> SessionDescription:
+    """The server's description of that session. Raises UnknownSession."""
     sessions = client.sessions(mixture=view.mixture, timeout_s=timeout_s)
     for session in sessions:
         if session.name == view.name:
             return session
-    known = ", ".join(repr(session.name) for session in sessions) or "none at all"
-    raise UnknownSession(f"the mixture {view.mixture!r} has no session {view.name!r}, but {known:.1000}")
+    known = ", ".join(repr(session.name) for session in sessions) or "none"
+    raise UnknownSession(f"the mixture {view.mixture!r} has no session {view.name!r}; it has {known:.1000}")
 
 
-def _checkpoint(client: MixClient, view: SessionView, name: str, strict: bool, timeout_s: float) -> Checkpoint:
-    """The checkpoint of that name. Raises what restoring it would, but for files whose bytes have changed."""
+def _find_checkpoint(client: MixClient, view: SessionView, name: str, strict: bool, timeout_s: float) -> Checkpoint:
+    """The checkpoint called `name`. Raises what restoring it would raise, but does not read its files."""
     check_name("checkpoint", name)
-    _known(client, view, timeout_s)
+    _find_session(client, view, timeout_s)
     by_name = {checkpoint.name: checkpoint for checkpoint in view.list_checkpoints()}
     if name not in by_name:
-        known = ", ".join(map(repr, by_name)) or "none at all"
-        raise UnknownCheckpoint(f"the session {view.name!r} has no checkpoint {name!r}, but {known:.1000}")
+        known = ", ".join(map(repr, by_name)) or "none"
+        raise UnknownCheckpoint(f"the session {view.name!r} has no checkpoint {name!r}; it has {known:.1000}")
     found = by_name[name]
     if found.damaged:
         raise CorruptCheckpoint(found.damaged)
     current = client.mixture(view.mixture, timeout_s=timeout_s).fingerprint
     if strict and found.fingerprint != current:
         raise FingerprintMismatch(
-            f"the checkpoint {name!r} was saved of a mixture with the fingerprint {found.fingerprint}, this one has "
-            f"{current}: its records are others. With --ignore-fingerprint the session goes on in this mixture from "
-            "the same index"
+            f"the checkpoint {name!r} belongs to a mixture with the fingerprint {found.fingerprint}, this one has "
+            f"{current}: its records differ. With --ignore-fingerprint the session resumes in this mixture at the "
+            "same index"
         )
     return found
 
@@ -216,7 +214,7 @@ def _show_checkpoints(console: Console, checkpoints: tuple[Checkpoint, ...]) -> 
 
 
 def _has_place(session: SessionDescription) -> bool:
-    """Whether the server knows where the session stands: not by a damaged journal, nor by checkpoints alone."""
+    """Whether the server knows the session's position: not if its journal is damaged, or only checkpoints are left."""
     return not session.damaged and not session.saved_only
 
 
@@ -228,7 +226,7 @@ def _holder(session: SessionDescription) -> str:
     return session.holder or "free"
 
 
-def _said(checkpoint: Checkpoint, view: SessionView) -> str:
+def _describe(checkpoint: Checkpoint, view: SessionView) -> str:
     whose = f"the checkpoint {checkpoint.name!r} of the session {view.name!r} of the mixture {view.mixture!r}"
     if checkpoint.damaged:
         return f"{whose}, which was damaged: {checkpoint.damaged}"
@@ -236,14 +234,14 @@ def _said(checkpoint: Checkpoint, view: SessionView) -> str:
     return f"{whose}: {place}, {decimal(checkpoint.bytes)}, saved {_time(checkpoint.saved_at)} UTC"
 
 
-def _in_short(checkpoints: tuple[str, ...]) -> str:
-    """The newest of them, the oldest first."""
+def _summarise(checkpoints: tuple[str, ...]) -> str:
+    """The names of the newest checkpoints, in order of age, after the number of older ones."""
     older = len(checkpoints) - _MOST_CHECKPOINTS
     return ", ".join(([f"{older:,} older"] if older > 0 else []) + [*checkpoints[-_MOST_CHECKPOINTS:]])
 
 
 def _lines(path: str, value: Any) -> Iterator[str]:
-    """A line for each leaf of statistics; arrays abbreviated."""
+    """A line for each leaf of statistics, with arrays abbreviated."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from _lines(f"{path}.{key}" if path else str(key), child)
@@ -259,14 +257,14 @@ def _print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` for JSON: arrays as lists, and numbers that are not finite as strings."""
+    """`value` for JSON: arrays as lists; NaN and infinities, which JSON does not have, as strings."""
     match value:
         case Mapping():
             return {str(key): _plain(child) for key, child in value.items()}
         case list() | tuple():
             return [_plain(child) for child in value]
         case np.ndarray():
-            # What is not NumPy's own is a float of few bits.
+            # Dtypes from outside NumPy (bfloat16, float8, …) have no `tolist` that JSON can write.
             return _plain((value if value.dtype.isbuiltin == 1 else value.astype(np.float64)).tolist())
         case complex():
             return str(value)
