@@ -19,7 +19,7 @@ from mixserve.demo.model import new_learner, train_step
 from mixserve.demo.reference import digest_in_process
 from mixserve.demo.run import run
 from mixserve.demo.shares import binomial_band
-from mixserve.demo.stream import chained, open_stream
+from mixserve.demo.stream import extend_digest, open_stream
 from mixserve.demo.trainer import row_sources
 from mixserve.local import local_client
 
@@ -89,10 +89,10 @@ def test_the_sources_of_rows_are_known_without_asking_the_server(corpora_folder,
 
 def test_the_digest_is_of_every_batch_in_its_order(corpora_folder, client):
     first, second = open_stream(client, 2, prefetch=0)
-    both = chained(chained("", first), second)
+    both = extend_digest(extend_digest("", first), second)
     assert both == digest_in_process(mixture_file(corpora_folder), 2)
-    assert both != chained(chained("", second), first)
-    assert both != chained("", first)
+    assert both != extend_digest(extend_digest("", second), first)
+    assert both != extend_digest("", first)
 
 
 def test_a_restored_learner_goes_on_as_if_nothing_had_happened(tmp_path):

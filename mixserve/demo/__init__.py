@@ -1,1 +1,1 @@
-"""The demo: a language model learns from a mixture while server and trainer are killed, and no batch changes."""
+"""The demo: a language model trains on a mixture while server and trainer are killed, and no batch changes."""

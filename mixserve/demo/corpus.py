@@ -1,4 +1,4 @@
-"""The texts that every Python brings along -> token files and the mixture.yaml that mixes them."""
+"""Texts that come with every Python -> token files, and the mixture.yaml that mixes them."""
 
 import ast
 import inspect
@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-SEQUENCE_LENGTH = 129  # 128 bytes to read, and the one after each to predict
+SEQUENCE_LENGTH = 129  # 128 bytes of input, and the byte after each as its target
 SHARES = {"code": 0.6, "prose": 0.4}
 _LIMIT_BYTES = 3_000_000
-# Other people's packages, tests with broken syntax on purpose, tables, and the prose itself are no source code here.
+# Left out: installed packages, tests with deliberately broken syntax, tables, and the prose itself.
 _NO_CODE = frozenset({"site-packages", "dist-packages", "test", "tests", "lib2to3", "encodings", "pydoc_data"})
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One text: its share of the mixture, its size, and the entropy of its bytes, each taken by itself."""
+    """One text: its share of the mixture, its size, and the unigram entropy of its bytes."""
 
     name: str
     share: float
@@ -30,7 +30,7 @@ class Corpus:
 
 
 def write_corpora(folder: Path, *, limit_bytes: int = _LIMIT_BYTES) -> tuple[Corpus, ...]:
-    """Write code.bin, prose.bin and mixture.yaml to `folder`; `limit_bytes` is how much source code to take."""
+    """Write code.bin, prose.bin and mixture.yaml to `folder`, from up to `limit_bytes` bytes of source code."""
     modules = list(_modules(limit_bytes))
     texts = {"code": b"".join(modules), "prose": "\n\n".join(_prose(modules)).encode(errors="replace")}
     for name, text in texts.items():
@@ -51,19 +51,19 @@ def write_corpora(folder: Path, *, limit_bytes: int = _LIMIT_BYTES) -> tuple[Cor
 
 
 def mixture_file(folder: Path) -> Path:
-    """Where the configuration of the mixture is."""
+    """The path of the mixture's configuration."""
     return folder / "mixture.yaml"
 
 
 def entropy_bits(text: bytes) -> float:
-    """The unigram entropy of `text` in bits per byte: the loss of the best model that sees no context."""
+    """The unigram entropy of `text` in bits per byte: the loss of the best model without context."""
     counts = np.bincount(np.frombuffer(text, np.uint8))
     frequencies = counts[counts > 0] / len(text)
     return float(-(frequencies * np.log2(frequencies)).sum())
 
 
 def _modules(limit_bytes: int) -> Iterator[bytes]:
-    """The standard library's source files, sorted, as many as fit."""
+    """The standard library's source files, sorted, up to `limit_bytes` bytes."""
     left = limit_bytes
     for path in _source_files(Path(sysconfig.get_path("stdlib"))):
         module = path.read_bytes()
@@ -87,7 +87,7 @@ def _prose(modules: Iterable[bytes]) -> Iterator[str]:
 
     yield from (topics[title] for title in sorted(topics))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of the standard library is not our concern
+        warnings.simplefilter("ignore")  # the compiler's warnings about the standard library
         trees = [ast.parse(module) for module in modules]
     for tree in trees:
         for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""A history -> the terminal: a progress bar, or a short line now and then where there is no terminal."""
+"""A history -> a progress bar, or a few lines of output without a terminal."""
 
 from types import TracebackType
 from typing import Self
@@ -30,17 +30,17 @@ class Display:
         """Bring the display up to date."""
         if not history.steps:
             return
-        said = self._said(history)
+        said = self._status_line(history)
         self._progress.update(self._task, completed=history.last_step, said=said)
         if not self._console.is_terminal and history.last_step >= self._next_line:
             self._console.print(f"step {history.last_step}/{self._steps}  {said}", soft_wrap=True)
             self._next_line = history.last_step + max(1, self._steps // _PLAIN_LINES)
 
     def tell(self, line: str) -> None:
-        """Show an event, and leave it there."""
+        """Print an event above the progress bar."""
         self._console.print(line, soft_wrap=True)
 
-    def _said(self, history: History) -> str:
+    def _status_line(self, history: History) -> str:
         losses = [f"{corpus.name} {history.recent_loss(i):.2f}" for i, corpus in enumerate(self._corpora)]
         rate, waiting = history.recent_rate(), history.wait_share()
         return f"{' '.join(losses)} bits  {rate:.1f} batches/s  {waiting:.0%} waiting"
@@ -56,7 +56,7 @@ class Display:
 
 
 def summary(corpora: tuple[Corpus, ...], history: History) -> Table:
-    """What was asked for and what came, source by source."""
+    """Requested and realised shares, and losses, of each source."""
     table = Table(caption="loss and entropy in bits per byte", caption_justify="left")
     for heading in ("source", "requested", "realised", f"{LEVEL:.0%} band", "final loss", "unigram entropy"):
         table.add_column(heading, justify="left" if heading == "source" else "right")

@@ -1,4 +1,4 @@
-"""What a process tells of itself: JSON objects, one a line, in a file that survives it."""
+"""A log of events as JSON lines, in a file that survives its process."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ class JournalWriter:
     """Appends entries; each is in the file when `write` returns."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # flushed per line: a killed process loses none
         self._file.write("\n")  # ends the line that a killed writer may have left unfinished
 
     def write(self, **entry: Any) -> None:
@@ -27,14 +27,14 @@ class JournalWriter:
 
 
 class JournalReader:
-    """Reads entries as they come, from any number of writers one after the other."""
+    """Reads entries while they are written, from any number of successive writers."""
 
     def __init__(self, path: Path):
         self._path = path
         self._offset = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The entries that have been completed since the last call; unfinished lines are passed over."""
+        """The entries completed since the last call. Skips lines that are not JSON."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -45,6 +45,7 @@ class JournalReader:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
+    # A killed writer leaves half a line, and the next writer starts with a newline.
     try:
         return json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Rows of bytes -> the loss of each; a small causal convolutional language model, and one step of its training."""
+"""A small causal convolutional language model over bytes, and one step of its training."""
 
 import math
 
@@ -9,12 +9,12 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 _WIDTH = 48
-_REACHES = (1, 2, 4, 8, 16, 32)  # how far back each block looks: 63 bytes of context together
+_REACHES = (1, 2, 4, 8, 16, 32)  # bytes that each block looks back: 63 bytes of context in all
 _LEARNING_RATE = 5e-3
 
 
 class _Block(nnx.Module):
-    """Adds to every position what follows from it and from the position `reach` bytes before it."""
+    """A residual block: each position sees itself and the position `reach` bytes before it."""
 
     def __init__(self, reach: int, rngs: nnx.Rngs):
         self.reach = reach
@@ -22,6 +22,7 @@ class _Block(nnx.Module):
         self.narrow = nnx.Linear(2 * _WIDTH, _WIDTH, rngs=rngs)
 
     def __call__(self, x: Float[Array, "rows length width"]) -> Float[Array, "rows length width"]:
+        # Padded in front and cut at the end: no position sees a later byte.
         earlier = jnp.pad(x, ((0, 0), (self.reach, 0), (0, 0)))[:, : x.shape[1]]
         return x + self.narrow(jax.nn.relu(self.widen(jnp.concatenate([x, earlier], axis=-1))))
 
@@ -43,7 +44,7 @@ class LanguageModel(nnx.Module):
 
 
 def new_learner() -> tuple[LanguageModel, nnx.Optimizer]:
-    """An untrained model and its optimizer; the same ones at every call."""
+    """An untrained model and its optimizer, with the same parameters at every call."""
     model = LanguageModel(nnx.Rngs(0))
     return model, nnx.Optimizer(model, optax.adam(_LEARNING_RATE), wrt=nnx.Param)
 
@@ -52,7 +53,7 @@ def new_learner() -> tuple[LanguageModel, nnx.Optimizer]:
 def train_step(
     model: LanguageModel, optimizer: nnx.Optimizer, tokens: UInt8[Array, "rows length"]
 ) -> Float[Array, " rows"]:
-    """Learn from `tokens`; the loss of each row before that, in bits per byte."""
+    """Train on `tokens`. Returns the loss of each row before the update, in bits per byte."""
 
     def mean_loss(model: LanguageModel) -> tuple[Float[Array, ""], Float[Array, " rows"]]:
         nats = optax.softmax_cross_entropy_with_integer_labels(model(tokens[:, :-1]), tokens[:, 1:].astype(jnp.int32))

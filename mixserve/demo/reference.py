@@ -1,4 +1,4 @@
-"""The quiet run: the same mixture.yaml, built in a process of its own without a server -> the digest of its batches."""
+"""The undisturbed run: mixture.yaml -> the digest of its batches, in one process without a server."""
 
 import argparse
 from pathlib import Path
@@ -6,21 +6,21 @@ from pathlib import Path
 from mixserve.build import build_nodes
 from mixserve.config import load_config
 from mixserve.demo.journal import JournalWriter
-from mixserve.demo.stream import chained, open_stream
+from mixserve.demo.stream import extend_digest, open_stream
 from mixserve.local import local_client
 
 
 def digest_in_process(config_file: Path, steps: int) -> str:
-    """The digest of the first `steps` batches, uninterrupted."""
+    """The digest of the first `steps` batches."""
     digest = ""
     with local_client(build_nodes(load_config(config_file), config_file)) as client:
         for batch in open_stream(client, steps, prefetch=0):
-            digest = chained(digest, batch)
+            digest = extend_digest(digest, batch)
     return digest
 
 
 def main() -> None:
-    """Write the digest to a journal, with the arguments of the command line."""
+    """Write the digest to a journal. Arguments come from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config_file", type=Path)
     parser.add_argument("steps", type=int)

@@ -1,4 +1,4 @@
-"""A mixture.yaml -> a training run whose server and trainer are killed on the way, and its history."""
+"""A mixture.yaml -> a training run during which server and trainer are killed, and its history."""
 
 import socket
 import time
@@ -21,7 +21,7 @@ _STILL_S = 5.0
 
 
 class Rehearsal:
-    """A server and a trainer in processes of their own; whatever they do, none of them outlives the `with` block."""
+    """A server and a trainer in child processes, which never outlive the `with` block."""
 
     def __init__(self, folder: Path, steps: int, display: Display):
         for left_over in (JOURNAL, STATE):
@@ -40,16 +40,13 @@ class Rehearsal:
             undo.pop_all()
 
     def run_to_step(self, step: int) -> None:
-        """Watch until the trainer has made this step."""
+        """Wait until the trainer has made this step."""
         self._watch_until(lambda: self.history.last_step >= step, f"step {step}")
 
     def kill_server(self) -> None:
-        """SIGKILL while requests are in flight, then start it again at the same address.
-
-        It is frozen first: whatever the trainer asks from then on stays unanswered. The trainer asks for one batch
-        more at every step, so each step after the next one leaves a request in flight; and a trainer that makes no
-        more steps is waiting for the answer to one.
-        """
+        """SIGKILL while requests are in flight, then restart the server at the same address."""
+        # Frozen first, so that later requests get no answer. The trainer prefetches one more batch at every step, so
+        # each step after the next one leaves a request in flight. A trainer that makes no more steps waits for one.
         self._server.freeze()
         self._take_in()
         asked, frozen_at = self.history.last_step, time.monotonic()
@@ -57,16 +54,14 @@ class Rehearsal:
             lambda: self.history.last_step >= asked + 3 or time.monotonic() > frozen_at + _STILL_S, f"step {asked + 3}"
         )
         if self.history.digest is not None:
-            raise RuntimeError(
-                f"the trainer had finished before its server was killed; {self._steps} steps are too few"
-            )
+            raise RuntimeError(f"the trainer finished before its server was killed: {self._steps} --steps are too few")
         in_flight = max(1, self.history.last_step - asked - 1)
         self._server.kill()
         self._note_kill("server", f"at least {in_flight} request{'s' if in_flight > 1 else ''} in flight")
         self._server = self._start_server()
 
     def kill_trainer(self) -> None:
-        """SIGKILL about halfway between two saves, then start it again: it goes on from the saved state."""
+        """SIGKILL about halfway between two saves, then restart the trainer: it resumes from the saved state."""
         interval = save_interval(self._steps)
         self._watch_until(
             lambda: self.history.saved_step > 0 and interval // 2 <= self.history.unsaved_steps < interval - 1,
@@ -80,7 +75,7 @@ class Rehearsal:
         self._watch_until(lambda: self.history.trainers_started > started, "the new trainer")
 
     def finish(self) -> str:
-        """Watch until the trainer has made all its steps, and stop the server; the digest of all batches."""
+        """Wait until the trainer has made all its steps, and stop the server. Returns the digest of all batches."""
         self._watch_until(self._trainer.has_ended, "the last step")
         self._take_in()
         self._server.stop()
@@ -94,9 +89,10 @@ class Rehearsal:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{what} has not come in {_PATIENCE_S:.0f} s")
             if self._server.has_ended():
-                raise RuntimeError("the server ended, and nobody had told it to")
+                raise RuntimeError("the server ended without being asked to; see server.log")
+            # Only when the journal has nothing new: the trainer's last entries may have come after the last look.
             if self._trainer.has_ended() and self._take_in() == 0 and not reached():
-                raise RuntimeError(f"the trainer ended before {what}; {self._steps} steps are too few")
+                raise RuntimeError(f"the trainer ended before {what}: {self._steps} --steps are too few")
             time.sleep(_POLL_S)
             self._take_in()
 
@@ -110,7 +106,7 @@ class Rehearsal:
     def _note_kill(self, name: str, circumstances: str) -> None:
         step = self.history.last_step
         self.history.kills.append((step, name))
-        self._display.tell(f"step {step}: {name} killed (SIGKILL), {circumstances}; started again")
+        self._display.tell(f"step {step}: {name} killed (SIGKILL), {circumstances}; restarted")
 
     def _start_server(self) -> Child:
         host, _, port = self._address.rpartition(":")
@@ -135,6 +131,7 @@ class Rehearsal:
 
 
 def _free_port() -> int:
+    # Chosen here, not by the server: a restarted server must have the same address.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -17,7 +17,7 @@ _LEGEND = {"loc": "upper right", "edgecolor": "none", "framealpha": 1.0}
 
 
 def write_report(path: Path, corpora: tuple[Corpus, ...], history: History, verdict: str) -> None:
-    """Draw the run to `path`; `verdict` goes below the title."""
+    """Draw the run to `path`, with `verdict` below the title."""
     figure = Figure(figsize=(12, 8), layout="constrained")
     figure.suptitle(
         f"A language model learns from a mixture of two texts while server and trainer are killed\n{verdict}",
@@ -82,6 +82,6 @@ def _mark_kills(axes: Axes, history: History) -> None:
 
 
 def _trailing_mean(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and those just before it, NaNs left out."""
+    """The mean of each value and up to 19 values before it, without NaNs."""
     windows = [values[max(0, i - RECENT + 1) : i + 1] for i in range(len(values))]
     return np.array([np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows])

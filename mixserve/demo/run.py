@@ -1,4 +1,4 @@
-"""The whole demo: two texts -> a training run with kills, compared with a quiet one, and a picture of it."""
+"""The whole demo: a training run with kills, compared with an undisturbed run, and a picture of it."""
 
 import signal
 import sys
@@ -20,12 +20,12 @@ _REFERENCE_S = 180.0
 
 
 def run(*, steps: int, folder: Path | None, report: Path) -> None:
-    """Train for `steps` steps in `folder`, draw `report`; exits with 1 where a single byte of a batch was another."""
+    """Train for `steps` steps in `folder`, and draw `report`. Exits with 1 if a single byte of a batch differs."""
     if not all(map(find_spec, ("matplotlib", "optax"))):
         sys.exit("mixserve: the demo needs matplotlib and optax: pip install 'mixserve[demo]'")
     console = Console(highlight=False)
     with ExitStack() as stack:
-        # Asked to terminate, we unwind as for any error, so that no child is left.
+        # SIGTERM unwinds the stack like any error, so that no child process is left. 143 is 128 + SIGTERM.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)))
         if folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="mixserve-demo-")))

@@ -1,4 +1,4 @@
-"""A share and a number of rows -> the band in which chance leaves the realised share."""
+"""A share and a number of rows -> the band of realised shares that chance allows."""
 
 from statistics import NormalDist
 
@@ -11,9 +11,9 @@ LEVEL = 0.99
 def binomial_band(
     share: float, rows: Int[np.ndarray, " steps"], *, level: float = LEVEL
 ) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """Lower and upper end of the band that holds the realised share with the probability `level`.
+    """Lower and upper end of the band that has the realised share with probability `level`.
 
-    The number of rows of a source is binomial; this is the normal approximation of it, cut at 0 and 1.
+    The number of rows of a source is binomial; this is its normal approximation, cut at 0 and 1.
     """
     reach = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(share * (1 - share) / np.asarray(rows))
     return np.clip(share - reach, 0, 1), np.clip(share + reach, 0, 1)

@@ -1,4 +1,4 @@
-"""A client -> the batches that the demo trains on, and one digest of all of them in a row."""
+"""The batches that the demo trains on, and one digest over all of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,8 +16,9 @@ def open_stream(client: MixClient, steps: int, *, prefetch: int) -> BatchIterato
     return client.batches(BATCH_SIZE, KEY, stop=steps * BATCH_SIZE, prefetch=prefetch)
 
 
-def chained(digest: str, batch: Mapping[str, np.ndarray]) -> str:
-    """The digest of the batches so far and of `batch` after them; the digest of no batch is the empty string."""
+def extend_digest(digest: str, batch: Mapping[str, np.ndarray]) -> str:
+    """The digest of earlier batches, with digest `digest`, and `batch`. The digest of no batches is ""."""
+    # A chain, not one hash object: a trainer saves it as text, and goes on from it after a kill.
     link = hashlib.sha256(digest.encode())
     for name, array in sorted(batch.items()):
         link.update(f"{name} {array.dtype} {array.shape}\n".encode())

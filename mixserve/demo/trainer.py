@@ -1,4 +1,4 @@
-"""The trainer process: batches from a server -> a model, a journal of every step, and a state to go on from."""
+"""The trainer process: batches from a server -> a model, a journal of every step, and a state to resume from."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ import numpy as np
 from mixserve.demo.checkpoint import restore, save
 from mixserve.demo.journal import JournalWriter
 from mixserve.demo.model import new_learner, train_step
-from mixserve.demo.stream import BATCH_SIZE, KEY, chained, open_stream
+from mixserve.demo.stream import BATCH_SIZE, KEY, extend_digest, open_stream
 from mixserve.mixture.plan import Planner
 from mixserve_client import MixClient, MixtureDescription
 from mixserve_client.schema.keys import key_words
@@ -22,7 +22,7 @@ _PATIENCE_S = 120.0
 
 
 def train(address: str, folder: Path, steps: int) -> None:
-    """Train on the first `steps` batches of the server's mixture, from the state in `folder` on if there is one."""
+    """Train on the first `steps` batches of the server's mixture, resuming from the state in `folder` if any."""
     learner = new_learner()
     with JournalWriter(folder / JOURNAL) as journal, MixClient.connect(address, patience_s=_PATIENCE_S) as client:
         mixture = client.mixture()
@@ -39,7 +39,7 @@ def train(address: str, folder: Path, steps: int) -> None:
             batch = next(batches)
             waited_s = time.perf_counter() - began
             losses = np.asarray(train_step(*learner, jnp.asarray(batch["tokens"])))
-            digest = chained(digest, batch)
+            digest = extend_digest(digest, batch)
             rows = [sources[step] == source for source in range(len(counts))]
             counts += [int(mine.sum()) for mine in rows]
             step += 1
@@ -52,6 +52,7 @@ def train(address: str, folder: Path, steps: int) -> None:
                 took_s=time.perf_counter() - began,
             )
             if step % save_interval(steps) == 0:
+                # Model and iterator in one file: they resume at the same step whenever the process is killed.
                 progress = {"step": step, "digest": digest, "counts": counts.tolist(), "iterator": batches.get_state()}
                 save(folder / STATE, learner, progress)
                 journal.write(event="saved", step=step)
@@ -59,21 +60,19 @@ def train(address: str, folder: Path, steps: int) -> None:
 
 
 def row_sources(mixture: MixtureDescription, steps: int) -> np.ndarray:
-    """The source of every row of every batch, of shape (steps, BATCH_SIZE).
-
-    It needs no word from the server: which source fills which position is a pure function of key, weights and lengths.
-    """
+    """The source of every row of every batch: integers of shape (steps, BATCH_SIZE)."""
+    # Without asking the server: the source of a position is a pure function of key, weights and lengths.
     planner = Planner(mixture.weights, [source.length for source in mixture.sources])
     return planner.plan(key_words(KEY), 0, steps * BATCH_SIZE).source_ids.reshape(steps, BATCH_SIZE)
 
 
 def save_interval(steps: int) -> int:
-    """Steps from one saved state to the next, in a run of `steps`."""
+    """The number of steps between two saved states, in a run of `steps` steps."""
     return max(5, steps // 20)
 
 
 def main() -> None:
-    """Run `train` with the arguments of the command line."""
+    """Run `train` with arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
     parser.add_argument("folder", type=Path)
