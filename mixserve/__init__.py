@@ -25,7 +25,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Loaded at first use, so that a command that only asks a server (a health probe every few seconds) never loads JAX.
+# Imported at first use, so that a command that only calls a server (a health probe every few seconds) never loads JAX.
 _HOMES = {
     "ArraySource": "mixserve.sources",
     "DataSourceModule": "mixserve.module",
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'mixserve' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
+    globals()[name] = value  # Python calls __getattr__ only for names that are missing here
     return value
 
 

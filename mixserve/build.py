@@ -1,4 +1,4 @@
-"""Checked configuration -> nodes, with their files opened; errors name the file and the key."""
+"""A checked configuration -> nodes, with their files opened. Errors name the file and the key."""
 
 import errno
 import resource
@@ -19,7 +19,7 @@ _FILES = 1 << 16
 
 
 def build_nodes(config: Config, file: Path, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
-    """The nodes of `config`, which was read from `file`; paths are relative to it. Raises ConfigError."""
+    """The nodes of `config`, which was read from `file`. Paths in it are relative to `file`. Raises ConfigError."""
     _allow_many_files()
     return {
         name: _at(file, _key(name), lambda: _node(mixture, file, _key(name), placement))  # noqa: B023
@@ -30,24 +30,31 @@ def build_nodes(config: Config, file: Path, *, placement: str | None = None) -> 
 def open_nodes(
     file: Path, *, placement: str | None = None, mixture: str | None = None
 ) -> dict[str, MixDataSourcesNode]:
-    """The nodes of the configuration in `file`, whose sources, or those of `mixture`, have said everything that a
-    description of them needs: what is wrong with them shows now. Raises ConfigError."""
+    """The nodes of the configuration in `file`, with the sources of all mixtures, or of `mixture`, checked.
+
+    Raises ConfigError.
+    """
     nodes = build_nodes(load_config(file), file, placement=placement)
     for name, node in nodes.items() if mixture not in nodes else [(mixture, nodes[mixture])]:
+        # Computing a fingerprint calls everything that a description needs of the sources, so faults show now.
         _at(file, _key(name), lambda: node.mixture.fingerprint)  # noqa: B023
     return nodes
 
 
 @contextmanager
 def starting(file: Path) -> Generator[None, None, None]:
-    """What sources of the user's own raise while a server starts becomes a ConfigError that names `file`; errors of
-    addresses and folders stay what they are."""
+    """Turns errors of users' sources while a server starts into a ConfigError that names `file`.
+
+    Errors of addresses and folders (OSError) pass through.
+    """
     try:
         yield
     except (OSError, ConfigError, MixserveError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise ConfigError(f"{short(str(file), 300)}: the mixtures cannot be served: {_said(error)}") from error
+        raise ConfigError(
+            f"{short(str(file), 300)}: the mixtures cannot be served: {_describe_error(error)}"
+        ) from error
 
 
 def _key(mixture: str) -> str:
@@ -74,28 +81,25 @@ def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -
         precomputed_stats=mixture.precomputed_stats,
     )
     node = MixDataSourcesNode(config, sources)
-    _ = node.mixture.fields  # a server has nothing but batches
+    _ = node.mixture.fields  # raises now if the sources' records do not fit together: a server serves only batches
     return node
 
 
 def _at(file: Path, key: str, make: Callable[[], T]) -> T:
-    """What `make` makes; its errors become ConfigErrors that name file and key, unless they do already.
-
-    Sources may be code of the user's own, which raises whatever it likes, SystemExit among it.
-    """
+    """The result of `make`. Its errors become ConfigErrors that name file and key, unless they do already."""
     try:
         return make()
     except (ConfigError, KeyboardInterrupt):
         raise
-    except BaseException as error:
-        raise ConfigError(f"{short(str(file), 300)}: {key}: {_said(error)}") from error
+    except BaseException as error:  # a source may be a user's code, and raise anything, even SystemExit
+        raise ConfigError(f"{short(str(file), 300)}: {key}: {_describe_error(error)}") from error
 
 
-def _said(error: BaseException) -> str:
-    """The error's own words; those that only Python's programmers understand come with its class."""
+def _describe_error(error: BaseException) -> str:
+    """The error's message, after its class if the message alone would not be clear."""
     said = said_by(error, 1000)
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        said += "; every mapped file holds a descriptor: raise the limit of this process (ulimit -n), or join files"
+        said += "; every mapped file has a descriptor: raise this process's limit (ulimit -n), or merge files"
     is_plain = isinstance(error, OSError | ValueError | TypeError | KeyError | ImportError | EOFError | BadZipFile)
     return said if is_plain or said == type(error).__name__ else f"{type(error).__name__}: {said}"
 
@@ -106,9 +110,9 @@ def _statistics(mixture: MixtureConfig, folder: Path) -> Callable[..., Any] | No
 
 
 def _allow_many_files() -> None:
-    """Use as many descriptors as the system allows: every slot of shared memory and every mapped file holds one."""
+    """Raise the soft limit of file descriptors: every slot of shared memory and every mapped file has one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # less than `hard` may be allowed
+        with suppress(ValueError, OSError):  # a sandbox may allow less than `hard`
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

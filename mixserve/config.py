@@ -1,4 +1,4 @@
-"""A YAML file -> checked configuration; every error names the file, the key, and what is allowed."""
+"""A YAML file -> a checked configuration. Errors name the file, the key, and what is allowed."""
 
 import math
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from mixserve.address import checked_host
+from mixserve.address import check_host
 from mixserve.shown import names_shown, short, shown
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
 from mixserve.sources.registry import KINDS, AnySourceConfig
@@ -18,23 +18,23 @@ _MOST_PROBLEMS = 5
 
 
 class ConfigError(ValueError):
-    """The configuration, or a file that it names, is not usable; the message names file and key, and is never long."""
+    """The configuration, or a file that it names, is not usable. The message names file and key."""
 
     def __init__(self, message: str):
         super().__init__(short(message))
 
 
-def checked_seconds(seconds: float) -> float:
-    """`seconds`, if leases can last so long. Raises ValueError."""
+def check_seconds(seconds: float) -> float:
+    """`seconds`, if it is a possible duration of leases. Raises ValueError."""
     if not math.isfinite(seconds) or seconds < LEAST_TTL_S:
         raise ValueError(f"must be a positive, finite number of seconds of at least {LEAST_TTL_S}, got {seconds}")
     return seconds
 
 
-Seconds = Annotated[float, AfterValidator(checked_seconds)]
+Seconds = Annotated[float, AfterValidator(check_seconds)]
 
 
-def _checked_name(name: str) -> str:
+def _check_name(name: str) -> str:
     if not name.isprintable():
         raise ValueError(f"the name of a mixture must be printable, got {shown(name)}")
     return name
@@ -43,13 +43,12 @@ def _checked_name(name: str) -> str:
 class ScheduleEntryConfig(Section):
     """The weights of the sources, by name, from a position on."""
 
-    start: int = Field(alias="from", ge=0, lt=2**63 - 1)
+    start: int = Field(alias="from", ge=0, lt=2**63 - 1)  # `from` is a keyword in Python
     weights: dict[Name, Weight]
 
 
 class MixtureConfig(Section):
-    """One mixture: its sources by name, how and under which weights they are drawn, where rows are gathered, and what
-    the node's own surface is set to."""
+    """One mixture: its sources by name, sampling and weights, placement, and options of the node."""
 
     sampling: Literal["categorical", "epoch"] = "categorical"
     block_size: int = Field(default=2048, ge=1, le=1 << 16)
@@ -66,46 +65,44 @@ class MixtureConfig(Section):
         for entry in self.schedule:
             if entry.weights.keys() != self.sources.keys():
                 raise ValueError(
-                    f"schedule: the weights from {entry.start} on must be those of {names_shown(self.sources)}, "
-                    f"{_difference(self.sources, entry.weights)}"
+                    f"schedule: the entry from {entry.start} on must have weights for exactly "
+                    f"{names_shown(self.sources)}; {_difference(self.sources, entry.weights)}"
                 )
         starts = [entry.start for entry in self.schedule]
         if any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(f"schedule: entries must begin one behind the other, got entries from {shown(starts)}")
+            raise ValueError(f"schedule: starts must be strictly increasing, got {shown(starts)}")
         weighted = [name for name, source in self.sources.items() if source.weight is not None]
         if self.schedule and self.schedule[0].start == 0:
             if weighted:
                 raise ValueError(
-                    f"the schedule has the weights from 0 on, and {names_shown(weighted)} a weight too: take one out"
+                    f"the schedule has the weights from 0 on, and {names_shown(weighted)} a weight too: remove one of "
+                    "the two"
                 )
         elif len(weighted) < len(self.sources):
             missing = next(name for name, source in self.sources.items() if source.weight is None)
-            raise ValueError(
-                f"sources.{short(missing, 100)}.weight is required where no schedule has the weights from 0 on"
-            )
+            raise ValueError(f"sources.{short(missing, 100)}.weight is required, unless a schedule starts from 0")
         return self
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The weights of the sources, in their order, from position 0 on."""
+        """The weights from position 0 on, in the order of the sources."""
         if self.schedule and self.schedule[0].start == 0:
             return tuple(self.schedule[0].weights[name] for name in self.sources)
         return tuple(source.weight or 0.0 for source in self.sources.values())
 
     @property
     def later_weights(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """The weights of later positions, by the position from which on they hold."""
+        """(start, weights) of the later schedule entries, with weights in the order of the sources."""
         later = [entry for entry in self.schedule if entry.start > 0]
         return tuple((entry.start, tuple(entry.weights[name] for name in self.sources)) for entry in later)
 
 
 class ServerConfig(Section):
-    """Where the server listens, the folder where processes of the same host meet for shared memory, where sessions and
-    checkpoints are kept (None: nowhere), after how much silence of its holder a session is free, and where compiled
-    programs are kept (true: the user's cache folder).
+    """Options of the server: address, folder of shared memory, folder of sessions and checkpoints (None: none), seconds
+    of silence after which a session is free, and folder of compiled programs (true: the user's cache folder).
     """
 
-    host: Annotated[str, AfterValidator(checked_host)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
     shared_memory: bool | str = True
     state_dir: str | None = Field(default=None, min_length=1)
@@ -116,7 +113,7 @@ class ServerConfig(Section):
 class Config(Section):
     """A whole configuration file."""
 
-    mixtures: dict[Annotated[Name, AfterValidator(_checked_name)], MixtureConfig] = Field(min_length=1)
+    mixtures: dict[Annotated[Name, AfterValidator(_check_name)], MixtureConfig] = Field(min_length=1)
     server: ServerConfig = ServerConfig()
 
 
@@ -129,23 +126,24 @@ def load_config(path: Path) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold the keys {_allowed(Config)}, got {type(content).__name__}")
+        raise ConfigError(f"{path}: must have the keys {_allowed_keys(Config)}, got {type(content).__name__}")
     try:
         return Config.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        said = [f"{path}: {_said(problem)}" for problem in problems[:_MOST_PROBLEMS]]
+        # A wrong key in each of a thousand sources is one mistake: the first few say enough.
+        said = [f"{path}: {_describe_problem(problem)}" for problem in problems[:_MOST_PROBLEMS]]
         if len(problems) > _MOST_PROBLEMS:
             said.append(f"{path}: and {len(problems) - _MOST_PROBLEMS:,} more problems")
         raise ConfigError("\n".join(said)) from error
 
 
-def _said(problem: Any) -> str:
-    # pydantic puts the kind of a source into the path; the file has no such level.
+def _describe_problem(problem: Any) -> str:
+    # pydantic adds the kind of a source to the path, after mixtures.NAME.sources.NAME; the file has no such level.
     steps = [short(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in KINDS)]
     key, value = short(".".join(steps), 300), problem["input"]
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed here are {_allowed(_section(problem['loc']))}"
+        return f"{key}: unknown key; allowed here are {_allowed_keys(_section(problem['loc']))}"
     if problem["type"] == "missing":
         return f"{key}: is required"
     message = short(problem["msg"].removeprefix("Value error, "), 600)
@@ -154,14 +152,14 @@ def _said(problem: Any) -> str:
 
 
 def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
-    """Which names lack, or are too many."""
+    """Which names are missing or unknown."""
     lacking, foreign = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
     parts = [("missing are", lacking), ("unknown are", foreign)]
     return ", ".join(f"{what} {names_shown(names)}" for what, names in parts if names)
 
 
 def _section(place: tuple[Any, ...]) -> type[Section]:
-    """The section whose key `place` is, by the depth at which the sections stand in the file."""
+    """The section that has the key at the path `place`, by the depth of the sections in the file."""
     if len(place) == 1:
         return Config
     if place[0] == "server":
@@ -171,5 +169,5 @@ def _section(place: tuple[Any, ...]) -> type[Section]:
     return ScheduleEntryConfig if place[2] == "schedule" else KINDS[place[4]]
 
 
-def _allowed(section: type[Section]) -> str:
+def _allowed_keys(section: type[Section]) -> str:
     return ", ".join(field.alias or name for name, field in section.model_fields.items())

@@ -1,4 +1,4 @@
-"""What is no error of ours -> one that tells the client nothing but where to look."""
+"""Errors that are not ours -> ServerFault, which tells the client only where the log has the cause."""
 
 import logging
 import secrets
@@ -13,25 +13,26 @@ _SHOWN = 1000
 
 
 class WrongRecord(ValueError):
-    """A source gave a record that is not what it declared."""
+    """A source returned a record that differs from what it declared."""
 
 
 class StrayEnd(RuntimeError):
-    """Code of a source's, or of a function's of the user, raised what ends loops and generators."""
+    """A user's code raised StopIteration, StopAsyncIteration or GeneratorExit, which would end a loop of ours."""
 
 
 @contextmanager
 def error_boundary(what: str) -> Generator[None]:
-    """Turns other errors than ours into ServerFault with an id, under which the log has the cause.
+    """Turns all errors but MixserveError into ServerFault with an id, under which the log has the cause.
 
-    Whatever a source raises: gRPC answers a call only if its handler ends with an Exception, so a SystemExit would
-    leave the client waiting. What belongs to the caller alone (`is_callers_own`) goes through. What a source did wrong
-    is said as it is, since whoever reads the message can do something about it.
+    Errors that belong to the caller (`is_callers_own`) pass through. Faults of sources keep their message, because its
+    reader can do something about them.
     """
     try:
         yield
     except MixserveError:
         raise
+    # gRPC answers a call only if its handler ends with an Exception: a source's SystemExit would leave the client
+    # waiting.
     except BaseException as error:
         if is_callers_own(error):
             raise
@@ -43,18 +44,16 @@ def error_boundary(what: str) -> Generator[None]:
 
 
 def is_callers_own(error: BaseException) -> bool:
-    """Whether a signal handler may have raised `error` in a caller's own thread: Ctrl-C, say.
-
-    Python runs signal handlers in the main thread only, and gRPC answers calls in other threads. So a caller in the
-    main thread is in process, and keeps what is not an Exception. In other threads a source has raised it.
-    """
+    """Whether a signal handler (Ctrl-C, say) may have raised `error` in the caller's own thread."""
+    # Python runs signal handlers only in the main thread, and gRPC never answers calls there. So in the main thread the
+    # caller is in process, and gets what is not an Exception. In other threads, a source raised it.
     if isinstance(error, Exception | GeneratorExit):
         return False
     return threading.current_thread() is threading.main_thread()
 
 
 def for_others(error: BaseException) -> Exception:
-    """What those get who wait for what ended with `error` in another thread."""
+    """The error for threads that wait for a result, if the thread that made it ended with `error`."""
     if isinstance(error, Exception):
         return error
     if is_callers_own(error):
@@ -64,14 +63,15 @@ def for_others(error: BaseException) -> Exception:
     return found
 
 
-class user_code:  # noqa: N801  # it is used as a function is
-    """Around code that is not ours: turns what would pass for the end of records into an error. Raises StrayEnd.
+class user_code:  # noqa: N801  # it is used like a function
+    """Around users' code: turns exceptions that would look like the end of the records into StrayEnd.
 
-    What the code does is formatted with `about` when it is needed: there is one of these around every record.
+    `what` is formatted with `about` only for an error.
     """
 
-    # Not a generator: contextlib takes a RuntimeError that a StopIteration caused for one that Python made of it, and
-    # lets the StopIteration go on.
+    # Formatted late and with __slots__, because there is one of these around every record.
+    # Not a generator: contextlib takes a RuntimeError whose cause is a StopIteration for the one that Python makes of a
+    # StopIteration in a generator, and lets the StopIteration through.
     __slots__ = ("_about", "_what")
 
     def __init__(self, what: str, *about: object):
@@ -83,6 +83,6 @@ class user_code:  # noqa: N801  # it is used as a function is
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, StopIteration | StopAsyncIteration | GeneratorExit):
             raise StrayEnd(
-                f"{self._what.format(*self._about)} raised {type(error).__name__}, which must not pass for the end of "
-                "the epoch"
+                f"{self._what.format(*self._about)} raised {type(error).__name__}, which must not end the epoch; raise "
+                "another error"
             ) from error

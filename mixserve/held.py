@@ -1,4 +1,4 @@
-"""The former names of `mixserve.module.holders`, under which nodes that earlier versions pickled look for them."""
+"""Former names of `mixserve.module.holders`: pickles of nodes from earlier versions look for them here."""
 
 from mixserve.module.holders import DeviceData
 from mixserve.module.holders import ModuleOwned as Owned

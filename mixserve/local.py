@@ -1,4 +1,4 @@
-"""A client whose server is this process."""
+"""A client of nodes in this process."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +19,11 @@ def local_client(
 ) -> MixClient:
     """A client of `nodes` in this process: the same calls, the same bytes and the same errors, without a socket.
 
-    Sessions and checkpoints are kept in the folder `state_dir`; without one sessions end with the client.
+    `placement` (auto, host or device) overrides the nodes' own. Sessions and checkpoints are kept in the folder
+    `state_dir`; without one, sessions end with the client. If a holder is silent for `session_ttl_s` seconds, others
+    may open its session.
 
-    Raises OSError where the folder cannot be had.
+    Raises ValueError for bad arguments, and OSError if the folder cannot be used.
     """
     services = Services(nodes, placement=placement, state_dir=state_dir, session_ttl_s=session_ttl_s)
     return MixClient([InProcessTransport(services, on_close=services.close)])

@@ -1,4 +1,4 @@
-"""Values and texts of any size -> what an error message may show of them."""
+"""Values and texts of any size -> short texts for error messages."""
 
 import reprlib
 from collections.abc import Iterable
@@ -13,15 +13,16 @@ _INTEGER_BITS = 512
 
 
 def shown(value: object, limit: int = VALUE_CHARACTERS) -> str:
-    """The repr of `value` in at most `limit` characters. Never raises, and never makes a long text first."""
+    """The repr of `value`, in at most `limit` characters. Never raises, and never builds a long text first."""
     try:
         return short(_Bounded(limit).repr(value), limit)
-    except Exception:  # a repr of the user's own
+    except Exception:  # in a user's __repr__
         return f"a {type(value).__name__} without a repr"
 
 
 def short(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
-    """`text`, without its middle if it is longer than `limit` characters: both its ends often say what is wrong."""
+    """`text`, without its middle if it is longer than `limit` characters."""
+    # Both ends stay: a message often begins with the key and ends with what to do.
     if len(text) <= limit:
         return text
     cut = " … " if limit < 100 else f" …[{len(text) - limit:,} more characters]… "
@@ -30,17 +31,18 @@ def short(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
 
 
 def names_shown(names: Iterable[object]) -> str:
-    """The first names of many, separated by commas."""
+    """The first ten names, separated by commas, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(short(str(name), _NAME_CHARACTERS) for name in islice(names, _MOST_NAMES)) + more
 
 
 def said_by(error: BaseException, limit: int = MESSAGE_CHARACTERS) -> str:
-    """What `error` says, or its class if it says nothing."""
+    """The message of `error`, or its class if it has none. Never raises."""
     try:
+        # str() of a KeyError is the repr of its message.
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    except Exception:  # an error of the user's own
+    except Exception:  # in a user's __str__
         text = ""
     return short(text.strip(), limit) or type(error).__name__
 
@@ -52,7 +54,7 @@ class _Bounded(reprlib.Repr):
         self.maxstring = self.maxother = limit
 
     def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002
-        # Python refuses to write integers of more than 4,300 digits.
+        # Python refuses to convert integers of more than 4,300 digits.
         return str(x) if x.bit_length() <= _INTEGER_BITS else f"an integer of {x.bit_length():,} bits"
 
     def repr_bytes(self, x: bytes, level: int) -> str:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""A YAML file -> dicts, lists and scalars: strictly, and in bounded time and memory whatever the file holds."""
+"""A YAML file -> dicts, lists and scalars: strictly, and in bounded time and memory for any file."""
 
 import os
 import stat
@@ -13,11 +13,11 @@ from mixserve.shown import short, shown
 
 LARGEST_FILE_BYTES = 64 << 20
 MOST_LEVELS = 64
-# Values in the whole file, where an alias counts as all that it repeats: a few lines of aliases to aliases stand for
+# Values in the whole file. An alias counts as all values that it repeats: a few lines of aliases to aliases expand to
 # billions of values ("billion laughs"), and merges copy them.
 MOST_VALUES = 1 << 21
 _CHARACTERS_PER_VALUE = 256  # long texts count as several values
-_LONGEST_NUMBER = 1000  # beyond that, reading one takes time that grows with the square of its length
+_LONGEST_NUMBER = 1000  # converting one takes time that grows with the square of its length
 
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE, _TEXT = _PREFIX + "merge", _PREFIX + "str"
@@ -25,27 +25,28 @@ _LISTS = tuple(_PREFIX + name for name in ("seq", "omap", "pairs"))
 _MAPPINGS = tuple(_PREFIX + name for name in ("map", "set"))
 _SCALARS = tuple(_PREFIX + name for name in ("null", "bool", "int", "float", "binary", "timestamp", "str"))
 _NUMBERS = tuple(_PREFIX + name for name in ("int", "float", "timestamp"))
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one that is compiled is ten times faster
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is ten times faster
 
 
 class BadYaml(ValueError):
-    """The text is not YAML, or none that is taken here; the message names line and column."""
+    """The text is not YAML, or uses something that we do not accept. The message names line and column."""
 
 
 def read_yaml(path: Path) -> Any:
-    """What the YAML file at `path` holds.
+    """The content of the YAML file at `path`.
 
-    Raises OSError for a file that cannot be read, and BadYaml for one that is too large, is not YAML, has a key twice,
-    or says more than this module's bounds allow.
+    Raises OSError if the file cannot be read, and BadYaml if it is too large, is not YAML, has a key twice, or exceeds
+    this module's limits.
     """
     return parse_yaml(_read_text(path))
 
 
 def parse_yaml(text: str, loader: Any = _Loader) -> Any:
-    """What the one YAML document in `text` holds, None if it is empty; `loader` is the class that finds its parts.
+    """The content of the one YAML document in `text`; None if it is empty. `loader` is a loader class of PyYAML.
 
-    Merge keys (`<<: *anchor`) are resolved. Raises BadYaml.
+    Resolves merge keys (`<<: *anchor`). Raises BadYaml.
     """
+    # From events, not by yaml.load: that accepts duplicate keys, and expands aliases and nesting without limits.
     return _Reader().read(yaml.parse(text, loader))
 
 
@@ -55,7 +56,7 @@ def _read_text(path: Path) -> str:
             raise BadYaml("must be a regular file, not a pipe, socket or device")
         content = file.read(LARGEST_FILE_BYTES + 1)
     if len(content) > LARGEST_FILE_BYTES:
-        raise BadYaml(f"must have at most {LARGEST_FILE_BYTES >> 20} MiB, and is larger")
+        raise BadYaml(f"may have at most {LARGEST_FILE_BYTES >> 20} MiB, and is larger")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -65,17 +66,17 @@ def _read_text(path: Path) -> str:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # without it, the open of a FIFO waits for a writer
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # without it, opening a FIFO waits for a writer
 
 
 @dataclass(slots=True)
 class _Open:
-    """A list or mapping whose end has not come."""
+    """A list or mapping that has not ended yet."""
 
     tag: str
     anchor: str | None
     mark: Any
-    values: int  # those of the file when it began
+    values: int  # the count of the file's values when it began
     items: list[Any] = field(default_factory=list[Any])
     mapping: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
     merged: list[Any] = field(default_factory=list[Any])
@@ -94,14 +95,13 @@ class _Merge:
 
 
 class _Reader:
-    """Builds values from events with a stack of its own: Python's is too short for what a file may nest.
+    """Builds values from events. Dicts keep the file's order, with merged keys first, as in PyYAML's SafeLoader."""
 
-    Dicts keep the order of the file, with merged keys first, as PyYAML's SafeLoader has them.
-    """
+    # A stack of its own: recursion would end with a RecursionError at the depth of Python's, not at MOST_LEVELS.
 
     def __init__(self) -> None:
         self._open: list[_Open] = []
-        self._anchors: dict[str, _Anchored | None] = {}  # None: its value has not ended
+        self._anchors: dict[str, _Anchored | None] = {}  # None: its value has not ended yet
         self._values = 0
         self._root: Any = None
         self._documents = 0
@@ -124,11 +124,11 @@ class _Reader:
                 if handler is not None:
                     handler(event)
         except yaml.YAMLError as error:
-            raise BadYaml(f"is not YAML: {_said(error)}") from error
+            raise BadYaml(f"is not YAML: {_describe_error(error)}") from error
         except (
             ValueError,
             OverflowError,
-        ) as error:  # of the scanner written in Python, for escapes such as "\UFFFFFFFF"
+        ) as error:  # PyYAML's scanner in Python raises these for escapes such as "\UFFFFFFFF"
             if isinstance(error, BadYaml):
                 raise
             raise BadYaml(f"is not YAML: {short(str(error), 500)}") from error
@@ -137,7 +137,7 @@ class _Reader:
     def _begin_document(self, event: Any) -> None:
         self._documents += 1
         if self._documents > 1:
-            raise _bad(event, "must hold one YAML document, and here begins a second one")
+            raise _bad(event, "must have one YAML document, and a second one begins here")
 
     def _begin(self, event: Any) -> None:
         is_list = isinstance(event, yaml.SequenceStartEvent)
@@ -145,7 +145,7 @@ class _Reader:
         if tag not in (_LISTS if is_list else _MAPPINGS):
             raise _bad(event, f"the tag {shown(tag)} is not known for a {'list' if is_list else 'mapping'}")
         if len(self._open) >= MOST_LEVELS:
-            raise _bad(event, f"values may be nested {MOST_LEVELS} levels deep, and these are deeper")
+            raise _bad(event, f"values may be nested at most {MOST_LEVELS} levels deep, and these are deeper")
         self._count(event, 1)
         if event.anchor is not None:
             self._anchors[event.anchor] = None
@@ -156,16 +156,16 @@ class _Reader:
         value: Any = ended.items
         if ended.tag != _LISTS[0]:
             value = [pair for item in value for pair in _pairs(ended, item)]
-        self._ended(ended, value)
+        self._finish(ended, value)
 
     def _end_mapping(self, event: Any) -> None:  # noqa: ARG002
         ended = self._open.pop()
         value: Any = ended.mapping
         if ended.merged:
             value = {key: item for mapping in ended.merged for key, item in mapping.items()} | value
-        self._ended(ended, value if ended.tag == _MAPPINGS[0] else set(value))
+        self._finish(ended, value if ended.tag == _MAPPINGS[0] else set(value))
 
-    def _ended(self, ended: _Open, value: Any) -> None:
+    def _finish(self, ended: _Open, value: Any) -> None:
         if ended.anchor is not None:
             self._anchors[ended.anchor] = _Anchored(value, self._values - ended.values + 1)
         self._add(ended.mark, value)
@@ -176,7 +176,7 @@ class _Reader:
             raise _bad(event, f"the alias *{short(name, 100)} has no anchor &{short(name, 100)} before it")
         anchored = self._anchors[name]
         if anchored is None:
-            raise _bad(event, f"the alias *{short(name, 100)} is part of what it stands for")
+            raise _bad(event, f"the alias *{short(name, 100)} is inside its own anchor")
         self._count(event, anchored.values)
         self._add(event, anchored.value)
 
@@ -194,14 +194,14 @@ class _Reader:
             if not event.implicit[0]:
                 return text
             if text not in self._plain:
-                found = self._constructed(event, self._scalars.resolve(yaml.ScalarNode, text, (True, False)))
+                found = self._construct(event, self._scalars.resolve(yaml.ScalarNode, text, (True, False)))
                 if len(text) > _CHARACTERS_PER_VALUE:
                     return found
                 self._plain[text] = found
             return self._plain[text]
-        return self._constructed(event, event.tag)
+        return self._construct(event, event.tag)
 
-    def _constructed(self, event: Any, tag: str) -> Any:
+    def _construct(self, event: Any, tag: str) -> Any:
         text: str = event.value
         if tag == _MERGE:
             return _Merge
@@ -212,19 +212,20 @@ class _Reader:
         if tag in _NUMBERS and len(text) > _LONGEST_NUMBER:
             raise _bad(
                 event,
-                f"a number or date may have {_LONGEST_NUMBER:,} characters, and {shown(text, 60)} has {len(text):,}; "
-                "quote it if it is text",
+                f"a number or date may have at most {_LONGEST_NUMBER:,} characters, and {shown(text, 60)} has "
+                f"{len(text):,}; quote it if it is text",
             )
         try:
             return self._scalars.yaml_constructors[tag](self._scalars, yaml.ScalarNode(tag, text))
         except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
             kind = tag.removeprefix(_PREFIX)
             raise _bad(
-                event, f"{shown(text)} is not a valid {kind}: {short(_said(error), 200)}; quote it if it is text"
+                event,
+                f"{shown(text)} is not a valid {kind}: {short(_describe_error(error), 200)}; quote it if it is text",
             ) from error
 
     def _add(self, mark: Any, value: Any) -> None:
-        """Put `value` where it stands: into what is open, as key or value of a mapping, or at the root."""
+        """Add `value` to the innermost open list or mapping (as key or value), or make it the root."""
         if not self._open:
             if value is _Merge:
                 raise _bad(mark, "<< is for mappings; quote it if it is text")
@@ -237,7 +238,7 @@ class _Reader:
         if top.tag in _LISTS:
             top.items.append(value)
         elif is_key:
-            top.key, top.has_key = _checked_key(mark, top, value), True
+            top.key, top.has_key = _check_key(mark, top, value), True
         else:
             top.has_key = False
             if top.key is _Merge:
@@ -249,20 +250,22 @@ class _Reader:
         self._values += values
         if self._values > MOST_VALUES:
             raise _bad(
-                mark, f"the file may hold {MOST_VALUES:,} values, with those that its aliases repeat, and has more"
+                mark,
+                f"the file may have at most {MOST_VALUES:,} values, with those that its aliases repeat, and has more",
             )
 
 
-def _checked_key(mark: Any, mapping: _Open, key: Any) -> Any:
+def _check_key(mark: Any, mapping: _Open, key: Any) -> Any:
     if isinstance(key, list | dict | set):
         raise _bad(mark, f"a key must be a text or a number, got {shown(key)}")
-    if key in mapping.mapping:
-        raise _bad(mark, f"the key {shown(key)} stands twice")
+    if key in mapping.mapping:  # PyYAML would take the last one silently
+        raise _bad(mark, f"the key {shown(key)} is there twice; remove one")
     return key
 
 
 def _mappings(mark: Any, value: Any) -> list[dict[Hashable, Any]]:
-    """What `<<` merges, in the order in which one overrides those before it."""
+    """The mappings that `<<` merges, in the order in which later ones override earlier ones."""
+    # In YAML, earlier mappings of the list override later ones, so the order is reversed.
     found: list[Any] = [value] if not isinstance(value, list) else value[::-1]
     if not all(isinstance(mapping, dict) for mapping in found):
         raise _bad(mark, f"<< merges a mapping or a list of mappings, got {shown(value)}")
@@ -282,7 +285,7 @@ def _bad(event: Any, problem: str) -> BadYaml:
     return BadYaml(f"line {mark.line + 1}, column {mark.column + 1}: {problem}")
 
 
-def _said(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return short(" ".join(str(error).split()), 500)
     parts = [error.problem, error.context]

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixserve import serve
-from mixserve.address import checked_address, checked_host, joined
+from mixserve.address import check_address, check_host, join_address
 from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
 from mixserve_client import InvalidRequest, MixClient
@@ -38,8 +38,8 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
         ("127.0.0.1", "the port is '127.0.0.1'"),
         ("", "the port is ''"),
         (":0", "host must not be empty"),
-        ("::1:5000", "an IPv6 host stands in brackets before its port, as in [::1]:50051; got '::1:5000'"),
-        ("::1", "an IPv6 host stands in brackets"),
+        ("::1:5000", "an IPv6 host must be in brackets before its port, as in [::1]:50051; got '::1:5000'"),
+        ("::1", "an IPv6 host must be in brackets"),
         ("[[::1]]:0", "got '[[::1]]'"),
         ("[::1%\n]:0", r"got '[::1%\n]'"),
         ("[localhost]:0", "got '[localhost]'"),
@@ -50,10 +50,10 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
         ("ipv4:127.0.0.1:99999", "the port is '99999'"),
         ("dns:///localhost:0", "without a port or a scheme; got 'dns:///localhost'"),
         ("http://localhost:0", "without a port or a scheme"),
-        ("unix:", "unix: is followed by the path"),
-        ("unix:///tmp/a\nb", "of printable characters"),
-        ("unix:\x00abstract", "of printable characters"),
-        ("unix:///" + "x" * 200, "may have 107 bytes"),
+        ("unix:", "unix: must be followed by the path"),
+        ("unix:///tmp/a\nb", "in printable characters"),
+        ("unix:\x00abstract", "in printable characters"),
+        ("unix:///" + "x" * 200, "may have at most 107 bytes"),
         (5000, "must be a text such as"),
         (None, "must be a text such as"),
     ],
@@ -67,12 +67,12 @@ def test_no_server_listens_where_nobody_said(address, said):
 
 
 def test_hosts_and_ports_make_addresses():
-    assert joined("::1", 5) == joined("[::1]", 5) == "[::1]:5"
-    assert joined("fe80::1%eth0", 0) == "[fe80::1%eth0]:0"
-    assert joined("localhost", 65535) == "localhost:65535"
+    assert join_address("::1", 5) == join_address("[::1]", 5) == "[::1]:5"
+    assert join_address("fe80::1%eth0", 0) == "[fe80::1%eth0]:0"
+    assert join_address("localhost", 65535) == "localhost:65535"
     for address in ("localhost:0", "0.0.0.0:1", "[::]:65535", "a-b.example.:80", "unix:///tmp/s", "unix:s"):
-        assert checked_address(address) == address
-    assert checked_host("[::]") == "::"
+        assert check_address(address) == address
+    assert check_host("[::]") == "::"
 
 
 @needs_ipv6

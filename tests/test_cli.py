@@ -147,7 +147,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
     ("content", "said"),
     [
         ("mixtures: {}", "mixtures: Dictionary should have at least 1 item"),
-        ("", "must hold the keys mixtures, server, got NoneType"),
+        ("", "must have the keys mixtures, server, got NoneType"),
         ("[1", "is not YAML"),
         ("mixturs: {}", "mixturs: unknown key; allowed here are mixtures, server"),
         (
@@ -158,7 +158,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "mixtures: {x: {sauces: {a: %s}}}",
             "mixtures.x.sauces: unknown key; allowed here are sampling, block_size, stop, sources, schedule",
         ),
-        ("mixtures: {x: {sources: {a: %s, a: %s}}}", "the key 'a' stands twice"),
+        ("mixtures: {x: {sources: {a: %s, a: %s}}}", "the key 'a' is there twice"),
         (
             "mixtures: {x: {placement: moon, sources: {a: %s}}}",
             "mixtures.x.placement: Input should be 'auto', 'host' or",
@@ -171,7 +171,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ),
         (
             "mixtures: {x: {sources: {a: {kind: arrays, path: a.npz}}}}",
-            "mixtures.x: sources.a.weight is required where no schedule has the weights from 0 on",
+            "mixtures.x: sources.a.weight is required, unless a schedule starts from 0",
         ),
         (
             "mixtures: {x: {sources: {a: {kind: arrays, path: a, weight: -1}}}}",

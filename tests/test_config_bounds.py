@@ -55,9 +55,9 @@ def mixture(folder: Path, sources: str, name: str = "odd.yaml", settings: str = 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[" * 50_000, f"nested {MOST_LEVELS} levels deep"),
-        ("- " * 3_000, f"nested {MOST_LEVELS} levels deep"),
-        ("{a: " * 50_000, f"nested {MOST_LEVELS} levels deep"),
+        ("[" * 50_000, f"nested at most {MOST_LEVELS} levels deep"),
+        ("- " * 3_000, f"nested at most {MOST_LEVELS} levels deep"),
+        ("{a: " * 50_000, f"nested at most {MOST_LEVELS} levels deep"),
         ("a: " + "9" * 5_000, "has 5,000; quote it"),
         ("a: 1" + ":00" * 5_000, "quote it"),
         ("a: 0x" + "f" * 900, "a: unknown key"),
@@ -78,20 +78,23 @@ def mixture(folder: Path, sources: str, name: str = "odd.yaml", settings: str = 
         ("!unknown {}", "the tag '!unknown' is not known for a mapping"),
         ("? [1]\n: 2", "a key must be a text or a number, got [1]"),
         ("? {a: 1}\n: 2", "a key must be a text or a number"),
-        ("mixtures: {x: {a: 1, a: 2}}", "the key 'a' stands twice"),
-        ("mixtures: {x: {sources: {a: {kind: factory, arguments: {q: [{b: 1, b: 2}]}}}}}", "the key 'b' stands twice"),
-        ("{1: a, 1.0: b}", "the key 1.0 stands twice"),
+        ("mixtures: {x: {a: 1, a: 2}}", "the key 'a' is there twice"),
+        (
+            "mixtures: {x: {sources: {a: {kind: factory, arguments: {q: [{b: 1, b: 2}]}}}}}",
+            "the key 'b' is there twice",
+        ),
+        ("{1: a, 1.0: b}", "the key 1.0 is there twice"),
         ("a: *nothing", "the alias *nothing has no anchor"),
-        ("&a [*a]", "the alias *a is part of what it stands for"),
+        ("&a [*a]", "the alias *a is inside its own anchor"),
         ("a: <<", "<< is for keys"),
         ("{<<: 3}", "<< merges a mapping or a list of mappings, got 3"),
-        ("a: 1\n---\nb: 2", "here begins a second one"),
+        ("a: 1\n---\nb: 2", "a second one begins here"),
         ("1: 2", "1: "),
         ("null: 2", "None"),
         ("mixtures: {1: {}}", "mixtures.1"),
         ("mixtures: {a\\u0085b: {sources: {}}}", "mixtures."),
         ('mixtures: {"a\\u200bb": {sources: {a: {a: 1}}}}', "must be printable, got 'a\\u200bb'"),
-        ("x" * 100_000, "must hold the keys mixtures, server, got str"),
+        ("x" * 100_000, "must have the keys mixtures, server, got str"),
         ('mixtures:\n  ? "' + "x" * 100_000 + '"\n  : 1', "more characters"),
         ("server: {host: '" + "x" * 100_000 + "'}", "server.host"),
         ("mixtures: {m: {placement: [" + "abcdefgh, " * 10_000 + "]}}", "mixtures.m.placement"),
@@ -124,7 +127,7 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
         ("mixtures: {}".encode("utf-16"), "is not YAML in UTF-8: byte 0 is 0xff"),
         (bytes(range(256)), "is not YAML"),
         (b"\x00" * 100, "is not YAML"),
-        (b"", "must hold the keys mixtures, server, got NoneType"),
+        (b"", "must have the keys mixtures, server, got NoneType"),
         (b"# nothing\n", "got NoneType"),
         (b"\xef\xbb\xbfmixtures: {}", "at least 1 item"),  # a byte order mark is none of the text
     ):
@@ -132,7 +135,7 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
         assert said in checked(file)
     with file.open("wb") as out:
         out.truncate((64 << 20) + 1)
-    assert "must have at most 64 MiB" in checked(file)
+    assert "may have at most 64 MiB" in checked(file)
     assert "cannot be read: Is a directory" in checked(tmp_path)
     assert "cannot be read: No such file" in checked(tmp_path / "none")
     assert "cannot be read: File name too long" in checked(tmp_path / ("x" * 3000))
