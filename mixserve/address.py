@@ -3,7 +3,7 @@
 from ipaddress import IPv6Address
 from typing import Any
 
-from mixserve.shown import shown
+from mixserve_client.schema.text import show
 
 _PORTS = 1 << 16
 _LONGEST_HOST = 253  # of a name in DNS
@@ -15,11 +15,11 @@ def check_host(host: str) -> str:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if ":" in bare or bare != host:
         if not _is_ipv6(bare):
-            raise ValueError(f"host must be a name or an IP address, without a port or a scheme; got {shown(host)}")
+            raise ValueError(f"host must be a name or an IP address, without a port or a scheme; got {show(host)}")
     elif not bare:
         raise ValueError("host must not be empty; 127.0.0.1 is this machine only, 0.0.0.0 or :: all interfaces")
     elif not _is_name(bare):
-        raise ValueError(f"host must be a name or an IP address, without spaces or slashes; got {shown(host)}")
+        raise ValueError(f"host must be a name or an IP address, without spaces or slashes; got {show(host)}")
     return bare
 
 
@@ -36,14 +36,14 @@ def check_address(address: Any) -> str:
     """
     # gRPC does not check: it takes ports modulo 65536, and chooses a port if it finds none.
     if not isinstance(address, str):
-        raise ValueError(f"it must be a text such as '127.0.0.1:50051', got {shown(address)}")
+        raise ValueError(f"it must be a text such as '127.0.0.1:50051', got {show(address)}")
     if address.startswith("unix:"):
         return _check_unix(address)
     host, colon, port = address.rpartition(":")
     if _is_ipv6(host) or _is_ipv6(address):
-        raise ValueError(f"an IPv6 host must be in brackets before its port, as in [::1]:50051; got {shown(address)}")
+        raise ValueError(f"an IPv6 host must be in brackets before its port, as in [::1]:50051; got {show(address)}")
     if not colon or not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < _PORTS):
-        raise ValueError(f"it must be host:port with a port in 0..65535, or unix:///path; the port is {shown(port)}")
+        raise ValueError(f"it must be host:port with a port in 0..65535, or unix:///path; the port is {show(port)}")
     check_host(host)
     return address
 

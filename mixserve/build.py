@@ -10,9 +10,9 @@ from zipfile import BadZipFile
 
 from mixserve.config import Config, ConfigError, MixtureConfig, load_config
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
-from mixserve.shown import said_by, short
 from mixserve.sources.kinds.functions import import_function
 from mixserve_client.errors import MixserveError
+from mixserve_client.schema.text import describe_error, shorten
 
 T = TypeVar("T")
 _FILES = 1 << 16
@@ -53,17 +53,17 @@ def starting(file: Path) -> Generator[None, None, None]:
         raise
     except BaseException as error:
         raise ConfigError(
-            f"{short(str(file), 300)}: the mixtures cannot be served: {_describe_error(error)}"
+            f"{shorten(str(file), 300)}: the mixtures cannot be served: {_describe_error(error)}"
         ) from error
 
 
 def _key(mixture: str) -> str:
-    return f"mixtures.{short(mixture, 100)}"
+    return f"mixtures.{shorten(mixture, 100)}"
 
 
 def _node(mixture: MixtureConfig, file: Path, key: str, placement: str | None) -> MixDataSourcesNode:
     sources = [
-        _at(file, f"{key}.sources.{short(name, 100)}", lambda: source.open(file.parent))  # noqa: B023
+        _at(file, f"{key}.sources.{shorten(name, 100)}", lambda: source.open(file.parent))  # noqa: B023
         for name, source in mixture.sources.items()
     ]
     config = MixDataSourcesConfig(
@@ -92,12 +92,12 @@ def _at(file: Path, key: str, make: Callable[[], T]) -> T:
     except (ConfigError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a source may be a user's code, and raise anything, even SystemExit
-        raise ConfigError(f"{short(str(file), 300)}: {key}: {_describe_error(error)}") from error
+        raise ConfigError(f"{shorten(str(file), 300)}: {key}: {_describe_error(error)}") from error
 
 
 def _describe_error(error: BaseException) -> str:
     """The error's message, after its class if the message alone would not be clear."""
-    said = said_by(error, 1000)
+    said = describe_error(error, 1000)
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
         said += "; every mapped file has a descriptor: raise this process's limit (ulimit -n), or merge files"
     is_plain = isinstance(error, OSError | ValueError | TypeError | KeyError | ImportError | EOFError | BadZipFile)

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mixserve.address import check_host
-from mixserve.shown import names_shown, short, shown
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
 from mixserve.sources.registry import KINDS, AnySourceConfig
 from mixserve.yaml_file import read_yaml
 from mixserve_client.schema.sessions import LEAST_TTL_S
+from mixserve_client.schema.text import shorten, show, show_names
 
 _MOST_PROBLEMS = 5
 
@@ -21,7 +21,7 @@ class ConfigError(ValueError):
     """The configuration, or a file that it names, is not usable. The message names file and key."""
 
     def __init__(self, message: str):
-        super().__init__(short(message))
+        super().__init__(shorten(message))
 
 
 def check_seconds(seconds: float) -> float:
@@ -36,7 +36,7 @@ Seconds = Annotated[float, AfterValidator(check_seconds)]
 
 def _check_name(name: str) -> str:
     if not name.isprintable():
-        raise ValueError(f"the name of a mixture must be printable, got {shown(name)}")
+        raise ValueError(f"the name of a mixture must be printable, got {show(name)}")
     return name
 
 
@@ -66,21 +66,21 @@ class MixtureConfig(Section):
             if entry.weights.keys() != self.sources.keys():
                 raise ValueError(
                     f"schedule: the entry from {entry.start} on must have weights for exactly "
-                    f"{names_shown(self.sources)}; {_difference(self.sources, entry.weights)}"
+                    f"{show_names(self.sources)}; {_difference(self.sources, entry.weights)}"
                 )
         starts = [entry.start for entry in self.schedule]
         if any(a >= b for a, b in pairwise(starts)):
-            raise ValueError(f"schedule: starts must be strictly increasing, got {shown(starts)}")
+            raise ValueError(f"schedule: starts must be strictly increasing, got {show(starts)}")
         weighted = [name for name, source in self.sources.items() if source.weight is not None]
         if self.schedule and self.schedule[0].start == 0:
             if weighted:
                 raise ValueError(
-                    f"the schedule has the weights from 0 on, and {names_shown(weighted)} a weight too: remove one of "
+                    f"the schedule has the weights from 0 on, and {show_names(weighted)} a weight too: remove one of "
                     "the two"
                 )
         elif len(weighted) < len(self.sources):
             missing = next(name for name, source in self.sources.items() if source.weight is None)
-            raise ValueError(f"sources.{short(missing, 100)}.weight is required, unless a schedule starts from 0")
+            raise ValueError(f"sources.{shorten(missing, 100)}.weight is required, unless a schedule starts from 0")
         return self
 
     @property
@@ -140,22 +140,22 @@ def load_config(path: Path) -> Config:
 
 def _describe_problem(problem: Any) -> str:
     # pydantic adds the kind of a source to the path, after mixtures.NAME.sources.NAME; the file has no such level.
-    steps = [short(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in KINDS)]
-    key, value = short(".".join(steps), 300), problem["input"]
+    steps = [shorten(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in KINDS)]
+    key, value = shorten(".".join(steps), 300), problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key; allowed here are {_allowed_keys(_section(problem['loc']))}"
     if problem["type"] == "missing":
         return f"{key}: is required"
-    message = short(problem["msg"].removeprefix("Value error, "), 600)
-    says_what_came = isinstance(value, dict) or shown(value) in message
-    return f"{key}: {message}" if says_what_came else f"{key}: {message}; got {shown(value)}"
+    message = shorten(problem["msg"].removeprefix("Value error, "), 600)
+    says_what_came = isinstance(value, dict) or show(value) in message
+    return f"{key}: {message}" if says_what_came else f"{key}: {message}; got {show(value)}"
 
 
 def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
     """Which names are missing or unknown."""
     lacking, foreign = [n for n in wanted if n not in given], [n for n in given if n not in wanted]
     parts = [("missing are", lacking), ("unknown are", foreign)]
-    return ", ".join(f"{what} {names_shown(names)}" for what, names in parts if names)
+    return ", ".join(f"{what} {show_names(names)}" for what, names in parts if names)
 
 
 def _section(place: tuple[Any, ...]) -> type[Section]:

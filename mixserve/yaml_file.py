@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mixserve.shown import short, shown
+from mixserve_client.schema.text import shorten, show
 
 LARGEST_FILE_BYTES = 64 << 20
 MOST_LEVELS = 64
@@ -131,7 +131,7 @@ class _Reader:
         ) as error:  # PyYAML's scanner in Python raises these for escapes such as "\UFFFFFFFF"
             if isinstance(error, BadYaml):
                 raise
-            raise BadYaml(f"is not YAML: {short(str(error), 500)}") from error
+            raise BadYaml(f"is not YAML: {shorten(str(error), 500)}") from error
         return self._root
 
     def _begin_document(self, event: Any) -> None:
@@ -143,7 +143,7 @@ class _Reader:
         is_list = isinstance(event, yaml.SequenceStartEvent)
         tag = event.tag if event.tag not in (None, "!") else _LISTS[0] if is_list else _MAPPINGS[0]
         if tag not in (_LISTS if is_list else _MAPPINGS):
-            raise _bad(event, f"the tag {shown(tag)} is not known for a {'list' if is_list else 'mapping'}")
+            raise _bad(event, f"the tag {show(tag)} is not known for a {'list' if is_list else 'mapping'}")
         if len(self._open) >= MOST_LEVELS:
             raise _bad(event, f"values may be nested at most {MOST_LEVELS} levels deep, and these are deeper")
         self._count(event, 1)
@@ -173,10 +173,10 @@ class _Reader:
     def _alias(self, event: Any) -> None:
         name = event.anchor
         if name not in self._anchors:
-            raise _bad(event, f"the alias *{short(name, 100)} has no anchor &{short(name, 100)} before it")
+            raise _bad(event, f"the alias *{shorten(name, 100)} has no anchor &{shorten(name, 100)} before it")
         anchored = self._anchors[name]
         if anchored is None:
-            raise _bad(event, f"the alias *{short(name, 100)} is inside its own anchor")
+            raise _bad(event, f"the alias *{shorten(name, 100)} is inside its own anchor")
         self._count(event, anchored.values)
         self._add(event, anchored.value)
 
@@ -208,11 +208,11 @@ class _Reader:
         if tag in (_TEXT, _PREFIX + "value"):
             return text
         if tag not in _SCALARS:
-            raise _bad(event, f"the tag {shown(tag)} is not known for {shown(text)}")
+            raise _bad(event, f"the tag {show(tag)} is not known for {show(text)}")
         if tag in _NUMBERS and len(text) > _LONGEST_NUMBER:
             raise _bad(
                 event,
-                f"a number or date may have at most {_LONGEST_NUMBER:,} characters, and {shown(text, 60)} has "
+                f"a number or date may have at most {_LONGEST_NUMBER:,} characters, and {show(text, 60)} has "
                 f"{len(text):,}; quote it if it is text",
             )
         try:
@@ -221,7 +221,7 @@ class _Reader:
             kind = tag.removeprefix(_PREFIX)
             raise _bad(
                 event,
-                f"{shown(text)} is not a valid {kind}: {short(_describe_error(error), 200)}; quote it if it is text",
+                f"{show(text)} is not a valid {kind}: {shorten(_describe_error(error), 200)}; quote it if it is text",
             ) from error
 
     def _add(self, mark: Any, value: Any) -> None:
@@ -257,9 +257,9 @@ class _Reader:
 
 def _check_key(mark: Any, mapping: _Open, key: Any) -> Any:
     if isinstance(key, list | dict | set):
-        raise _bad(mark, f"a key must be a text or a number, got {shown(key)}")
+        raise _bad(mark, f"a key must be a text or a number, got {show(key)}")
     if key in mapping.mapping:  # PyYAML would take the last one silently
-        raise _bad(mark, f"the key {shown(key)} is there twice; remove one")
+        raise _bad(mark, f"the key {show(key)} is there twice; remove one")
     return key
 
 
@@ -268,14 +268,14 @@ def _mappings(mark: Any, value: Any) -> list[dict[Hashable, Any]]:
     # In YAML, earlier mappings of the list override later ones, so the order is reversed.
     found: list[Any] = [value] if not isinstance(value, list) else value[::-1]
     if not all(isinstance(mapping, dict) for mapping in found):
-        raise _bad(mark, f"<< merges a mapping or a list of mappings, got {shown(value)}")
+        raise _bad(mark, f"<< merges a mapping or a list of mappings, got {show(value)}")
     return found
 
 
 def _pairs(opened: _Open, item: Any) -> list[tuple[Hashable, Any]]:
     if not isinstance(item, dict) or len(item) != 1:
         raise _bad(
-            opened.mark, f"{opened.tag.removeprefix(_PREFIX)} is a list of mappings of one key, got {shown(item)}"
+            opened.mark, f"{opened.tag.removeprefix(_PREFIX)} is a list of mappings of one key, got {show(item)}"
         )
     return list(item.items())
 
@@ -287,7 +287,7 @@ def _bad(event: Any, problem: str) -> BadYaml:
 
 def _describe_error(error: BaseException) -> str:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return short(" ".join(str(error).split()), 500)
+        return shorten(" ".join(str(error).split()), 500)
     parts = [error.problem, error.context]
-    said = " ".join(short(part, 200) for part in parts if part)
+    said = " ".join(shorten(part, 200) for part in parts if part)
     return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {said}"

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
-from mixserve.shown import MESSAGE_CHARACTERS, said_by, short, shown
 from mixserve.sources.kinds.globbing import matches
 from mixserve.yaml_file import MOST_LEVELS, BadYaml, parse_yaml
+from mixserve_client.schema.text import MESSAGE_CHARACTERS, describe_error, shorten, show
 from tests.processes import write_mixture
 from tests.profiles import examples
 
@@ -359,8 +359,8 @@ def test_merges_are_those_of_pyyaml():
     st.integers(10, 300),
 )
 def test_whatever_is_shown_is_short(value, limit):
-    assert len(shown(value, limit)) <= limit
-    assert len(short(str(type(value)) * 50, limit)) <= limit
+    assert len(show(value, limit)) <= limit
+    assert len(shorten(str(type(value)) * 50, limit)) <= limit
 
 
 def test_objects_without_a_repr_are_shown_by_their_class():
@@ -368,10 +368,10 @@ def test_objects_without_a_repr_are_shown_by_their_class():
         def __repr__(self) -> str:
             raise RuntimeError
 
-    assert "Odd" in shown(Odd())
-    assert shown({"a": [1, "x"]}) == "{'a': [1, 'x']}"
-    assert said_by(KeyError("a")) == "a"
-    assert said_by(ValueError("")) == "ValueError"
+    assert "Odd" in show(Odd())
+    assert show({"a": [1, "x"]}) == "{'a': [1, 'x']}"
+    assert describe_error(KeyError("a")) == "a"
+    assert describe_error(ValueError("")) == "ValueError"
 
 
 def test_serve_simulate_and_explain_say_the_same(folder):

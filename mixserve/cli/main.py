@@ -322,19 +322,19 @@ def _folder(name: str, option: str | None) -> bool | str | None:
 def _plain_errors() -> Generator[None, None, None]:
     """Prints a user's errors as one plain message and exits with code 2. Other errors keep their traceback."""
     from mixserve.config import ConfigError
-    from mixserve.shown import shown
     from mixserve_client.errors import MixserveError
+    from mixserve_client.schema.text import show
 
     try:
         yield
     except (ConfigError, MixserveError, OSError) as error:
         _end_with(error)
     except SystemExit as error:  # from a user's code: our commands raise typer.Exit, which is not a SystemExit
-        _end_with(ConfigError(f"the code of a source or a statistic called sys.exit({shown(error.code)})"))
+        _end_with(ConfigError(f"the code of a source or a statistic called sys.exit({show(error.code)})"))
 
 
 def _end_with(error: Exception) -> NoReturn:
-    from mixserve.shown import short
+    from mixserve_client.schema.text import shorten
 
-    print(f"mixserve: {short(str(error))}", file=sys.stderr)
+    print(f"mixserve: {shorten(str(error))}", file=sys.stderr)
     raise typer.Exit(2) from error

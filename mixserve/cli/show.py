@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mixserve.shown import names_shown
 from mixserve_client import MixClient, MixtureDescription
+from mixserve_client.schema.text import show_names
 
 MOST_ROWS = 500  # a terminal takes about a millisecond for a row of a table
 _MOST_ENTRIES = 20
@@ -36,7 +36,7 @@ def show_mixture(console: Console, mixture: MixtureDescription) -> None:
         _show_schedule(console, mixture)
     if mixture.leaves != tuple(source.name for source in mixture.sources):
         few = len(mixture.leaves) <= MOST_ROWS
-        leaves = ", ".join(mixture.leaves) if few else names_shown(mixture.leaves)
+        leaves = ", ".join(mixture.leaves) if few else show_names(mixture.leaves)
         console.print(f"  leaves, as source_id counts them: {leaves}", markup=False)
     for field in mixture.fields:
         console.print(f"  field {field.name}: {field.dtype.name}{list(field.shape)}", markup=False)

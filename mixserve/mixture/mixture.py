@@ -24,10 +24,10 @@ from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import Planners, ScheduledPlanner
 from mixserve.mixture.spec import NotNumeric, check_text, common_fields, numeric_leaves
-from mixserve.shown import shown
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Field
+from mixserve_client.schema.text import show
 
 
 class Mixture:
@@ -313,7 +313,7 @@ def _check_names(names: Sequence[str]) -> tuple[str, ...]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
-            f"the sources of a mixture must have distinct names, got {shown(sorted(twice))} more than once; "
+            f"the sources of a mixture must have distinct names, got {show(sorted(twice))} more than once; "
             "rename them, or give all names in source_names"
         )
     for name in names:

@@ -10,7 +10,7 @@ from mixserve.servicer.replies import Slots
 from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.session_servicer import SessionServicer
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
-from mixserve.shown import shown
+from mixserve_client.schema.text import show
 
 
 class Services:
@@ -33,7 +33,7 @@ class Services:
         """
         mixtures = Mixtures(nodes, placement)
         if not isinstance(state_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"state_dir must be a folder, or None for none, got {shown(state_dir)}")
+            raise ValueError(f"state_dir must be a folder, or None for none, got {show(state_dir)}")
         folder = None if state_dir is None else StateFolder(Path(state_dir))
         hosted = {mixture.name: mixture.node for mixture in mixtures}
         self.mix = MixServicer(mixtures, slots=slots)

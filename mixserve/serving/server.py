@@ -26,8 +26,8 @@ from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
-from mixserve.shown import shown
 from mixserve_client.errors import MixserveError, Unavailable, class_of
+from mixserve_client.schema.text import show
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
@@ -254,7 +254,7 @@ def _check(address: str) -> None:
     try:
         check_address(address)
     except ValueError as error:
-        raise OSError(errno.EINVAL, f"cannot listen on {shown(address)}: {error}") from error
+        raise OSError(errno.EINVAL, f"cannot listen on {show(address)}: {error}") from error
 
 
 def _check_socket_is_free(address: str) -> None:

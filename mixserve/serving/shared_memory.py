@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mixserve.shown import shown
+from mixserve_client.schema.text import show
 from mixserve_client.transport.handshake import (
     DEFAULT_FOLDER,
     SLOT_ID,
@@ -171,7 +171,7 @@ def open_shared_memory(folder: bool | str) -> SharedMemory | None:
     Raises ValueError for any other argument.
     """
     if not isinstance(folder, bool | str | os.PathLike) or folder == "":  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"shared_memory must be True, False or a folder, got {shown(folder)}")
+        raise ValueError(f"shared_memory must be True, False or a folder, got {show(folder)}")
     if folder is False:
         return None
     try:

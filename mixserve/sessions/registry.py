@@ -20,7 +20,6 @@ from mixserve.sessions.loaded import Key, LoadedSessions
 from mixserve.sessions.operations import ABOUT_CHECKPOINTS, Subject, find_operation
 from mixserve.sessions.session import Session
 from mixserve.sessions.storage import StateFolder
-from mixserve.shown import shown
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,
@@ -38,6 +37,7 @@ from mixserve_client.schema.sessions import (
     OpenRequest,
     SessionDescription,
 )
+from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
 
@@ -61,13 +61,13 @@ class Sessions:
     ):
         """Raises ValueError for durations that are not positive and finite, or too short to renew leases in time."""
         if not _is_positive(ttl_s):
-            raise ValueError(f"session_ttl_s must be a positive, finite number of seconds, got {shown(ttl_s)}")
+            raise ValueError(f"session_ttl_s must be a positive, finite number of seconds, got {show(ttl_s)}")
         if ttl_s < LEAST_TTL_S:
             raise ValueError(
                 f"session_ttl_s must be at least {LEAST_TTL_S} s, so that clients renew leases in time, got {ttl_s}"
             )
         if not _is_positive(journal_days):
-            raise ValueError(f"journal_days must be a positive, finite number of days, got {shown(journal_days)}")
+            raise ValueError(f"journal_days must be a positive, finite number of days, got {show(journal_days)}")
         self._nodes = dict(nodes)
         self._folder = folder
         self._checkpoints = {name: Checkpoints(folder, name) for name in nodes} if folder is not None else {}

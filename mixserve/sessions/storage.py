@@ -20,8 +20,8 @@ from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote
 
-from mixserve.shown import shown
 from mixserve_client.errors import StorageFailed
+from mixserve_client.schema.text import show
 
 _NAME_BYTES_LIMIT = 200
 _QUIET_S = 10.0
@@ -156,7 +156,7 @@ class StateFolder:
 def _describe(error: OSError) -> str:
     """The operating system's message, and the path that it is about."""
     said, path = error.strerror or str(error), error.filename2 or error.filename
-    return said if path is None else f"{said}: {shown(str(path))}"
+    return said if path is None else f"{said}: {show(str(path))}"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mixserve_client.schema.checks import check_integer
 from mixserve_client.schema.keys import KeyWords, key_words
 from mixserve_client.schema.mixture import MixtureDescription
 from mixserve_client.schema.positions import POSITION_LIMIT
-from mixserve_client.schema.shown import shown
+from mixserve_client.schema.text import show
 
 
 class StreamCheckpoint(NamedTuple):
@@ -81,7 +81,7 @@ class ReaderState:
             )
         state: dict[str, Any] = {name: _plain(value) for name, value in cast(Mapping[str, Any], given).items()}
         if check_integer("the state's version", state["version"]) != _VERSION:
-            raise InvalidRequest(f"the state's version must be {_VERSION}, got {shown(state['version'])}")
+            raise InvalidRequest(f"the state's version must be {_VERSION}, got {show(state['version'])}")
         worker = state.get("worker")
         if worker is not None and not (isinstance(worker, list) and len(cast(list[Any], worker)) == 2):
             raise InvalidRequest(f"the state's worker must be a pair of integers, got {worker!r:.100}")

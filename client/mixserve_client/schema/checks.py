@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.schema.shown import shown
+from mixserve_client.schema.text import show
 
 
 def check_integer(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -18,14 +18,14 @@ def check_integer(name: str, value: Any, least: int | None = None, most: int | N
         number = None
     if number is None or (least is not None and number < least) or (most is not None and number > most):
         allowed = "" if least is None else f" of at least {least}" if most is None else f" in {least}..{most}"
-        raise InvalidRequest(f"{name} must be an integer{allowed}, got {shown(value)}")
+        raise InvalidRequest(f"{name} must be an integer{allowed}, got {show(value)}")
     return number
 
 
 def check_truth(name: str, value: Any) -> bool:
     """`value` as a bool. Raises InvalidRequest with the name, for example for "no", which would count as true."""
     if type(value) not in (bool, np.bool_):
-        raise InvalidRequest(f"{name} must be True or False, got {shown(value)}")
+        raise InvalidRequest(f"{name} must be True or False, got {show(value)}")
     return bool(value)
 
 
@@ -36,7 +36,7 @@ def check_seconds(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not number > 0:  # not `number <= 0`, which is False for NaN
-        raise InvalidRequest(f"{name} must be a positive number of seconds, got {shown(value)}")
+        raise InvalidRequest(f"{name} must be a positive number of seconds, got {show(value)}")
     return number
 
 
@@ -48,7 +48,7 @@ def check_pair(name: str, pair: Any, most: int | None = None) -> tuple[int, int]
         index, count = -1, 0
     if not 0 <= index < count <= (count if most is None else most):
         limit, size = ("", "") if most is None else (" <= batch_size", f" for batch_size {most}")
-        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {shown(pair)}{size}")
+        raise InvalidRequest(f"{name} must be (index, count) with 0 <= index < count{limit}, got {show(pair)}{size}")
     return index, count
 
 

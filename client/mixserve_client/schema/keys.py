@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.schema.shown import shown
+from mixserve_client.schema.text import show
 
 IMPLEMENTATION = "threefry2x32"
 _ALLOWED = (
@@ -32,7 +32,7 @@ def key_words(key: Any) -> KeyWords:
     if isinstance(key, int | np.integer):
         seed = operator.index(cast(int, key))
         if not 0 <= seed < 1 << 32:
-            raise InvalidRequest(f"{_ALLOWED}; got the seed {shown(seed)}")
+            raise InvalidRequest(f"{_ALLOWED}; got the seed {show(seed)}")
         return np.array([0, seed], np.uint32)
     if _is_typed_jax_key(key):
         return _typed_key_words(key)
@@ -55,7 +55,7 @@ def _list_words(words: list[Any]) -> KeyWords:
     except TypeError:
         found = []
     if len(found) != 2 or not all(0 <= word < 1 << 32 for word in found):
-        raise InvalidRequest(f"{_ALLOWED}; got {shown(words, 200)}")
+        raise InvalidRequest(f"{_ALLOWED}; got {show(words, 200)}")
     return np.array(found, np.uint32)
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mixserve_client.errors import InvalidRequest, OutOfRange
 from mixserve_client.schema.checks import check_integer
-from mixserve_client.schema.shown import shown
+from mixserve_client.schema.text import show
 
 POSITION_LIMIT = 2**63 - 1
 POSITIONS_PER_REQUEST = 1 << 16
@@ -35,12 +35,12 @@ def check_any_positions(positions: Any) -> Positions:
         given = np.empty(0, np.object_)
     # NumPy makes object arrays of integers beyond 64 bits.
     if given.ndim != 1 or not given.size or not (given.dtype.kind in "iu" or all(type(one) is int for one in given)):
-        raise InvalidRequest(f"positions must be a list of at least one integer, got {shown(positions, 200)}")
+        raise InvalidRequest(f"positions must be a list of at least one integer, got {show(positions, 200)}")
     least, most = int(given.min()), int(given.max())
     if least < 0:
-        raise InvalidRequest(f"positions must be at least 0, got {shown(least)}")
+        raise InvalidRequest(f"positions must be at least 0, got {show(least)}")
     if most >= POSITION_LIMIT:
-        raise OutOfRange(f"positions must be at most 2^63 - 2, got {shown(most)}; positions are 64-bit")
+        raise OutOfRange(f"positions must be at most 2^63 - 2, got {show(most)}; positions are 64-bit")
     return given.astype(np.int64)
 
 
@@ -53,12 +53,12 @@ def check_positions(start: Any, size: Any, size_limit: int | None = None, name: 
     start, size = check_integer("start", start), check_integer(name, size)
     if size < 1 or (size_limit is not None and size > size_limit):
         allowed = "at least 1" if size_limit is None else f"in 1..{size_limit}"
-        raise InvalidRequest(f"{name} must be {allowed}, got {shown(size)}")
+        raise InvalidRequest(f"{name} must be {allowed}, got {show(size)}")
     if start < 0:
-        raise InvalidRequest(f"start must be at least 0, got {shown(start)}")
+        raise InvalidRequest(f"start must be at least 0, got {show(start)}")
     if start + size > POSITION_LIMIT:
         raise OutOfRange(
-            f"start + {name} must be at most 2^63 - 1, got {shown(start)} + {shown(size)}; positions are 64-bit"
+            f"start + {name} must be at most 2^63 - 1, got {show(start)} + {show(size)}; positions are 64-bit"
         )
     return start, size
 
@@ -68,10 +68,8 @@ def check_intervals(name: str, given: Any) -> list[Interval]:
     try:
         pairs = [(check_integer(name, start), check_integer(name, stop)) for start, stop in given]
     except (TypeError, ValueError):
-        raise InvalidRequest(
-            f"{name} must be a list of pairs of integers (from, to), got {shown(given, 200)}"
-        ) from None
+        raise InvalidRequest(f"{name} must be a list of pairs of integers (from, to), got {show(given, 200)}") from None
     for start, stop in pairs:
         if not 0 <= start < stop <= POSITION_LIMIT:
-            raise InvalidRequest(f"{name} must have ranges with 0 <= from < to <= 2^63 - 1, got {shown((start, stop))}")
+            raise InvalidRequest(f"{name} must have ranges with 0 <= from < to <= 2^63 - 1, got {show((start, stop))}")
     return pairs

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from mixserve.shown import said_by, shown
 from mixserve.sources.kinds.base import Paths, SourceConfig
 from mixserve.sources.kinds.files import check_is_file, find_files
 from mixserve_client.schema.dtypes import dtype_named
+from mixserve_client.schema.text import describe_error, show
 
 
 class ArraysConfig(SourceConfig):
@@ -34,7 +34,7 @@ def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
     arrays = _read_folder(path) if path.is_dir() else _read_file(path)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
-            raise ValueError(f"path: {path} holds {shown(name)}, which is not an array")
+            raise ValueError(f"path: {path} holds {show(name)}, which is not an array")
     unknown = dtypes.keys() - arrays.keys()
     if unknown:
         raise ValueError(f"dtypes: {path} has the fields {sorted(arrays)}, not {sorted(unknown)}")
@@ -77,7 +77,7 @@ def _naming_damage(path: Path) -> Generator[None, None, None]:
     except OSError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise errors of many classes
-        said = said_by(error, 500)
+        said = describe_error(error, 500)
         if str(path) in said:
             raise ValueError(said) from error
         raise ValueError(f"path: {path} cannot be read as arrays: {said}") from error

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mixserve.shown import shown
 from mixserve.sources.kinds.base import Function, SourceConfig
 from mixserve.sources.kinds.functions import import_function, running
+from mixserve_client.schema.text import show
 
 
 class FactoryConfig(SourceConfig):
@@ -26,5 +26,5 @@ class FactoryConfig(SourceConfig):
             source = function(**self.arguments)
             is_source = isinstance(source, Source | FollowsReference)  # looks at attributes, so user code may run
         if not is_source:
-            raise TypeError(f"function: {self.function} must return a Source, got {shown(source)}")
+            raise TypeError(f"function: {self.function} must return a Source, got {show(source)}")
         return source

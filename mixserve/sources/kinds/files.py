@@ -5,8 +5,8 @@ from collections.abc import Callable
 from glob import has_magic
 from pathlib import Path
 
-from mixserve.shown import shown
 from mixserve.sources.kinds.globbing import MOST_MATCHES, matches
+from mixserve_client.schema.text import show
 
 
 def find_files(patterns: str | list[str], folder: Path, *, or_folders: bool = False) -> list[Path]:
@@ -18,7 +18,7 @@ def find_files(patterns: str | list[str], folder: Path, *, or_folders: bool = Fa
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         names = matches(pattern, str(folder)) if has_magic(pattern) else [pattern]
         if not names:
-            raise ValueError(f"path: no file matches {shown(pattern)} in {folder}")
+            raise ValueError(f"path: no file matches {show(pattern)} in {folder}")
         found += [folder / name for name in names]
         if len(found) > MOST_MATCHES:
             raise ValueError(f"path: more than {MOST_MATCHES:,} files; join them into fewer")

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from mixserve.shown import said_by, short, shown
+from mixserve_client.schema.text import describe_error, shorten, show
 
 
 def import_function(name: str, folder: Path, key: str) -> Callable[..., Any]:
@@ -20,7 +20,7 @@ def import_function(name: str, folder: Path, key: str) -> Callable[..., Any]:
     with running(folder, f"{key}: {name}"):
         found = attrgetter(function)(importlib.import_module(module))
     if not callable(found):
-        raise TypeError(f"{key}: {name} must be a function, got {shown(found)}")
+        raise TypeError(f"{key}: {name} must be a function, got {show(found)}")
     return found
 
 
@@ -34,7 +34,9 @@ def running(folder: Path, what: str) -> Generator[None, None, None]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # also SystemExit: `sys.exit` in the code must not end the command as a success
-            raise ValueError(f"{short(what, 200)} failed: {type(error).__name__}: {said_by(error, 1000)}") from error
+            raise ValueError(
+                f"{shorten(what, 200)} failed: {type(error).__name__}: {describe_error(error, 1000)}"
+            ) from error
 
 
 @contextmanager

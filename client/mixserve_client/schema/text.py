@@ -12,15 +12,15 @@ _MOST_NAMES = 10
 _INTEGER_BITS = 512
 
 
-def shown(value: object, limit: int = VALUE_CHARACTERS) -> str:
+def show(value: object, limit: int = VALUE_CHARACTERS) -> str:
     """The repr of `value`, in at most `limit` characters. Never raises, and never builds a long text first."""
     try:
-        return short(_Bounded(limit).repr(value), limit)
+        return shorten(_Bounded(limit).repr(value), limit)
     except Exception:  # in a user's __repr__
         return f"a {type(value).__name__} without a repr"
 
 
-def short(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+def shorten(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     """`text`, without its middle if it is longer than `limit` characters."""
     # Both ends stay: a message often begins with the key and ends with what to do.
     if len(text) <= limit:
@@ -30,21 +30,21 @@ def short(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     return text[: kept - kept // 3] + cut + text[len(text) - kept // 3 :]
 
 
-def names_shown(names: Iterable[object]) -> str:
+def show_names(names: Iterable[object]) -> str:
     """The first ten names, separated by commas, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(short(str(name), _NAME_CHARACTERS) for name in islice(names, _MOST_NAMES)) + more
+    return ", ".join(shorten(str(name), _NAME_CHARACTERS) for name in islice(names, _MOST_NAMES)) + more
 
 
-def said_by(error: BaseException, limit: int = MESSAGE_CHARACTERS) -> str:
+def describe_error(error: BaseException, limit: int = MESSAGE_CHARACTERS) -> str:
     """The message of `error`, or its class if it has none. Never raises."""
     try:
         # str() of a KeyError is the repr of its message.
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     except Exception:  # in a user's __str__
         text = ""
-    return short(text.strip(), limit) or type(error).__name__
+    return shorten(text.strip(), limit) or type(error).__name__
 
 
 class _Bounded(reprlib.Repr):
