@@ -183,7 +183,7 @@ def test_unknown_fields_in_a_request_are_tolerated(call):
 def test_a_server_of_several_mixtures_wants_a_name():
     with local_client({"b": make_node(seed=1), "a": make_node(seed=2)}) as client:
         assert client.mixtures() == ("a", "b")
-        with pytest.raises(InvalidRequest, match="required where a server holds several; it must be one of 'a', 'b'"):
+        with pytest.raises(InvalidRequest, match="this server has several; it must be one of 'a', 'b'"):
             client.get_batch_at(0, 1, 0)
         assert client.get_batch_at(0, 1, 0, mixture="a").keys() == client.get_batch_at(0, 1, 0, mixture="b").keys()
 
