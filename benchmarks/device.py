@@ -1,6 +1,6 @@
-"""Placement `device`: gathering on the accelerator, copying out, batches end to end, and what the device can do.
+"""Placement `device`: gathering on the accelerator, copying out, batches end to end, and the device's own copy speed.
 
-Runs on whatever device JAX has; on its CPU device the figures say nothing about accelerators.
+Runs on the device that JAX has; on its CPU device the figures say nothing about accelerators.
 """
 
 import jax
@@ -14,7 +14,7 @@ from mixserve.mixture import device
 SOURCES, RECORDS, ROW = 4, 16_384, 2048  # 512 MiB of int32
 SIZES = (256, 1024, 4096)
 ROUNDS = 21
-IN_A_STREAM = 8  # batches, of which one is gathered while the one before it is copied out
+IN_A_STREAM = 8  # batches; one is gathered while the one before it is copied out
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
             jax.block_until_ready(device.take_rows(buffers, jax.device_put(place[number]), node.mixture.fields))
 
         def get(_number: int, block: jax.Array = block) -> None:
-            jax.device_get(block + 1)  # a fresh array: JAX keeps what was copied out once
+            jax.device_get(block + 1)  # a fresh array: JAX keeps the host copy of an array that was copied out once
 
         def out(number: int, size: int = size) -> None:
             buffer = {"tokens": np.empty((size, ROW), np.int32)}

@@ -1,4 +1,4 @@
-"""Timings of things that take turns -> medians, spreads, ratios; peak memory; tables and files of results."""
+"""Timings of tasks that take turns -> medians, spreads, ratios; peak memory; tables and files of results."""
 
 import json
 import platform
@@ -13,12 +13,13 @@ Cells = Mapping[str, Any]
 
 
 def in_turn(tasks: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every task in each of `rounds` rounds, A B C A B C …, after one round that is not counted.
+    """Seconds of every task in each of `rounds` rounds, A B C A B C …, after one round that does not count.
 
     A task gets the number of its round, so that it can do something new each time.
     """
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(-1, rounds):
+        # In turn, so that a machine that becomes slower for a while slows all tasks alike.
         for name, task in tasks.items():
             began = time.perf_counter()
             task(number + 1)
@@ -28,22 +29,22 @@ def in_turn(tasks: Mapping[str, Callable[[int], object]], rounds: int) -> dict[s
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Median of ours / theirs, round by round, with the middle half of its spread."""
+    """Median of ours / theirs, round by round, with its quartiles."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
 def peak_above_bytes(task: Callable[[], object]) -> int:
-    """How far the process's resident memory rises above its present level while `task` runs (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    """How far the process's resident memory rises above its present level while `task` runs, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_bytes("VmRSS")
     task()
     return _status_bytes("VmHWM") - before
 
 
 def resident_bytes() -> int:
-    """The process's resident memory that is not a mapped file (Linux)."""
+    """The process's resident memory without mapped files, in bytes (Linux)."""
     return _status_bytes("RssAnon")
 
 
@@ -55,14 +56,14 @@ def _status_bytes(field: str) -> int:
 
 
 def machine() -> str:
-    """What the figures were taken on, as far as it matters for ratios."""
+    """The machine that measured, in the detail that matters for ratios."""
     import jax
 
     return f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, JAX {jax.__version__}"
 
 
 def report(name: str, title: str, rows: Sequence[Cells], notes: Sequence[str]) -> None:
-    """Print a Markdown table and notes, and keep them, with the rows as JSON, under benchmarks/results."""
+    """Print a Markdown table and notes, and store them, with the rows as JSON, under benchmarks/results."""
     columns = list(rows[0])
     lines = [f"# {title}", "", "| " + " | ".join(columns) + " |", "|" + " ---: |" * len(columns)]
     lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in rows]

@@ -1,6 +1,6 @@
 """Eager `get_batch_at` at 1 to 256 sources over the same data: planning, gathering, memory, compilations.
 
-The table beside the reference's own implementation is made by reference_node.py, in an environment of its own.
+reference_node.py compares with the reference's own implementation, in its own environment.
 """
 
 import statistics
@@ -30,7 +30,7 @@ def make_node(count: int, data: np.ndarray) -> MixDataSourcesNode:
 
 
 def bare_draw(key, start, log_weights, lengths):
-    """The five steps of the reference as one would write them down, for SIZE positions."""
+    """The five steps of the reference, written down directly, for SIZE positions."""
 
     def one(position):
         source_key, record_key, _ = jax.random.split(jax.random.fold_in(key, position), 3)
@@ -45,7 +45,7 @@ def main() -> None:
         print(peak_of_batches(int(sys.argv[2])))
         return
     data = make_data()
-    make_node(1, data)  # what JAX needs once is no part of a node
+    make_node(1, data)  # JAX's one-time memory does not belong to a node
     before = resident_bytes()
     nodes = {count: make_node(count, data) for count in COUNTS}
     copied = resident_bytes() - before
@@ -124,7 +124,7 @@ def milliseconds(seconds: list[float]) -> str:
 
 
 def compilations(node: MixDataSourcesNode) -> int:
-    """How many programs XLA compiles while 200 random sizes are asked for."""
+    """How many programs XLA compiles for requests of 200 random sizes."""
     counted = []
     listening = [True]
 

@@ -48,7 +48,7 @@ def key(number: int) -> np.ndarray:
 
 
 def planning() -> list[dict[str, object]]:
-    """Positions per second: one after another in batches of 256, at random places, and 65,536 at once."""
+    """Positions per second: successive batches of 256, batches at random positions, and 65,536 at once."""
     tasks: dict[str, Callable[[int], object]] = {}
     planners: dict[str, AnyPlanner] = {}
     for count in COUNTS:
@@ -98,13 +98,13 @@ def peak_bytes(mode: str, count: int) -> int:
 
 
 def requests() -> list[dict[str, object]]:
-    """How much of the time of a request over TCP is planning, per way of asking."""
+    """The share of planning in the time of a request over TCP, per kind of access."""
     rows: list[dict[str, object]] = []
     for count in track(REQUEST_COUNTS, "requests over TCP"):
         for mode in MODES:
             with (
                 serve({"train": make_large_node(count, mode)}) as server,
-                planning_timed() as planned,
+                time_planning() as planned,
                 MixClient.connect(server.address, shared_memory=False) as client,
             ):
                 shares = {"iterator": [], "successive calls": [], "random calls": []}
@@ -133,8 +133,8 @@ def ways(client: MixClient, number: int) -> dict[str, Iterator[object]]:
 
 
 @contextmanager
-def planning_timed() -> Iterator[list[float]]:
-    """The seconds that the server, in this process, spends in plans; other threads that run meanwhile are counted."""
+def time_planning() -> Iterator[list[float]]:
+    """Collect the seconds of each plan of the server, which runs in this process; includes time of other threads."""
     planned: list[float] = []
     plain = PlanBlocks.plan
 

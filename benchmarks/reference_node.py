@@ -1,6 +1,6 @@
-"""The node beside the reference's own implementation (datarax), eager and jitted, at 2 to 128 sources.
+"""The node compared with the reference's own implementation (datarax), eager and jitted, at 2 to 128 sources.
 
-It goes on where node.py ends, in an environment of its own: `make bench` runs it with the Python of .venv-datarax.
+It continues node.py in its own environment: `make bench-node` runs it with the Python of .venv-datarax.
 """
 
 import json
@@ -22,7 +22,7 @@ from measure import in_turn, machine, peak_above_bytes, ratio, report
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 
 COUNTS = (2, 8, 32, 128)
-# Eager, the reference copies all data once per record of the batch; so little data, and few rounds.
+# Eager, the reference copies all data once per record of the batch; hence little data and few rounds.
 SIZES = {"eager": 64, "jitted": 256}
 ROWS = {"eager": 256, "jitted": 2048}  # int32
 RECORDS = {"eager": 4096, "jitted": 32_768}  # 4 and 256 MiB over all sources
@@ -37,10 +37,10 @@ Task = Callable[[int], Any]
 def main() -> None:
     match sys.argv[1:]:
         case ["--measure", way, count, rounds]:
-            print(json.dumps(measured(way, int(count), int(rounds))))
+            print(json.dumps(measure(way, int(count), int(rounds))))
         case ["--peak", name, way, count]:
             print(peak(name, way, int(count)))
-        case ["--quick"]:  # to see that it works; nothing is kept
+        case ["--quick"]:  # a smoke test; no results are written
             print(*map(json.dumps, table(quick=True)), sep="\n")
         case _:
             report("reference_node", "The node beside the reference's own implementation", table(), notes())
@@ -73,12 +73,12 @@ def notes() -> list[str]:
 
 
 def _of_child(*arguments: object) -> Any:
-    """What this file prints with these arguments, in a process of its own: a program that holds 256 MiB stays there."""
+    """This file's output for these arguments, from a fresh process: a compiled program keeps 256 MiB of constants."""
     return json.loads(subprocess.check_output([sys.executable, __file__, *map(str, arguments)]))
 
 
-def measured(way: str, count: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round by node, after the nodes' batches have been compared."""
+def measure(way: str, count: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round by node, after comparing the nodes' batches."""
     tasks = {name: task_of(make_node(name, way, count), way) for name in NODES}
     expected, *ours = (np.asarray(task(0)["tokens"]) for task in tasks.values())
     for tokens in ours:
@@ -109,7 +109,7 @@ def make_node(name: str, way: str, count: int) -> Any:
 
 
 def task_of(node: Any, way: str) -> Task:
-    """Reads the batch of a round, and waits for it."""
+    """A task that reads the batch of a round, and waits for it."""
     size = SIZES[_kind(way)]
 
     def read(node: Any, start: int, key: jax.Array) -> Any:

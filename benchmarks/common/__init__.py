@@ -1,1 +1,1 @@
-"""What the benchmarks share: their data, processes and pipes, spreads and targets."""
+"""Shared by the benchmarks: data, processes and pipes, spreads and targets."""

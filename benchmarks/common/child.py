@@ -1,6 +1,6 @@
-"""A process that answers: `python -m benchmarks.common.child MODULE …` holds `MODULE.answering(…)` open.
+"""A child process that answers requests: `python -m benchmarks.common.child MODULE …` holds `MODULE.answering(…)` open.
 
-That gives a function, which is called with each line of stdin, until stdin ends.
+`answering` yields a function; it is called with each line of stdin, until stdin ends.
 """
 
 import importlib
@@ -22,7 +22,8 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         send(answers, {"error": f"{type(error).__name__}: {error}"})
-    os._exit(0)  # threads that wait for batches would keep it
+    # Skip the interpreter's shutdown: it would join threads that still wait for batches.
+    os._exit(0)
 
 
 if __name__ == "__main__":

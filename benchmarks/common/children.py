@@ -1,4 +1,4 @@
-"""Processes that answer a line of JSON to every line, seen from the one that starts them."""
+"""The parent's side of child processes: one line of JSON goes in, one line comes back."""
 
 import json
 import subprocess
@@ -15,11 +15,11 @@ _STOP_LIMIT_S = 10.0
 
 
 class ChildFailed(Exception):
-    """A process cannot go on; the message says why."""
+    """A child process cannot continue; the message says why."""
 
 
 class Child:
-    """A process that runs a module; a context manager that ends it. What it says on stderr goes to a file."""
+    """A process that runs a module; a context manager that ends it. Its stderr goes to a log file."""
 
     def __init__(self, module: str, *arguments: str, python: Path | None = None):
         command = [str(python or sys.executable), "-m", module, *arguments]
@@ -36,7 +36,7 @@ class Child:
         return self._process.pid
 
     def tell(self, message: Any) -> None:
-        """Send a line. Raises ChildFailed."""
+        """Send a line. Raises ChildFailed if the process has ended."""
         assert self._process.stdin is not None
         try:
             send(self._process.stdin, message)
@@ -44,7 +44,7 @@ class Child:
             raise ChildFailed(f"it has ended; see {self._log}") from None
 
     def answer(self, limit_s: float) -> Any:
-        """The next line. Raises ChildFailed where it says that there was an error, or nothing in time."""
+        """The next line. Raises ChildFailed if it reports an error or does not come within `limit_s`."""
         assert self._process.stdout is not None
         timer = threading.Timer(limit_s, self._process.kill)
         timer.start()
@@ -60,7 +60,7 @@ class Child:
         return answer
 
     def close(self) -> None:
-        """End the process by the end of its stdin, which ends those that it has started."""
+        """Close stdin, which ends the process and the processes that it has started; kill it after 10 s."""
         try:
             self._process.communicate(timeout=_STOP_LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What the figures were taken on, as far as it matters for ratios."""
+"""The machine that measured, in the detail that matters for ratios."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Lines of JSON between processes; whoever is started ends when the one who started it does."""
+"""Lines of JSON between processes; a child ends when its parent ends, since its stdin is then closed."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from benchmarks.common.work import ROOT
 
 
 def claimed_stdout() -> TextIO:
-    """The process's stdout for lines of JSON alone: what libraries print goes to stderr from now on."""
+    """Reserve the process's stdout for lines of JSON; what libraries print goes to stderr from now on."""
     answers = os.fdopen(os.dup(1), "w")
+    # On the level of file descriptors: C++ libraries such as TensorFlow print past `sys.stdout`.
     os.dup2(2, 1)
     return answers
 
@@ -24,16 +25,16 @@ def send(stream: TextIO, message: Any) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """A server in a process of its own; dropping it ends the process."""
+    """A server in its own process; the process ends when this object is collected, which closes its stdin."""
 
     process: subprocess.Popen[str]
     address: str
 
 
 def start_server(module: str, *arguments: str) -> Server:
-    """Run `serve(*arguments)` of the module in a process of its own, until this one ends.
+    """Run `serve(*arguments)` of the module in its own process, until this process ends.
 
-    Raises RuntimeError where it ends before it has an address.
+    Raises RuntimeError if it ends before it has an address.
     """
     command = [sys.executable, "-m", "benchmarks.common.server", module, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)

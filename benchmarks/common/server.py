@@ -16,7 +16,7 @@ def main() -> None:
     with importlib.import_module(module).serve(*arguments) as address:
         send(answers, address)
         sys.stdin.read()
-        # Some would wait for ever, for streams that nobody reads any more.
+        # Some servers would wait for ever for streams without a reader.
         limit = threading.Timer(_STOP_LIMIT_S, os._exit, (0,))
         limit.daemon = True
         limit.start()

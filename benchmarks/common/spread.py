@@ -1,4 +1,4 @@
-"""Values of several repetitions -> the median, and the middle half of them."""
+"""Values of several repetitions -> their median and quartiles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some rounds, and the middle half of them."""
+    """The median and quartiles of some rounds."""
 
     median: float
     low: float
@@ -19,12 +19,12 @@ class Spread:
 
     @staticmethod
     def digits(value: float) -> str:
-        """Three of them, and no fewer than stand before the point."""
+        """Format with three significant digits, and never fewer than the integer part has."""
         return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """None of no values, and where one of them is not a number."""
+    """The median and quartiles; None if there are no values or one of them is NaN."""
     if not values or np.isnan(values).any():
         return None
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()

@@ -1,4 +1,4 @@
-"""What was aimed at, and what was measured: a table that reports, and fails nothing."""
+"""A table of targets and measured values; a missed target is shown and fails nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Comparison = Literal[">=", "<="]
 
 @dataclass(frozen=True)
 class Row:
-    """A target and its measured value; None where it was not measured."""
+    """A target and its measured value; None if it was not measured."""
 
     name: str
     against: str

@@ -1,4 +1,4 @@
-"""CPU seconds and peak resident memory of processes, from /proc; None where a system has none (macOS)."""
+"""CPU seconds and peak resident memory of processes, from /proc; None on systems without it (macOS)."""
 
 import os
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ _PROC = Path("/proc")
 
 
 def family(pid: int, without: Iterable[int] = ()) -> list[int]:
-    """The process and its descendants, leaving out those in `without` and theirs."""
+    """The process and its descendants, except those in `without` and their descendants."""
     children: dict[int, list[int]] = {}
     for stat in _PROC.glob("[0-9]*/stat"):
         if fields := _stat(stat):
@@ -23,7 +23,7 @@ def family(pid: int, without: Iterable[int] = ()) -> list[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float | None:
-    """User and system time that the processes have used since they began, to 10 ms each."""
+    """User and system time that the processes have used since they started, to 10 ms each."""
     if not _PROC.exists():
         return None
     ticks = 0
@@ -34,22 +34,23 @@ def cpu_seconds(pids: Iterable[int]) -> float | None:
 
 
 def forget_peaks(pids: Iterable[int]) -> None:
-    """Let peaks be counted from now on."""
+    """Reset the peaks of the processes' resident memory."""
     for pid in pids:
         path = _PROC / str(pid) / "clear_refs"
         if path.exists():
+            # "5" resets VmHWM, the peak resident set (Linux, proc(5)).
             path.write_text("5")
 
 
 def peak_bytes(pids: Iterable[int]) -> int | None:
-    """Sum of the processes' peaks of resident memory; what they share counts for each."""
+    """Sum of the processes' peaks of resident memory; shared pages count once per process."""
     if not _PROC.exists():
         return None
     return sum(memory_bytes(pid, "VmHWM") or 0 for pid in pids)
 
 
 def memory_bytes(pid: int, field: str) -> int | None:
-    """What the system tells of a process's memory at present: VmRSS, VmHWM, RssShmem, …"""
+    """A field of the process's memory status in bytes: VmRSS, VmHWM, RssShmem, …"""
     for line in _lines(_PROC / str(pid) / "status"):
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -57,7 +58,7 @@ def memory_bytes(pid: int, field: str) -> int | None:
 
 
 def _stat(path: Path) -> list[str]:
-    """The fields of a process behind its name, which may hold spaces; none of a process that has ended."""
+    """The fields of a process after its name, which may contain spaces; empty if the process has ended."""
     return " ".join(_lines(path)).rpartition(")")[2].split()
 
 

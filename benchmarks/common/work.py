@@ -1,4 +1,4 @@
-"""The work of the benchmarks: four sources of records in files, which every server loads, and batches of them."""
+"""The data of the benchmarks: four sources of records in files, which every server loads, and checks of batches."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "benchmarks"
 WEIGHTS = (0.1, 0.2, 0.3, 0.4)
-RECORDS = 4096  # a source
-ROW = 2048  # int32, 8 KiB a record
+RECORDS = 4096  # per source
+ROW = 2048  # int32, 8 KiB per record
 ROW_BYTES = ROW * 4
 SIZES = (8, 32, 256, 1024, 4096)
 
@@ -21,7 +21,7 @@ def paths() -> list[Path]:
 
 
 def write() -> None:
-    """Write the sources, the same bytes on every machine, and forget what processes said at an earlier time."""
+    """Write the sources, the same bytes on every machine, and delete the logs of earlier runs."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for log in FOLDER.glob("*.log"):
         log.unlink()
@@ -36,9 +36,9 @@ def load() -> list[np.ndarray]:
 
 
 def accept(batch: Batch, size: int) -> None:
-    """Check what a contestant delivers, an array or its pieces in order, and read the last element of each.
+    """Check a contestant's batch (one array, or its pieces in order), and read the last element of each piece.
 
-    Raises ValueError where it is no batch of `size` records.
+    Raises ValueError if it is not a batch of `size` records.
     """
     rows = 0
     for piece in batch if isinstance(batch, list) else [batch]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.crowd`, from the root of a clone; `--help` shows what may be chosen."""
+"""`python -m benchmarks.crowd`, from the root of a clone; `--help` shows the options."""
 
 import argparse
 import sys
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def crowd(names: list[str], repetitions: int) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """The outcomes of the scenarios by name, and why others have none: one that fails does not keep the next away."""
+    """The outcomes of the scenarios by name, and why others have none; a failed scenario does not stop the next."""
     outcomes: dict[str, Outcome] = {}
     not_run: dict[str, str] = {}
     with progress_bar() as progress:

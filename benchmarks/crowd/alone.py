@@ -1,4 +1,4 @@
-"""One `get_batch_at` of 8 records by a client that does nothing else, beside an empty grpcio call."""
+"""One `get_batch_at` of 8 records by a client that does nothing else, compared with an empty grpcio call."""
 
 import itertools
 import time
@@ -24,7 +24,7 @@ _TARGETS = {"successive": 1.4, "random": 1.7}
 def run(repetitions: int, step: Step) -> Outcome:
     with server() as (ours, _), server(plain.MODULE) as (empty, _), children(1, MODULE, ours, empty) as clients:
         figures = []
-        for number in range(-1, repetitions):  # the first is not counted
+        for number in range(-1, repetitions):  # the first one warms up and does not count
             step(f"single calls, repetition {max(number, 0) + 1}")
             figures += ask(clients, [{"keys": [new_key(), new_key()]}])
     del figures[0]
@@ -44,7 +44,7 @@ def run(repetitions: int, step: Step) -> Outcome:
 
 @contextmanager
 def answering(ours: str, empty: str) -> Iterator[Callable[..., dict[str, float]]]:
-    """The p50 in seconds of calls of each kind, which take turns in short stretches."""
+    """Answer with the p50 in seconds per kind of call; the kinds take turns in short stretches."""
     channel = grpc.insecure_channel(empty)
     nothing = channel.unary_unary(plain.METHOD)
     with MixClient.connect(ours, shared_memory=False) as client:

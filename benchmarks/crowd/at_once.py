@@ -1,4 +1,4 @@
-"""Eight clients at once on one server, beside one client alone."""
+"""Eight clients at once on one server, compared with one client alone."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def run(repetitions: int, step: Step) -> Outcome:
 def _on(way: str, repetitions: int, step: Step) -> list[dict[str, float]]:
     figures = []
     with server() as (address, _), children(_CLIENTS, MODULE, address, way) as clients:
-        total_speed(clients, _SIZE, Window.after(3.0, 0.1))  # everybody is connected
+        total_speed(clients, _SIZE, Window.after(3.0, 0.1))  # connects all clients
         for number in range(repetitions):
             step(f"{_CLIENTS} clients over {way}, repetition {number + 1}")
             alone = total_speed(clients[:1], _SIZE, Window.after(_WARM_UP_S, _SECONDS))

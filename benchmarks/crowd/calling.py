@@ -1,4 +1,4 @@
-"""A client that asks for single small batches, one after another: how long each took within a window."""
+"""A client that requests single small batches, one after another: how long each took within a window."""
 
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""A client that iterates over batches: how many came within a window, and on which way."""
+"""A client that iterates over batches: how many arrived within a window, and over which transport."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ def answering(address: str, way: str) -> Iterator[Callable[..., dict[str, Any]]]
 
 
 def counted(batches: BatchIterator, size: int, begin: float, end: float) -> int:
-    """How many of the batches came between two times of `time.monotonic()`."""
+    """How many of the batches arrived between two times of `time.monotonic()`."""
     count = 0
     for batch in batches:
         accept(batch["tokens"], size)
@@ -41,6 +41,6 @@ def counted(batches: BatchIterator, size: int, begin: float, end: float) -> int:
 
 
 def total_speed(clients: Sequence[Child], size: int, window: Window) -> float:
-    """GB/s of the clients together, each under a new key. Raises ChildFailed."""
+    """GB/s of all clients together, each under a new key. Raises ChildFailed."""
     answers = ask(clients, [{"size": size, "key": new_key(), **window.asked()} for _ in clients])
     return sum(answer["batches"] for answer in answers) * size * ROW_BYTES / 1e9 / window.seconds

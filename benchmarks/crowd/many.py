@@ -1,4 +1,4 @@
-"""200 clients that iterate at once, each over a connection of its own, and single calls beside them."""
+"""200 clients that iterate at once, each over its own connection, and single calls at the same time."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def run(_repetitions: int, step: Step) -> Outcome:
         children(_PROCESSES, MODULE, address) as crowd,
         children(1, calling.MODULE, address) as caller,
     ):
-        ask(crowd, [{"keys": []}] * _PROCESSES)  # everybody is connected
+        ask(crowd, [{"keys": []}] * _PROCESSES)  # connects all clients
         connections = _connections(address)
         window = Window.after(_WARM_UP_S, _SECONDS).asked()
         messages = [{"keys": [new_key() for _ in range(_CLIENTS)], **window} for _ in crowd]
@@ -58,8 +58,8 @@ def run(_repetitions: int, step: Step) -> Outcome:
 
 @contextmanager
 def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
-    """How many batches each of the clients has got within a window."""
-    # Else gRPC has the channels of a process share one connection.
+    """Answer with the number of batches that each client received within a window."""
+    # Without this, gRPC lets all channels of a process share one connection.
     connect._OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
     with ExitStack() as stack:
         clients = [stack.enter_context(MixClient.connect(address, shared_memory=False)) for _ in range(_CLIENTS)]
@@ -95,8 +95,9 @@ def _seconds(value: float | None) -> str:
 
 
 def _connections(address: str) -> int | None:
-    """How many TCP connections to the address are established; None where the system does not tell."""
+    """How many TCP connections to the address are established; None if the system does not tell."""
     tables = [table for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if table.exists()]
     remote = f":{int(address.rpartition(':')[2]):04X}"
     rows = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    # "01" is TCP_ESTABLISHED in Linux's table.
     return sum(row[2].endswith(remote) and row[3] == "01" for row in rows) if tables else None

@@ -42,7 +42,7 @@ def _on(way: str, step: Step) -> dict[str, Any]:
     with server() as (address, pid), children(_CLIENTS, MODULE, address, way) as clients:
         before = memory_bytes(pid, "VmRSS")
         forget_peaks([pid])
-        with _watched(pid) as peaks:
+        with _watch_memory(pid) as peaks:
             speed = total_speed(clients, _SIZE, Window.after(_WARM_UP_S, _SECONDS))
         peak = memory_bytes(pid, "VmHWM")
     return {
@@ -55,8 +55,8 @@ def _on(way: str, step: Step) -> dict[str, Any]:
 
 
 @contextmanager
-def _watched(pid: int) -> Iterator[list[tuple[int, int]]]:
-    """Resident memory, and what of it is pages that clients share, from time to time."""
+def _watch_memory(pid: int) -> Iterator[list[tuple[int, int]]]:
+    """Sample (resident memory, the part of it in pages shared with clients), in bytes, until the block ends."""
     seen: list[tuple[int, int]] = []
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""A grpcio server that does nothing: an empty call to it is the least that a call can cost."""
+"""A grpcio server that does nothing: an empty call to it is the lower bound for any call."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

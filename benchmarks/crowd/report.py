@@ -12,7 +12,7 @@ from benchmarks.crowd.scenario import Outcome
 
 
 def write(folder: Path, outcomes: Mapping[str, Outcome], not_run: Mapping[str, str], repetitions: int) -> str:
-    """Write the two files; the text of crowd.md."""
+    """Write the two files; returns the text of crowd.md."""
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(outcomes, not_run, repetitions)
     found = {name: asdict(outcome) for name, outcome in outcomes.items()}

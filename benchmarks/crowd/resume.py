@@ -16,13 +16,13 @@ MODULE = "benchmarks.crowd.resume"
 _SIZE = 256
 _FAR = 1 << 62
 _PAIRS = 10
-_REST_S = 0.05  # until what was under way behind the first batch is dropped
+_REST_S = 0.05  # lets the server drop what was prefetched after the first batch
 
 
 def run(repetitions: int, step: Step) -> Outcome:
     with server() as (address, _), children(1, MODULE, address) as clients:
         figures = []
-        for number in range(-1, repetitions):  # the first is not counted
+        for number in range(-1, repetitions):  # the first one warms up and does not count
             step(f"resume, repetition {max(number, 0) + 1}")
             figures += ask(clients, [{"keys": [new_key() for _ in range(2 * _PAIRS)]}])
     del figures[0]
@@ -39,14 +39,14 @@ def run(repetitions: int, step: Step) -> Outcome:
 
 @contextmanager
 def answering(address: str) -> Iterator[Callable[..., dict[str, float]]]:
-    """Seconds to the first batch, which take turns: medians."""
+    """Answer with the median seconds to the first batch at either position; the positions take turns."""
     with MixClient.connect(address, shared_memory=False) as client:
         client.mixture()
 
         def answer(keys: list[int]) -> dict[str, float]:
             taken: dict[int, list[float]] = {0: [], _FAR: []}
             for number, key in enumerate(keys):
-                # 0 F F 0 0 F F 0 …: what comes second is not always the same one
+                # 0 F F 0 0 F F 0 …: each position is second equally often.
                 start = 0 if number % 4 in (0, 3) else _FAR
                 taken[start].append(_seconds(client, key, start))
                 time.sleep(_REST_S)

@@ -1,4 +1,4 @@
-"""What the scenarios share: what they give, the processes that they start, and windows of time that these share."""
+"""Shared by the scenarios: their outcomes, the processes that they start, and common windows of time."""
 
 import itertools
 import time
@@ -17,7 +17,7 @@ new_key = itertools.count(1).__next__
 
 @dataclass(frozen=True)
 class Outcome:
-    """The targets of a scenario as they were met, what was seen besides, and every figure."""
+    """A scenario's targets and measured values, notes, and every figure."""
 
     rows: Sequence[Row]
     notes: Sequence[str]
@@ -30,7 +30,7 @@ Scenario = Callable[[int, Step], Outcome]
 
 @dataclass(frozen=True)
 class Window:
-    """A time that all processes count in, on the clock that they share."""
+    """The time in which all processes count. Its start is in `time.monotonic()`, which they share."""
 
     begin: float
     seconds: float
@@ -45,7 +45,7 @@ class Window:
 
 @contextmanager
 def server(module: str = "benchmarks.race.ours", *arguments: str) -> Iterator[tuple[str, int]]:
-    """Address and process id of a server in a process of its own; of mixserve, with default settings, if not said."""
+    """Address and process id of a server in its own process; by default mixserve with default settings."""
     if module == "benchmarks.race.ours":
         arguments = arguments or ("tcp",)
     with Child("benchmarks.common.server", module, *arguments) as child:
@@ -60,7 +60,7 @@ def children(count: int, module: str, *arguments: str) -> Iterator[list[Child]]:
 
 
 def ask(asked: Sequence[Child], messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Tell everybody at once, and wait for all answers. Raises ChildFailed."""
+    """Send all messages at once, then wait for all answers. Raises ChildFailed."""
     for child, message in zip(asked, messages, strict=True):
         child.tell(message)
     return [child.answer(_ANSWER_LIMIT_S) for child in asked]

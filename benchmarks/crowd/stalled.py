@@ -1,4 +1,4 @@
-"""Readers that stopped reading, and what everyone else gets before and after."""
+"""Readers that stop reading, and the speed of the other clients before and after."""
 
 import socket
 import time
@@ -22,12 +22,12 @@ from mixserve_client.wire.request import encode_stream_request
 MODULE = "benchmarks.crowd.stalled"
 _READERS, _CLIENTS = 6, 2
 _SIZE = 256
-_COUNT = 1 << 20  # batches that nobody reads: 2 TiB
+_COUNT = 1 << 20  # batches that are never read: 2 TiB
 _WARM_UP_S, _SECONDS = 0.7, 2.0
 _AFTER_S = 15.0
 _FILLED_S, _LOOKED_S = 2.0, 1.0
 _UNREAD_REPLIES = 32  # of 2 MiB, more than connections hold
-_STALLED_BYTES = 1 << 12  # what a connection may still bring in a second: pings
+_STALLED_BYTES = 1 << 12  # per second on a stalled connection: pings
 _RECEIVED = slice(128, 136)  # tcpi_bytes_received in Linux's struct tcp_info
 
 
@@ -38,7 +38,7 @@ def run(repetitions: int, step: Step) -> Outcome:
         children(_CLIENTS, ITERATING, address, TCP) as clients,
         children(_READERS, MODULE, address) as readers,
     ):
-        total_speed(clients, _SIZE, Window.after(3.0, 0.1))  # everybody is connected
+        total_speed(clients, _SIZE, Window.after(3.0, 0.1))  # connects all clients
         for number in range(repetitions):
             step(f"{_READERS} stalled readers, repetition {number + 1}")
             before = total_speed(clients, _SIZE, Window.after(_WARM_UP_S, _SECONDS))
@@ -49,7 +49,7 @@ def run(repetitions: int, step: Step) -> Outcome:
             after = total_speed(clients, _SIZE, Window.after(_WARM_UP_S, _SECONDS))
             ended = ask(readers, [{"key": None}] * _READERS)
             figures.append(
-                {"before": before, "during": during, "after": after, "readers": _merged(stalled, ended)},
+                {"before": before, "during": during, "after": after, "readers": _merge(stalled, ended)},
             )
     row = Row(
         f"{_CLIENTS} clients, batches of {_SIZE}, GB/s, {_AFTER_S:g} s after {_READERS} readers stopped reading",
@@ -61,7 +61,7 @@ def run(repetitions: int, step: Step) -> Outcome:
     return Outcome([row], [_note(figures)], figures)
 
 
-def _merged(stalled: list[dict[str, Any]], ended: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merge(stalled: list[dict[str, Any]], ended: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**first, **last} for first, last in zip(stalled, ended, strict=True)]
 
 
@@ -82,13 +82,13 @@ def _note(figures: list[dict[str, Any]]) -> str:
 
 @contextmanager
 def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
-    """With a key: open a stream, never read, and say what came; without: whether it has been ended, and drop it."""
+    """With a key: open a stream, never read it, and report what arrived; without: report its status and drop it."""
     opened: list[tuple[grpc.Channel, Any]] = []
 
     def answer(key: int | None) -> dict[str, Any]:
         if key is None:
             channel, call = opened.pop()
-            code = ended_with(call)
+            code = end_status(call)
             call.cancel()
             channel.close()
             return {"ended": code is not None, "code": code}
@@ -105,8 +105,8 @@ def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
     yield answer
 
 
-def ended_with(call: Iterator[bytes]) -> str | None:
-    """The status that a stream has ended with, which comes behind what lies unread; None where it goes on."""
+def end_status(call: Iterator[bytes]) -> str | None:
+    """The status with which a stream ended, which follows the unread replies; None if it continues."""
     try:
         for _ in range(_UNREAD_REPLIES):
             if next(call, None) is None:
@@ -117,14 +117,14 @@ def ended_with(call: Iterator[bytes]) -> str | None:
 
 
 def received_bytes(port: int) -> int | None:
-    """What this process's connections to the port have brought; None where the system does not tell (macOS)."""
+    """How many bytes this process's connections to the port received; None if the system does not tell (macOS)."""
     if not hasattr(socket, "TCP_INFO"):
         return None
     received = 0
     for path in Path("/proc/self/fd").iterdir():
         try:
             connection = socket.socket(fileno=int(path.name))
-        except OSError:  # no socket
+        except OSError:  # not a socket
             continue
         try:
             if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getpeername()[1] == port:
@@ -133,5 +133,5 @@ def received_bytes(port: int) -> int | None:
         except OSError:  # not connected
             pass
         finally:
-            connection.detach()  # it is gRPC's
+            connection.detach()  # gRPC owns the descriptor, and closing it here would break the stream
     return received

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.race`, from the root of a clone; `--help` shows what may be chosen."""
+"""`python -m benchmarks.race`, from the root of a clone; `--help` shows the options."""
 
 import argparse
 import sys

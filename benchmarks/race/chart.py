@@ -1,4 +1,4 @@
-"""The race as a picture: throughput, and CPU time for a GB, against the batch size."""
+"""The race as a picture: throughput, and CPU time per GB, against the batch size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from benchmarks.race.summary import Measure, Rounds, cpu_per_gigabyte, speed
 _OURS = ("#0b3c8c", "#1f6feb", "#0e9aa7", "#7a3fd0")
 _THEIRS = ("#c2410c", "#16a34a", "#8a8a8a", "#bdbdbd", "#be185d", "#f09cc0", "#d97706", "#78552b", "#bfa27a")
 _MARKERS = "osD^vP*Xh"
-_TUNED = ", tuned"  # drawn as the plain form is, but dotted
+_TUNED = ", tuned"  # drawn like the plain form, but dotted
 
 
 def draw(path: Path, rounds: Rounds, names: Sequence[str], sizes: Sequence[int]) -> None:

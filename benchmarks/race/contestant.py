@@ -1,7 +1,7 @@
 """A contestant's process: `python -m benchmarks.race.contestant MODULE …` runs a round for each line of stdin.
 
-The module's `contestant(…)` says how a stream of batches is opened. Every round opens a fresh one with a key of its
-own, and drops it at the end, so that contestants that wait for their turn do nothing.
+The module's `contestant(…)` describes how to open a stream of batches. Every round opens a fresh stream with its own
+key and drops it at the end, so that contestants that wait for their turn do nothing.
 """
 
 import importlib
@@ -28,17 +28,17 @@ _ROUND_LIMIT_S = 8.0
 
 @dataclass(frozen=True)
 class Contestant:
-    """How to open a stream of batches of a size under a key, and what else a fair round has to know."""
+    """How to open a stream of batches of a size under a key, and what a fair round must know besides."""
 
     open: Callable[[int, int], AbstractContextManager[Iterator[Batch]]]
-    packages: tuple[str, ...]  # whose versions belong to the result
-    ahead: Callable[[int], int] = lambda _size: 0  # how many batches of a size may be ready before they are asked for
+    packages: tuple[str, ...]  # their versions belong to the result
+    ahead: Callable[[int], int] = lambda _size: 0  # how many batches of a size it may prefetch
     servers: tuple[Server, ...] = ()
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a round has shown; CPU seconds and peaks are None where the system does not tell them."""
+    """The figures of a round; CPU seconds and peaks are None if the system does not tell them."""
 
     batches: int
     seconds: float
@@ -51,7 +51,7 @@ class Figures:
 
 
 def run_round(contestant: Contestant, batch: int, key: int, seconds: float, at_least: int) -> Figures:
-    """Time the batches of a fresh stream for `seconds`, until `at_least` of them came, but never for long."""
+    """Time the batches of a fresh stream for `seconds`, until `at_least` of them arrived, but for 8 s at most."""
     with contestant.open(batch, key) as batches:
         warm_up(batches, batch, contestant.ahead(batch))
         servers = [pid for server in contestant.servers for pid in family(server.process.pid)]
@@ -79,9 +79,9 @@ def run_round(contestant: Contestant, batch: int, key: int, seconds: float, at_l
 
 
 def warm_up(batches: Iterator[Batch], size: int, ahead: int) -> None:
-    """Take what may lie ready, and go on for a moment, so that all that is timed is also made in that time.
+    """Consume the prefetched batches and a few more, so that every timed batch is also made within the timed window.
 
-    Where a batch takes long, nothing lies ready: there the limit ends it.
+    A slow contestant has no batch ready; then the limit ends the warm-up.
     """
     accept(next(batches), size)
     began, taken = time.perf_counter(), 0

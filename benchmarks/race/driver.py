@@ -1,4 +1,4 @@
-"""The driver: starts the contestants, lets them run their rounds in turn, and collects what they answer."""
+"""The driver: starts the contestants, runs their rounds in turn, and collects their answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,16 +16,16 @@ class Contestant:
     """A contestant's process, seen from the driver."""
 
     def __init__(self, entry: Entry):
-        """Raises FileNotFoundError where its environment has not been built."""
+        """Start the process. Raises FileNotFoundError if its environment has not been built."""
         self.largest = entry.largest
         self._child = Child("benchmarks.race.contestant", entry.module, *entry.arguments, python=entry.python())
 
-    def started(self) -> dict[str, str]:
-        """Wait until it is ready for rounds; the versions of its packages. Raises ChildFailed."""
+    def wait_until_ready(self) -> dict[str, str]:
+        """Wait until it is ready for rounds; returns the versions of its packages. Raises ChildFailed."""
         return self._child.answer(_START_LIMIT_S)["versions"]
 
     def round(self, **asked: float) -> dict[str, Any]:
-        """Let it run a round; its figures. Raises ChildFailed."""
+        """Run a round; returns its figures. Raises ChildFailed."""
         self._child.tell(asked)
         return self._child.answer(_ROUND_LIMIT_S)
 
@@ -35,9 +35,9 @@ class Contestant:
 
 
 def race(entries: Sequence[Entry], sizes: Sequence[int], rounds: int, asked: Mapping[str, float]) -> dict[str, Any]:
-    """All rounds, in turn: for every size and round, every contestant, A B C … A B C …, under a key of its own.
+    """All rounds, in turn: for every size and round, every contestant, A B C … A B C …, under a new key each.
 
-    A contestant that fails is left out from then on, and the others go on.
+    A contestant that fails is left out from then on; the others continue.
     """
     figures: list[dict[str, Any]] = []
     not_run: dict[str, str] = {}
@@ -62,18 +62,19 @@ def race(entries: Sequence[Entry], sizes: Sequence[int], rounds: int, asked: Map
 def contestants(
     entries: Sequence[Entry], not_run: dict[str, str], versions: dict[str, dict[str, str]]
 ) -> Iterator[dict[str, Contestant]]:
-    """The contestants that are ready, by name; why others are not goes to `not_run`."""
+    """The contestants that are ready, by name; the reasons of the others go to `not_run`."""
     with ExitStack() as stack:
         running: dict[str, Contestant] = {}
         for entry in entries:
             try:
+                # All start before any is awaited, so that their slow imports overlap.
                 running[entry.name] = Contestant(entry)
                 stack.callback(running[entry.name].close)
             except OSError as error:
                 not_run[entry.name] = str(error)
         for name in list(running):
             try:
-                versions[name] = running[name].started()
+                versions[name] = running[name].wait_until_ready()
             except ChildFailed as error:
                 not_run[name] = str(error)
                 running.pop(name).close()

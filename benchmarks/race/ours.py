@@ -1,6 +1,6 @@
 """mixserve itself: over TCP, over a unix socket, through shared memory, and in process.
 
-What a server needs is imported where one is made: the trainer's side has neither JAX nor the data.
+The server's packages are imported only in a server: the trainer's process has neither JAX nor the data.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from mixserve_client.reading.ranges import batches_ahead
 if TYPE_CHECKING:
     from mixserve import MixDataSourcesNode
 
-_PREFETCH = 2  # the default
+_PREFETCH = 2  # the client's default
 
 
 def contestant(way: str) -> Contestant:
@@ -43,7 +43,7 @@ def _contestant(client: MixClient, *servers: Server) -> Contestant:
 
 
 def ahead(size: int) -> int:
-    """What the client reads ahead: 32 MiB of small batches."""
+    """How many batches the client prefetches: 32 MiB of small batches."""
     return batches_ahead(size * ROW_BYTES, _PREFETCH)
 
 

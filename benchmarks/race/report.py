@@ -17,7 +17,7 @@ _MIB = 1 << 20
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> str:
-    """Write the three files; the text of race.md."""
+    """Write the three files; returns the text of race.md."""
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(results)
     (folder / "race.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -128,7 +128,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def _by_packages(versions: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
-    """The names of those that ran with the same packages."""
+    """The names of the contestants that ran with the same packages."""
     found: dict[str, list[str]] = {}
     for name, packages in versions.items():
         found.setdefault(", ".join(map(" ".join, packages.items())), []).append(name)

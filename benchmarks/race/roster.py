@@ -1,7 +1,6 @@
 """Who races: names, modules, and the environments that they run in.
 
-A peer by its bare name is used as its documentation shows; where it can be made faster by other means, that is its
-tuned form, which runs beside it.
+A peer by its bare name is used as its documentation shows; if other means make it faster, its tuned form runs as well.
 """
 
 import sys
@@ -15,7 +14,7 @@ from benchmarks.common.work import ROOT
 class Entry:
     """A contestant as the driver starts it; `environment` is a folder of .venv-peers, None for the driver's own.
 
-    Batches of more than `largest` records take it so long that it sits them out.
+    Batches of more than `largest` records take so long that it is left out.
     """
 
     name: str
@@ -25,7 +24,7 @@ class Entry:
     largest: int = sys.maxsize
 
     def python(self) -> Path:
-        """The interpreter to run it with. Raises FileNotFoundError where its environment has not been built."""
+        """The interpreter to run it with. Raises FileNotFoundError if its environment has not been built."""
         if self.environment is None:
             return Path(sys.executable)
         folder = Path(".venv-peers") / self.environment

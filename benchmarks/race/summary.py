@@ -25,7 +25,7 @@ def batches_per_second(figures: Figures) -> float:
 
 
 def cpu_per_gigabyte(figures: Figures) -> float:
-    """CPU seconds of client and server together for a GB; not a number where the system does not tell."""
+    """CPU seconds of client and server together per GB; NaN if the system does not tell."""
     client, server = figures["client_cpu_s"], figures["server_cpu_s"]
     return float("nan") if client is None or server is None else (client + server) / gigabytes(figures)
 
@@ -40,14 +40,14 @@ class Rounds:
         return [one for one in self.figures if one["name"] == name and one["batch"] == batch]
 
     def values(self, measure: Measure, name: str, batch: int) -> dict[int, float]:
-        """What a measure says of a contestant at a size, by number of the round."""
+        """A measure of a contestant at a batch size, by the number of the round."""
         return {one["round"]: measure(one) for one in self.of(name, batch)}
 
     def spread(self, measure: Measure, name: str, batch: int) -> Spread | None:
         return spread(list(self.values(measure, name, batch).values()))
 
     def ratio(self, measure: Measure, ours: str, theirs: Sequence[str], batch: int) -> Spread | None:
-        """Ours by theirs, by the highest of theirs where they are several, in the rounds that both have run."""
+        """Ours / theirs (the highest of several) round by round, over the rounds that both have run."""
         above = self.values(measure, ours, batch)
         below = [self.values(measure, name, batch) for name in theirs]
         return spread(

@@ -1,6 +1,6 @@
 """The targets of the race: ratios of throughput, and one of CPU time.
 
-They are set against peers as their documentation shows them; beside each stands the same target against the tuned form.
+They are set against peers as their documentation shows them; the same target against the tuned form follows each.
 """
 
 from collections.abc import Sequence

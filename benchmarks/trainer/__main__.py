@@ -1,4 +1,4 @@
-"""`python -m benchmarks.trainer`, from the root of a clone; `--help` shows what may be chosen."""
+"""`python -m benchmarks.trainer`, from the root of a clone; `--help` shows the options."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from benchmarks.trainer.roster import ROSTER, TF_SERVICE_TUNED
 
 _FULL = Plan(sizes=(128, 1024), steps_ms=(20, 50, 100), rounds=5, seconds=1.2, warm_up_s=0.4)
 _QUICK = Plan(sizes=(128,), steps_ms=(20,), rounds=1, seconds=0.2, warm_up_s=0.05)
-_QUICK_ROSTER = [entry for entry in ROSTER if entry.name != TF_SERVICE_TUNED]  # takes long to start
+_QUICK_ROSTER = [entry for entry in ROSTER if entry.name != TF_SERVICE_TUNED]  # starts slowly
 _RESULTS, _QUICK_RESULTS = work.ROOT / "benchmarks" / "results", work.FOLDER / "quick"
 
 

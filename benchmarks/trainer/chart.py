@@ -22,7 +22,7 @@ _STYLES = {
     GRAIN: ("#16a34a", "-"),
     GRAIN_SHORT: ("#16a34a", ":"),
 }
-_LEAST = 0.001  # percent; what is below stands here
+_LEAST = 0.001  # percent; smaller values are drawn here
 _TARGET = 1.0
 
 

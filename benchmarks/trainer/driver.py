@@ -1,4 +1,4 @@
-"""The driver: starts the trainers, calibrates the step, lets all run their rounds in turn, and collects the answers."""
+"""The driver: starts the trainers, calibrates the step, runs all rounds in turn, and collects the answers."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: every contestant at every batch size (in records) and length of a step, so many rounds."""
+    """What to run: every contestant at every batch size (in records) and length of a step, in `rounds` rounds."""
 
     sizes: Sequence[int]
     steps_ms: Sequence[int]
@@ -33,24 +33,24 @@ class Plan:
         return list(itertools.product(self.sizes, self.steps_ms))
 
     def turns(self, contestants: int) -> int:
-        """How much there is to do: starts, calibrations, rounds, and rates of the raw stream."""
+        """The steps of the progress bar: starts, calibrations, rounds, and rates of the raw stream."""
         cells = len(self.cells())
         return contestants + 1 + cells + self.rounds * (cells * contestants + len(self.sizes))
 
 
 @dataclass
 class Trainers:
-    """The trainers' processes by name; one that fails is ended, and why goes to `not_run`."""
+    """The trainers' processes by name; a failed one is ended, and its reason goes to `not_run`."""
 
     running: dict[str, Child]
     not_run: dict[str, str] = field(default_factory=dict)
 
     def ask(self, name: str, question: str, limit_s: float = _ANSWER_LIMIT_S, **asked: Any) -> dict[str, Any] | None:
-        """Its answer; None where it has failed, now or before."""
+        """The trainer's answer; None if it has failed, now or before."""
         if name not in self.running:
             return None
         try:
-            with suppress(ChildFailed):  # it has ended: the answer says why
+            with suppress(ChildFailed):  # it has ended: its last answer says why
                 self.running[name].tell({"question": question, **asked})
             return self.running[name].answer(limit_s)
         except ChildFailed as error:
@@ -62,10 +62,10 @@ class Trainers:
 def train(entries: Sequence[Entry], plan: Plan) -> dict[str, Any]:
     """All rounds, in turn: in every round, for every size and step, every contestant, A B C … A B C …
 
-    Raises ChildFailed where the step cannot be calibrated. A contestant that fails is left out from then on.
+    Raises ChildFailed if the step cannot be calibrated. A contestant that fails is left out from then on.
     """
     names = [entry.name for entry in entries]
-    with started([*entries, RAW]) as trainers, progress_bar() as progress:
+    with start_trainers([*entries, RAW]) as trainers, progress_bar() as progress:
         task = progress.add_task("", total=plan.turns(len(names)))
 
         def say(text: str) -> None:
@@ -73,7 +73,7 @@ def train(entries: Sequence[Entry], plan: Plan) -> dict[str, Any]:
             progress.advance(task)
 
         versions = {name: _version(trainers, name, say) for name in [*names, RAW.name]}
-        steps = [_calibrated(trainers, size, step_ms, say) for size, step_ms in plan.cells()]
+        steps = [_calibrate(trainers, size, step_ms, say) for size, step_ms in plan.cells()]
         alone = {name: trainers.ask(name, "alone", **_longest(steps)) for name in names}
         rounds: list[dict[str, Any]] = []
         rates: list[dict[str, Any]] = []
@@ -93,8 +93,8 @@ def train(entries: Sequence[Entry], plan: Plan) -> dict[str, Any]:
 
 
 @contextmanager
-def started(entries: Sequence[Entry]) -> Iterator[Trainers]:
-    """Their processes, as they start; an environment that is missing is a failure."""
+def start_trainers(entries: Sequence[Entry]) -> Iterator[Trainers]:
+    """Start the trainers without waiting for them; a missing environment is a failure."""
     with ExitStack() as stack:
         trainers = Trainers({})
         for entry in entries:
@@ -114,8 +114,8 @@ def _version(trainers: Trainers, name: str, say: Say) -> dict[str, Any] | None:
     return trainers.ask(name, "versions", _START_LIMIT_S)
 
 
-def _calibrated(trainers: Trainers, size: int, step_ms: int, say: Say) -> dict[str, Any]:
-    """By the trainer whose data are in memory: all take the same step."""
+def _calibrate(trainers: Trainers, size: int, step_ms: int, say: Say) -> dict[str, Any]:
+    """Calibrate on the trainer with data in memory; all trainers use the same number of products."""
     say(f"calibrating steps of {step_ms} ms")
     found = trainers.ask(FLOOR, "calibrate", size=size, seconds=step_ms / 1e3)
     if found is None:
@@ -131,7 +131,7 @@ def _longest(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 def _round(
     trainers: Trainers, names: Sequence[str], plan: Plan, step: Mapping[str, Any], turn: int, key: int, say: Say
 ) -> list[dict[str, Any]]:
-    """One of every contestant at a size and step, under the same key, which nobody has had before."""
+    """One round of every contestant at a size and step, under the same key, which is new to all."""
     found = []
     asked = {"size": step["batch"], "products": step["products"], "key": 1000 + key}
     asked |= {"seconds": plan.seconds, "warm_up_s": plan.warm_up_s}
@@ -143,7 +143,7 @@ def _round(
 
 
 def _rates(trainers: Trainers, size: int, turn: int, products: int, say: Say) -> list[dict[str, Any]]:
-    """What the raw stream delivers to a loop that does nothing else, alone and beside steps."""
+    """The raw stream's rate in a loop that does nothing else, alone and beside steps."""
     say(f"round {turn + 1}, {size} records, {RAW.name}")
     found = []
     for beside in (False, True):

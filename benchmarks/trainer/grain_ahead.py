@@ -1,6 +1,6 @@
-"""grain's `MapDataset.mix` with 16 threads, as by default, which read no more than some batches ahead.
+"""grain's `MapDataset.mix` with its default 16 threads, which prefetch only a given number of batches.
 
-By default they read 500 ahead, and are at that for longer than a round lasts; with few, a round shows what comes after.
+The default is 500, which the threads take longer than a round to fill; with few, a round shows the steady state.
 """
 
 from collections.abc import Iterator

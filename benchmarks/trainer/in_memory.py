@@ -1,4 +1,4 @@
-"""Batches that lie in memory before they are asked for: what the loop calls waiting where nothing is waited for."""
+"""Batches that are in memory before they are requested: the waiting that the loop itself measures."""
 
 import itertools
 from collections.abc import Iterator

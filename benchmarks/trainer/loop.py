@@ -18,7 +18,7 @@ _LIMIT_S = 8.0
 
 @dataclass(frozen=True)
 class Times:
-    """What a part of a loop took: `seconds` in all, of them waiting for batches, and in steps."""
+    """The seconds of a part of a loop: in all, waiting for batches, and in steps."""
 
     steps: int
     seconds: float
@@ -28,10 +28,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Figures(Times):
-    """What a round has shown; CPU seconds and memory are None where the system does not tell them."""
+    """The figures of a round; CPU seconds and memory are None if the system does not tell them."""
 
-    first_s: float  # from opening the stream until the first batch came
-    cpu_s: float | None  # of the trainer, steps and all, and of its servers
+    first_s: float  # from opening the stream until the first batch arrived
+    cpu_s: float | None  # of the trainer, including its steps, and of its servers
     client_peak_bytes: int | None
     server_peak_bytes: int | None
     client_shared_bytes: int | None
@@ -40,7 +40,7 @@ class Figures(Times):
 def run_round(
     contestant: Contestant, step: Step, size: int, products: int, key: int, warm_up_s: float, seconds: float
 ) -> Figures:
-    """Train on a fresh stream: the first batch and the steps of `warm_up_s` are not counted, those of `seconds` are."""
+    """Train on a fresh stream: the first batch and the steps of `warm_up_s` do not count, those of `seconds` do."""
     opened = time.perf_counter()
     with contestant.open(size, key) as batches:
         batch = next(batches)
@@ -64,7 +64,7 @@ def run_round(
 
 
 def train(batches: Iterator[Batch], step: Step, size: int, products: int, seconds: float) -> Times:
-    """Step after step for `seconds`, and a few at least, but never for long."""
+    """Take steps for `seconds`, two at least, but for 8 s at most."""
     steps, waited, stepped = 0, 0.0, 0.0
     began = now = time.perf_counter()
     while now - began < seconds or (steps < _AT_LEAST and now - began < _LIMIT_S):

@@ -15,7 +15,7 @@ from benchmarks.trainer.step import Step
 def megabytes_per_second(
     contestant: Contestant, step: Step, batch: np.ndarray, products: int, seconds: float, beside: bool
 ) -> float:
-    """MB/s of array data in batches as large as `batch`; `beside` a thread that takes steps on it without a pause."""
+    """MB/s of array data in batches as large as `batch`; with `beside`, another thread takes steps without a pause."""
     size, count = len(batch), 0
     with contestant.open(size, 0) as batches, _stepping(step, batch, products if beside else None):
         warm_up(batches, size, contestant.ahead(size))

@@ -1,4 +1,4 @@
-"""What the loops have shown -> trainer.json with every round, trainer.md with the tables, trainer.png."""
+"""Rounds of the loops -> trainer.json with every round, trainer.md with the tables, trainer.png."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _MIB = 1 << 20
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> str:
-    """Write the files, the picture where there is matplotlib; the text of trainer.md."""
+    """Write the files, the picture only with matplotlib; returns the text of trainer.md."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = _draw(folder / "trainer.png", results)
     text = markdown(results, drawn)
@@ -165,7 +165,7 @@ def _calibration(results: Mapping[str, Any]) -> list[str]:
 
 
 def _shared(results: Mapping[str, Any]) -> list[str]:
-    """Whether batches came through shared memory, where they should."""
+    """How much memory batches shared with the server: shows that they really came through shared memory."""
     mapped = [one["client_shared_bytes"] for one in results["rounds"] if one["name"] == SHARED_MEMORY]
     if not mapped or None in mapped:
         return []

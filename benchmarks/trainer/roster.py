@@ -1,4 +1,4 @@
-"""Who feeds the training loop: names, modules, and the environments that they run in, as in the race."""
+"""The contestants that feed the training loop: names, modules, and environments, as in the race."""
 
 from benchmarks.race.roster import GRAIN, RAW_GRPC, SHARED_MEMORY, TCP, TF_SERVICE, TF_SERVICE_TUNED, Entry
 from benchmarks.race.roster import ROSTER as RACERS

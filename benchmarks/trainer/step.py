@@ -1,7 +1,7 @@
 """A training step of a known length on one core: the batch is read once, and matrices are multiplied in JAX.
 
-How often is calibrated with a batch that lies in memory. The batch is read by NumPy and not handed to JAX, which copies
-arrays or takes them as they are by where they happen to lie.
+The number of products is calibrated with a batch in memory. NumPy reads the batch, not JAX, which copies an array or
+borrows it depending on the alignment of its memory, so that steps would differ.
 """
 
 import time
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SIDE = 128  # so that matrices stay in the core's cache, and one product takes a small part of a millisecond
+_SIDE = 128  # the matrices stay in the core's cache, and one product takes a small part of a millisecond
 _FIRST_GUESS = 200
 _GUESSES = 4
 _REPEATS = 5
@@ -19,14 +19,14 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a step takes, and how much CPU time of the process: medians of a few."""
+    """How long a step takes, and the CPU time of the process: medians of a few steps."""
 
     seconds: float
     cpu_s: float
 
 
 class Step:
-    """Compiled once, for any number of products. JAX runs on the CPU alone, as every contestant's step does."""
+    """Compiled once, for any number of products. JAX runs on the CPU only, for every contestant."""
 
     def __init__(self) -> None:
         jax.config.update("jax_platforms", "cpu")
@@ -36,7 +36,7 @@ class Step:
         self._products(self._matrix, 1).block_until_ready()
 
     def __call__(self, batch: np.ndarray, products: int) -> None:
-        """Read the batch, and compute."""
+        """Read the batch, then compute."""
         batch.max()
         self._products(self._matrix, products).block_until_ready()
 
@@ -50,9 +50,9 @@ class Step:
         return Timing(float(np.median(seconds)), float(np.median(cpu)))
 
     def calibrated(self, batch: np.ndarray, seconds: float) -> int:
-        """How many products make the step as long as that, where the batch is there. Raises ValueError if none do.
+        """How many products make a step of `seconds` with the batch in memory. Raises ValueError if none do.
 
-        By CPU time, which others on the machine do not lengthen.
+        Measures CPU time, which other processes on the machine do not lengthen.
         """
         reading, products = self.timed(batch, 0).cpu_s, _FIRST_GUESS
         for _ in range(_GUESSES):

@@ -1,4 +1,4 @@
-"""Rounds of the loop -> shares of waiting, slowdowns against the floor, and the rates that are asked for and there."""
+"""Rounds of the loop -> shares of waiting, slowdowns against the floor, and the required and available rates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,43 +13,43 @@ Cell = Callable[[str, int, Rounds], Spread | None]  # of a contestant at a batch
 
 
 def waiting(figures: Figures) -> float:
-    """Percent of the time that passed in `next`."""
+    """Percent of the time spent in `next`."""
     return 100 * figures["waited_s"] / figures["seconds"]
 
 
 def waiting_ms(figures: Figures) -> float:
-    """Of one step."""
+    """Milliseconds of waiting per step."""
     return 1e3 * figures["waited_s"] / figures["steps"]
 
 
 def step_ms_taken(figures: Figures) -> float:
-    """Of the step alone, without what it waited for."""
+    """Milliseconds per step, without waiting."""
     return 1e3 * figures["stepped_s"] / figures["steps"]
 
 
 def loop_seconds(figures: Figures) -> float:
-    """From one step to the next."""
+    """Seconds from one step to the next."""
     return figures["seconds"] / figures["steps"]
 
 
 def slowdown(name: str, batch: int, rounds: Rounds) -> Spread | None:
-    """The loop's time by the floor's in the same round."""
+    """The loop's time over the floor's in the same round."""
     return rounds.ratio(loop_seconds, name, (FLOOR,), batch)
 
 
 def cores(figures: Figures) -> float:
-    """How many cores trainer and servers kept busy; not a number where the system does not tell."""
+    """How many cores trainer and servers kept busy; NaN if the system does not tell."""
     return float("nan") if figures["cpu_s"] is None else figures["cpu_s"] / figures["seconds"]
 
 
 def pace(batch: int, step_ms: float) -> float:
-    """MB/s that steps of this length take, where nothing holds them up."""
+    """MB/s that steps of this length consume when nothing delays them."""
     return batch * ROW_BYTES / 1e6 / (step_ms / 1e3)
 
 
 @dataclass(frozen=True)
 class Loops:
-    """All rounds at every size and length of a step, and what the raw stream delivered."""
+    """All rounds at every size and length of a step, and the rates of the raw stream."""
 
     results: Mapping[str, Any]
 
@@ -57,6 +57,6 @@ class Loops:
         return Rounds([one for one in self.results["rounds"] if one["step_ms"] == step_ms])
 
     def raw(self, batch: int, beside: bool) -> Spread | None:
-        """MB/s of the raw stream, alone or beside a core that is kept busy by steps."""
+        """MB/s of the raw stream, alone or beside a core that steps keep busy."""
         rates: Sequence[Mapping[str, Any]] = self.results["rates"]
         return spread([one["megabytes_s"] for one in rates if (one["batch"], one["beside"]) == (batch, beside)])

@@ -1,4 +1,4 @@
-"""The target: mixserve makes the loop wait for 1 % of its time at most, wherever the raw transport could keep up."""
+"""The target: mixserve makes the loop wait for at most 1 % of its time, if the raw transport alone could keep up."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ _LIMIT = 1.0
 
 
 def rows(loops: Loops) -> list[Row]:
-    """A row for every size and step at which the raw stream, with the machine to itself, is as fast as they ask."""
+    """A row for every size and step that the raw stream, with the machine to itself, can feed."""
     kept_up = [one for one in loops.results["steps"] if _keeps_up(loops, one)]
     return [_row(loops, name, one) for name in (SHARED_MEMORY, TCP) for one in kept_up]
 

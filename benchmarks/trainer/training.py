@@ -1,4 +1,4 @@
-"""A trainer's process, by `benchmarks.common.child`: a contestant's module, the step, and what may be asked of them."""
+"""A trainer's process, run by `benchmarks.common.child`: a contestant's module, the step, and the requests to them."""
 
 import importlib
 import importlib.metadata
@@ -41,5 +41,5 @@ def answering(module: str, *arguments: str) -> Iterator[Callable[..., dict[str, 
 
 
 def _batch(size: int) -> np.ndarray:
-    """One that lies in memory."""
+    """A batch in memory."""
     return load()[0][:size].copy()

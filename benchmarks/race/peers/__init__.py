@@ -1,4 +1,4 @@
-"""Those that race against mixserve, a file each; its docstring says what was done in the peer's favour.
+"""The peers of the race, a file each; its docstring lists what was done in the peer's favour.
 
-Peers run in environments of their own (`*.txt` here), so their files import nothing but NumPy, the peer and the race.
+Peers run in their own environments (`*.txt` here), so their files import only NumPy, the peer and the race.
 """

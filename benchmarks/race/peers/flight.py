@@ -1,8 +1,8 @@
-"""Arrow Flight: a Python server's DoGet, whose C++ sends record batches over a stream, and a client that views them.
+"""Arrow Flight: a Python server's DoGet, whose C++ streams record batches, and a client that views them.
 
-In its favour: nothing is gathered, the same record batch is sent again and again; records are a column of
-fixed-size binary (fixed-size lists were slower at small batches); batches above 1,024 records come in pieces of 1 MiB,
-unjoined, since whole they came at about half the speed, as up to there pieces do not come faster.
+In its favour: nothing is gathered, it sends the same record batch repeatedly; records are a column of fixed-size binary
+(fixed-size lists were slower at small batches); batches above 1,024 records arrive in pieces of 1 MiB, unjoined: whole
+ones arrived at about half the speed, while up to that size pieces are not faster.
 """
 
 import itertools

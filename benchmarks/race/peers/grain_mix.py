@@ -1,9 +1,9 @@
-"""grain's `MapDataset.mix` in the trainer's process, or in worker processes of it.
+"""grain's `MapDataset.mix` in the trainer's process, or in its worker processes.
 
-As its documentation has it: default `ReadOptions`, 16 threads that read up to 500 batches ahead; large batches take
-many seconds to begin, and sit out.
+As its documentation shows: default `ReadOptions`, 16 threads that prefetch up to 500 batches; large batches take many
+seconds to begin and are left out.
 
-Tuned: no threads beside the iterator's own, `ReadOptions(0, 0)`.
+Tuned: no threads besides the iterator's own, `ReadOptions(0, 0)`.
 
 In favour of both: records come in their order, unshuffled (shuffling cost nearly half); no service in between.
 """
@@ -18,12 +18,12 @@ from absl import flags
 from benchmarks.common.work import WEIGHTS, load
 from benchmarks.race.contestant import Contestant
 
-_BUFFERED = 2  # batches that a worker has made for the trainer; what it reads ahead for itself lies there already read
+_BUFFERED = 2  # batches per worker that are ready for the trainer; the worker's own prefetched ones come on top
 
 
 def contestant(form: str, workers: str = "0") -> Contestant:
     """`form`: textbook or tuned."""
-    flags.FLAGS(["race"])  # grain's workers read flags, which must have been parsed
+    flags.FLAGS(["race"])  # grain's workers read absl's flags, which must have been parsed
     count, sources = int(workers), load()
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0) if form == "tuned" else grain.ReadOptions()
 

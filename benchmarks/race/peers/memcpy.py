@@ -1,6 +1,6 @@
-"""Copying batches within one process: what memory gives.
+"""Copying batches within one process: the speed of the memory.
 
-In its favour: records of a batch lie side by side, and every batch is copied to the same place.
+In its favour: records of a batch are contiguous, and every batch is copied to the same place.
 """
 
 import itertools

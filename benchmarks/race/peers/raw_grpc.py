@@ -1,6 +1,6 @@
-"""A server stream of grpcio without anything above it: the limit of that library.
+"""A bare server stream of grpcio: the limit of that library.
 
-In its favour: nothing is planned, gathered or decoded. One frame, made before, is sent again and again, in cache;
+In its favour: nothing is planned, gathered or decoded. It sends one prepared frame repeatedly, from the CPU's cache;
 frames have at most 1 MiB, the best size, and small batches share frames of 256 KiB. A batch is delivered in pieces.
 """
 
@@ -38,7 +38,7 @@ def contestant() -> Contestant:
 
 
 def frame_rows(size: int) -> int:
-    """How many rows travel in a frame."""
+    """How many rows a frame holds."""
     if size * ROW_BYTES > _SHARED_FRAME_BYTES:
         return min(size, _FRAME_BYTES // ROW_BYTES)
     return _SHARED_FRAME_BYTES // (size * ROW_BYTES) * size

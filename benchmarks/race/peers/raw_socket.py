@@ -1,7 +1,7 @@
-"""A TCP connection over loopback without anything above it: what the operating system gives.
+"""A bare TCP connection over loopback: the speed of the operating system.
 
-In its favour: the server sends the same memory again and again, in cache; the client receives into memory that is
-already there, and overwrites the batch before.
+In its favour: the server sends the same memory repeatedly, from the CPU's cache; the client receives into memory that
+exists already, and overwrites the previous batch.
 """
 
 import socket

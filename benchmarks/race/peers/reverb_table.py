@@ -1,12 +1,12 @@
 """Reverb: one table, from which records are sampled by priority, so that the mixture is exact.
 
-As its documentation has it: a `TimestepDataset` of the table, batched, with as many samples in flight as two batches.
+As its documentation shows: a `TimestepDataset` of the table, batched, with two batches of samples in flight.
 
 Tuned: two streams of 1,000 samples in flight each (one, four, and other numbers were not faster); tokens are taken out
-of batches; all stands inside one `flat_map`, as in `tf_data`, which doubled the speed of small batches.
+of batches; everything is inside one `flat_map`, as in `tf_data`, which doubled the speed of small batches.
 
-In favour of both: a record is an item and a chunk of its own, so nothing is sent that was not asked for. Reverb draws
-without a key.
+In favour of both: a record is its own item and chunk, so nothing is sent that was not requested. Reverb draws without a
+key.
 """
 
 import os
@@ -29,7 +29,7 @@ _TABLE = "mixture"
 _STREAMS = 2
 _IN_FLIGHT = 1000
 _PREFETCH = 2
-_TEXTBOOK_AHEAD = 16  # two batches in flight for a stream of samples, and what `AUTOTUNE` prefetches
+_TEXTBOOK_AHEAD = 16  # two batches in flight per stream of samples, and what `AUTOTUNE` prefetches
 _FLUSH_EVERY = 32
 _RECORD = {"dtypes": {"tokens": tf.int32}, "shapes": {"tokens": tf.TensorShape([ROW])}}
 
@@ -81,7 +81,7 @@ def serve() -> Iterator[str]:
         max_size=sum(map(len, sources)),
         rate_limiter=reverb.rate_limiters.MinSize(1),
     )
-    with tempfile.TemporaryDirectory() as folder:  # without one of ours, it leaves one behind
+    with tempfile.TemporaryDirectory() as folder:  # without our own folder, Reverb leaves one after it ends
         server = reverb.Server([table], port=None, checkpointer=DefaultCheckpointer(folder))
         address = f"localhost:{server.port}"
         fill(address, sources)

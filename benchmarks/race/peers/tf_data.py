@@ -1,9 +1,9 @@
 """tf.data in the trainer's process: `sample_from_datasets` over the four sources.
 
-As its guide has it: a dataset of each source, repeated, mixed, batched, prefetched as `AUTOTUNE` thinks best. In its
-favour: records come in their order, unshuffled; every source lies in memory as one tensor, and its records are slices.
+As its guide shows: a dataset of each source, repeated, mixed, batched, and prefetched by `AUTOTUNE`. In its favour:
+records come in their order, unshuffled; every source is in memory as one tensor, and its records are slices.
 
-Tuned, for tf.data service: all up to the batch stands inside one `flat_map`; outside of it tf.data keeps accounts of
+Tuned, for tf.data service: everything up to the batch is inside one `flat_map`; outside of it tf.data keeps accounts of
 every record.
 """
 
@@ -17,12 +17,12 @@ from benchmarks.common.work import RECORDS, ROW, WEIGHTS, paths
 from benchmarks.race.contestant import Contestant
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # batches for the host, as everybody's
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # batches for the host, like every contestant's
 import tensorflow as tf
 
 PACKAGES = ("tensorflow-cpu", "numpy")
-_HEADER_BYTES = 128  # of a file of NumPy's
-_AUTOTUNE_AHEAD = 16  # nothing bounds it but memory, yet it reads ahead only of a trainer that is slower
+_HEADER_BYTES = 128  # of a NumPy file
+_AUTOTUNE_AHEAD = 16  # only memory bounds AUTOTUNE, yet it prefetches only for a slower trainer
 
 
 def contestant() -> Contestant:
@@ -34,7 +34,7 @@ def contestant() -> Contestant:
 
 
 def textbook(size: int, seed: int) -> tf.data.Dataset:
-    """The pipeline of the guide. Sources are read where it runs: files by name, flat-mapped to records."""
+    """The pipeline of the guide. The process that runs it reads the sources: files by name, flat-mapped to records."""
     sources = [tf.data.Dataset.from_tensors(str(path)).flat_map(source) for path in paths()]
     return mixture(sources, size, seed).prefetch(tf.data.AUTOTUNE)
 
@@ -52,6 +52,6 @@ def mixture(sources: list[tf.data.Dataset], size: int, seed: int) -> tf.data.Dat
 
 
 def source(path: tf.Tensor | str) -> tf.data.Dataset:
-    """The records of a file without end."""
+    """The records of a file, repeated without end."""
     data = tf.strings.substr(tf.io.read_file(path), _HEADER_BYTES, -1)
     return tf.data.Dataset.from_tensor_slices(tf.reshape(tf.io.decode_raw(data, tf.int32), (RECORDS, ROW))).repeat()

@@ -1,12 +1,12 @@
-"""tf.data service: a dispatcher and a worker in processes of their own run the pipelines of `tf_data`.
+"""tf.data service: a dispatcher and a worker in their own processes run the pipelines of `tf_data`.
 
-As its documentation has it: the pipeline of the guide, then `distribute` with its defaults.
+As its documentation shows: the pipeline of the guide, then `distribute` with its defaults.
 
 Tuned: the pipeline inside one `flat_map`; no compression (the default was never faster, and slower at 1,024); 16
-requests under way; the worker prefetches, and so does the trainer.
+requests in flight; the worker prefetches, and so does the trainer.
 
-In favour of both: all that is said in `tf_data`, and the dispatcher forgets what nobody reads any more within a
-second, not minutes.
+In favour of both: everything in `tf_data`'s docstring, and the dispatcher drops jobs without a reader within a second,
+not minutes.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from benchmarks.race.peers.tf_data import PACKAGES, textbook, tf, tuned
 
 _IN_FLIGHT = 16
 _PREFETCH = 4
-_AHEAD = 2 * _PREFETCH + _IN_FLIGHT  # of the tuned form; the other has less under way
+_AHEAD = 2 * _PREFETCH + _IN_FLIGHT  # of the tuned form; the other has fewer in flight
 
 
 def contestant(form: str) -> Contestant:
