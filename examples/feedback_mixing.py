@@ -1,13 +1,13 @@
-"""Weights that follow the loss per source, and a run that is killed on the way and gives the same bits.
+"""Weights that follow the loss per source, in a run that survives kills and still gives the same bits.
 
-The rule is that of DoReMi (Xie et al. 2023): a source's weight grows with its excess loss, the loss of the model beyond
-that of a reference, by exponentiated-gradient steps, and is smoothed with the prior; our reference is the best bigram
-model of each source alone. ADO (Jiang et al. 2024) lets the weights follow each source's learning speed instead: that
-is another body for `next_weights`, and nothing else changes.
+The rule is DoReMi's (Xie et al. 2023): a source's weight grows with its excess loss, the model's loss beyond that of a
+reference, by exponentiated-gradient steps, and is smoothed with the prior; our reference is the best bigram model of
+each source alone. ADO (Jiang et al. 2024) lets the weights follow each source's learning speed instead: for that,
+replace the body of `next_weights`; nothing else changes.
 
     python examples/feedback_mixing.py [--steps 400] [--plot feedback_mixing.png]
 
-What a trainer needs is in `train`. All the rest generates three sources, serves them, trains once quietly and once with
+A trainer needs only `train`. The rest generates three sources, serves them, trains once without kills and once with
 SIGKILLs of trainer and server, and compares all batches, all weights and the final models, bit for bit.
 """
 
@@ -32,17 +32,17 @@ import numpy as np
 from mixserve_client import MixClient
 
 BATCH_SIZE, KEY = 32, 7
-INTERVAL = 10  # steps from one change of the weights, and one checkpoint, to the next
+INTERVAL = 10  # steps between changes of the weights, each followed by a checkpoint
 STEP_SIZE, SMOOTHING = 0.5, 0.1
-AHEAD = 4  # steps that a trainer may be ahead of what we know of it
+AHEAD = 4  # steps that a trainer may be ahead of its last report
 RECORDS, SEQUENCE_LENGTH, SPREAD = 2000, 65, 6.0
-# Tokens that a source uses and its prior share: more tokens are more pairs to learn, and take longer.
+# Tokens that a source uses, and its prior share: more tokens mean more pairs to learn, which takes longer.
 SOURCES = {"easy": (16, 0.5), "medium": (64, 0.3), "hard": (256, 0.2)}
 VOCABULARY = sum(tokens for tokens, _ in SOURCES.values())
 
 
 def train(address: str, folder: Path, steps: int, reference: np.ndarray) -> Iterator[int]:
-    """Train a model on the server's mixture, from the checkpoint in `folder` on if there is one; yields each step."""
+    """Train a model on the server's mixture, from the checkpoint in `folder` if there is one; yields each step."""
     with MixClient.connect(address) as client:
         mixture = client.mixture()
         prior = np.array(mixture.weights) / sum(mixture.weights)
@@ -56,7 +56,7 @@ def train(address: str, folder: Path, steps: int, reference: np.ndarray) -> Iter
             losses = learn(run.model, batch["tokens"])
             run.loss_sums += np.bincount(batch["source_id"], losses, minlength=len(prior))
             run.row_counts += np.bincount(batch["source_id"], minlength=len(prior))
-            run.step, run.digest = run.step + 1, chained(run.digest, batch)
+            run.step, run.digest = run.step + 1, chain(run.digest, batch)
             if run.step % INTERVAL == 0:
                 loss = run.loss_sums / np.maximum(run.row_counts, 1)
                 weights = next_weights(weights, loss - reference, prior)
@@ -74,7 +74,7 @@ def next_weights(weights: np.ndarray, excess: np.ndarray, prior: np.ndarray) -> 
 
 
 def learn(model: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """The bigram model's loss of every row, in nats per token, before it has counted the row's pairs in `model`."""
+    """The bigram model's loss of every row, in nats per token, before `model` counts the row's pairs."""
     before, after = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
     chances = (model[before, after] + 0.01) / (model.sum(axis=1)[before] + 0.01 * VOCABULARY)
     np.add.at(model, (before, after), 1)
@@ -83,15 +83,15 @@ def learn(model: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Run:
-    """All that a trainer must remember: in one file, which is the old one or the new one whenever the trainer dies."""
+    """All that a trainer must remember, in one file; after a kill the file is either the old one or the new one."""
 
     step: int
     digest: str  # of all batches so far
     iterator: dict[str, Any]
-    model: np.ndarray  # how often each token came after each
-    loss_sums: np.ndarray  # of the rows since the weights were last changed, by source
+    model: np.ndarray  # how often each token followed each other token
+    loss_sums: np.ndarray  # per source, of the rows since the last change of the weights
     row_counts: np.ndarray
-    losses: np.ndarray  # one row for each change of the weights
+    losses: np.ndarray  # one row per change of the weights
     weights: np.ndarray
 
     @classmethod
@@ -101,35 +101,36 @@ class Run:
         return cls(0, "", {}, model, np.zeros(sources), np.zeros(sources, np.int64), none, none)
 
     def note(self, loss: np.ndarray, weights: np.ndarray) -> None:
-        """Remember a change of the weights, and begin to add up losses anew."""
+        """Record a change of the weights, and start new sums of losses."""
         self.losses, self.weights = np.vstack([self.losses, loss]), np.vstack([self.weights, weights])
         self.loss_sums, self.row_counts = np.zeros_like(self.loss_sums), np.zeros_like(self.row_counts)
 
     def save(self, path: Path) -> None:
-        """Put this in place of what is at `path`."""
+        """Replace the file at `path` atomically."""
         beside = path.with_suffix(".part")
         with beside.open("wb") as file:
             np.savez(file, **(vars(self) | {"iterator": json.dumps(self.iterator)}))
             file.flush()
+            # After a crash of the machine, a rename without fsync may leave an empty file.
             os.fsync(file.fileno())
         beside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Run":
-        """What was saved at `path`."""
+        """Load what was saved at `path`."""
         with np.load(path) as saved:
             arrays = dict(saved)
         step, digest, iterator = (arrays.pop(name).item() for name in ("step", "digest", "iterator"))
         return cls(step, digest, json.loads(iterator), **arrays)
 
     def differences(self, other: "Run") -> list[str]:
-        """The names of what is not the same in the other run, to the last bit."""
+        """The names of the fields that differ in the other run, compared to the last bit."""
         left, right = ({name: _bits(value) for name, value in vars(run).items()} for run in (self, other))
         return [name for name in left if left[name] != right[name]]
 
 
-def chained(digest: str, batch: dict[str, np.ndarray]) -> str:
-    """The digest of all batches before, and of `batch` after them."""
+def chain(digest: str, batch: dict[str, np.ndarray]) -> str:
+    """The digest of all earlier batches and `batch`."""
     link = hashlib.sha256(digest.encode())
     for name in sorted(batch):
         link.update(f"{name} {batch[name].dtype} {batch[name].shape}".encode())
@@ -138,7 +139,7 @@ def chained(digest: str, batch: dict[str, np.ndarray]) -> str:
 
 
 def write_sources(folder: Path) -> np.ndarray:
-    """Write mixture.yaml and its token files; returns what the best bigram model of each source alone would lose."""
+    """Write mixture.yaml and its token files; returns the loss of the best bigram model of each source alone."""
     lines = ["mixtures:", "  train:", "    sampling: epoch", "    block_size: 64", "    sources:"]
     rng, first, reference = np.random.default_rng(0), 0, []
     for name, (count, share) in SOURCES.items():
@@ -160,7 +161,7 @@ def write_sources(folder: Path) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> float:
-    """The entropy, in nats, of what was counted."""
+    """The entropy, in nats, of these counts."""
     chances = counts[counts > 0] / counts.sum()
     return float(-(chances * np.log(chances)).sum())
 
@@ -178,12 +179,12 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, as if it had never been there."""
+        """Start the server; it remembers nothing of an earlier one."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL, and wait for the end."""
         self._process.kill()
         self._process.wait()
 
@@ -194,21 +195,21 @@ def trainer(address: str, folder: Path, steps: int) -> Iterator[subprocess.Popen
     command = [sys.executable, __file__, "--steps", str(steps), "--train", address, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            let_go_on(process, AHEAD)
+            allow_steps(process, AHEAD)
             yield process
         finally:
             process.kill()
 
 
-def let_go_on(process: subprocess.Popen[str], steps: int) -> None:
-    """Let a trainer make that many steps more, if it still runs: it would be done before we could kill it."""
+def allow_steps(process: subprocess.Popen[str], steps: int) -> None:
+    """Let a trainer make `steps` more steps, if it still runs. Otherwise it would finish before we could kill it."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         os.write(process.stdin.fileno(), b"\n" * steps)
 
 
-def trained(server: Server, folder: Path, steps: int, kills: dict[int, str]) -> Run:
-    """The run of a trainer that makes `steps` steps, while what `kills` names is killed at the steps that it names."""
+def train_with_kills(server: Server, folder: Path, steps: int, kills: dict[int, str]) -> Run:
+    """The run of a trainer that makes `steps` steps; `kills` says which processes are killed at which steps."""
     folder.mkdir()
     left = sorted(kills.items())
     while True:
@@ -222,7 +223,7 @@ def trained(server: Server, folder: Path, steps: int, kills: dict[int, str]) -> 
                     if "trainer" in victims:
                         process.kill()
                     print(f"  step {int(line)}: {victims} killed (SIGKILL), started again")
-                let_go_on(process, 1)
+                allow_steps(process, 1)
             status = process.wait()
         if status == 0:
             return Run.load(folder / "checkpoint.npz")
@@ -231,7 +232,7 @@ def trained(server: Server, folder: Path, steps: int, kills: dict[int, str]) -> 
 
 
 def table(run: Run, reference: np.ndarray) -> str:
-    """What became of each source."""
+    """Shares and losses per source, as text."""
     headings = ("prior share", "highest", "final share", "first loss", "final loss", "reference")
     lines = [f"{'source':<8}" + "".join(f"{heading:>13}" for heading in headings)]
     for place, (name, (_, prior)) in enumerate(SOURCES.items()):
@@ -261,7 +262,7 @@ def plot(run: Run, reference: np.ndarray, path: Path) -> None:
 
 
 def main() -> None:
-    """Run everything, or, with --train, the trainer alone."""
+    """Run everything, or, with --train, only the trainer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=400, help=f"a multiple of {INTERVAL}, at least {8 * INTERVAL}")
     parser.add_argument("--plot", type=Path, help="where to draw a picture of shares and losses")
@@ -286,11 +287,11 @@ def main() -> None:
         try:
             print("with kills:")
             kills = {steps // 5 + 3: "server", 2 * steps // 5 + 5: "trainer", 3 * steps // 5 + 4: "trainer and server"}
-            killed = trained(server, folder / "killed", steps, kills)
+            killed = train_with_kills(server, folder / "killed", steps, kills)
             print("quietly:")
             server.kill()
             server.start()
-            quiet = trained(server, folder / "quiet", steps, {})
+            quiet = train_with_kills(server, folder / "quiet", steps, {})
         finally:
             server.kill()
     print(table(killed, reference))

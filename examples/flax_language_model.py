@@ -2,9 +2,8 @@
 
     python examples/flax_language_model.py [--steps 100]
 
-What a trainer needs is in `train`. All the rest writes two texts that every Python brings along, serves them, trains
-once with a SIGKILL of the trainer on the way and once without, and compares all losses and the final parameters, bit
-for bit.
+A trainer needs only `train`. The rest writes two texts that every Python contains, serves them, trains once with a
+SIGKILL of the trainer and once without, and compares all losses and the final parameters, bit for bit.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from mixserve_client import MixClient
 from mixserve_client.jax import device_batches
 
 BATCH_SIZE, KEY = 8, 7
-INTERVAL = 20  # steps from one checkpoint to the next
+INTERVAL = 20  # steps between checkpoints
 WIDTH, HEADS, BLOCKS, LENGTH = 64, 4, 2, 128
 NEWEST = ocp.training.preservation_policies.LatestN(2)
 
@@ -100,7 +99,7 @@ class LanguageModel(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention to what came before, then a perceptron at each position."""
+    """Causal attention, then a perceptron at each position."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.attention_norm, self.perceptron_norm = nnx.RMSNorm(WIDTH, rngs=rngs), nnx.RMSNorm(WIDTH, rngs=rngs)
@@ -122,7 +121,7 @@ def digest(model: LanguageModel) -> str:
 
 
 class Run:
-    """What the trainers of one folder tell: the losses and sources of each step's rows, and the final digest."""
+    """The reports of one folder's trainers: the losses and sources of each step's rows, and the final digest."""
 
     def __init__(self, sources: list[str]):
         self.sources = sources
@@ -131,7 +130,7 @@ class Run:
         self.digest = ""
 
     def note(self, told: dict[str, Any]) -> None:
-        """Take what a trainer told. A step that was made before must have been the same."""
+        """Add a trainer's report. A repeated step must equal the first one."""
         step = told["step"]
         if "digest" in told:
             self.digest = told["digest"]
@@ -150,7 +149,7 @@ class Run:
 
 
 def go_on(run: Run, address: str, folder: Path, steps: int, kill_at: int | None = None) -> None:
-    """Start a trainer, and kill it after the step `kill_at`: it waits for a word after each step."""
+    """Start a trainer, and kill it after the step `kill_at`; the trainer waits for a line after each step."""
     command = [sys.executable, __file__, "--steps", str(steps), "--train", address, str(folder)]
     # On CPUs the same program gives the same bits; accelerators may need flags for that.
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -170,13 +169,13 @@ def go_on(run: Run, address: str, folder: Path, steps: int, kill_at: int | None 
 
 
 def tell(**what: Any) -> None:
-    """Tell the process that started this one, and wait until it says a word."""
+    """Report to the parent process, and wait for its line."""
     print(json.dumps(what), flush=True)
     sys.stdin.readline()
 
 
 def main() -> None:
-    """Run everything, or, with --train, the trainer alone."""
+    """Run everything, or, with --train, only the trainer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help=f"a multiple of {INTERVAL}, at least {2 * INTERVAL}")
     parser.add_argument("--train", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
@@ -198,7 +197,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="flax-language-model-") as name:
         folder = Path(name)
-        # A process that is started again need not compile again.
+        # A restarted process need not compile again.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         corpora = write_corpora(folder)

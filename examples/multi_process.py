@@ -1,10 +1,10 @@
-"""Data-parallel training in several processes, killed on the way, and gone on with by another number of them.
+"""Data-parallel training in several processes that are killed, and continued by another number of processes.
 
     python examples/multi_process.py [--processes 4 2] [--steps 60]
 
-What a trainer needs is in `train`. All the rest writes two texts, serves them, starts the first number of processes,
-kills them all with SIGKILL, starts the next number, which goes on from the checkpoint, and so on; at the end it
-compares all global batches and losses with those of one process that reads the same mixture without a server.
+A trainer needs only `train`. The rest writes two texts, serves them, starts the first number of processes, kills them
+all with SIGKILL, starts the next number, which resumes from the checkpoint, and so on; at the end it compares all
+global batches and losses with those of one process that reads the same mixture without a server.
 """
 
 import argparse
@@ -37,16 +37,16 @@ from mixserve_client import MixClient
 from mixserve_client.jax import global_batches
 
 BATCH_SIZE, KEY = 24, 7
-INTERVAL = 10  # steps from one checkpoint to the next
+INTERVAL = 10  # steps between checkpoints
 CONTEXT, WIDTH, HIDDEN = 8, 16, 64
 MOST_PROCESSES = 4
 TOLERANCE = 1e-4  # of losses: another number of devices adds up in another order, and each step builds on the last
 
 
 def train(client: MixClient, folder: Path, steps: int, report: Callable[[int, Any, Any], None]) -> None:
-    """Train on the devices of all processes, from the newest checkpoint in `folder` on if there is one.
+    """Train on the devices of all processes, from the newest checkpoint in `folder` if there is one.
 
-    Every process calls this, and asks only for its own rows.
+    Every process calls this, and requests only its own rows.
     """
     mesh = Mesh(np.array(jax.devices()), ("data",))
     by_rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -59,7 +59,7 @@ def train(client: MixClient, folder: Path, steps: int, report: Callable[[int, An
         if checkpoints.latest is not None:
             done = checkpoints.latest.step
             saved = checkpoints.load_checkpointables(done, {"learner": learner, "data": batches})
-            learner = saved["learner"]  # on these devices, whatever it was saved on; `batches` is where it was saved
+            learner = saved["learner"]  # on these devices, not those that saved it; `batches` is at the checkpoint
         for step, batch in enumerate(batches, done + 1):
             learner, loss = learn_together(learner, batch["tokens"])
             if step % INTERVAL == 0:
@@ -79,14 +79,14 @@ def new_learner() -> dict[str, Any]:
 
 
 def learn(learner: dict[str, Any], tokens: jax.Array) -> tuple[dict[str, Any], jax.Array]:
-    """The learner after it has learnt from rows of bytes, and the mean loss before that, in nats per byte."""
+    """The learner after a step on rows of bytes, and the mean loss before the step, in nats per byte."""
     loss, gradients = jax.value_and_grad(mean_loss)(learner["model"], tokens)
     updates, optimizer = OPTIMIZER.update(gradients, learner["optimizer"])
     return {"model": optax.apply_updates(learner["model"], updates), "optimizer": optimizer}, loss
 
 
 def mean_loss(model: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
-    """Of all bytes of all rows, whichever device they are on."""
+    """The mean over all bytes of all rows, on all devices."""
     known = tokens.shape[1] - CONTEXT
     embedded = model["embed"][tokens.astype(jnp.int32)]
     context = jnp.concatenate([embedded[:, place : place + known] for place in range(CONTEXT)], axis=-1)
@@ -99,7 +99,7 @@ OPTIMIZER = optax.adam(1e-2)
 
 @contextmanager
 def trainers(count: int, address: str, folder: Path, steps: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that run `train` together; the first of them tells each step. Killed at the end of the block."""
+    """Processes that run `train` together; the first one reports each step. Killed at the end of the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -124,7 +124,7 @@ def trainers(count: int, address: str, folder: Path, steps: int) -> Iterator[lis
 
 
 class Run:
-    """What a run told: the loss of each step and the digest of its global batch."""
+    """The reports of a run: the loss of each step and the digest of its global batch."""
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
@@ -132,7 +132,7 @@ class Run:
         self.repeated = 0
 
     def note(self, step: int, loss: float, digest: str) -> None:
-        """Take what was told. A step that was made before must have had the same batch."""
+        """Add a report. A repeated step must have had the same batch."""
         self.repeated += step in self.digests
         if self.digests.setdefault(step, digest) != digest:
             sys.exit(f"step {step} has another batch than before the processes were killed")
@@ -141,18 +141,18 @@ class Run:
             print(f"  step {step:>4}   loss {loss:.4f}")
 
     def digest(self) -> str:
-        """That of all batches, one after another."""
+        """The digest of all batches in order."""
         return hashlib.sha256("".join(self.digests[step] for step in sorted(self.digests)).encode()).hexdigest()
 
 
 def go_on(run: Run, count: int, address: str, folder: Path, steps: int, kill_at: int | None) -> None:
-    """Start processes, and kill them all after the step `kill_at`: the first one waits for a word after each step."""
+    """Start processes, and kill them all after the step `kill_at`; the first one waits for a line after each step."""
     print(f"{count} {'processes' if count > 1 else 'process'}:")
     with trainers(count, address, folder, steps) as processes:
         first = processes[0]
         for line in first.stdout:
             if not line.startswith("{"):
-                continue  # Gloo tells here which peers it has
+                continue  # Gloo prints its peers to stdout
             told = json.loads(line)
             run.note(**told)
             if told["step"] == kill_at:
@@ -164,11 +164,12 @@ def go_on(run: Run, count: int, address: str, folder: Path, steps: int, kill_at:
             sys.exit(f"the processes failed with exit statuses {statuses}")
 
 
-def reporting(note: Callable[..., None]) -> Callable[[int, Any, Any], None]:
-    """A `report` that gives `note` step, loss and the digest of the global batch, in the first process."""
+def make_report(note: Callable[..., None]) -> Callable[[int, Any, Any], None]:
+    """A `report` that gives `note` the step, the loss and the digest of the global batch, in the first process only."""
 
     def report(step: int, loss: Any, tokens: Any) -> None:
-        rows = process_allgather(tokens, tiled=True)  # all rows of all processes
+        # All rows of all processes: a collective operation, so every process must call it.
+        rows = process_allgather(tokens, tiled=True)
         if jax.process_index() == 0:
             note(step=step, loss=float(loss), digest=hashlib.sha256(rows.tobytes()).hexdigest())
 
@@ -176,24 +177,24 @@ def reporting(note: Callable[..., None]) -> Callable[[int, Any, Any], None]:
 
 
 def tell(**what: Any) -> None:
-    """Tell the process that started this one, and wait until it says a word."""
+    """Report to the parent process, and wait for its line."""
     print(json.dumps(what), flush=True)
     sys.stdin.readline()
 
 
 def one_of_several(address: str, folder: str, coordinator: str, count: str, number: str, steps: int) -> None:
-    """Be the process of that number."""
+    """Run as the process `number` of `count`."""
     jax.distributed.initialize(coordinator, int(count), int(number))
     with MixClient.connect(address) as client:
-        train(client, Path(folder), steps, reporting(tell))
+        train(client, Path(folder), steps, make_report(tell))
 
 
 def alone(nodes: dict[str, MixDataSourcesNode], folder: Path, steps: int) -> Run:
-    """The run of this process, on one device and without a server."""
+    """Train in this process, on one device and without a server."""
     run = Run()
     print("one process, without a server:")
     with local_client(nodes) as client:
-        train(client, folder, steps, reporting(run.note))
+        train(client, folder, steps, make_report(run.note))
     return run
 
 
@@ -217,7 +218,7 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="multi-process-") as name:
         folder = Path(name)
-        # A process that is started again need not compile again.
+        # A restarted process need not compile again.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         jax.config.update("jax_platforms", "cpu")

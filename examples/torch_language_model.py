@@ -2,9 +2,8 @@
 
     python examples/torch_language_model.py [--steps 100]
 
-What a trainer needs is in `train`. All the rest writes two texts that every Python brings along, serves them, trains
-once with a SIGKILL of the trainer on the way and once without, and compares all losses and the final parameters, bit
-for bit.
+A trainer needs only `train`. The rest writes two texts that every Python contains, serves them, trains once with a
+SIGKILL of the trainer and once without, and compares all losses and the final parameters, bit for bit.
 """
 
 import argparse
@@ -35,14 +34,14 @@ from mixserve_client import MixClient
 from mixserve_client.torch import RemoteIterableDataset
 
 BATCH_SIZE, KEY = 8, 7
-INTERVAL = 20  # steps from one checkpoint to the next
+INTERVAL = 20  # steps between checkpoints
 WIDTH, HEADS, BLOCKS, LENGTH = 64, 4, 2, 128
 
 
 def train(address: str, folder: Path, steps: int, report: Callable[[int, Any, Any], None]) -> "LanguageModel":
-    """Train a model on the server's mixture, from the checkpoint in `folder` on if there is one."""
+    """Train a model on the server's mixture, from the checkpoint in `folder` if there is one."""
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)  # more of them add up in another order
+    torch.set_num_threads(1)  # several threads would add up in another order
     torch.manual_seed(0)
     model = LanguageModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -58,7 +57,7 @@ def train(address: str, folder: Path, steps: int, report: Callable[[int, Any, An
             done = saved["step"]
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
-            loader.load_state_dict(saved["data"])  # each worker goes on where it was behind this step
+            loader.load_state_dict(saved["data"])  # each worker resumes after this step
         for step, batch in enumerate(loader, done + 1):  # tensors
             losses = learn(model, optimizer, batch["tokens"])
             if step % INTERVAL == 0:
@@ -69,7 +68,7 @@ def train(address: str, folder: Path, steps: int, report: Callable[[int, Any, An
 
 
 def learn(model: "LanguageModel", optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> torch.Tensor:
-    """Learn from rows of bytes; the loss of each row before that, in bits per byte."""
+    """Take a step on rows of bytes; returns the loss of each row before the step, in bits per byte."""
     tokens = tokens.long()
     logits = model(tokens[:, :-1])
     nats = functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
@@ -81,7 +80,7 @@ def learn(model: "LanguageModel", optimizer: torch.optim.Optimizer, tokens: torc
 
 
 def save(path: Path, what: dict[str, Any]) -> None:
-    """Put this in place of what is at `path`: whoever dies meanwhile, there is the old checkpoint or the new one."""
+    """Replace the file at `path` atomically: after a kill it is either the old checkpoint or the new one."""
     beside = path.with_suffix(".part")
     torch.save(what, beside)
     beside.replace(path)
@@ -106,7 +105,7 @@ class LanguageModel(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention to what came before, then a perceptron at each position."""
+    """Causal attention, then a perceptron at each position."""
 
     def __init__(self):
         super().__init__()
@@ -131,7 +130,7 @@ def digest(model: LanguageModel) -> str:
 
 
 class Run:
-    """What the trainers of one folder tell: the losses and sources of each step's rows, and the final digest."""
+    """The reports of one folder's trainers: the losses and sources of each step's rows, and the final digest."""
 
     def __init__(self, sources: list[str]):
         self.sources = sources
@@ -140,7 +139,7 @@ class Run:
         self.digest = ""
 
     def note(self, told: dict[str, Any]) -> None:
-        """Take what a trainer told. A step that was made before must have been the same."""
+        """Add a trainer's report. A repeated step must equal the first one."""
         step = told["step"]
         if "digest" in told:
             self.digest = told["digest"]
@@ -159,7 +158,7 @@ class Run:
 
 
 def go_on(run: Run, address: str, folder: Path, steps: int, kill_at: int | None = None) -> None:
-    """Start a trainer, and kill it after the step `kill_at`: it waits for a word after each step."""
+    """Start a trainer, and kill it after the step `kill_at`; the trainer waits for a line after each step."""
     command = [sys.executable, __file__, "--steps", str(steps), "--train", address, str(folder)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
@@ -177,13 +176,13 @@ def go_on(run: Run, address: str, folder: Path, steps: int, kill_at: int | None 
 
 
 def tell(**what: Any) -> None:
-    """Tell the process that started this one, and wait until it says a word."""
+    """Report to the parent process, and wait for its line."""
     print(json.dumps(what), flush=True)
     sys.stdin.readline()
 
 
 def main() -> None:
-    """Run everything, or, with --train, the trainer alone."""
+    """Run everything, or, with --train, only the trainer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help=f"a multiple of {INTERVAL}, at least {2 * INTERVAL}")
     parser.add_argument("--train", nargs=2, metavar=("ADDRESS", "FOLDER"), help=argparse.SUPPRESS)
@@ -192,7 +191,8 @@ def main() -> None:
     if steps % INTERVAL or steps < 2 * INTERVAL:
         parser.error(f"--steps must be a multiple of {INTERVAL} and at least {2 * INTERVAL}, got {steps}")
     if arguments.train:
-        warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's, of what it calls itself
+        # torchdata deprecates `set_vital`, and calls it itself.
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")
         address, folder = arguments.train
         model = train(
             address,
