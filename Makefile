@@ -1,4 +1,4 @@
-# Every target sets up what it needs: .venv from constraints.txt with plain venv and pip, nothing else.
+# Every target sets up what it needs: .venv from constraints.txt, with only venv and pip.
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
 PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers/tensorflow/.jax
-# Tests wait for other processes a third of the time, so that one more than two cores fills them.
+# Tests wait for other processes a third of the time, so three test processes keep two cores busy.
 PROCESSES ?= 3
 PYTHONS ?= 3.11 3.12 3.13 3.14
 PIP := -m pip --disable-pip-version-check install --quiet
 
-# Images and CI often forbid Python to keep its bytecode; the tests start hundreds of processes, which would each compile
-# all of the package again.
+# Images and CI often forbid Python to write bytecode. The tests start hundreds of processes; without bytecode each would
+# compile the whole package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -32,15 +32,15 @@ test: $(READY) ## Run the tests; with HYPOTHESIS_PROFILE=thorough more examples 
 	  $(BIN)/python -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests) --junitxml=build/tests/alone.xml || failed=1; \
 	  $(BIN)/python -m tests.slowest build/tests/beside.xml build/tests/alone.xml; exit $$failed
 
-test-pythons: ## Run the tests under every Python from 3.11 on that is here, each in an environment of its own
+test-pythons: ## Run the tests under every installed Python from 3.11 on, each in its own environment
 	@for version in $(PYTHONS); do \
 	  if command -v python$$version >/dev/null; then $(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
-	  else echo "SKIPPED: there is no python$$version here"; fi; done
+	  else echo "SKIPPED: python$$version is not installed"; fi; done
 
-test-examples: $(READY) ## Run the examples, and the code of the pages in docs; takes minutes
+test-examples: $(READY) ## Run the examples and the code in docs; takes minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 tests/examples
 
-crash: $(READY) ## Kill servers 200 times while sessions are saved, restored and read; takes ten minutes
+crash: $(READY) ## Kill servers 200 times during saves, restores and reads of sessions; takes ten minutes
 	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} $(BIN)/python -m pytest -s tests/crash
 
 check: $(READY) check-protos ## Format, lint, types, import contracts, generated code
@@ -49,43 +49,43 @@ check: $(READY) check-protos ## Format, lint, types, import contracts, generated
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-format: $(READY) ## Format the code, and mend what the linter can
+format: $(READY) ## Format the code, and apply the linter's fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Race against peers, and serve a crowd; the results go to benchmarks/results
+bench: $(READY) ## Run the benchmarks against peers and with many clients; results go to benchmarks/results
 	-$(MAKE) --keep-going peers
 	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.crowd
 	$(BIN)/python -m benchmarks.trainer
 
-bench-plan: $(READY) ## Positions planned per second in both modes, and the share of planning in requests
+bench-plan: $(READY) ## Measure positions planned per second in both modes, and the share of planning in requests
 	$(BIN)/python benchmarks/plan.py
 
-bench-node: $(READY) .venv-datarax/.ready ## Time the node beside the reference's own implementation
+bench-node: $(READY) .venv-datarax/.ready ## Compare the node's speed with the reference's own implementation
 	$(BIN)/python benchmarks/node.py
 	.venv-datarax/bin/python benchmarks/reference_node.py
 
-# One that cannot be built here is left out of the race, which says so.
-peers: $(PEERS) ## Set up the environments of those that the benchmarks race against, about 3 GB
+# The race leaves out a peer that cannot be built on this machine, and reports it.
+peers: $(PEERS) ## Set up the environments of the benchmarks' peers, about 3 GB
 
 .venv-peers/%/.ready: benchmarks/race/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python $(PIP) -r $<
 	touch $@
 
-# What the training loop's step needs, beside what feeds it.
+# The trainer benchmark's step runs in the peer's environment, and needs JAX there.
 .venv-peers/%/.jax: benchmarks/trainer/%.txt .venv-peers/%/.ready
 	$(@D)/bin/python $(PIP) -r $<
 	touch $@
 
-# The client must live beside protobuf 5, 6 and 7, and only code of an old generator does; it has a venv of its own.
+# The client must work with protobuf 5, 6 and 7. Only the code of an old generator does, which needs its own venv.
 .venv-protos/.ready:
 	$(PYTHON) -m venv .venv-protos
 	.venv-protos/bin/python $(PIP) grpcio-tools==1.65.5
 	touch $@
 
-protos: .venv-protos/.ready ## Generate the protobuf code again
+protos: .venv-protos/.ready ## Regenerate the protobuf code
 	rm -rf build/protos && mkdir -p build/protos
 	.venv-protos/bin/python -m grpc_tools.protoc -Iprotos --python_out=build/protos --pyi_out=build/protos $(PROTO)
 	cp build/protos/mixserve/v1/*_pb2.py build/protos/mixserve/v1/*_pb2.pyi $(GENERATED)
@@ -96,13 +96,13 @@ check-protos:
 	    diff -u $(GENERATED)/$$(basename $$file) $$file || { echo "generated code is stale: run make protos"; exit 1; }; done; \
 	else echo "SKIPPED: the generator grpcio-tools 1.65.5 cannot be installed here, generated code was NOT compared"; fi
 
-test-protobuf: ## Import the client's generated code under protobuf 5, 6 and 7, each in its own environment
+test-protobuf: ## Test the client's generated code under protobuf 5, 6 and 7, each in its own environment
 	PYTHON=$(PYTHON) tests/protobuf/run.sh
 
 test-node: $(READY) ## Read a batch with a Node.js client made from the .proto alone
 	PYTHON=$(BIN)/python tests/node/run.sh
 
-# The reference's own implementation needs protobuf 5, so it has a venv of its own; about 3 GB, with TensorFlow.
+# The reference's own implementation needs protobuf 5, hence its own venv; about 3 GB, with TensorFlow.
 .venv-datarax/.ready: pyproject.toml client/pyproject.toml tests/datarax/requirements.txt
 	$(PYTHON) -m venv --clear .venv-datarax
 	.venv-datarax/bin/python $(PIP) -r tests/datarax/requirements.txt -e ./client -e .
@@ -112,29 +112,29 @@ test-datarax: .venv-datarax/.ready ## Compare batches with the reference's own i
 	.venv-datarax/bin/python -m pytest -s -o filterwarnings= --timeout=1800 --confcutdir=tests/datarax \
 	  tests/datarax/check_mixtures.py tests/datarax/check_pipeline.py
 
-# PyTorch stays out of .venv: a gigabyte that little of the project needs.
+# PyTorch stays out of .venv: it is a gigabyte, and few tests need it.
 .venv-frameworks/.ready: pyproject.toml client/pyproject.toml constraints.txt tests/frameworks/requirements.txt
 	$(PYTHON) -m venv .venv-frameworks
 	.venv-frameworks/bin/python $(PIP) -c constraints.txt -e ./client -e . -r tests/frameworks/requirements.txt
 	touch $@
 
-test-torch: .venv-frameworks/.ready ## Run the tests that need PyTorch, in an environment of its own; about 2 GB
+test-torch: .venv-frameworks/.ready ## Run the tests that need PyTorch, in their own environment; about 2 GB
 	.venv-frameworks/bin/python -m pytest -n 2 --dist worksteal --durations=10 tests/frameworks
 
-# Its metadata asks for an older NumPy and for clients of clouds that nothing here needs. About 6 GB: torchvision's
-# wheels on PyPI need PyTorch with CUDA.
+# --no-deps: the metadata of mosaicml-streaming requires an older NumPy, and cloud clients that these tests do not need.
+# About 6 GB: torchvision's wheels on PyPI need PyTorch with CUDA.
 .venv-streaming/.ready: tests/migrate/streaming.txt pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv --clear .venv-streaming
 	.venv-streaming/bin/python $(PIP) -r $< -e ./client -e .
 	.venv-streaming/bin/python $(PIP) --no-deps mosaicml-streaming==0.13.0
 	touch $@
 
-# An environment that cannot be built here is reported as skipped.
-test-migrate: $(READY) ## Run the blocks of docs/migrate.md beside TensorFlow and MosaicML Streaming; about 6 GB
+# The tests of an environment that cannot be built here are reported as skipped.
+test-migrate: $(READY) ## Run the code of docs/migrate.md with TensorFlow and MosaicML Streaming; about 6 GB
 	-$(MAKE) --keep-going .venv-peers/tensorflow/.ready .venv-streaming/.ready
 	$(BIN)/python -m pytest -rs tests/migrate/check_peers.py
 
-clean: ## Remove the environments and everything that was built
+clean: ## Remove the environments and all build outputs
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules
 
 $(READY): pyproject.toml client/pyproject.toml constraints.txt
