@@ -1,4 +1,4 @@
-"""The client for asyncio: what the other one gives, many calls at a time, and nothing lost by cancelled ones."""
+"""The asyncio client: equal to the blocking one, many calls at a time, and cancelled calls lose nothing."""
 
 import asyncio
 import gc
@@ -98,7 +98,7 @@ def gated(request, node) -> Iterator[tuple[Gated, AsyncMixClient]]:
 
 @pytest.fixture
 def expected(node) -> Iterator[Callable[[int], dict[str, np.ndarray]]]:
-    """The batches of 8 of the key 7."""
+    """The batches of 8 rows of the key 7, by number."""
     with local_client({"train": node}) as client:
         yield lambda place: client.get_batch_at(8 * place, 8, 7)
 
@@ -114,7 +114,7 @@ def gated_client(gated) -> AsyncMixClient:
 
 
 async def cancelled(gate: Gated, call: Coroutine[Any, Any, Any]) -> None:
-    """Cancel `call` when its request has been sent. The gate is shut from here on."""
+    """Cancel `call` after its request has been sent. The gate stays shut afterwards."""
     gate.open.clear()
     task = asyncio.ensure_future(call)
     await gate.holds_one()
@@ -124,12 +124,12 @@ async def cancelled(gate: Gated, call: Coroutine[Any, Any, Any]) -> None:
 
 
 async def again(gate: Gated, turns: Any, call: Coroutine[Any, Any, Any], late: bool) -> Any:
-    """What `call` gives, made while the cancelled one runs, or after it."""
+    """The result of `call`, made while the cancelled call runs, or after it."""
     if late:
         gate.open.set()
         await asyncio.to_thread(turns._running.exception, DEADLINE_S)
     task = asyncio.ensure_future(call)
-    await asyncio.sleep(0)  # it begins
+    await asyncio.sleep(0)  # lets the task begin
     gate.open.set()
     return await task
 
@@ -137,12 +137,12 @@ async def again(gate: Gated, turns: Any, call: Coroutine[Any, Any, Any], late: b
 both = pytest.mark.parametrize("late", [False, True], ids=["while it runs", "when it is over"])
 
 
-# The same as the other client
+# Equal to the blocking client
 
 
 @pytest.fixture
 def connect(request, client, node) -> Callable[[], AsyncMixClient]:
-    """An asynchronous client over the transport of `client`, a new one at every call."""
+    """Makes asyncio clients over the transport of `client`; each call makes a new one."""
     if client.transport == "in-process":
         return lambda: AsyncMixClient(local_client({"train": node}))
     address = request.getfixturevalue("server").address
@@ -355,7 +355,7 @@ def test_a_batch_whose_call_was_cancelled_comes_next(gate, gated_client, expecte
         await cancelled(gate, anext(batches))
         assert_batches_equal(await again(gate, batches._turns, anext(batches), late), expected(0))
         if prefetch == 0:
-            assert gate.streams == 1  # it ran on
+            assert gate.streams == 1  # the cancelled stream continued
         assert_all_equal([await anext(batches) for _ in range(5)], [expected(i) for i in range(1, 6)])
 
     run(scenario())
@@ -442,13 +442,13 @@ def test_records_whose_call_was_cancelled_come_next(gate, gated_client, node, la
             await cancelled(gate, session.next_record())
             record = await again(gate, session.turns, session.next_record(), late)
             assert_batches_equal(record, {name: array[4] for name, array in whole.items()})
-            # What may be done twice does not drop the records.
+            # A repeatable operation does not drop the records.
             await cancelled(gate, session.next_batch(4))
             assert (await again(gate, session.turns, session.get_state(), late))["index"] == session.index == 9
             await cancelled(gate, session.get_state())
             gate.open.set()
             assert_batches_equal(await session.next_batch(4), rows(5, 9))
-            # Another read goes on behind them.
+            # The next read continues after them.
             await cancelled(gate, session.next_batch(4))
             assert_batches_equal(await again(gate, session.turns, session.next_batch(3), late), rows(13, 16))
             assert session.index == 16
@@ -517,7 +517,7 @@ def test_a_call_that_has_not_begun_is_not_made(gate, gated_client, expected):
                 await asyncio.wait_for(call, 0.01)
         gate.open.set()
         assert_all_equal(await asyncio.gather(*busy), [expected(0)] * len(busy))
-        assert_batches_equal(await session.next_batch(3), first)  # kept through what was not done
+        assert_batches_equal(await session.next_batch(3), first)  # kept, although the operation was not done
         assert_batches_equal(await anext(batches), expected(0))
         assert [described.name for described in await gated_client.sessions()] == ["run"]
         await session.close()
@@ -637,7 +637,7 @@ def test_leaving_a_session_in_the_midst_of_a_call_lets_go_of_it(gate, gated_clie
             running = session.turns._running
         gate.open.set()
         await asyncio.to_thread(running.exception, DEADLINE_S)
-        await asyncio.to_thread(session.session.close)  # which waits for the other one
+        await asyncio.to_thread(session.session.close)  # waits for the other call
         async with await gated_client.session("run") as session:
             assert (session.resumed, session.index) == (True, 9)
 
@@ -697,7 +697,7 @@ AWAITED = {
     "__exit__": "__aexit__",
     (Session, "__next__"): "next_record",
 }
-AT_ONCE = {"connect", "batches"}  # which ask for nothing
+AT_ONCE = {"connect", "batches"}  # they send no request
 SPECIAL = ("__iter__", "__next__", "__enter__", "__exit__")
 
 

@@ -1,4 +1,4 @@
-"""Sequences that grow are like tuples, however many others grow from the same one; an item more costs the same."""
+"""Appendable sequences behave like tuples and share their prefixes; appending costs the same at any length."""
 
 import pickle
 import time
@@ -16,7 +16,7 @@ from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDes
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.lists(st.integers(), max_size=3)), max_size=20))
 def test_they_are_like_tuples(steps):
-    """Each step takes a prefix of one that is known, and continues it."""
+    """Each step continues a prefix of a known sequence."""
     known: list[tuple[tuple[int, ...], Appended[int]]] = [((), Appended())]
     for which, length, more in steps:
         plain, grown = known[which % len(known)]
@@ -39,7 +39,7 @@ def test_they_are_like_tuples(steps):
 
 
 def seconds(task: Callable[[], object]) -> float:
-    """The least of several tries: what else runs on the machine makes each longer, never shorter."""
+    """The least time of several tries: other processes on the machine only make a try longer."""
     tries = list[float]()
     for _ in range(7):
         began = time.perf_counter()
@@ -87,4 +87,4 @@ def test_an_entry_more_costs_the_same_at_any_length():
         return *found, seconds(ask)
 
     for few, many in zip(costs(100), costs(100_000), strict=True):
-        assert many < 10 * few + 1e-4, (few, many)  # it was 300 times as much
+        assert many < 10 * few + 1e-4, (few, many)  # it once was 300 times as much

@@ -1,4 +1,4 @@
-"""Replies of any number of rows become the right batches, and reused memory waits until nobody looks at it."""
+"""Replies of any number of rows become the right batches, and memory is reused only after its last reader."""
 
 import gc
 import mmap
@@ -51,7 +51,7 @@ def test_replies_of_any_number_of_rows_become_the_batches(size, count, data):
     replies = [{n: a.copy() for n, a in part(rows, *cut).items()} for cut in pairwise(ends)]
     came = list(batches_of(iter(replies), size, FIELDS, MemoryPool()))
     whole_so_far = 0
-    for end, batches in zip(ends[1:], came, strict=True):  # none waits for a reply that it does not need
+    for end, batches in zip(ends[1:], came, strict=True):  # no batch waits for a reply that it does not need
         whole_so_far += len(batches)
         assert whole_so_far == end // size
     batches = [batch for some in came for batch in some]
@@ -128,7 +128,7 @@ def test_memory_is_not_used_again_while_anything_looks_at_it_and_is_afterwards(h
     assert content(held) == expected
     del held
     deadline = time.monotonic() + DEADLINE_S
-    while address(pool.borrow(size)) != where:  # JAX lets go of what it looked at a little later
+    while address(pool.borrow(size)) != where:  # JAX releases borrowed memory a little later
         assert time.monotonic() < deadline
         gc.collect()
         jax.device_put(0)
@@ -193,7 +193,7 @@ def test_batches_that_are_held_stay_while_hundreds_land(seed):
     def replies():
         at = 0
         while at < size * count:
-            stop = min(at + rng.randint(1, size - 1), size * count)  # none covers a batch
+            stop = min(at + rng.randint(1, size - 1), size * count)  # no reply covers a batch
             yield part(rows, at, stop)
             at = stop
 
@@ -212,7 +212,7 @@ def test_batches_that_are_held_stay_while_hundreds_land(seed):
     assert number == count
     for kept in held:
         check(*kept)
-    assert len(set(landed_at)) < count / 2  # memory was used again and again
+    assert len(set(landed_at)) < count / 2  # memory was reused
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "take", "oldest"]), st.integers(1, 3)), max_size=60))
@@ -246,4 +246,4 @@ def test_borrowing_costs_the_same_however_much_is_idle():
             tries.append(time.perf_counter() - began)
         return min(tries)
 
-    assert cost(2000) < 10 * cost(2) + 1e-4  # of 2,000 blocks it was 0.1 s
+    assert cost(2000) < 10 * cost(2) + 1e-4  # it once was 0.1 s with 2,000 blocks

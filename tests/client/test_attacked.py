@@ -1,4 +1,4 @@
-"""What an attack on the client found: batches that depended on what was read ahead, and calls that hung."""
+"""Findings of an attack on the client: batches that depended on the prefetch, and calls that hung."""
 
 import pickle
 import threading

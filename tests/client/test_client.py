@@ -1,4 +1,4 @@
-"""The client over every transport: the same bytes and the same errors as the node's own."""
+"""The client over every transport: the same bytes and the same errors as the node itself."""
 
 import gc
 import json
@@ -81,7 +81,7 @@ def test_the_description(client, node):
 
 
 def test_a_batch_larger_than_a_request_is_put_together_in_place(client, node):
-    size = 150_000  # 8 MB, and more rows than a request may ask for
+    size = 150_000  # 8 MB, and more rows than one request allows
     assert size > client.mixture().limits.size
     assert_batches_equal(client.get_batch_at(10**12, size, 1), direct(node, 10**12, size, 1))
 
@@ -324,7 +324,7 @@ def test_everything_asked_of_a_closed_client_is_refused(node, server):
         client.close()
         for _ in range(3):
             with pytest.raises(Unavailable):
-                while True:  # what is in flight may still come
+                while True:  # batches in flight may still arrive
                     next(batches)
         with pytest.raises(Unavailable, match="closed"):
             client.get_batch_at(0, 10**6, 0)

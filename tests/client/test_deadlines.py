@@ -1,4 +1,4 @@
-"""`timeout_s` bounds a call as a whole, whatever steps it takes, and however silent the server is."""
+"""`timeout_s` bounds a call as a whole, however many steps it takes and however silent the server is."""
 
 import asyncio
 import socket
@@ -23,13 +23,13 @@ from tests.processes import ONE_SIZE
 pytestmark = pytest.mark.alone
 
 TIMEOUT_S = 0.5
-BOUND_S = 1.0  # with room for a busy machine
-SLOW_S = 0.4  # of one step: two of them are more than the timeout
+BOUND_S = 1.0  # leaves room for a busy machine
+SLOW_S = 0.4  # per step: two of them exceed the timeout
 
 
 @pytest.fixture(scope="module")
 def node() -> MixDataSourcesNode:
-    """With an end, so that an iterator asks for it under a schedule of its own."""
+    """A node with an end, so that an iterator asks for the end under its own schedule."""
     config = MixDataSourcesConfig(
         num_sources=2, weights=(0.5, 0.5), plan_sizes=ONE_SIZE, sampling="epoch", stop="all_exhausted"
     )
@@ -38,13 +38,13 @@ def node() -> MixDataSourcesNode:
 
 @pytest.fixture(scope="module")
 def silent() -> Iterator[str]:
-    """The address of a server that takes connections and says nothing."""
+    """The address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 def how_it_ended(call: Callable[[], Any]) -> str:
-    """What `call` raised, and whether in time."""
+    """What `call` gave or raised, with its time if that was too long."""
     begun = time.monotonic()
     try:
         ended = repr(call())
@@ -55,7 +55,7 @@ def how_it_ended(call: Callable[[], Any]) -> str:
 
 
 def assert_in_time(calls: dict[str, Callable[[], Any]]) -> None:
-    """All of them, made at once, fail as those whose time is over, and when it is over."""
+    """All calls, made at once, fail with DeadlineExceeded, at their timeout."""
     with ThreadPoolExecutor(len(calls)) as threads:
         ended = dict(zip(calls, threads.map(how_it_ended, calls.values()), strict=True))
     assert {name: how for name, how in ended.items() if how not in ("DeadlineExceeded", "Unavailable")} == {}
@@ -88,7 +88,7 @@ STATE = {"version": 1, "mixture": "train", "fingerprint": "0" * 64, "key": [0, 7
 
 
 def calls_of(connect: Callable[[], MixClient], names: Iterable[str]) -> dict[str, Callable[[], Any]]:
-    """Each with a client of its own, which knows nothing yet."""
+    """Each call with its own new client, which knows nothing yet."""
 
     def call(name: str) -> Any:
         with closing(connect()) as client:
@@ -119,7 +119,7 @@ def test_every_call_of_an_asyncio_client_of_a_silent_server_ends_in_time(silent)
 
 
 class Slow(Services):
-    """Services of which every step takes a while, and some never end."""
+    """Services whose steps all take a while; some never end."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -196,7 +196,7 @@ def test_a_session_whose_opening_took_too_long_is_let_go_in_the_background(slow)
         services.frozen = frozenset({methods.OPEN_SESSION})
         assert_in_time({"session": lambda: client.session("a", timeout_s=TIMEOUT_S)})
         services.frozen = frozenset()
-        services.over.set()  # now it is opened
+        services.over.set()  # only now can the call end
         with client.session("a"):
             pass
         with other.session("a"):

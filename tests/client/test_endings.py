@@ -1,4 +1,4 @@
-"""What is cancelled, closed or not needed costs nothing any more: no thread, no stream, no memory."""
+"""Cancelled, closed and unused calls leave nothing: no thread, no stream, no memory."""
 
 import asyncio
 import threading
@@ -115,7 +115,7 @@ def test_no_more_threads_than_are_allowed(node):
 
 
 class Counting(Services):
-    """Services that know how many of their streams are open."""
+    """Services that count their open streams."""
 
     open = 0
 
@@ -128,7 +128,7 @@ class Counting(Services):
 
 
 def test_closing_an_asyncio_iterator_while_it_asks_for_more_leaves_nothing_running(node, monkeypatch):
-    """Its `anext` was cancelled, and its thread is about to ask for more when `close` gives up waiting for it."""
+    """A cancelled `anext` left a thread that is about to request more when `close` stops waiting for it."""
     services = Counting({"train": node})
     ask, asking, go_on = Batches.refill, threading.Event(), threading.Event()
 

@@ -1,6 +1,7 @@
-"""Pickles and states that version 0.1.0 wrote, when its modules had other names, are read and go on where they were.
+"""Pickles and states of version 0.1.0, whose modules had other names, load and continue at the same batch.
 
-tests/golden has them, with places held for what differs here: the server's address and the mixture's fingerprint."""
+tests/golden has them, with placeholders for what differs here: the server's address and the mixture's fingerprint.
+"""
 
 import json
 import pickle
@@ -41,7 +42,7 @@ def client(tmp_path_factory) -> Iterator[MixClient]:
 @pytest.fixture(scope="module")
 def placed(client: MixClient) -> Callable[[bytes], bytes]:
     address, fingerprint = client.transport.split()[-1], client.mixture().fingerprint
-    assert len(address) == len("127.0.0.1:55555")  # so that lengths within pickles stay right
+    assert len(address) == len("127.0.0.1:55555")  # equal lengths keep the pickles' length fields right
     return lambda data: data.replace(b"127.0.0.1:55555", address.encode()).replace(b"f" * 64, fingerprint.encode())
 
 
@@ -51,7 +52,7 @@ def read(placed: Callable[[bytes], bytes]) -> Read:
 
 
 def assert_same(left: Any, right: Any) -> None:
-    """The same batches, as many as come."""
+    """Equal batches, and equally many."""
     for mine, other in zip(islice(left, 5), islice(right, 5), strict=True):
         assert_batches_equal(mine, other)
 
@@ -68,7 +69,7 @@ def test_clients_reach_their_servers_and_expect_their_mixtures(client, read):
             assert isinstance(other, MixClient)
             assert_batches_equal(other.get_batch_at(3, 5, 7), client.get_batch_at(3, 5, 7))
     assert "shared memory" not in read("client-that-asked-for-nothing").transport
-    assert read("client").catalog.get("train", None) == client.mixture()  # known without asking
+    assert read("client").catalog.get("train", None) == client.mixture()  # known without a request
     assert isinstance(read("asyncio-client"), AsyncMixClient)
 
 
@@ -106,7 +107,7 @@ def test_iterators_go_on_at_their_places(client, read, name, position, options):
     assert_same(read(name), new)
     if name == "iterator-with-schedule-and-skips":
         old = read(name)
-        old.reset()  # to where it began, without what was changed since
+        old.reset()  # back to its start, without the later changes
         assert_same(old, client.batches(SIZE, key, schedule=[(16, [0.1, 0.2, 0.7])], skip=[(3, 6)], provenance=True))
 
 

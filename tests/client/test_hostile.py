@@ -1,5 +1,6 @@
-"""A client against a server that is broken, or wants it harm: every call ends soon, with an error of ours or a right
-answer, and takes no more memory than what was asked for."""
+"""A client against a broken or malicious server: every call ends soon, with an error of ours or a right answer,
+and uses no more memory than the request needs.
+"""
 
 import itertools
 import time
@@ -61,7 +62,7 @@ def right(services: Services):
 
 
 def ends_soon(call, errors: type[BaseException] | tuple[type[BaseException], ...] = CorruptReply) -> str:
-    """What the call raises: soon, and in a few words."""
+    """What the call raises: soon, and with a short message."""
     began = time.monotonic()
     with pytest.raises(errors) as caught:
         call()
@@ -236,7 +237,7 @@ def test_other_replies_that_cannot_be_are_corrupt(decode, data):
 
 
 def test_a_message_of_more_parts_than_a_client_can_bear_is_not_begun(monkeypatch):
-    """Two bytes of it make an object of a hundred."""
+    """Two bytes of the message make an object of a hundred."""
     monkeypatch.setattr("mixserve_client.wire.reply.DESCRIPTION_BYTES", 1 << 14)
     monkeypatch.setattr("mixserve_client.wire.reply._PARTS", 1 << 14)
     for kind, data in (
@@ -258,7 +259,7 @@ def test_a_message_of_more_parts_than_a_client_can_bear_is_not_begun(monkeypatch
 
 
 def calls(client: MixClient) -> dict[str, Any]:
-    """Every kind of call, with what a right answer is."""
+    """Every kind of call, with a check of its right answer."""
 
     def session(use):
         def call():
@@ -297,7 +298,7 @@ NAMES = tuple(calls(MixClient([InProcessTransport(Answers(lambda *_: []))])))
 
 
 def answered(client: MixClient, name: str) -> None:
-    """The call gives what it must, or an error of ours."""
+    """Require the right answer of the call, or an error of ours."""
     call, is_right = calls(client)[name]
     began = time.monotonic()
     try:
@@ -348,7 +349,7 @@ def leaf(field: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def message(draw: Any, kind: Any, levels: int = 4) -> Any:
-    """Any message of that kind."""
+    """Any message of the kind."""
     made = kind()
     for field in kind.DESCRIPTOR.fields:
         if not draw(st.integers(0, 3)):
@@ -376,7 +377,7 @@ def _kind(field: Any) -> Any:
 @settings(max_examples=examples(600))
 @given(data=st.data(), name=st.sampled_from(NAMES), broken=st.sampled_from(sorted(REPLY)))
 def test_any_bytes_as_any_reply_give_an_error_of_ours_or_a_right_answer(services, data, name, broken):
-    """All other replies are right ones, and those to the broken method any bytes, any message, or damaged."""
+    """All other replies are right; the broken method's are any bytes, any message, or damaged ones."""
     whole = right(services)
 
     damage = data.draw(st.sampled_from(["bytes", "message", "merged", "flipped", "cut"]))
@@ -440,7 +441,7 @@ def test_streams_that_send_without_end_are_ended(hostile, services):
     with MixClient.connect(address, patience_s=0.1) as client:
         ends_soon(lambda: client.get_batch_at(0, 5000, 0))
         with client.batches(64, 0, stop=64 * 300, timeout_s=SOON_S) as batches:
-            assert len(list(batches)) == 300  # what comes after the last row that was asked for is nobody's
+            assert len(list(batches)) == 300  # rows after the last requested one are ignored
 
 
 @pytest.mark.parametrize("reply", [b"", batch(), batch(array(name="x", shape=[0, 1], data=b""))], ids=len)
@@ -465,7 +466,7 @@ def test_streams_that_end_without_a_word_are_asked_for_again_until_patience_ends
 
 
 def test_a_reply_that_was_not_asked_for_is_refused(hostile, services):
-    """Of more rows, of other rows' shape, of another mixture."""
+    """Replies with more rows, with rows of another shape, of another mixture."""
     answers, address = hostile
     whole = right(services)
 
@@ -499,7 +500,7 @@ def test_a_path_for_shared_memory_that_is_none_is_not_followed(hostile, services
 def test_a_reply_beyond_what_any_server_may_send_is_not_taken_nor_asked_for_again(hostile, monkeypatch):
     options = dict(connect._OPTIONS)
     assert options["grpc.max_receive_message_length"] == LARGEST_REPLY_BYTES
-    options["grpc.max_receive_message_length"] = 1 << 20  # a gibibyte would take its time
+    options["grpc.max_receive_message_length"] = 1 << 20  # a gibibyte would take long
     monkeypatch.setattr(connect, "_OPTIONS", list(options.items()))
     answers, address = hostile
     answers.answer = lambda method, request: [bytes(2 << 20)]

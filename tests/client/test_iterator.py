@@ -1,4 +1,4 @@
-"""The iterator: every position once, in order, whatever is in flight, cut, closed, resumed or in the way."""
+"""The iterator: every position once, in order, at any prefetch, with any cuts, closed, resumed or interleaved."""
 
 import threading
 import time
@@ -66,7 +66,7 @@ def test_workers_in_turn_give_the_batches_of_one(client, batch_size, workers, sh
     for number, batch in enumerate(client.batches(batch_size, 3, shard=shard, **options)):
         worker = made[number % workers]
         assert_batches_equal(next(worker), batch)
-        if number % 3 == 1:  # as if it had been stopped, and started again
+        if number % 3 == 1:  # as after a stop and a restart
             resumed = client.batches(batch_size, 3, shard=shard, worker=(number % workers, workers), **options)
             resumed.set_state(worker.get_state())
             made[number % workers] = resumed
@@ -122,7 +122,7 @@ def test_a_batch_that_is_cut_by_skips_is_one_stream(node, skip, shard):
     with MixClient([InProcessTransport(services, on_close=services.close)]) as client:
         with client.batches(128, 3, skip=skip, shard=shard, stop=800, prefetch=1) as batches:
             came = list(batches)
-            # Of small batches as many as are read ahead come in one stream; each one that is cut has its own.
+            # A whole prefetch of small batches arrives in one stream; each batch that is cut has its own.
             assert services.opened <= len(came) + 2
         stay = [p for p in range(800) if not any(first <= p < stop for first, stop in skip)]
         rows = client.get_batch_by_positions(stay, 3)["id"]
@@ -274,7 +274,7 @@ def test_an_empty_range_ends_at_once_and_closed_iterators_say_so(client):
 
 
 class Flaky:
-    """A servicer between transport and server that is told when to fail."""
+    """A servicer between transport and server that fails on demand."""
 
     def __init__(self, servicer: Services):
         self._servicer = servicer
@@ -303,7 +303,7 @@ def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
         drained = 1
         flaky.failing.set()
         with pytest.raises(Unavailable, match="told to fail"):
-            while True:  # what is in flight already may still come
+            while True:  # batches in flight may still arrive
                 next(batches)
                 drained += 1
         assert batches.get_state() == state | {"position": 8 * drained}
@@ -317,7 +317,7 @@ def test_batches_are_asked_for_ahead_of_their_use(node):
         batches = client.batches(batch_size=8, key=1, prefetch=3, stop=80)
         next(batches)
         deadline = time.monotonic() + 20
-        while flaky.rows < 80:  # small batches come many at a time
+        while flaky.rows < 80:  # small batches arrive many at a time
             assert time.monotonic() < deadline
             time.sleep(0.005)
         flaky.failing.set()

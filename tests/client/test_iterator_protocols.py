@@ -1,4 +1,4 @@
-"""The iterator by the names that others call it by; saved, pickled and forked off."""
+"""The iterator by the names of other libraries; saved, pickled and forked."""
 
 import json
 import pickle

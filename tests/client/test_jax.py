@@ -107,7 +107,7 @@ def test_orbax_saves_them_beside_a_model_at_the_last_that_was_yielded(client, tm
     model = {"w": jnp.arange(4.0)}
     batches, other = (device_batches(client.batches(SIZE, key), buffer=3) for key in (7, 1))
     tokens(batches, 2)
-    tokens(other, 1)  # the next three are on devices, and are none of the state's
+    tokens(other, 1)  # the next three are on devices, and must not count in the state
     ocp.save_checkpointables(tmp_path / "checkpoint", {"model": model, "data": batches})
     assert tokens(batches, 2) == expected[2:4]
     restored = ocp.load_checkpointables(tmp_path / "checkpoint", {"model": model, "data": other})

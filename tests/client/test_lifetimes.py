@@ -1,4 +1,4 @@
-"""What a client hands out keeps alive what it uses, and no more: when the last of it is dropped, all of it ends."""
+"""A client's objects keep alive what they use, and no more: everything ends when the last of them is dropped."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ def connect() -> Iterator[dict[str, Callable[[], MixClient]]]:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """What only the collector of circles would end does not end in here."""
+    """Switch off the cycle collector: objects that only it would end fail the test."""
     gc.collect()
     gc.disable()
     try:
@@ -62,7 +62,7 @@ def sharding() -> Any:
     return jax.sharding.NamedSharding(jax.make_mesh((1,), ("x",)), jax.sharding.PartitionSpec("x"))
 
 
-# What is made of a client, and a use of it.
+# Objects made from a client, and a use of each.
 HANDED_OUT: dict[str, tuple[Callable[[MixClient], Any], Callable[[Any], Any]]] = {
     "session": (lambda client: client.session("a", take_over=True), lambda it: it.next_batch(2)),
     "view of a session": (
@@ -137,7 +137,7 @@ def test_what_an_asyncio_client_hands_out_outlives_it_and_then_all_ends(connect,
 
     before = threads()
     connection = asyncio.run(scenario())
-    gc.collect()  # asyncio has circles of its own
+    gc.collect()  # asyncio makes reference cycles of its own
     assert_ends(connection, before)
 
 

@@ -1,4 +1,4 @@
-"""An iterator is for one thread at a time: a second one gets an error, and nothing stands still."""
+"""An iterator is for one thread at a time: a second one gets an error, and nothing hangs."""
 
 import signal
 import threading
@@ -91,7 +91,7 @@ def test_a_call_beside_that_of_another_thread_is_refused_and_changes_nothing(gat
     gate.open.set()
     with local_client({"train": node}) as client:
         assert_batches_equal(waiting.result(), client.get_batch_at(0, 8, 7))
-        assert_batches_equal(next(batches), client.get_batch_at(8, 8, 7))  # one after another they may
+        assert_batches_equal(next(batches), client.get_batch_at(8, 8, 7))  # one after another is allowed
 
 
 def test_threads_that_take_batches_at_once_never_stand_still(gate, batches):
@@ -129,7 +129,7 @@ def test_closing_ends_the_wait_of_another_thread_and_all_that_is_in_flight(gate,
 
 
 def test_closing_while_another_thread_asks_for_more_leaves_nothing_in_flight(gate, batches, monkeypatch):
-    """That thread has its batch, and asks for those after it when the iterator is closed."""
+    """The other thread has its batch and requests the next ones when the iterator is closed."""
     gate.open.set()
     next(batches)
     ask, asking, go_on = Batches.refill, threading.Event(), threading.Event()
@@ -143,7 +143,7 @@ def test_closing_while_another_thread_asks_for_more_leaves_nothing_in_flight(gat
     taken = list[Any]()
 
     def take() -> None:
-        with suppress(InvalidRequest):  # it is closed
+        with suppress(InvalidRequest):  # the iterator is closed
             taken.extend(batches)
 
     thread = threading.Thread(target=take)
@@ -169,7 +169,7 @@ def test_a_signal_handler_may_take_the_state_while_its_thread_waits(gate, batche
 
         def interrupt() -> None:
             assert gate.held.wait(DEADLINE_S)
-            time.sleep(0.01)  # at any moment of the wait
+            time.sleep(0.01)  # any moment of the wait will do
             signal.pthread_kill(main, signal.SIGUSR1)
 
         thread = threading.Thread(target=interrupt)

@@ -1,4 +1,4 @@
-"""Rows at any positions: those of `get_batch_at`, one by one, over every transport and in both modes."""
+"""Rows at arbitrary positions: equal to `get_batch_at` of each, over every transport and in both modes."""
 
 from itertools import pairwise
 from typing import Any
@@ -48,7 +48,7 @@ def test_rows_are_those_of_their_positions(client, positions, key):
 
 @pytest.fixture(scope="module")
 def in_passes():
-    """An ending mixture in passes, one source of which is read record by record."""
+    """A mixture of one pass, one source of which is read record by record."""
     items = [{name: array[i] for name, array in arrays(200, 5).items()} for i in range(200)]
     sources = [ArraySource(arrays(70, 1)), RandomAccessSource(items), ArraySource(arrays(33, 2))]
     config = MixDataSourcesConfig(

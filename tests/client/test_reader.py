@@ -1,4 +1,4 @@
-"""What a reader changes for itself: its weights, what it leaves out, and what comes with the rows; over every route."""
+"""What a reader sets for itself: its weights, its skips, and extra fields of rows; over every route."""
 
 import json
 import re
@@ -94,7 +94,7 @@ def test_provenance_needs_room_for_its_names():
         client_of({"source_id": {"a": np.int32(1)}}).get_batch_at(0, 1, 0, provenance=True)
     raw = BatchRequest("x", 0, 1, np.array([0, 1], np.uint32), content=Content.RECORDS_AND_PROVENANCE)
     client = client_of({"record_id": np.int32(1)})
-    with pytest.raises(InvalidRequest, match="already have the fields"):  # the server looks as well
+    with pytest.raises(InvalidRequest, match="already have the fields"):  # the server checks as well
         client._caller.call(methods.GET_BATCH_AT, encode_batch_request(raw))
     nested = client_of({"a": {"b": np.int32(1)}}).get_batch_at(0, 2, 0, provenance=True)
     assert nested["a"]["b"].tolist() == [1, 1]
@@ -203,7 +203,7 @@ def test_weights_cannot_change_what_was_yielded_by_moving_the_end():
         assert iterator.get_state() == state
         found += list(iterator)
         assert_batches_equal(concatenate(found), client.get_batch_at(0, end, 3, provenance=True))
-        # While there is time, the end moves, and what was before it stays.
+        # If there is time, the end moves; earlier batches stay.
         early = client.batches(16, 3, provenance=True)
         before = [next(early) for _ in range(2)]
         assert early.schedule_weights((0, 0, 1)) == 64
@@ -230,7 +230,7 @@ def test_an_ending_mixture_takes_a_schedule_that_its_server_never_heard_of(stop)
 
 
 def test_a_server_that_forgets_is_told_again(monkeypatch):
-    monkeypatch.setattr(schedules, "_WEIGHTS", 1)  # it keeps the last schedule only
+    monkeypatch.setattr(schedules, "_WEIGHTS", 1)  # the server keeps only the last schedule
     with serve({"train": NODES["categorical"]}) as server, MixClient.connect(server.address, patience_s=20) as client:
         one, two = (client.batches(8, 3, schedule=[(at, (1, 0, 0))], prefetch=0, stop=80) for at in (16, 24))
         local = local_client({"train": NODES["categorical"]})
@@ -322,7 +322,7 @@ def test_definitions_on_the_wire(reader):
     with pytest.raises(UnknownSchedule, match="ask again"):
         reader._caller.call(methods.GET_BATCH_AT, encode_batch_request(request))
     request = BatchRequest("categorical", 0, 4, np.array([0, 1], np.uint32), schedule=first)
-    with pytest.raises(UnknownSchedule):  # it is that of another mixture
+    with pytest.raises(UnknownSchedule):  # it belongs to another mixture
         reader._caller.call(methods.GET_BATCH_AT, encode_batch_request(request))
 
 
@@ -354,7 +354,7 @@ def test_a_server_that_is_older_than_schedules(reader):
 
 
 def test_readers_of_positions_far_apart_do_not_wait_for_all_plans():
-    """In epoch mode each of these rows takes a block of its own; a reply has few of them."""
+    """In epoch mode each of these rows needs a block of its own; a reply has few of them."""
     rows = 300
     words = np.array([0, 3], np.uint32)
     request = StreamRequest(BatchRequest("epoch", 0, 1, words, content=Content.PROVENANCE), 64 * 1000, rows, rows)

@@ -1,4 +1,4 @@
-"""The node's surface over a client: the same bytes as the node's own, eager and inside programs."""
+"""The node's methods over a client: the same bytes as the node itself, eager and inside programs."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def remote(request, node):
 
 @pytest.fixture(scope="module")
 def of_node(node):
-    """The node's own results, each computed once: a program that reads from the host is compiled again each time."""
+    """The node's results, each computed once: a program that reads from the host is compiled again each time."""
     known = {}
 
     def result(name, compute):

@@ -1,4 +1,4 @@
-"""A server whose answers to a session are not what its mixture promises: refused at once, with the field's name."""
+"""Answers to a session that contradict its mixture: the client refuses them at once, with the field's name."""
 
 import asyncio
 import re
@@ -33,7 +33,7 @@ def make_node():
 
 
 class Tampering:
-    """Real services; the answers to calls of sessions are changed by `change` while there is one, and counted."""
+    """Real services; `change`, if set, alters and counts the answers to session calls."""
 
     def __init__(self, state_dir: Path):
         self.services = Services({"train": make_node()}, state_dir=state_dir)
@@ -76,7 +76,7 @@ def pair_with(value: dict[str, Any], first: Any) -> dict[str, Any]:
     return value | {"of": {"pair": (first, value["of"]["pair"][1])}}
 
 
-# What is done to the value, which field the error names, and what it says came.
+# How the value is altered, the field that the error names, and what it says was received.
 RECORD = {
     "another name": (lambda v: {"ids": v["id"], "of": v["of"]}, "'id'", "no such array"),
     "one more": (lambda v: v | {"more": v["id"]}, "'more'", "expected in 'more' no such array, got int32"),
@@ -141,7 +141,7 @@ def test_values_that_were_not_promised_are_refused_at_once_and_lose_no_record(se
     assert session.index == 0
     server.change = None
     with client.session("beside", fresh=True) as other:
-        assert same(do(session), do(other))  # the same call gives what the first one would have given
+        assert same(do(session), do(other))  # the repeated call gives what the first one would have given
         assert (session.index, session.get_operation_stats()) == (other.index, other.get_operation_stats())
 
 
@@ -233,7 +233,7 @@ def test_the_remote_node_refuses_them_too(server, client):
 
 
 def test_what_a_source_that_reads_through_jax_gives_is_right():
-    """It has 32 bits in the place of 64 on a server without x64; a server may send Python's numbers as records."""
+    """Without x64 JAX's 64-bit fields have 32 bits on a server; a server may send Python's numbers as records."""
     fields = (Field("x", np.dtype(np.int64), ()), Field("y", np.dtype(np.float32), (2,)))
     right = {"x": np.zeros((), np.int32), "y": np.zeros(2, np.float64)}
     check_record(right, fields)

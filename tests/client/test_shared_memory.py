@@ -1,4 +1,4 @@
-"""Batches through shared memory: never overwritten, nothing left behind, and gRPC where it cannot be had."""
+"""Batches through shared memory: never overwritten, nothing left over, and gRPC as the fallback."""
 
 import fcntl
 import gc
@@ -40,15 +40,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared memory n
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
 
 DEADLINE_S = 60
-GONE_S = 5.0  # how long a server may take to forget a client that is gone
+GONE_S = 5.0  # how long a server may take to forget a client that has gone
 SIZE, ROW = 8, 4096  # a batch of 128 KiB
 BATCH_BYTES = SIZE * ROW * 4
-MANY = 4 * SIZE  # rows of a batch that comes as a stream
+MANY = 4 * SIZE  # rows of a batch that arrives as a stream
 NOBODY = 65534
 
 
 def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
-    """What `condition` gives as soon as it is true."""
+    """The result of `condition` as soon as it is true."""
     deadline = time.monotonic() + deadline_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -57,7 +57,7 @@ def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
 
 
 def slot_mappings(pid: int | str = "self") -> list[tuple[int, int]]:
-    """(first, behind the last) address of every slot that the process has mapped."""
+    """(first, end) addresses of every slot that the process has mapped."""
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in lines if "memfd:mixserve-slot" in line]
     return [(int(first, 16), int(last, 16)) for first, last in spans]
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def near(big_node, folder) -> Iterator[MixServer]:
-    """A server in this process that takes memory."""
+    """A server in this process that accepts memory of clients."""
     with serve({"train": big_node}, shared_memory=str(folder)) as server:
         yield server
 
@@ -106,13 +106,13 @@ def expected(near) -> np.ndarray:
 
 @pytest.fixture
 def few_slots(monkeypatch) -> int:
-    """New clients have slots for a few replies only, and read little ahead: the number of bytes of slots."""
+    """New clients have slots for a few replies only, and prefetch little; returns the number of bytes of slots."""
     monkeypatch.setattr(slots_module, "_BYTES", 4 << 20)
     monkeypatch.setattr(ranges_module, "_READ_AHEAD_BYTES", 2 << 20)
     return 4 << 20
 
 
-# (a), (i): nothing that is held is overwritten
+# (a), (i): memory that is in use is not overwritten
 
 KEEP: list[Callable[[np.ndarray], Any]] = [
     lambda tokens: tokens,
@@ -155,7 +155,7 @@ def test_what_is_held_stays_while_slots_turn_over(near, folder, expected, few_sl
             check(*kept)
     assert in_slots * BATCH_BYTES > 2 * few_slots, "slots did not turn over"
     assert over_grpc > 0, "there was a slot for everything"
-    for kept in held:  # the client is gone, and the server has forgotten it
+    for kept in held:  # the client has gone, and the server has forgotten it
         check(*kept)
 
 
@@ -223,7 +223,7 @@ def test_iterators_that_are_dropped_midway_lose_no_memory_for_good(near, folder,
             if round_ % 2:
                 batches.close()
             del batches
-        # Client and server both map every slot, and unmap those that are lost.
+        # Client and server both map every slot, and unmap lost ones.
         until(lambda: mapped() <= before + 2 * few_slots)
         came = [is_in_slot(batch["tokens"]) for batch in client.batches(SIZE, 3, stop=200 * SIZE)]
         assert sum(came) * BATCH_BYTES > few_slots
@@ -231,9 +231,9 @@ def test_iterators_that_are_dropped_midway_lose_no_memory_for_good(near, folder,
 
 
 def test_closed_iterators_give_their_memory_back_at_once(near, folder, few_slots):
-    """Not when the collector of circles comes by, which may be much later: gRPC would carry everything meanwhile."""
+    """Not at the next run of the cycle collector, which may come much later: until then gRPC would carry everything."""
     gc.collect()
-    before = [known for known in gc.get_objects() if isinstance(known, BackgroundStream)]  # of others
+    before = [known for known in gc.get_objects() if isinstance(known, BackgroundStream)]  # of other tests
     gc.disable()
     try:
         with connect(near, folder) as client:
@@ -242,7 +242,7 @@ def test_closed_iterators_give_their_memory_back_at_once(near, folder, few_slots
                 for _ in range(1 + count % 5):
                     next(batches)
                 batches.close()
-            with pytest.raises(DeadlineExceeded):  # an error that was raised leads back to what raised it, too
+            with pytest.raises(DeadlineExceeded):  # the error refers to its frames, and so to the iterator
                 next(client.batches(SIZE, 3, timeout_s=1e-6))
             del batches
             until(lambda: sum(isinstance(known, BackgroundStream) for known in gc.get_objects()) <= len(before))
@@ -322,7 +322,7 @@ def test_a_signal_while_slots_are_made_loses_none(near, folder, few_slots, monke
             pool.take(4, sizes[0], time.monotonic() + GONE_S)
     taken = pool.take(4, sizes[0], time.monotonic() + GONE_S)
     pool.close()
-    assert len(taken) == 4  # the two that were made before are among them: 4 MiB hold no more
+    assert len(taken) == 4  # including the two that were made before: 4 MiB hold no more
 
 
 def test_a_server_may_be_stopped_twice(big_node, tmp_path):
@@ -331,11 +331,11 @@ def test_a_server_may_be_stopped_twice(big_node, tmp_path):
     server.stop()
 
 
-# (e): paths that are not to be trusted
+# (e): untrusted paths
 
 
 class Elsewhere:
-    """Slots of a servicer that says they are at any path, and knows none."""
+    """Slots of a servicer that advertises any path, and knows none."""
 
     def __init__(self, path: Path):
         self.path = str(path)
@@ -357,7 +357,7 @@ def listening(path: Path, mode: int = 0o700) -> Iterator[socket.socket]:
 
 @contextmanager
 def claiming(node: MixDataSourcesNode, path: Path) -> Iterator[MixServer]:
-    """A server that claims to take memory at `path`."""
+    """A server that advertises shared memory at `path`."""
     server = MixServer(Services({"train": node}, slots=Elsewhere(path)), "127.0.0.1:0")
     server.start()
     with server:
@@ -365,14 +365,14 @@ def claiming(node: MixDataSourcesNode, path: Path) -> Iterator[MixServer]:
 
 
 def comes_over_grpc(node: MixDataSourcesNode, path: Path, folder: Path, rows: np.ndarray) -> bool:
-    """Whether a client of a server that claims `path` leaves it alone; the batches are right in any case."""
+    """Whether a client of a server that advertises `path` avoids it; the batches are right in any case."""
     with claiming(node, path) as server, connect(server, folder) as client:
         np.testing.assert_array_equal(client.get_batch_at(0, MANY, 3)["tokens"], rows)
         return client.transport == f"grpc {server.address}"
 
 
 def test_a_socket_that_is_private_and_where_it_should_be_is_connected_to(tmp_path, big_node, expected):
-    """The other tests of paths can fail."""
+    """Shows that the other tests of paths can fail."""
     path = tmp_path / "own" / "x.sock"
     with listening(path) as there:
         there.settimeout(DEADLINE_S)
@@ -475,7 +475,7 @@ def test_paths_that_are_not_to_be_trusted_are_not_connected_to(tmp_path, big_nod
         assert comes_over_grpc(big_node, bend(tmp_path / "own"), tmp_path, expected[:4].reshape(MANY, ROW))
         assert "batches come over gRPC, not through shared memory" in caplog.text
         there.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody has connected
+        with pytest.raises(BlockingIOError):  # no client has connected
             there.accept()
 
 
@@ -514,7 +514,7 @@ def test_a_socket_that_nobody_listens_on_is_left_alone(tmp_path, big_node, expec
 
 @contextmanager
 def another_user(script: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process of another user that works in `folder`, and has said `ready`."""
+    """A process of another user that works in `folder`, after it has printed `ready`."""
     code = f"import os, socket, sys\nos.chdir(sys.argv[1])\nos.setgid({NOBODY}); os.setuid({NOBODY})\n{script}"
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=pipe, stdout=pipe, text=True)
@@ -548,7 +548,7 @@ def test_a_socket_that_another_user_serves_is_left_alone(tmp_path, big_node, exp
 def test_processes_of_other_users_are_turned_away(tmp_path, big_node, expected):
     with serve({"train": big_node}, shared_memory=str(tmp_path)) as server:
         (path,) = tmp_path.glob("*/*.sock")
-        path.parent.chmod(0o711)  # nothing but the server's own look at the peer is left
+        path.parent.chmod(0o711)  # so that only the server's own check of the peer remains
         path.chmod(0o777)
         script = (
             "there = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); there.settimeout(20)\n"
@@ -605,11 +605,11 @@ def test_the_limit_of_that_test_is_in_the_way_of_a_slot():
     assert "File too large" in done.stderr
 
 
-# Processes of their own
+# Separate processes
 
 
 def make_clients(address: str, folder: str) -> None:
-    """At each line of standard input, fork off a client that iterates until it is killed."""
+    """For each line of standard input, fork a client that iterates until it is killed."""
     for _ in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -627,14 +627,14 @@ def serving_on(process: Forked) -> str:
 
 @pytest.fixture(scope="module")
 def far(tmp_path_factory) -> Iterator[tuple[Forked, str, Path]]:
-    """A server in a process of its own: that, its address and its folder."""
+    """A server in its own process: the process, its address and its folder."""
     folder = tmp_path_factory.mktemp("far")
     with memory_server(folder) as process:
         yield process, serving_on(process), folder
 
 
 def goes_on(far: tuple[Forked, str, Path]) -> None:
-    """The server answers, and takes memory."""
+    """The server still answers and accepts memory."""
     _, address, folder = far
     with MixClient.connect(address, shared_memory=str(folder), patience_s=20) as client:
         assert client.get_batch_at(0, MANY, 3)["tokens"].shape == (MANY, ROW)
@@ -695,7 +695,7 @@ def test_a_killed_server_comes_back_and_shared_memory_with_it(tmp_path, monkeypa
         batches = client.batches(SIZE, 3)
         for _ in range(30):
             tokens = next(batches)["tokens"]
-            came.append((tokens, is_in_slot(tokens)))  # held, so that the slots of the dead server stay in use
+            came.append((tokens, is_in_slot(tokens)))  # kept, so that the slots of the dead server stay in use
         (stale,) = sockets()
         first.kill()
     assert stale.is_socket()
@@ -718,7 +718,7 @@ def test_a_killed_server_comes_back_and_shared_memory_with_it(tmp_path, monkeypa
             next(lost)
             second.kill()
             with pytest.raises(Unavailable, match="patience_s"):
-                for _ in range(100_000):  # what is in flight may still come
+                for _ in range(100_000):  # batches in flight may still arrive
                     next(lost)
     client.close()
 
@@ -768,7 +768,7 @@ def connection(far: tuple[Forked, str, Path]) -> Iterator[socket.socket]:
 
 
 def hand_in(there: socket.socket, size: int, *descriptors: int) -> tuple[int, str]:
-    """The id and the reason that the server answers."""
+    """Hand in memory; returns the id and the reason that the server answers."""
     socket.send_fds(there, [struct.pack("<qQ", size, 0)], descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -778,7 +778,7 @@ def hand_in(there: socket.socket, size: int, *descriptors: int) -> tuple[int, st
 
 @contextmanager
 def no_leaks(far: tuple[Forked, str, Path]) -> Iterator[None]:
-    """Afterwards the server has no more descriptors and mappings than before, and goes on."""
+    """After the block the server has no more descriptors and mappings than before, and still works."""
     server = far[0]
     until(lambda: not slot_descriptors(server.pid))
     before = sum("socket:" not in target for target in descriptors(server.pid))
@@ -857,7 +857,7 @@ def test_sizes_of_0_and_unknown_slots_are_passed_over(far):
             descriptor = memfd(K64)
             socket.send_fds(there, [struct.pack("<qQ", 0, slot)], [descriptor])
             os.close(descriptor)
-        assert hand_in(there, K64, memfd(K64))[0] != 0  # the next answer is this one's
+        assert hand_in(there, K64, memfd(K64))[0] != 0  # the next answer belongs to this request
 
 
 def test_a_slot_is_not_taken_back_over_another_connection_and_once_only(far):
@@ -869,7 +869,7 @@ def test_a_slot_is_not_taken_back_over_another_connection_and_once_only(far):
     with no_leaks(far), connection(far) as there, connection(far) as other:
         slot, _ = hand_in(there, K64, memfd(K64))
         other.send(struct.pack("<qQ", 0, slot))
-        assert hand_in(other, K64, memfd(K64))[0] not in (0, slot)  # what was sent before it is done
+        assert hand_in(other, K64, memfd(K64))[0] not in (0, slot)  # the server has processed the earlier messages
         assert mapped() == 2
         there.send(struct.pack("<qQ", 0, slot))
         there.send(struct.pack("<qQ", 0, slot))

@@ -1,4 +1,4 @@
-"""Ranges that are left out, against plain lists of the positions that stay."""
+"""Skipped ranges, compared with plain lists of the remaining positions."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Which rows are asked for: every row once and in order however they arrive, and requests that say exactly that."""
+"""Requested rows: every row once and in order in any order of arrival, and requests with exactly those rows."""
 
 import random
 from itertools import pairwise
@@ -66,7 +66,7 @@ def test_asking_for_whole_replies_gets_on_and_no_reply_crosses_the_grid(first, m
 
 @given(starts=st.lists(st.integers(0, 60), min_size=2, max_size=4), per_reply=st.integers(1, 9), seed=st.integers())
 def test_readers_that_start_anywhere_come_to_the_same_replies(starts, per_reply, seed):
-    """However many batches each has room for, so long as it is a reply's worth."""
+    """At any number of batches in flight, if it is at least one reply's worth."""
     rng, reached = random.Random(seed), []
     for first in starts:
         replies, at = set[tuple[int, int]](), first
@@ -167,7 +167,7 @@ def test_replies_that_hold_a_batch_point_at_none():
 
 @pytest.fixture
 def stream(client):
-    """Raw bytes to StreamBatches over the client's transport: the replies' bytes, `most` of them at most."""
+    """Send raw bytes to StreamBatches over the client's transport; returns at most `most` replies' bytes."""
 
     def ask(data: bytes, most: int = 100) -> list[bytes]:
         replies = client._caller.transport.stream(methods.STREAM_BATCHES, data, 20.0, 4, 1 << 20)
@@ -190,7 +190,7 @@ KEY = mix_pb2.Key(implementation="threefry2x32", words=[0, 5])
 
 
 def message(first: dict | None = None, **changes: int) -> mix_pb2.StreamBatchesRequest:
-    """A good request for 3 batches of 8 rows, with changes."""
+    """A good request for 3 batches of 8 rows; `first` is changed by the test."""
     described = {"start": 4, "size": 8, "key": KEY} | (first or {})
     numbers = {"stride": 10, "count": 3, "reply_rows": 5} | changes
     return mix_pb2.StreamBatchesRequest(first=mix_pb2.GetBatchAtRequest(**described), **numbers)

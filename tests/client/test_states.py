@@ -1,4 +1,4 @@
-"""States of iterators: what was read before and what is read after them are the plan, each position once, in order."""
+"""States of iterators: the batches before and after a resume are the plan, each position once, in order."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def client():
 
 
 class Plans:
-    """Which records are at the positions below LIMIT, under each schedule."""
+    """The records at the positions below LIMIT, under each schedule."""
 
     def __init__(self, client: MixClient):
         self.of = [client.get_plan_at(0, LIMIT, KEY, schedule=schedule) for schedule in SCHEDULES]
@@ -91,7 +91,7 @@ def test_what_was_read_and_what_is_read_after_a_resume_are_the_plan(
         workers_after = workers
 
     def made(size: int, shards: int, workers: int, **options: Any) -> list[list[BatchIterator]]:
-        """By shard and worker."""
+        """One list per shard, with an iterator per worker."""
         options = {"start": start, "drop_remainder": drop, "provenance": True} | options
         return [
             [client.batches(size, KEY, shard=(i, shards), worker=(w, workers), **options) for w in range(workers)]
@@ -99,7 +99,7 @@ def test_what_was_read_and_what_is_read_after_a_resume_are_the_plan(
         ]
 
     def records(batches: list[list[BatchIterator]], first: int, most: int) -> list[list[bytes]]:
-        """Which records come, batch after batch from number `first` on."""
+        """The records of the batches from number `first` on."""
         found = list[list[bytes]]()
         for number in range(first, first + most):
             came = [next(shard[number % len(shard)], None) for shard in batches]
@@ -125,7 +125,7 @@ def test_what_was_read_and_what_is_read_after_a_resume_are_the_plan(
     read = len(came)
     stands = plan[read - 1][-1] + 1 if read else start
 
-    # Another number of shards: what one shard's state says is what all say.
+    # Another number of shards: the state of any shard is enough.
     after = made(size_after, shards[1], workers_after, stop=stop_after, skip=skips[1])
     states = [json.loads(json.dumps(worker.get_state())) for worker in before[0]]
     in_group = staying(skips[0], plan[read - 1 - (read - 1) % workers][0], LIMIT) if read else []
@@ -155,7 +155,7 @@ def test_what_was_read_and_what_is_read_after_a_resume_are_the_plan(
 def _touches_earlier_parts(
     skips: tuple[list[tuple[int, int]], list[tuple[int, int]]], plan: list[list[int]], read: int, workers: int
 ) -> bool:
-    """Whether new skips lie in what a worker read last, although others have read on since."""
+    """Whether new skips touch a range that this worker read last, although others have read further."""
     last = {place % workers: batch for place, batch in enumerate(plan[:read])}
     group = {w: plan[max(p for p in range(read) if p % workers == w) - w][0] for w in last}
     return any(first <= p < stop for first, stop in skips[1] for w in last for p in range(group[w], last[w][-1] + 1))
@@ -170,11 +170,11 @@ def test_the_state_of_a_worker_has_its_batch_size(client):
         with pytest.raises(InvalidRequest, match=rf"needs batch_size 8, got {size}: .*start="):
             client.batches(size, KEY, worker=(0, 2)).set_state(state)
     old = {name: value for name, value in state.items() if name != "batch_size"}
-    client.batches(16, KEY, worker=(0, 2)).set_state(old)  # as before there were such entries
+    client.batches(16, KEY, worker=(0, 2)).set_state(old)  # a state from before this entry existed
 
 
 def likenesses(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What checkpointers make of a state."""
+    """The forms in which checkpointers return a state."""
 
     def scalars(value: Any, kind: Any) -> Any:
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Names of leaves rebuild the records that they came from."""
+"""Leaves' names rebuild the records that they came from."""
 
 import pytest
 from hypothesis import given

@@ -19,11 +19,11 @@ plain_scalars = st.one_of(
 
 
 def filled(dtype, shape):
-    """Arrays whose values depend on their places, and no NaN."""
+    """Arrays whose values depend on their index, without NaN."""
     return np.arange(math.prod(shape)).reshape(shape).astype(DTYPES[dtype])
 
 
-# Arrays of no dimension are the ones that anything on the way might take for numbers.
+# Zero-dimensional arrays are the ones that any layer could mistake for numbers.
 arrays = st.builds(filled, st.sampled_from(sorted(DTYPES)), st.sampled_from([(), (), (0,), (1,), (2, 3)]))
 scalars = plain_scalars | arrays | arrays.map(lambda array: array[()])
 keys = st.text(max_size=8) | st.integers(-(2**63), 2**63 - 1)
@@ -39,7 +39,7 @@ trees = st.recursive(
 
 
 def kinds(tree):
-    """What must come back: types, and of arrays, as NumPy's scalars become, dtype, shape and bytes."""
+    """What must come back: types; for arrays, and NumPy's scalars, which become arrays, dtype, shape and bytes."""
     if isinstance(tree, dict):
         return [(key, kinds(child)) for key, child in tree.items()]
     if isinstance(tree, np.ndarray | np.generic):
@@ -77,7 +77,7 @@ def test_floats_keep_their_bits():
 
 
 def test_golden_bytes():
-    """Written down once: what a client in another language sends and reads."""
+    """Fixed bytes, which clients in other languages send and read."""
     golden = {
         "0801": None,
         "1001": True,

@@ -1,4 +1,4 @@
-"""What an iterator asks for next, against a list of all positions: no server, no thread."""
+"""The iterator's next requests, compared with a list of all positions: no server, no thread."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ WINDOWS = st.builds(
     skips=SKIPS,
     stop=st.integers(0, 200),
     drop_remainder=st.booleans(),
-    # Batches of so many bytes that a reply has many of them, a few, or one.
+    # Batch sizes in bytes such that a reply holds many batches, a few, or one.
     row_bytes=st.sampled_from([1, 1 << 12, 1 << 17, 1 << 20, 1 << 24]),
     prefetch=st.integers(0, 5),
 )
@@ -52,7 +52,7 @@ def batches_of(fetch: Fetch) -> list[list[int]]:
 
 
 def all_batches(window: Window, start: int) -> list[list[int]]:
-    """The batches that a reader of the window's share gets from `start` on, one position after another."""
+    """The batches of the window's share from `start` on, computed position by position."""
     left_out = {position for begin, end in window.skips.ranges for position in range(begin, end)}
     kept = [position for position in range(start, window.stop) if position not in left_out]
     (shard, shards), (worker, workers), size = window.shard.shard, window.shard.worker, window.shard.batch_size
@@ -101,7 +101,7 @@ def test_no_more_is_asked_for_than_there_is_room_for(window, start, in_flight, i
         assert fetch.streams_per_batch == max(1, len(fetch.parts)) <= 4
         assert in_flight <= most + 3
     if fetches and idle:
-        assert fetches[0].count == 1  # it is waited for
+        assert fetches[0].count == 1  # the reader waits for it, so it is requested alone
 
 
 @given(WINDOWS, st.integers(0, 160))

@@ -1,4 +1,4 @@
-"""The wire: hand-framed bytes are protobuf's, golden bytes stay, hostile bytes are refused and nothing else happens."""
+"""The wire: hand-framed bytes equal protobuf's, golden bytes stay, hostile bytes are refused without other effects."""
 
 from contextlib import suppress
 from functools import partial
@@ -56,7 +56,7 @@ def test_a_framed_batch_is_the_protobuf_message(fields, size):
         (f.name, f.dtype.name, (size, *f.shape), arrays[f.name].tobytes()) for f in fields
     ]
     if all(field.name and array.size for field, array in zip(fields, arrays.values(), strict=True)):
-        assert parsed.SerializeToString() == message  # protobuf leaves empty fields out
+        assert parsed.SerializeToString() == message  # protobuf omits empty fields
     fingerprint, decoded = decode_batch(message)
     assert fingerprint == parsed.fingerprint
     check_batch(decoded, fields, size)
@@ -84,7 +84,7 @@ def test_a_batch_is_viewed_exactly_where_its_heads_are_the_expected_ones(fields,
     damaged = bytearray(message)
     damaged[data.draw(st.integers(0, len(message) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     still = view_batch(bytes(damaged), "ab" * 32, fields, size)
-    if still is not None:  # then only data were hit
+    if still is not None:  # in this case only data were damaged
         assert sum(still[n].tobytes() != decoded[n].tobytes() for n in decoded) == 1
 
 

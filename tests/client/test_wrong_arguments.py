@@ -1,4 +1,4 @@
-"""What cannot be meant is refused at once, by name: never taken for true, and never an error of something inside."""
+"""Meaningless arguments are refused at once, by name: never taken for true, and never an error from inside."""
 
 import pickle
 import re
