@@ -17,8 +17,8 @@ from mixserve_client import MixClient
 from tests import profiles  # noqa: F401  # it loads one
 from tests.processes import ONE_SIZE
 
-# Compiled programs are kept across tests and runs: a program takes a second of two cores, and there are hundreds. Other
-# processes get mixserve's own: JAX's cache is not written atomically, and they are killed at any time.
+# Compiled programs are cached across tests and runs: compiling one takes a second of two cores, and there are hundreds.
+# Other processes get mixserve's own cache: JAX does not write its cache atomically, and tests kill them at any time.
 _COMPILED = Path(__file__).parents[1] / "build" / "compiled" / platform_digest()
 os.environ["MIXSERVE_COMPILATION_CACHE"] = str(_COMPILED / "mixserve")
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED / "jax"))
@@ -53,7 +53,7 @@ def make_node(weights: tuple[float, ...] = (0.5, 0.2, 0.3), seed: int = 0, **opt
 
 
 def assert_batches_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
-    """Same fields, dtypes, shapes and bytes."""
+    """Require the same fields, dtypes, shapes and bytes."""
     assert left.keys() == right.keys()
     for name in left:
         a, b = np.asarray(left[name]), np.asarray(right[name])
@@ -63,7 +63,7 @@ def assert_batches_equal(left: dict[str, Any], right: dict[str, Any]) -> None:
 
 @pytest.fixture
 def cold() -> Iterator[None]:
-    """No program is in memory or in a folder."""
+    """Start without programs in memory or in a folder."""
     choose_folder(False)
     forget()
     yield
@@ -102,5 +102,5 @@ def client(request: pytest.FixtureRequest, node: MixDataSourcesNode) -> Iterator
 
 @pytest.fixture
 def call(client: MixClient) -> Callable[[str, bytes], bytes]:
-    """Raw bytes to a method over the client's transport."""
+    """Sends raw bytes to a method over the client's transport."""
     return lambda method, data: client._caller.call(method, data)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mixserve_client import MixClient
 
-STEPS, BATCH_SIZE, KEY = 300, 13, 5  # a batch that neither 2, nor 3, nor 4 processes share evenly
+STEPS, BATCH_SIZE, KEY = 300, 13, 5  # 2, 3 and 4 processes share this batch unevenly
 SAVE_INTERVAL = 7
 CHECKPOINT = "checkpoint.json"
 
@@ -15,7 +15,7 @@ def main() -> None:
     """`folder rows index count address`: write the rows of every step as a line of the file `rows`.
 
     A line of standard input says that all processes have made the last step, as an all-reduce would; a line of standard
-    output that this one has made the next. The first process saves the checkpoint that all begin with.
+    output says that this process has made the next. The first process saves the checkpoint from which all start.
     """
     folder, rows, (index, count), address = Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:5]), sys.argv[5]
     checkpoint = folder / CHECKPOINT

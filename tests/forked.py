@@ -1,7 +1,7 @@
-"""Processes that are forked from one that has imported what they need, so that they start at once and cost no imports.
+"""Processes forked from one that has imported what they need, so that they start at once without imports.
 
-They are processes like any other: they are killed for real, and share nothing with the test. What they run must be a
-function of a module.
+They are real processes: tests kill them for real, and they share nothing with the test. They must run a module's
+function.
 """
 
 import multiprocessing
@@ -21,8 +21,7 @@ _CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 class Forked:
-    """`target(*arguments)` in a process with this one's environment, whose output goes to `log`, and whose warnings are
-    errors."""
+    """`target(*arguments)` in a process with this environment; its output goes to `log`, and warnings are errors."""
 
     def __init__(self, target: Callable[..., object], *arguments: Any, log: Path):
         reading, writing = _CONTEXT.Pipe(duplex=False)
@@ -39,7 +38,7 @@ class Forked:
         return self._log.read_text()
 
     def tell(self, line: str) -> None:
-        """A line for its standard input."""
+        """Send a line to its standard input."""
         os.write(self._input.fileno(), f"{line}\n".encode())
 
     def poll(self) -> int | None:
@@ -58,7 +57,7 @@ class Forked:
             os.kill(self.pid, number)
 
     def kill(self, timeout_s: float = 60) -> None:
-        """SIGKILL; returns when the process has ended."""
+        """Send SIGKILL; return when the process has ended."""
         if self.poll() is None:
             self.send_signal(signal.SIGKILL)
         self.wait(timeout_s)
@@ -66,10 +65,10 @@ class Forked:
 
 
 def wait_for_line(process: Forked, pattern: Callable[[str], Any], deadline_s: float) -> Any:
-    """What `pattern` finds in the log as soon as it finds something."""
+    """The first match of `pattern` in the log, as soon as there is one."""
     deadline = time.monotonic() + deadline_s
     while not (found := pattern(process.log())):
-        if process.poll() is not None:  # it may have written the line since
+        if process.poll() is not None:  # it may have written the line before it ended
             found = pattern(process.log())
             assert found, f"the process ended with {process.poll()}: {process.log()}"
             return found
@@ -83,7 +82,7 @@ SOON_S = 10
 
 
 def in_a_fork(task: Callable[[], object]) -> str:
-    """What `task` returns or raises in a process that is forked off here."""
+    """What `task` returns or raises in a process forked here."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -94,7 +93,7 @@ def in_a_fork(task: Callable[[], object]) -> str:
         except Exception as error:
             said = f"{type(error).__name__}: {error}".replace(str(os.getpid()), "{pid}")
         os.write(writing, said.encode())
-        os._exit(0)  # what JAX and gRPC do at the end of a process is not for one that lacks their threads
+        os._exit(0)  # skip JAX's and gRPC's exit handlers: they would wait for threads that a fork lacks
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read().decode()
@@ -116,7 +115,7 @@ def _run(
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdin = os.fdopen(0)
-    # Unbuffered, as a process's that is killed at any time must be.
+    # Unbuffered, since a killed process cannot flush.
     sys.stdout = os.fdopen(1, "w", buffering=1)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     warnings.simplefilter("error")

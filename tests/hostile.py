@@ -1,4 +1,4 @@
-"""A server that answers whatever a test wants it to: bytes, as many as wanted, for any method."""
+"""A server that answers as a test wants: any bytes, any number of replies, for any method."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS)
 
 
 class Answers:
-    """A servicer for `InProcessTransport` whose replies are those of `answer`: the first of them to a single call."""
+    """A servicer for `InProcessTransport` whose replies come from `answer`; a single call gets the first of them."""
 
     def __init__(self, answer: Answer):
         self.answer = answer
@@ -38,7 +38,7 @@ class _Handler(grpc.GenericRpcHandler):
 
 @contextmanager
 def hostile_server(answers: Answers) -> Iterator[str]:
-    """A real gRPC server that answers so; gives its address."""
+    """The address of a real gRPC server with these answers."""
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_send_message_length", -1)])
     server.add_generic_rpc_handlers([_Handler(answers)])
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""A server of two sources of 100 rows of 16 KiB, in a process of its own."""
+"""A server of two sources of 100 rows of 16 KiB, in its own process."""
 
 import sys
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def main(address: str, folder: str) -> None:
 
 @contextmanager
 def memory_server(folder: Path, address: str = "127.0.0.1:0") -> Iterator[Forked]:
-    """Takes memory of clients in `folder`."""
+    """Accept clients' memory in `folder`."""
     process = Forked(main, address, str(folder), log=folder / f"{monotonic_ns()}.log")
     try:
         yield process

@@ -1,4 +1,4 @@
-"""What processes that tests fork off need: imported once per run of tests."""
+"""Imports for the processes that tests fork: done once per run of tests."""
 
 import hypothesis
 import pytest

@@ -1,4 +1,4 @@
-"""Real server processes for tests: started, asked, killed."""
+"""Real server processes for tests: started, called, killed."""
 
 import os
 import re
@@ -15,11 +15,11 @@ import numpy as np
 from tests.forked import Forked, wait_for_line
 
 DEADLINE_S = 90
-ONE_SIZE = (4096,)  # of plans: one program to compile, so that servers start soon
+ONE_SIZE = (4096,)  # of plans: one program to compile, so that servers start fast
 
 
 def write_mixture(folder: Path, name: str = "mixture.yaml", **options: str | int) -> Path:
-    """A mixture of two token files, and its configuration; `options` are the mixture's."""
+    """Write a mixture of two token files, and its configuration; `options` belong to the mixture."""
     rng = np.random.default_rng(0)
     for file in ("a.bin", "b.bin"):
         rng.integers(0, 1 << 16, 4000).astype(np.uint16).tofile(folder / file)
@@ -37,7 +37,7 @@ def write_mixture(folder: Path, name: str = "mixture.yaml", **options: str | int
 class ServerProcess:
     """`mixserve serve` in a process of its own; its log is `log()`.
 
-    It is forked off with everything imported, which `real` is not: that is what a user starts.
+    It is forked with everything imported; with `real=True` it starts as a user starts it.
     """
 
     def __init__(self, config: Path, *flags: str, real: bool = False):
@@ -46,7 +46,7 @@ class ServerProcess:
         self.log = self.process.log
 
     def address(self) -> str:
-        """Where the server serves; waits until it does."""
+        """The server's address; waits until it serves."""
         return self.wait_for_log(r"serving on (\S+)").group(1)
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
@@ -61,7 +61,7 @@ class ServerProcess:
 
 
 class Command:
-    """`mixserve serve ARGUMENTS` as a user starts it, with what `Forked` has."""
+    """`mixserve serve ARGUMENTS` as a user starts it, with the interface of `Forked`."""
 
     def __init__(self, *arguments: str | Path, log: Path):
         self._log = log

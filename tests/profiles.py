@@ -12,5 +12,5 @@ settings.load_profile(PROFILE)
 
 
 def examples(thorough: int) -> int:
-    """The number of examples of a test that tries `thorough` in the profile of that name."""
+    """The number of examples of a test that tries `thorough` examples in the profile of that name."""
     return thorough if PROFILE == "thorough" else max(5, thorough // 4)

@@ -1,4 +1,4 @@
-"""The reference's algorithm as it is written down: one position at a time, in plain jax.random; nothing of mixserve."""
+"""The reference's algorithm as specified: one position at a time, in plain jax.random; nothing of mixserve."""
 
 import jax
 import jax.numpy as jnp

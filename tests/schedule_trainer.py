@@ -1,4 +1,4 @@
-"""A trainer that changes its weights on the way, journals the digest of every batch, and may be killed at any time."""
+"""A trainer that changes its weights, journals the digest of every batch, and may be killed at any time."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ Entry = dict[str, Any]
 
 
 def train(client: MixClient, prefetch: int, state: Entry | None, save: Callable[[Entry], None]) -> Iterator[Entry]:
-    """What is to be journaled, step by step, from `state` on where there is one."""
+    """Yields the journal's entry of each step, from `state` on if there is one."""
     batches = client.batches(BATCH_SIZE, KEY, stop=STEPS * BATCH_SIZE, provenance=True, prefetch=prefetch)
     step = 0
     if state is not None:
@@ -39,7 +39,7 @@ def train(client: MixClient, prefetch: int, state: Entry | None, save: Callable[
 
 
 def digest(batch: dict[str, np.ndarray]) -> str:
-    """Of names, dtypes, shapes and bytes."""
+    """The digest of names, dtypes, shapes and bytes."""
     found = hashlib.sha256()
     for name, array in sorted(batch.items()):
         found.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
@@ -49,7 +49,7 @@ def digest(batch: dict[str, np.ndarray]) -> str:
 def main(folder: Path, prefetch: int, *addresses: str) -> None:
     """Train in `folder`, from the servers at `addresses`.
 
-    Standard input has, line by line, the step up to which we may go on.
+    Standard input says, line by line, up to which step the trainer may continue.
     """
     state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else None
 

@@ -1,4 +1,4 @@
-"""Reports of pytest in JUnit's format -> the ten slowest tests, and how many there were.
+"""Pytest's reports in JUnit format -> the ten slowest tests, and how many tests there were.
 
 python -m tests.slowest REPORT.xml …
 """

@@ -1,7 +1,7 @@
-"""A server of a small mixture that keeps its sessions in a folder, made to be killed.
+"""A server of a small mixture that stores its sessions in a folder, made to be killed.
 
-It says `ready` when it could start, starts at the first line of its standard input, says `serving`, and ends with its
-standard input. So the next one stands by while this one is killed, and no test waits for imports.
+It prints `ready` when it could start, starts at the first line of its standard input, prints `serving`, and ends with
+its standard input. So the next one is on standby while this one is killed, and tests do not wait for imports.
 """
 
 import sys
@@ -15,7 +15,7 @@ MIXTURE = "train"
 
 
 def make_node() -> MixDataSourcesNode:
-    """The node that is served: an epoch of two sources has some ten batches."""
+    """The served node: an epoch of two sources has some ten batches."""
     rng = np.random.default_rng(0)
     sources = [
         ArraySource(

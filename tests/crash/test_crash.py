@@ -1,6 +1,6 @@
-"""Servers that are killed while sessions are saved, restored and read: what was acknowledged is neither lost nor torn.
+"""Servers that are killed while sessions are saved, restored and read: acknowledged state is neither lost nor torn.
 
-MIXSERVE_CRASH_KILLS says how often, MIXSERVE_CRASH_SEED repeats a run as far as the clock allows.
+MIXSERVE_CRASH_KILLS sets the number of kills, MIXSERVE_CRASH_SEED repeats a run as far as the clock allows.
 """
 
 import logging
@@ -51,15 +51,15 @@ HABITS = {
 }
 
 State = dict[str, Any]
-Kept = dict[str, State]  # what was saved under which name, in the order of saving
+Kept = dict[str, State]  # the saved states by name, in the order of saving
 
 
 class Servers:
-    """One server process after another, with the same folder and port; the next one always stands by."""
+    """One server process after another, with the same folder and port; the next one is always on standby."""
 
     def __init__(self, folder: Path):
         self.address = f"127.0.0.1:{free_port()}"
-        self.start_s = 0.3  # how long it took lately
+        self.start_s = 0.3  # how long a start took lately
         self._folder = folder
         self._began = 0.0
         self._count = 0
@@ -75,18 +75,18 @@ class Servers:
         self._standby = self._made()
 
     def wait(self) -> None:
-        """Returns when the server serves."""
+        """Return when the server serves."""
         self._wait_for("serving")
         self.start_s = time.monotonic() - self._began
 
     def kill(self) -> None:
-        """SIGKILL; returns when the process has ended. Its log must be clean."""
+        """Send SIGKILL; return when the process has ended. Its log must be clean."""
         assert self._running is not None
         self._running.kill(DEADLINE_S)
         assert "Traceback" not in self._running.log(), self._running.log()
 
     def replace(self) -> None:
-        """Kill this one; returns when the next one serves."""
+        """Kill this one; return when the next one serves."""
         self.kill()
         self.begin()
         self.wait()
@@ -106,7 +106,7 @@ class Servers:
 
 
 def free_port() -> int:
-    """A port that is free and stays so: no connection of a client, which has a port too, is given one so low."""
+    """A free port that stays free: below the range from which the kernel gives clients their ports."""
     for port in random.SystemRandom().sample(range(15_000, 30_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -116,18 +116,18 @@ def free_port() -> int:
 
 @dataclass(eq=False)
 class Doing:
-    """A call without an answer yet. Until it comes, any of `possible` may be what is kept; then the last of them is."""
+    """A call without an answer yet. Until it comes, any of `possible` may be stored; afterwards the last of them is."""
 
     kind: str
     possible: list[Kept] = field(default_factory=list)
 
 
 class Crew:
-    """Trainers in threads: each call of theirs waits while they are paused, and is known from its start on."""
+    """Trainers in threads: while paused, their next calls wait; every call is registered before it starts."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.duration_s = dict.fromkeys(HABITS, 0.005)  # of calls lately
+        self.duration_s = dict.fromkeys(HABITS, 0.005)  # of recent calls
         self.calls = Counter[str]()
         self.stopped = False
         self._paused = False
@@ -135,7 +135,7 @@ class Crew:
 
     @contextmanager
     def run(self, trainers: list["Trainer"]) -> Iterator[None]:
-        """Raises what a trainer raised, in whatever the caller waits for too."""
+        """Run the trainers; raises a trainer's error in the caller, whatever the caller waits for."""
         with ThreadPoolExecutor(len(trainers)) as threads:
             try:
                 for trainer in trainers:
@@ -188,13 +188,13 @@ class Crew:
 
 
 class Trainer:
-    """Moves a session on the server, and a node in this process by the same calls: both give the same all the time."""
+    """Makes the same calls of a session on the server and of a node in this process; both must always give the same."""
 
     def __init__(self, name: str, address: str, node: MixDataSourcesNode, crew: Crew, seed: str):
         self.name = name
         self.client = MixClient.connect(address, patience_s=DEADLINE_S, shared_memory=False)
         self.doing: Doing | None = None
-        self.kept: Kept = {}  # what was acknowledged
+        self.kept: Kept = {}  # acknowledged saves
         self.rows = 0
         self._twin = node.clone()
         self._crew = crew
@@ -229,7 +229,7 @@ class Trainer:
         self._both("reset", lambda node: node.reset())
 
     def _set_statistics(self) -> None:
-        # Large enough for journals to be begun anew now and then.
+        # Large enough to rewrite journals now and then.
         statistics = {"mean": np.frombuffer(self._random.randbytes(12_000), np.int32), "seen": self.rows}
         self._both("set_statistics", lambda node: node.set_statistics(statistics))
 
@@ -241,7 +241,7 @@ class Trainer:
         name = self._random.choice([*self.kept, "step-0"] if self._random.random() < 0.5 else NAMES)
         keep_last = 2 if len(self.kept) > 5 else self._random.choice((None, None, 3))
         kept = {known: state for known, state in self.kept.items() if known != name} | {name: self._twin.get_state()}
-        # The oldest go one after the other.
+        # `keep_last` deletes the oldest one by one: a kill may leave any state in between.
         excess = len(kept) - keep_last if keep_last else 0
         possible = [dict(list(kept.items())[gone:]) for gone in range(max(0, excess) + 1)]
         with self._call("save", possible) as session:
@@ -275,11 +275,11 @@ class Trainer:
         self._compare_states()
         if before is not None:
             with self._admitted(Doing("close")):
-                before.close()  # holds nothing any more, so it lets go of nothing
+                before.close()  # it no longer holds the session, so closing releases nothing
             self._compare_states()
 
     def _both(self, kind: str, call: Callable[[Any], Any]) -> Any:
-        """Do it to both. What the session gave; StopIteration itself where it raised that."""
+        """Call both. Returns the session's result, or StopIteration itself if it was raised."""
         with self._call(kind) as session:
             given = outcome(call, session)
         assert_same(given, outcome(call, self._twin), kind)
@@ -322,7 +322,7 @@ def outcome(call: Callable[[Any], Any], node: Any) -> Any:
 
 
 def assert_same(left: Any, right: Any, path: str) -> None:
-    """Same dicts of the same numbers, strings and arrays, bit for bit."""
+    """Require the same dicts of the same numbers, strings and arrays, bit for bit."""
     if isinstance(left, Mapping):
         assert isinstance(right, Mapping), path
         assert list(left) == list(right), path
@@ -336,7 +336,7 @@ def assert_same(left: Any, right: Any, path: str) -> None:
 
 
 class Inspector:
-    """Another client, which looks at what a restarted server has; the crew is paused."""
+    """Another client, which inspects a restarted server while the crew is paused."""
 
     def __init__(self, address: str, crew: Crew, trainers: list[Trainer]):
         self._address = address
@@ -345,7 +345,7 @@ class Inspector:
         self.loaded = self.early = 0
 
     def inspect(self) -> None:
-        """Every acknowledged checkpoint is there and loads, and so does one that was not acknowledged, if it is."""
+        """Every acknowledged checkpoint exists and loads; an unacknowledged one loads if it exists."""
         with MixClient.connect(self._address, patience_s=DEADLINE_S, shared_memory=False) as client:
             scratch = client.session("inspector", take_over=True)
             for trainer in self._trainers:
@@ -363,7 +363,7 @@ class Inspector:
                 assert known[trainer.name].checkpoints == tuple(trainer.kept)
 
     def _inspect_early(self, client: MixClient, scratch: Session, trainer: Trainer) -> None:
-        """While the trainer asks again for what was not answered, or before it does."""
+        """Inspect while the trainer retries its unanswered call, or before it does."""
         with self._crew.changed:
             possible = [trainer.kept, *(trainer.doing.possible if trainer.doing is not None else [])]
         names = listed(client, trainer)
@@ -378,7 +378,7 @@ class Inspector:
 
 
 def listed(client: MixClient, trainer: Trainer) -> list[str]:
-    """The names of the checkpoints of a trainer's session, of which none is damaged."""
+    """The checkpoints' names of a trainer's session; none of them is damaged."""
     found = client.view_session(trainer.name).list_checkpoints()
     assert not [checkpoint for checkpoint in found if checkpoint.damaged]
     return [checkpoint.name for checkpoint in found]
@@ -389,14 +389,14 @@ class Killer:
 
     def __init__(self, servers: Servers, crew: Crew, trainers: list[Trainer], seed: str):
         self.kills = 0
-        self.hits = Counter[str]()  # in which calls
+        self.hits = Counter[str]()  # by the call that was hit
         self._servers = servers
         self._crew = crew
         self._trainers = trainers
         self._random = random.Random(seed)
 
     def kill(self) -> str:
-        """Kill once, or in a quick succession; returns when the next server serves. What was hit, in words."""
+        """Kill once, or a few times in quick succession; returns what was hit, as text, when the next server serves."""
         moment = self._random.choices(("at random", "aimed", "at once", "thrice"), (40, 25, 20, 15))[0]
         if moment in ("at random", "thrice"):
             time.sleep(self._random.uniform(0, LONGEST_LIFE_S))
@@ -448,7 +448,7 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
 
 @pytest.fixture(scope="module")
 def node() -> MixDataSourcesNode:
-    """The served one, whose programs are compiled here, for all servers."""
+    """The served node, whose programs are compiled here, for all servers."""
     made = make_node()
     with local_client({MIXTURE: made}) as client:
         client.session("warm-up").process(0, 5, 0)
@@ -457,7 +457,7 @@ def node() -> MixDataSourcesNode:
 
 @pytest.mark.timeout(120 + 10 * KILLS)
 def test_killed_servers_lose_nothing_that_was_acknowledged(servers, node, caplog):
-    caplog.set_level(logging.ERROR, "mixserve_client")  # it says that it waits for a server, over and over
+    caplog.set_level(logging.ERROR, "mixserve_client")  # the client warns repeatedly that it waits for a server
     print(f"\nMIXSERVE_CRASH_SEED={SEED} MIXSERVE_CRASH_KILLS={KILLS}")
     crew = Crew()
     trainers = [Trainer(f"trainer-{i}", servers.address, node, crew, f"{SEED}, {i}") for i in range(TRAINERS)]
@@ -493,7 +493,7 @@ def test_killed_servers_lose_nothing_that_was_acknowledged(servers, node, caplog
 
 
 class LosingTransport(GrpcTransport):
-    """Loses a call of a session: its request, or its answer when that has come. `meanwhile` happens then."""
+    """Loses a session's call: its request, or its answer after it has arrived. `meanwhile` runs at that moment."""
 
     def __init__(self, target: str, meanwhile: Callable[[], None]):
         super().__init__(target, plain_channel)

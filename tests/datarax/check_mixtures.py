@@ -1,9 +1,9 @@
-"""Differential tests against the reference's own implementation, datarax, in an environment of its own.
+"""Differential tests against the reference's own implementation, datarax, in its own environment.
 
-`make test-datarax` runs them; the name keeps them out of `make test`, where datarax cannot be installed.
+`make test-datarax` runs them; the name keeps them out of `make test`, whose environment cannot have datarax.
 
 Most of the time goes into compiling: each structure (sources, fields, weights, batch size) is a program of its own on
-either side. So few structures are drawn, and several (start, key) for each; a case is one (structure, start, key).
+both sides. So the tests draw few structures, and several (start, key) for each; a case is one (structure, start, key).
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 from tests.conftest import assert_batches_equal
 
-# Drawn alike in every run, and not shrunk: a smaller failing example costs a compilation for every attempt.
+# The same examples in every run, and no shrinking: each attempt at a smaller example would compile again.
 drawn = settings(
     derandomize=True,
     database=None,
@@ -45,7 +45,7 @@ Read = Callable[[int, np.ndarray], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Structure:
-    """Sources with fields in common, and the size of the batches that are read from their mixture."""
+    """Sources with common fields, and the batch size at which their mixture is read."""
 
     fields: tuple[tuple[tuple[int, ...], np.dtype], ...]
     lengths: tuple[int, ...]
@@ -63,7 +63,7 @@ class Structure:
         ]
 
     def memory_sources(self) -> list[MemorySource]:
-        """Their sources of the data."""
+        """The reference's sources of the data."""
         return [
             MemorySource(MemorySourceConfig(shuffle=shuffle), data, rngs=nnx.Rngs(0))
             for data, shuffle in zip(self.data(), self.shuffled, strict=True)
@@ -76,7 +76,8 @@ def _values(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -
         return np.where(rng.random(shape) < 0.1, rng.choice(SPECIAL_FLOATS, shape).astype(dtype), values)
     if dtype == np.bool_:
         return rng.random(shape) < 0.5
-    limits = np.iinfo(np.int32 if dtype == np.int64 else dtype)  # both sides narrow 64 bits; here nothing is lost
+    # Both sides narrow 64 bits to 32; within these limits that loses nothing.
+    limits = np.iinfo(np.int32 if dtype == np.int64 else dtype)
     return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
@@ -100,7 +101,7 @@ def structures(draw: st.DrawFn, *, shuffle: bool, zeros: bool = True) -> Structu
 
 @st.composite
 def cases(draw: st.DrawFn, **options: bool) -> tuple[Structure, list[Place]]:
-    """A structure, and PLACES starts with the words of as many keys."""
+    """A structure, and PLACES starts, each with the words of a key."""
     structure = draw(structures(**options))
     last = 2**31 - 1 - structure.size
     start = st.integers(0, last) | st.integers(0, 100) | st.integers(last - 100, last)
@@ -128,7 +129,7 @@ def jitted(node: Any, size: int) -> Read:
 
 
 def assert_reads_agree(expected: Read, ours: Sequence[Read], places: Sequence[Place]) -> None:
-    """Every one of ours gives the expected batches: the same fields, dtypes, shapes and bytes."""
+    """Every node of ours gives the expected batches: the same fields, dtypes, shapes and bytes."""
     for start, words in places:
         key = np.array(words, np.uint32)
         batch = expected(start, key)

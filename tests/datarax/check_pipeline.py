@@ -1,4 +1,4 @@
-"""The reference's own Pipeline over a mixture on a server: the batches, losses and models of one over its own node."""
+"""The reference's own Pipeline over a served mixture: the batches, losses and models of one over its own node."""
 
 from collections.abc import Iterator
 
@@ -55,7 +55,7 @@ def theirs() -> Pipeline:
 
 
 def trained(made: Pipeline) -> tuple[dict, nnx.State]:
-    """What a scan of STEPS steps gives, batches included, and the model that it has trained."""
+    """The results of a scan of STEPS steps, batches included, and the model that it trained."""
     model = nnx.Linear(5, 1, rngs=nnx.Rngs(1))
 
     def step(model: nnx.Linear, batch: dict) -> dict:

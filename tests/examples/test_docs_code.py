@@ -1,4 +1,4 @@
-"""The code of docs/testing.md and docs/migrate.md, as far as it needs no library beside the project's own."""
+"""The code of docs/testing.md and docs/migrate.md that needs no library besides the project's own."""
 
 import asyncio
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ def client(address):
 
 
 def test_the_page_on_testing_passes_its_own_tests(tmp_path):
-    # The test that needs PyTorch is run by tests/frameworks.
+    # tests/frameworks runs the test that needs PyTorch.
     assert outcome_of_testing_page(tmp_path) == {"passed": 11, "skipped": 1}
 
 
@@ -102,7 +102,7 @@ def test_what_takes_the_place_of_interleave_datasets_needs_no_datasets(address, 
 
 def test_items_of_an_async_dataset_are_rows_by_their_positions(address, client):
     _, after = blocks("Levanter")
-    # Levanter cannot be installed here: the class stands without its base.
+    # Levanter cannot be installed here: the class runs without its base.
     importing = "from levanter.data import AsyncDataset\n"
     assert importing in after
     namespace = {"client": client, "server": SimpleNamespace(address=address), "AsyncDataset": object}

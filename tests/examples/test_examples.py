@@ -1,4 +1,4 @@
-"""The examples, and the pages that show them: run as they stand."""
+"""The examples, and the pages that show them, run unchanged."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-DEADLINE_S = 240  # for what hangs: each takes a fraction of it
+DEADLINE_S = 240  # for hangs: each example takes a fraction of it
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCS = Path(__file__).parents[2] / "docs"
 # The last line of each example on JAX.
@@ -23,9 +23,9 @@ PROCESSES = (
 
 
 def lines_of(example, *options):
-    """What an example prints; it must end well."""
+    """The lines that an example prints; its exit status must be 0."""
     command = [sys.executable, str(EXAMPLES / example), *map(str, options)]
-    # A group of its own, so that no server outlives an example that hangs.
+    # In a process group of its own, so that no server survives an example that hangs.
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -39,12 +39,12 @@ def lines_of(example, *options):
 
 
 def blocks(page):
-    """The languages and texts of a page's blocks."""
+    """The (language, text) of each block of a page."""
     return re.findall(r"```(\w+)\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
 
 
 def assert_prints_what_it_says(page, folder):
-    """The page's Python, run as a whole, prints the texts that come right behind its parts."""
+    """The page's Python, run as a whole, prints the text blocks that follow its code."""
     found = blocks(page)
     code = "\n".join(text for language, text in found if language == "python")
     said = [text for (before, _), (language, text) in pairwise(found) if (before, language) == ("python", "text")]

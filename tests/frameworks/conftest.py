@@ -1,4 +1,4 @@
-"""A server in a process of its own, clients of it, and tensors as what can be compared."""
+"""A server in its own process, its clients, and tensors in a comparable form."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def connected(address: str) -> Iterator[MixClient]:
 
 
 def plain(tree: Any) -> Any:
-    """A tree of tensors or arrays as dtypes, shapes and bytes, which are equal only where all bits are."""
+    """A tree of tensors or arrays as dtypes, shapes and bytes; equal only if all bits are equal."""
     if isinstance(tree, dict):
         return {key: plain(value) for key, value in tree.items()}
     if isinstance(tree, tuple | list):

@@ -1,4 +1,4 @@
-"""Mixtures of everything that tensors may hold, and a process that serves them: `-m tests.frameworks.serving`."""
+"""Mixtures of everything that tensors can hold, and a process that serves them: `-m tests.frameworks.serving`."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serv
 from mixserve_client.schema.dtypes import DTYPES
 from tests.processes import ONE_SIZE
 
-FOREIGN = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")  # what PyTorch lacks
+FOREIGN = ("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz")  # dtypes that PyTorch lacks
 TYPED = tuple(name for name in DTYPES if name not in FOREIGN)
-ROW = 4096  # so many numbers in a row of the mixture `wide`, whose batches come through shared memory
+ROW = 4096  # numbers in a row of the mixture `wide`, whose batches then come through shared memory
 
 
 def bits(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Any bits at all, NaNs and subnormal numbers among them."""
+    """Random bits, including NaNs and subnormal numbers."""
     dtype = DTYPES[name]
     if name == "bool":
         return rng.integers(0, 2, shape).astype(bool)
@@ -51,7 +51,7 @@ def nodes() -> dict[str, MixDataSourcesNode]:
 
 @contextmanager
 def served() -> Iterator[str]:
-    """The address of a server of `nodes()` in a process of its own; it ends with the block."""
+    """The address of a server of `nodes()` in its own process, which ends with the block."""
     command = [sys.executable, "-m", __name__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The example on PyTorch, and the page that shows it: run as they stand."""
+"""The example on PyTorch, and the page that shows it, run unchanged."""
 
 import re
 

@@ -29,7 +29,7 @@ def address(tmp_path_factory):
 def test_torchdata_before_and_after(address, tmp_path):
     before, after, _ = blocks("torchdata and PyTorch")
     check_endless(read(before, tmp_path, environ=STRICT))
-    check_train(read(after, tmp_path, address))  # torchdata calls what PyTorch warns of
+    check_train(read(after, tmp_path, address))  # torchdata calls a function that PyTorch deprecates
 
 
 def test_what_takes_the_place_of_streaming_needs_no_streaming(address, tmp_path):
@@ -40,7 +40,7 @@ def test_what_takes_the_place_of_streaming_needs_no_streaming(address, tmp_path)
 def test_interleave_datasets(tmp_path):
     before, _, _ = blocks("Hugging Face datasets")
     mixed = read(before, tmp_path)
-    # Sources are drawn, so that the end lies near that of exact shares.
+    # Sources are drawn at random, so the end is near that of exact shares.
     assert abs(mixed.rows - END) < 60
     assert abs(mixed.share - 0.7) < 0.03
     assert mixed.in_passes

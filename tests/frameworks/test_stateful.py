@@ -15,7 +15,7 @@ from mixserve_client.torch import RemoteIterableDataset
 from tests.frameworks.conftest import all_plain, plain
 from tests.processes import DEADLINE_S
 
-OF_TORCHDATA = "ignore:'set_vital' is deprecated, please do not call:UserWarning"  # which it does all the same
+OF_TORCHDATA = "ignore:'set_vital' is deprecated, please do not call:UserWarning"  # torchdata calls it itself
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*fork:RuntimeWarning",
     "ignore:.*fork:DeprecationWarning",
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 SIZE, KEY = 8, 7
-STOP = 10 * SIZE + 3  # eleven batches: workers have unlike numbers of them, and the last one is short
+STOP = 10 * SIZE + 3  # eleven batches: the workers have unequal numbers of them, and the last batch is short
 PLACES = [0, 1, 2, 3, 5, 10, 11]
 
 

@@ -19,8 +19,8 @@ from tests.frameworks.conftest import all_plain, plain
 from tests.frameworks.serving import FOREIGN, TYPED, nodes
 from tests.processes import DEADLINE_S
 
-# JAX, which computes what is expected, warns of every fork, and PyTorch of more workers than CPUs. In the processes of
-# `run` there is neither, and no warning is passed over.
+# JAX, which computes the expected values, warns at every fork, and PyTorch if there are more workers than CPUs. The
+# processes of `run` avoid both, and ignore no warning.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
 )
@@ -41,7 +41,7 @@ def expected(client, mixture="train", **options):
 
 
 def run(code, *arguments):
-    """What `code` prints in a fresh process in which a warning is an error; it must write nothing else."""
+    """What `code` prints in a fresh process in which warnings are errors; it must write nothing to stderr."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
@@ -67,7 +67,7 @@ def test_records_nest_as_they_do_on_the_server(client):
     batch = next(iter(dataset))
     assert isinstance(batch["text"]["pair"], tuple)
     assert plain(batch) == plain(client.batches(SIZE, KEY, mixture="nested", provenance=True).__next__())
-    # PyTorch's own conversion, which a loader without another `collate_fn` applies, makes lists of tuples.
+    # PyTorch's default conversion, for loaders without another `collate_fn`, makes lists of tuples.
     assert isinstance(next(iter(loaded(dataset)))["text"]["pair"], list)
     assert isinstance(next(iter(loaded(dataset, collate_fn=lambda batch: batch)))["text"]["pair"], tuple)
 
@@ -100,7 +100,7 @@ def test_any_number_of_workers_gives_one_stream(connected, workers, options):
     loader = loaded(made(connected, **options), workers)
     assert len(loader) == len(wanted) > 4
     assert all_plain(loader) == wanted
-    assert all_plain(loader) == wanted  # an iteration begins at the start, as the one before it did
+    assert all_plain(loader) == wanted  # every iteration begins at the start
 
 
 def test_what_has_no_end_has_no_length(connected):
@@ -114,7 +114,7 @@ def test_what_has_no_end_has_no_length(connected):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_any_kind_reach_the_server(client, method):
-    client.get_batch_at(0, 2, KEY, mixture="wide")  # the parent has connections of its own
+    client.get_batch_at(0, 2, KEY, mixture="wide")  # so that the parent has connections of its own
     before = iter(made(client, "wide", stop=10 * SIZE))
     first = next(before)
     wanted = expected(client, "wide", stop=10 * SIZE)
@@ -135,12 +135,12 @@ def test_a_client_of_this_process_says_what_to_do_instead_of_workers(local, meth
 def test_an_error_keeps_its_type_on_its_way_from_a_worker(connected, workers):
     with pytest.raises(UnknownMixture, match=r"must be one of .*train"):
         next(iter(loaded(made(connected, "nothing"), workers)))
-    gc.collect()  # which ends the workers: the error holds the loader's iterator
+    gc.collect()  # ends the workers: the error holds the loader's iterator
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_shards_of_a_batch_make_it_up(connected, workers):
-    stop = 4 * SIZE + 2  # of whose last batch one rank has no row
+    stop = 4 * SIZE + 2  # one rank has no row of the last batch
     shards = [list(loaded(made(connected, shard=(rank, 3), stop=stop), workers)) for rank in range(3)]
     assert [len(batch["id"]) for batch in shards[0]] == [2, 2, 2, 2, 0]
     whole = [{"id": torch.cat([part["id"] for part in parts])} for parts in zip(*shards, strict=True)]
@@ -202,7 +202,7 @@ def test_states_are_those_of_any_batch_iterator(connected):
     assert other.state_dict() == of_numpy.get_state()
     assert all_plain(other) == later[1:]
     assert len(list(other)) == len(later) + 3  # from the start again
-    # Workers too begin where another number of readers stood.
+    # Workers, too, start where another number of readers stopped.
     other.load_state_dict(state)
     assert all_plain(loaded(other, 2)) == later
 
@@ -283,7 +283,7 @@ def test_tensors_stay_when_all_else_is_gone(address):
     del client
     gc.collect()
     with MixClient.connect(address, patience_s=20) as client:
-        list(made(client, "wide", stop=60 * SIZE, key=1))  # what would use memory again that was let go
+        list(made(client, "wide", stop=60 * SIZE, key=1))  # would overwrite memory that was released too early
     for tensor, (_, shape, data) in zip(tensors, (batch["tokens"] for batch in wanted), strict=True):
         np.testing.assert_array_equal(tensor.numpy(), np.frombuffer(data, np.int32).reshape(shape)[:, ::2])
 

@@ -1,7 +1,7 @@
-"""The code of docs/migrate.md that needs TensorFlow or MosaicML Streaming, each in an environment of its own.
+"""The code of docs/migrate.md that needs TensorFlow or MosaicML Streaming, each in its own environment.
 
-`make test-migrate` sets them up and runs this; the name keeps it out of `make test`. What could not be set up is
-reported as skipped.
+`make test-migrate` sets these up and runs this file; the name keeps it out of `make test`. Tests without an
+environment are reported as skipped.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ def python_of(environment: str) -> Path:
 
 @pytest.fixture
 def tensorflow():
-    """How to run code beside TensorFlow, and the client that is not installed there."""
+    """How to run code with TensorFlow, and the path of the client, which is not installed there."""
     return {
         "python": python_of(".venv-peers/tensorflow"),
         "environ": {"PYTHONPATH": str(ROOT / "client"), "TF_CPP_MIN_LOG_LEVEL": "2"},
@@ -66,4 +66,4 @@ def test_streaming_before_and_after(address, tmp_path, streaming):
     assert epoch.in_passes
     assert epoch.shapes[:-1] == [BATCH] * 31
     check_train(read(after, tmp_path, address, **streaming))
-    run(keep + KEPT, tmp_path, **streaming)  # what was written before
+    run(keep + KEPT, tmp_path, **streaming)  # from what was written before

@@ -1,4 +1,4 @@
-"""The code of docs/migrate.md and docs/testing.md, run as it stands in processes of its own, and what came of it."""
+"""The code of docs/migrate.md and docs/testing.md, run unchanged in processes of its own, and checks of its results."""
 
 import json
 import os
@@ -19,10 +19,10 @@ PAGE = (DOCS / "migrate.md").read_text("utf-8")
 STRICT = {"PYTHONWARNINGS": "error"}
 WEB, CODE = 600, 400  # records
 BATCH = [32, 8]  # the shape of a whole batch
-ROWS = 2048  # that are read where there are so many: one block of the mixture `train`
+ROWS = 2048  # rows to read if there are that many: one block of the mixture `train`
 END = 857  # of the mixture `once`
 
-# Fails where a row is of neither source. The place of a row in both is also its number here.
+# Fails if a row is in neither source. A row's number is also its position in both.
 _REPORT = """
 import itertools, json
 
@@ -36,7 +36,7 @@ print(json.dumps({"web": times[:600], "code": times[600:], "shapes": shapes, "dt
 
 
 class Read(NamedTuple):
-    """Of up to 64 batches: how often each record of the sources came, the batches' shapes, and the dtype."""
+    """Results of up to 64 batches: how often each record of the sources came, the batches' shapes, and the dtype."""
 
     web: list[int]
     code: list[int]
@@ -49,12 +49,12 @@ class Read(NamedTuple):
 
     @property
     def share(self) -> float:
-        """That of the first source."""
+        """The share of the first source."""
         return sum(self.web) / self.rows
 
     @property
     def in_passes(self) -> bool:
-        """Whether no record of a source came twice more often than another one."""
+        """Whether no record of a source came more than twice as often as another one."""
         return all(max(times) - min(times) <= 1 for times in (self.web, self.code))
 
 
@@ -82,7 +82,7 @@ def run(
 
 
 def read(code: str, folder: Path, address: str = "", **options: Path | Mapping[str, str]) -> Read:
-    """What `batches` gives after `code`, which has the page's client where there is an address of a server."""
+    """Read `batches` after `code`; with `address` the page's client connects to that server."""
     client = f"import types\nserver = types.SimpleNamespace(address={address!r})\n{CLIENT}" if address else ""
     said = run(f"{client}\n{code}\n{_REPORT}", folder, **options)
     return Read(**json.loads(said.splitlines()[-1]))
@@ -97,7 +97,7 @@ def web_rows(folder: Path) -> np.ndarray:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address of the page's server, in a process of its own; it ends with the block."""
+    """The address of the page's server, in its own process, which ends with the block."""
     script = folder / "server.py"
     script.write_text(f"{DATA}\n{SERVER}\nprint(server.address, flush=True)\nserver.wait()\n")
     command = [sys.executable, str(script)]
@@ -112,7 +112,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def check_endless(read: Read) -> None:
-    """Of a library's own mixture that goes on for ever: 7 in 10 rows from the first source, each in passes."""
+    """Of a library's endless mixture: 7 in 10 rows from the first source, each source in passes."""
     assert (read.rows, read.shapes) == (ROWS, [BATCH] * 64)
     assert abs(read.share - 0.7) < 0.03
     assert read.in_passes
@@ -139,7 +139,7 @@ np.testing.assert_array_equal(kept.take(np.arange(len(kept)))["tokens"], web, st
 
 
 def outcome_of_testing_page(folder: Path) -> dict[str, int]:
-    """How many tests of docs/testing.md passed and how many were skipped; they are run in `folder`, without fail."""
+    """How many tests of docs/testing.md passed and how many were skipped, run in `folder`; none may fail."""
     code = re.findall(r"^```python\n(.*?)^```$", (DOCS / "testing.md").read_text("utf-8"), re.M | re.S)
     (folder / "test_data.py").write_text("\n".join(code))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "test_data.py"]

@@ -1,4 +1,4 @@
-"""Positions and sources across the borders of 31, 32 and 53 bits, against big integers of Python."""
+"""Positions and sources across the limits of 31, 32 and 53 bits, compared with Python's big integers."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def make_node() -> MixDataSourcesNode:
 
 
 def drawn(seed: int, position: int) -> tuple[int, int]:
-    """(source, record) of a position, in the words of the design and Python's integers."""
+    """(source, record) of a position, in the terms of the design and Python's integers."""
     words = jnp.array([position >> 32, position & 0xFFFFFFFF], jnp.uint32)
     position_key = threefry_2x32(jax.random.key_data(jax.random.key(seed)), words)
     source_key, record_key, _ = jax.random.split(jax.random.wrap_key_data(position_key), 3)

@@ -1,4 +1,4 @@
-"""Plans in blocks equal the planner's own, whatever is asked in whatever order, by however many threads."""
+"""Plans in blocks equal the planner's own, for any requests in any order, from any number of threads."""
 
 import random
 import threading
@@ -22,7 +22,7 @@ KEYS = [key_words(seed) for seed in (0, 7, 2**32 - 1)]
 
 def planner_of(lengths: list[int], *, keyed: bool = False, nested: dict[int, Planner] | None = None) -> Planner:
     weights = normalised([1.0 + i % 3 for i in range(len(lengths))])
-    return Planner(weights, lengths, nested, keyed=keyed, sizes=(1024,))  # one size is enough, and compiles sooner
+    return Planner(weights, lengths, nested, keyed=keyed, sizes=(1024,))  # one size is enough, and compiles faster
 
 
 def nested_planner() -> Planner:
@@ -142,7 +142,7 @@ def test_many_threads_get_their_own_plans(planner):
     expected = {number: planner.plan(key, 0, 30_000) for number, key in enumerate(KEYS)}
 
     def read(thread: int) -> None:
-        rng = random.Random(thread // 2)  # two by two they ask for the same
+        rng = random.Random(thread // 2)  # pairs of threads ask for the same
         number, at = rng.randrange(len(KEYS)), rng.randrange(5000)
         together.wait(DEADLINE_S)
         for _ in range(25):
@@ -186,7 +186,7 @@ def test_ranges_that_lie_closely_are_planned_from_few_blocks():
 
 
 class Slow:
-    """A planner whose plans begin, under one key, when they are let go."""
+    """A planner whose plans of one key wait until the test lets them begin."""
 
     source_count, block_size, cost, end = 2, 1, 2, None
 
@@ -257,4 +257,4 @@ def test_blocks_are_kept_up_to_so_many_bytes():
         blocks.plan(key, [(at, 1 << 15)])
     held = sum(block.bytes for block in blocks._cache.blocks.values())
     assert held == blocks._cache._bytes
-    assert (1 << 20) < held <= 64 << 20  # 256 blocks of such a size were 335 MB
+    assert (1 << 20) < held <= 64 << 20  # it once was 335 MB for 256 blocks of such a size

@@ -1,4 +1,4 @@
-"""How many records of each source a prefix holds, against exact fractions, whatever the weights and how they change."""
+"""How many records of each source a prefix holds, compared with exact fractions, for any weights and changes."""
 
 from fractions import Fraction
 from itertools import accumulate
@@ -22,7 +22,7 @@ def weights_of(count: int) -> st.SearchStrategy[list[float]]:
 
 @st.composite
 def schedules(draw: st.DrawFn, most: int, sources: int = 40) -> Schedule:
-    """Up to `most` entries, random ones or a few that return, at multiples of a block."""
+    """Up to `most` entries, random ones or a few that repeat, at multiples of a block."""
     count, block = draw(st.integers(1, sources)), draw(st.sampled_from([1, 7, 64, 2048]))
     returning = draw(st.lists(weights_of(count), min_size=1, max_size=4))
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
@@ -68,7 +68,7 @@ def test_any_prefix_is_close_to_the_exact_shares(schedule, n):
     assert all(abs(int(f) - e) < 20 for f, e in zip(found, exact(schedule, n), strict=True))
 
 
-# Where only the last source shares with both of the others, floors that begin anew drift by 0.1 at every second change.
+# If only the last source shares with both others, floors that restart drift by 0.1 at every second change.
 _DRIFTING = [Entry(i * 7, normalised([0.1, 0.9, 0.0] if i % 2 else [0.1, 0.0, 0.9])) for i in range(1000)]
 
 
@@ -120,7 +120,7 @@ EXACTLY_THERE = [Entry(0, normalised([1, 0])), Entry(2, normalised([1, 1])), Ent
 
 @settings(max_examples=examples(100), deadline=None)
 @given(schedule=schedules(most=4, sources=8), lengths=st.lists(st.integers(1, 400), min_size=8, max_size=8))
-@example(Schedule(EXACTLY_THERE), [3, 1])  # the last record of a source is that before the last entry
+@example(Schedule(EXACTLY_THERE), [3, 1])  # the last record of a source comes right before the last entry
 def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):
     counts = Counts(schedule)
     lengths = lengths[: len(schedule.entries[0].shares)]
@@ -146,7 +146,7 @@ def test_the_end_is_where_the_first_or_all_are_exhausted(schedule, lengths):
 
 
 def ended(counts: Counts, lengths: list[int], position: int, of_all: bool) -> bool:
-    """Whether a mixture without the later entries would end before `position`, or there."""
+    """Whether a mixture without the later entries would end at or before `position`."""
     try:
         return counts.end(lengths, of_all=of_all) <= position
     except ValueError:

@@ -1,4 +1,4 @@
-"""Epoch mode: no record twice in a pass, exact shares per block, every position the same whatever is asked with it."""
+"""Epoch mode: no record twice in a pass, exact shares per block, every position the same in any request."""
 
 import json
 from pathlib import Path
@@ -114,7 +114,7 @@ def test_a_position_is_the_same_alone_and_in_any_batch(schedule, near, offset, s
 
 
 def test_golden_vectors():
-    """Written down once; any change of the arithmetic is a change of every epoch mixture in the world."""
+    """Fixed values: any change of the arithmetic changes every existing epoch mixture."""
     for case in json.loads(GOLDEN.read_text()):
         planner = planner_of(
             case["weights"], case["lengths"], block_size=case["block_size"], stop=case["stop"], later=case["later"]
@@ -153,7 +153,7 @@ def permuted_one(value: int, length: int, key: jax.Array) -> int:
 
 @pytest.mark.parametrize(("seed", "block"), [(0, 0), (7, 3), (2**32 - 1, 2**33)])
 def test_a_block_in_plain_words(seed, block):
-    """The documented arithmetic, written down slot by slot in Python and jax.random."""
+    """The documented arithmetic, written slot by slot in Python and jax.random."""
     weights, lengths, size = [0.5, 0.2, 0.0, 0.3], [7, 100, 5, 12], 33
     key = jnp.array([0, seed], jnp.uint32)
     units = [round(w * 2**32) for w in weights]
@@ -280,14 +280,14 @@ def test_nested_mixtures():
             == (found["record_id"] + np.array([0, 1000, 2000, 0, 1000])[found["source_id"]]).tolist()
         )
         assert np.bincount(found["source_id"])[:3].sum() == 288
-        # The child goes on through its own positions, so its own passes hold.
+        # The child continues through its own positions, so its own passes hold.
         first = found["record_id"][found["source_id"] == 0]
         assert len(first) == 48
         assert len(np.unique(first)) == 48
         for start, size in ((0, 7), (374, 10), (33, 1)):
             part = client.get_batch_at(start, size, 1)
             assert part["id"].tolist() == found["id"][start : start + size].tolist()
-        far = client.get_plan_at(0, 32 * 200, 1)  # many times over the child: its shares stay exact
+        far = client.get_plan_at(0, 32 * 200, 1)  # many times the child's length: its shares stay exact
         assert np.bincount(far["source_id"])[:3].tolist() == [800, 1600, 2400]
         for source, length in enumerate((50, 120, 333)):
             records = far["record_id"][far["source_id"] == source]

@@ -1,4 +1,4 @@
-"""Gathering: every row lands in its place, whatever the rows' sizes, layouts, dtypes and origins."""
+"""Gathering: every row lands in its place, for all row sizes, layouts, dtypes and origins."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a schedule costs does not grow with its entries: neither one entry more, nor a plan of a few positions."""
+"""The cost of a schedule does not grow with its entries: neither that of one more entry, nor that of a short plan."""
 
 import time
 from collections.abc import Callable
@@ -61,11 +61,11 @@ def test_an_entry_more_and_two_positions_far_apart(mode):
 
     few, many = costs(20), costs(20_000)
     assert many[0] < 10 * few[0] + 1e-3, (few, many)
-    assert many[1] < 10 * few[1] + 5e-3, (few, many)  # it was 0.2 s
+    assert many[1] < 10 * few[1] + 5e-3, (few, many)  # it once was 0.2 s
 
 
 def planned(weights: list[tuple[float, float]]) -> float:
-    """How long one plan takes whose every position has an entry of its own, under these weights."""
+    """How long a plan takes in which every position has an entry of its own, under these weights."""
     mixture, schedules = hosted(), Schedules()
     told = [ScheduleEntry(at, pair) for at, pair in enumerate(weights)]
     blocks = schedules.get(mixture, schedules.define(mixture, "", told).id)
@@ -75,7 +75,7 @@ def planned(weights: list[tuple[float, float]]) -> float:
 def test_an_entry_for_every_position():
     few = planned([(0.5, 0.5), (0.4, 0.6)] * 100)
     many = planned([(1.0, 1.0 + number) for number in range(200)])
-    assert many < 6 * few, (few, many)  # it was 30 times as long
+    assert many < 6 * few, (few, many)  # it once was 30 times as long
 
 
 def test_others_wait_for_few_entries_at_once():

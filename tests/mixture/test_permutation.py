@@ -74,7 +74,7 @@ def test_every_record_is_in_every_place_equally_often(length):
     counts = np.array([np.bincount(found[:, place].astype(np.int64), minlength=length) for place in range(length)])
     chi_square = ((counts - draws / length) ** 2).sum() / (draws / length)
     assert chi_square < most((length - 1) ** 2)
-    # Neighbours go their own ways.
+    # Neighbours move independently.
     apart = (found[:, 1].astype(np.int64) - found[:, 0].astype(np.int64)) % length
     frequency = np.bincount(apart, minlength=length)[1:]
     expected = draws / (length - 1)

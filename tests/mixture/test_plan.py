@@ -1,4 +1,4 @@
-"""Plans equal the reference bit for bit, at every place, in every cut, and whatever JAX's settings are."""
+"""Plans equal the reference bit for bit, at every position, for every cut, and under all of JAX's settings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Compiled programs: one per name however many ask, kept in a folder of the user, and never worse than none."""
+"""Compiled programs: one per name for any number of threads, cached in a folder, and never worse than no cache."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def _without_jaxs_own_cache() -> Iterator[None]:
     own = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     reset_cache()
-    jax.clear_caches()  # what came from there, and is in memory
+    jax.clear_caches()  # programs from that cache that are in memory
     yield
     jax.config.update("jax_compilation_cache_dir", own)
     reset_cache()
@@ -51,7 +51,7 @@ def _as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder that is chosen, and does not exist yet; nothing is in memory."""
+    """A configured folder that does not exist yet; no program is in memory."""
     chosen = tmp_path / "cache" / "mixserve"
     choose_folder(chosen)
     forget()
@@ -59,7 +59,7 @@ def folder(tmp_path) -> Path:
 
 
 def settle() -> None:
-    """Wait until all programs that were begun are made and kept."""
+    """Wait until all programs in progress are compiled and stored."""
     for thread in threading.enumerate():
         if thread.name.startswith(programs._THREAD):
             thread.join(60)
@@ -67,7 +67,7 @@ def settle() -> None:
 
 
 def drawn() -> np.ndarray:
-    """What the program of NAME draws, through a planner; it is kept by then."""
+    """The draws of the program NAME through a planner; afterwards it is stored."""
     plan = Planner((0.25, 0.75), (100, 200)).plan(key_words(3), 5, 11)
     settle()
     return np.stack([plan.source_ids, plan.record_ids])
@@ -122,7 +122,7 @@ def flipped(at: float) -> Callable[[bytes], bytes]:
 
 
 def foreign(content: bytes) -> bytes:
-    """What another processor or JAX may have left there: a program that gives other bits, well preserved."""
+    """What another processor or JAX may have left in the folder: a valid file of a program that gives other bits."""
     header = len(compilation_cache._HEADER)
     serialized, given = pickle.loads(content[header + 32 :])
     body = pickle.dumps((serialized, bytes(len(given))))
@@ -256,7 +256,7 @@ def draw_beside_jaxs_cache(of_jax: Path, folder: Path) -> None:
 
 
 def test_what_jax_has_from_its_own_cache_is_kept_only_if_it_can_be_loaded(tmp_path, expected):
-    """JAX serializes a program that it loaded itself without its functions, and says nothing."""
+    """If JAX loaded a program from its own cache, it serializes it without its functions, and reports no error."""
     for run, folder in enumerate(("first", "second", "second")):
         process = Forked(draw_beside_jaxs_cache, tmp_path / "jax", tmp_path / folder, log=tmp_path / f"{run}.log")
         assert process.wait(60) == 0, process.log()
@@ -357,7 +357,7 @@ def test_a_larger_program_does_the_work_of_one_that_is_being_made(expected):
     for being_made in ((16,), (16, 64), (256, 1024)):
         load(planner.programs(first=False))
         for size in being_made:
-            programs._programs[ProgramName(8, size, PARTS)] = Future()  # never
+            programs._programs[ProgramName(8, size, PARTS)] = Future()  # never done
         for size in (1, 11, 64, 300, 1500, 5000):
             found = planner.plan(key_words(3), 0, size)
             np.testing.assert_array_equal(found.source_ids, whole.source_ids[:size])
@@ -366,7 +366,7 @@ def test_a_larger_program_does_the_work_of_one_that_is_being_made(expected):
 
 
 def test_a_program_that_is_waited_for_is_the_one_that_is_being_made(expected):
-    """The largest has no larger one."""
+    """The largest program has no larger one to use instead."""
     planner, waiting = Planner((0.25, 0.75), (100, 200), sizes=(16,)), Future()
     made = program(NAME)
     programs._programs[NAME] = waiting

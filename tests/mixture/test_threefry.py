@@ -1,4 +1,4 @@
-"""Threefry spelled out gives the words of JAX's own, in whatever `jax.random` draws from its keys."""
+"""Our Threefry gives the same words as JAX's, for everything that `jax.random` draws from its keys."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_words_are_those_of_jax(k0, k1, c0, c1):
 
 
 def test_words_are_those_of_the_published_vector():
-    # Of Random123's known answers, for 20 rounds.
+    # Known answers of Random123, for 20 rounds.
     ones = jnp.uint32(0xFFFFFFFF)
     assert [hex(int(word)) for word in threefry((ones, ones), (ones, ones))] == ["0x1cb996fc", "0xbb002be7"]
 

@@ -23,7 +23,7 @@ Reply = dict[str, Any]
 
 
 def main() -> int:
-    """Compare everything; 1 where Node.js and our client differ in anything."""
+    """Compare everything; returns 1 if Node.js and our client differ."""
     with serve({"train": _node()}) as server, MixClient.connect(server.address) as client:
         problems = [*_batch_problems(server.address, client), *_error_problems(server.address, client)]
     for problem in problems:
@@ -54,7 +54,7 @@ def _source(name: str, length: int, *, seed: int) -> ArraySource:
 
 def _batch_problems(address: str, client: MixClient) -> Iterator[str]:
     mixture = client.mixture()
-    largest = mixture.limits.size  # more than our client asks for in one request, and than gRPC's default of 4 MiB
+    largest = mixture.limits.size  # more than our client requests at once, and than gRPC's default of 4 MiB
     for start, size, seed in [
         (0, 1, 0),
         (5, 64, 7),
@@ -97,7 +97,7 @@ def _read(address: str, *arguments: int) -> Reply:
 
 
 def _described(mixture: MixtureDescription) -> Reply:
-    """The Mixture message as JavaScript has it: 64-bit numbers are strings."""
+    """The Mixture message in JavaScript's form: 64-bit numbers are strings."""
     return {
         "name": mixture.name,
         "fingerprint": mixture.fingerprint,

@@ -1,4 +1,4 @@
-"""The client against the protobuf that is installed beside it: both must read and write the same messages."""
+"""The client against the installed protobuf: both must read and write the same messages."""
 
 import importlib.metadata
 import importlib.util
@@ -21,7 +21,7 @@ _FINGERPRINT = "0123456789abcdef" * 4
 
 
 def main(major: str) -> None:
-    """Check everything; AssertionError where something is wrong."""
+    """Check everything. Raises AssertionError if something is wrong."""
     version = importlib.metadata.version("protobuf")
     assert version.split(".")[0] == major, f"protobuf must be of version {major}, got {version}"
     _check_lightness()
