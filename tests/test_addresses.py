@@ -1,4 +1,4 @@
-"""Where servers listen and clients look for them: what is taken, how it is written, and what is said of the rest."""
+"""Addresses of servers and clients: which are accepted, how they are written, and the messages for the others."""
 
 import socket
 
@@ -59,7 +59,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
     ],
 )
 def test_no_server_listens_where_nobody_said(address, said):
-    """It is said before the nodes are looked at: there is none."""
+    """The address is refused before the nodes are checked: there are none."""
     with pytest.raises(OSError, match="cannot listen on") as raised:
         serve({}, address)
     assert said in str(raised.value)
@@ -86,7 +86,7 @@ def test_a_server_listens_on_ipv6_and_says_so(node):
 @needs_ipv6
 @pytest.mark.parametrize("flags", [("--host", "[::1]"), ("--host", "::1"), ()])
 def test_the_command_takes_ipv6_with_and_without_brackets(tmp_path, flags):
-    config = write_mixture(tmp_path, sampling="epoch")  # which plans without a program
+    config = write_mixture(tmp_path, sampling="epoch")  # epoch mode plans without a compiled program
     if not flags:
         config.write_text(config.read_text().replace("{port: 0}", "{port: 0, host: '[::1]'}"))
     with server_process(config, *flags) as server:

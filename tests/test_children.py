@@ -1,4 +1,4 @@
-"""Children of any origin: nested mixtures, and sources of the reference's own protocol, traced and not."""
+"""Children of any kind: nested mixtures, and sources of the reference's own protocol, traced and not."""
 
 import functools
 
@@ -45,14 +45,14 @@ class Keyed:
 
 
 class OnHost(Keyed):
-    """The same records, but `start` must be a known number."""
+    """The same records, but `start` must be a concrete number."""
 
     def get_batch_at(self, start, size, key=None):
         return {"x": np.asarray(super().get_batch_at(int(start), size, key)["x"])}
 
 
 class InMemory(nnx.Module):
-    """A Flax NNX module with data, shuffled by the key, named as the reference names its own."""
+    """A Flax NNX module with data, shuffled by the key, with the reference's names."""
 
     def __init__(self, values):
         self.values, self.name = nnx.data(values), type(self).__name__
@@ -212,7 +212,7 @@ def test_names_of_modules_hold_where_they_were_given():
 
 
 class Texts(Keyed):
-    """What it gives are no numbers."""
+    """Its records are not numbers."""
 
     def element_spec(self):
         raise ValueError("these are texts")

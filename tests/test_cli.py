@@ -1,4 +1,4 @@
-"""The command line and its configuration: what it shows, and what it says where something is wrong."""
+"""The command line and its configuration: its output, and its messages for mistakes."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def test_shared_memory_can_be_turned_off(tmp_path, given):
 
 
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch):
-    """A cold start of a real server, and starts that find what it left: flag over file over variable over XDG's."""
+    """A cold start of a real server, and starts that find its files. Precedence: flag, file, variable, XDG's."""
     for name in ("MIXSERVE_COMPILATION_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     plain = write_mixture(tmp_path)
@@ -123,7 +123,7 @@ def test_programs_need_not_be_kept(tmp_path, monkeypatch, given):
     if given == "variable":
         monkeypatch.setenv("MIXSERVE_COMPILATION_CACHE", "off")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    config = write_mixture(tmp_path, sampling="epoch")  # which plans without a program
+    config = write_mixture(tmp_path, sampling="epoch")  # epoch mode plans without a compiled program
     if given == "file":
         config.write_text(config.read_text().replace("{port: 0}", "{port: 0, compilation_cache: false}"))
     with server_process(config, *(("--compilation-cache", "off") if given == "flag" else ())) as server:

@@ -1,4 +1,4 @@
-"""What the commands say about sampling: descriptions, simulations, and which records a range of positions is."""
+"""What the commands print about sampling: descriptions, simulations, and the records of a range of positions."""
 
 import json
 import re
@@ -272,7 +272,7 @@ def test_explain_takes_the_state_of_an_iterator(config, address, tmp_path):
     assert "10 of the 60 rows are skipped by the state, and not counted" in shown
     assert len(re.findall("│ skipped │", shown)) == 10
     assert len(re.findall("x: ", shown)) == 50
-    # Flags come over the state.
+    # Flags override the state.
     flagged = explained(config, "--state", file, "--key", 9, "--start", 0, "--size", 5)
     assert flagged == explained(config, "--mixture", "changing", "--key", 9, "--size", 5)
     code, shown = run("explain", config, "--state", file, "--mixture", "drawn")

@@ -1,4 +1,4 @@
-"""The state folder of a server, and what `mixserve state` shows and does with the sessions and checkpoints in it."""
+"""A server's state folder, and what `mixserve state` shows and does with its sessions and checkpoints."""
 
 import json
 import re
@@ -204,7 +204,7 @@ def test_damaged_files_are_shown_as_such_and_a_damaged_session_can_be_restored(c
     assert "the session 'healed' is new, and stays at its beginning" in output
     assert "which was damaged" in shown("delete", address, "hurt", "second")
 
-    # A server that starts reads the journal from the disk; this one would have the session in memory for a while.
+    # A new server reads the journal from the disk; the old one would have the session in memory for a while.
     shutil.copytree(checkpoints, checkpoints.with_name("broken"))
     journals = place / "kept" / "sessions" / "train"
     data = bytearray((journals / "healed").read_bytes())

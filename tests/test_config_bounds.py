@@ -1,4 +1,4 @@
-"""What `mixserve check` says of hostile and odd configuration files: one short message and exit code 2, and soon."""
+"""`mixserve check` on hostile and odd configuration files: one short message and exit code 2, and soon."""
 
 import os
 import socket
@@ -129,7 +129,7 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
         (b"\x00" * 100, "is not YAML"),
         (b"", "must have the keys mixtures, server, got NoneType"),
         (b"# nothing\n", "got NoneType"),
-        (b"\xef\xbb\xbfmixtures: {}", "at least 1 item"),  # a byte order mark is none of the text
+        (b"\xef\xbb\xbfmixtures: {}", "at least 1 item"),  # a byte order mark does not count as text
     ):
         file.write_bytes(content)
         assert said in checked(file)
@@ -252,7 +252,7 @@ def test_globs_end_in_folders_that_link_to_themselves(folder):
 def test_globs_have_bounds(folder, monkeypatch):
     monkeypatch.setattr("mixserve.sources.kinds.globbing.MOST_FOLDERS", 50)
     monkeypatch.setattr("mixserve.sources.kinds.globbing.MOST_MATCHES", 20)
-    for i in range(30):  # no link leads back, and there are 2^30 ways through
+    for i in range(30):  # no link points back, and there are 2^30 paths through
         (folder / f"d{i}").mkdir()
         for link in "pq":
             (folder / f"d{i}" / link).symlink_to(f"../d{i + 1}")
@@ -327,7 +327,7 @@ def test_any_text_is_a_configuration_or_a_config_error(tmp_path_factory, text):
 @settings(max_examples=examples(300))
 @given(TEXTS)
 def test_what_pyyaml_reads_is_read_alike(text):
-    """Where PyYAML has no objection and no mapping has a key twice: both its scanners, same values, same order."""
+    """If PyYAML accepts it and no mapping repeats a key: both of its scanners, same values, same order."""
     for loader in LOADERS:
         try:
             ours = parse_yaml(text, loader)

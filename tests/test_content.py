@@ -17,7 +17,7 @@ RECORDS = 200
 
 
 class Data:
-    """What a user may have: items by their number, and no digest."""
+    """A typical data set of a user: items by their number, and no digest."""
 
     def __init__(self, first: int = 0, records: int = RECORDS):
         self._first, self._records = first, records
@@ -30,7 +30,7 @@ class Data:
 
 
 class Changed(Data):
-    """One record, which a sample has, is another."""
+    """One sampled record differs."""
 
     def __init__(self, place: int):
         super().__init__()
@@ -41,7 +41,7 @@ class Changed(Data):
 
 
 class Random(Data):
-    """Augmented: its records differ whenever they are read."""
+    """Augmented: its records differ at every read."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class Broken(Data):
 
 
 class Stuck(Data):
-    """Once it is `stuck`, reading it never ends."""
+    """After `after` reads of its last record, every read except that of record 0 hangs."""
 
     def __init__(self, first: int = 0, after: int = 1):
         super().__init__(first)

@@ -1,4 +1,4 @@
-"""The table "to add X, touch these files" of CONTRIBUTING.md: its files are there, and each row's files are enough."""
+"""The table "to add X, touch these files" of CONTRIBUTING.md: its files exist, and each row's files are enough."""
 
 import inspect
 import re
@@ -32,7 +32,7 @@ def test_every_file_of_the_table_is_there():
     [(ConnectOptions, ("connect",)), (BatchOptions, ("batches",))],
 )
 def test_every_option_is_an_argument_of_both_clients(options, calls):
-    """A field that is added is forgotten nowhere: the asyncio client takes its arguments from the other one."""
+    """A new field cannot be forgotten: the asyncio client takes its arguments from the other one."""
     for client in (MixClient, AsyncMixClient):
         for call in calls:
             parameters = inspect.signature(getattr(client, call)).parameters

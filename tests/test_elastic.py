@@ -1,4 +1,4 @@
-"""A run whose number of processes changes, each time because all were killed: the global batches of a quiet one."""
+"""A run whose number of processes changes at each kill of all: its global batches equal those of an undisturbed run."""
 
 import json
 import random
@@ -16,14 +16,14 @@ from tests.elastic_trainer import BATCH_SIZE, CHECKPOINT, KEY, STEPS
 from tests.processes import DEADLINE_S, server_process, write_mixture
 
 COUNTS = (1, 4, 2, 3)
-KILLS = (61, 140, 222)  # in the middle of these steps
+KILLS = (61, 140, 222)  # kills in the middle of these steps
 
 Rows = dict[str, list[Any]]
 
 
 @contextmanager
 def trainers(folder: Path, address: str, run: int, count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of one run; whatever becomes of the test, none is left."""
+    """The processes of one run; all end with the block, whatever the test does."""
     made = list[subprocess.Popen[str]]()
     try:
         for index in range(count):
@@ -50,7 +50,7 @@ def let_go_on(process: subprocess.Popen[str]) -> None:
 
 
 def made_step(process: subprocess.Popen[str]) -> int | None:
-    """The step that it has made; None where it has made all."""
+    """The step that the process has made; None if it has made all."""
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line or process.wait(DEADLINE_S) == 0, "a trainer failed"
@@ -58,8 +58,7 @@ def made_step(process: subprocess.Popen[str]) -> int | None:
 
 
 def rows_by_step(folder: Path) -> dict[int, dict[tuple[int, int], dict[int, Rows]]]:
-    """By step, and by run and its number of processes, the rows of every shard; a line that a kill cut off counts for
-    nothing."""
+    """Rows of every shard, by step, run and number of processes; a line that a kill cut off does not count."""
     found = defaultdict[int, dict[tuple[int, int], dict[int, Rows]]](lambda: defaultdict(dict))
     for path in folder.glob("rows-*"):
         run, index, count = map(int, path.name.split("-")[1:])

@@ -1,4 +1,4 @@
-"""A process that did not stop its server ends all the same, whatever its clients hold open."""
+"""A process that did not stop its server still ends, even with open clients."""
 
 import subprocess
 import sys

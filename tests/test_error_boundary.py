@@ -1,4 +1,4 @@
-"""Whatever a source raises ends the call with an error, whichever way it came, and the server goes on."""
+"""Any exception of a source ends the call with an error, on every route, and the server continues."""
 
 import signal
 import threading
@@ -17,15 +17,15 @@ from tests.processes import ONE_SIZE
 
 ENOUGH_S = 20
 ROW = 4096
-keys = count()  # replies are kept for a second by what they answer
+keys = count()  # replies are cached for a second under what they answer, so every call needs a new key
 
 
 class Own(BaseException):
-    """What a user may have."""
+    """A user's own exception."""
 
 
 class Source:
-    """Raises what it is told to, once each."""
+    """Raises the given exceptions, once each."""
 
     content_id = "is not read for the fingerprint"
 
@@ -199,12 +199,12 @@ def test_a_cached_reply_that_ends_with_what_is_no_exception_is_begun_anew():
     first, second = (cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
     with pytest.raises(KeyboardInterrupt):
         first.result()
-    assert type(in_thread(second.result)) is Unavailable  # clients ask again
+    assert type(in_thread(second.result)) is Unavailable  # clients retry it
     assert cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
 
 
 class Pressed(Source):
-    """Somebody presses Ctrl-C while it is read."""
+    """A user presses Ctrl-C while it is read."""
 
     def __init__(self):
         super().__init__()
@@ -219,7 +219,7 @@ class Pressed(Source):
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C is heard, which a process that was started in the background does not."""
+    """Handle Ctrl-C: a process that was started in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

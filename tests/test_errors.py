@@ -1,4 +1,4 @@
-"""Errors cross the wire: as the class that they are, with a text that fits, and with what they say of trying again."""
+"""Errors cross the wire: with their class, a text that fits, and their advice on retrying."""
 
 import threading
 import time
@@ -73,7 +73,7 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("cls", errors._CLASSES, ids=lambda cls: cls.__name__)
 def test_every_error_arrives_as_the_class_that_it_is_however_long_its_text(refusing, address, cls, text):
-    refusing.refuse(*[cls(text)] * 9)  # some are asked again
+    refusing.refuse(*[cls(text)] * 9)  # some calls are retried
     with MixClient.connect(address, patience_s=0.01) as client, pytest.raises(cls) as caught:
         client.mixtures()
     assert type(caught.value) is cls
@@ -141,7 +141,7 @@ def test_arguments_and_states_of_any_names_give_short_errors(node):
 
 
 def ways(refusing: Refusing, address: str) -> list[MixClient]:
-    refusing.refuse()  # nothing, whatever tests before this one have left
+    refusing.refuse()  # nothing that earlier tests left
     connected = MixClient.connect(address, patience_s=DEADLINE_S)
     return [connected, MixClient([InProcessTransport(refusing)], patience_s=DEADLINE_S)]
 

@@ -1,4 +1,4 @@
-"""What a forked process may do with what its parent made: it works, or says why not, and never waits for ever."""
+"""Use of a parent's objects in a forked process: it works, or says why not, and never hangs."""
 
 import os
 import threading
@@ -54,7 +54,7 @@ def node() -> MixDataSourcesNode:
 
 @pytest.fixture(scope="module")
 def epoch_node() -> MixDataSourcesNode:
-    """Its batches need no program of JAX."""
+    """Its batches need no JAX program."""
     return make_node(sampling="epoch", cacheable=True)
 
 
@@ -71,7 +71,7 @@ def test_a_source_that_reads_in_threads_has_threads_of_its_own():
     class Slow(Numbers):
         def __getitem__(self, index: int) -> dict[str, Any]:
             if index in (1, 2) and not both.broken:
-                both.wait(SOON_S)  # so that two threads are there
+                both.wait(SOON_S)  # so that both threads exist
             return super().__getitem__(index)
 
     source = RandomAccessSource(Slow(), threads=2)
@@ -88,7 +88,7 @@ def test_batches_that_need_jax_are_refused(node):
     with local_client({"train": node}) as client:
         batches = client.batches(5, 7, start=10**6, prefetch=0)
         next(batches)
-        # Not of the blocks that are planned already: those need no JAX any more.
+        # Not for blocks that are already planned: those no longer need JAX.
         assert in_a_fork(lambda: client.get_batch_at(10**6, 5, 7)).startswith(NO_JAX)
         assert in_a_fork(lambda: [next(batches) for _ in range(3000)]).startswith(NO_JAX)
         assert in_a_fork(lambda: local_client({"train": node}).get_batch_at(10**6, 5, 7)).startswith(NO_JAX)

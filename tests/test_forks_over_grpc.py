@@ -1,4 +1,4 @@
-"""Forks beside calls over gRPC. Each case is a process of its own, since no test beside it may have a server there."""
+"""Forks beside calls over gRPC. Each case runs in its own process: a test beside it must not have a server there."""
 
 import asyncio
 import itertools
@@ -40,7 +40,7 @@ def serve_numbers() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Forked]:
-    """A server in a process of its own."""
+    """A server in its own process."""
     process = Forked(serve_numbers, log=tmp_path_factory.mktemp("server") / "log")
     yield process
     process.kill()
@@ -52,7 +52,7 @@ def address(server) -> str:
 
 
 def in_a_process(case: Callable[..., None], *arguments: Any, log: Path) -> str:
-    """What `case` wrote in a process of its own, where nothing was forked before and no server runs."""
+    """What `case` wrote in its own process, in which nothing was forked before and no server runs."""
     process = Forked(_with_forks, case, *arguments, log=log)
     assert process.wait(DEADLINE_S) == 0, process.log()
     return process.log()
@@ -163,7 +163,7 @@ def what_is_dropped_leaves_the_parents_alone(address: str) -> None:
 
 
 def a_fork_lets_no_thread_be_inside_grpc(address: str) -> None:
-    """Else a call of the new process hangs now and then, in about one of 1,000 forks."""
+    """Otherwise about one fork in 1,000 leaves a process whose calls hang."""
     client = MixClient.connect(address, patience_s=20)
     batches, others = client.batches(5, 7, prefetch=30), client.batches(5, 7, start=10**6)
     alone = [x(batch) for batch in itertools.islice(client.batches(5, 7), 60)]
@@ -262,7 +262,7 @@ def test_in_a_process_that_is_forked_off(address, tmp_path, case):
 
 def test_no_thread_is_inside_grpc(address, tmp_path):
     log = in_a_process(a_fork_lets_no_thread_be_inside_grpc, address, log=tmp_path / "log")
-    assert log.count("skipping fork() handlers") < 3  # else every second time
+    assert log.count("skipping fork() handlers") < 3  # otherwise at every second fork
 
 
 def test_a_long_call_is_not_waited_for(server, address, tmp_path):

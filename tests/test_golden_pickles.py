@@ -1,4 +1,4 @@
-"""A node that an earlier version pickled is read: its classes are still found under the names that they had."""
+"""A node that an earlier version pickled loads: its classes are still found under their old names."""
 
 import pickle
 from pathlib import Path
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 # Written at commit e18f968, after four records, by a node of a nested mixture of 7 records and a RandomAccessSource of
-# 5, with kept batches and statistics.
+# 5, with cached batches and statistics.
 GOLDEN = Path(__file__).parent / "golden_node.pickle"
 
 

@@ -1,4 +1,4 @@
-"""Single records: Grain's order, epochs, and states that go on at exactly the next record, whatever was killed."""
+"""Single records: Grain's order, epochs, and states that resume at exactly the next record after any kill."""
 
 import copy
 import functools
@@ -59,7 +59,7 @@ def values(records, count: int | None = None) -> list[int]:
 
 
 def expected_order(lengths: list[int], weights: list[float]) -> list[int]:
-    """What Grain's own mix of plain ranges gives by normalised weights, each counted from 1000 times its place."""
+    """Grain's own mix of plain ranges under normalised weights; source i counts from 1000 * i."""
     parts = [
         grain.MapDataset.range(1000 * i, 1000 * i + length).to_iter_dataset()
         for i, (length, weight) in enumerate(zip(lengths, weights, strict=True))
@@ -93,7 +93,7 @@ def test_an_iterator_goes_on_and_a_new_one_starts_over():
     assert int(node.epoch.get_value()) == 1
     assert values(node, 2) == whole[:2]
     assert int(node.epoch.get_value()) == 2
-    assert values(iterator, 1) == whole[2:3]  # iterators are views of the node's one place
+    assert values(iterator, 1) == whole[2:3]  # iterators share the node's one position
 
 
 def test_next_works_without_iter_and_ends():
@@ -172,7 +172,7 @@ def test_records_of_strings_and_objects_iterate_but_make_no_batches():
 
 
 class Hooks:
-    """A data set that says how it was read."""
+    """A data set that records how it was read."""
 
     def __init__(self, **hooks):
         for name, hook in hooks.items():
@@ -209,7 +209,7 @@ def test_no_thread_is_started_for_a_source():
     node = mix(*(rows(3, i) for i in range(30)))
     before = threading.active_count()
     values(node, 20)
-    assert threading.active_count() <= before  # those of tests before this one may end meanwhile
+    assert threading.active_count() <= before  # threads of earlier tests may end meanwhile
 
 
 def test_filtered_records_of_grain_are_passed_over():
@@ -352,7 +352,7 @@ def test_a_state_goes_on_at_exactly_the_next_record(taken, ahead):
     node = make_nested()
     assert values(iter(node), taken) == whole[:taken] if taken else iter(node)
     state = json.loads(json.dumps(node.get_state()))
-    values(iter_from_here(node), ahead)  # what happens after does not matter
+    values(iter_from_here(node), ahead)  # later reads do not matter
     for other in (node, make_nested()):
         other.set_state(state)
         assert other.get_state() == state
@@ -362,7 +362,7 @@ def test_a_state_goes_on_at_exactly_the_next_record(taken, ahead):
 def test_a_state_is_plain_and_holds_no_data():
     node = make_nested()
     state = node.get_state()
-    assert isinstance(state["iterator"], str)  # from construction on
+    assert isinstance(state["iterator"], str)  # set from construction on
     assert state["index"] == state["epoch"] == 0
     values(node, 100)
     assert len(json.dumps(node.get_state())) < 2000
@@ -513,7 +513,7 @@ def test_a_restore_reads_no_record_on_its_way(monkeypatch):
 
 
 class Computed:
-    """2^40 records that are their own numbers; it counts what is read."""
+    """2^40 records that are their own numbers; it counts its reads."""
 
     reads = failures = 0
 
@@ -571,7 +571,7 @@ def test_a_killed_process_goes_on_at_exactly_the_next_record(tmp_path):
     stream = {}
     for line in lines[:-2]:
         index, value = map(int, line.split())
-        assert stream.setdefault(index, value) == value  # what was seen twice was the same
+        assert stream.setdefault(index, value) == value  # a record that was seen twice was the same
     assert [stream[index] for index in range(len(whole))] == list(whole)
 
 

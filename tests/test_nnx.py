@@ -1,4 +1,4 @@
-"""The node inside JAX and Flax NNX programs: the same bytes as eager, and after it the node is what it was."""
+"""The node inside JAX and Flax NNX programs: the same bytes as eager, and the node is unchanged afterwards."""
 
 import copy
 import gc
@@ -80,7 +80,7 @@ def nnx_scan(reads: Callable[..., Any]) -> Callable[..., Any]:
     return lambda node, starts, key: step(node, key, starts)[1]
 
 
-# From a function of (node, start, key) to one of (node, starts, key), whose results are stacked.
+# From a function of (node, start, key) to one of (node, starts, key) that stacks the results.
 TRANSFORMS: dict[str, Callable[..., Any]] = {
     "jax.jit": lambda reads: call_each(jax.jit(reads)),
     "nnx.jit": lambda reads: call_each(nnx.jit(reads)),
@@ -92,7 +92,7 @@ TRANSFORMS: dict[str, Callable[..., Any]] = {
 
 
 def rest_of_the_epoch(node: MixDataSourcesNode) -> Iterator[Any]:
-    """The records from where the node stands on."""
+    """The records from the node's position on."""
     with suppress(StopIteration):
         while True:
             yield next(node)
@@ -109,20 +109,20 @@ def assert_same_as_eager(stacked: dict[str, Any], node: MixDataSourcesNode) -> N
 
 
 class Ran(NamedTuple):
-    """A node in the middle of an epoch that a transformed function has read: as its argument, and as a closure."""
+    """A node in the middle of an epoch, after a transformed function has read it: as its argument, and as a closure."""
 
     node: MixDataSourcesNode
     passed: dict[str, Any]
     closed_over: dict[str, Any]
     mapped: np.ndarray
-    rest: list[Any]  # of the epoch, as a node sees it that was never transformed
+    rest: list[Any]  # of the epoch, from a node that was never transformed
 
 
 @pytest.fixture(scope="module", params=TRANSFORMS)
 def ran(request, tmp_path_factory):
-    """Per placement a `Ran`. One program reads all, and serves many tests: the time goes into compiling."""
+    """A `Ran` per placement. One program reads everything for many tests: compiling takes most of the time."""
     ids = np.arange(30)
-    ids[17] = WIDE  # JAX could not hold it; the positions at STARTS do not draw it
+    ids[17] = WIDE  # JAX cannot hold it; the positions at STARTS do not draw it
     file = tmp_path_factory.mktemp("ran") / "ids.npy"
     np.save(file, ids)
     mapped = np.load(file, mmap_mode="r")
@@ -162,7 +162,7 @@ def test_memory_maps_are_still_memory_maps(ran, placement):
 @host_and_device
 def test_64_bit_values_are_still_64_bit_values(ran, placement):
     node = ran[placement].node
-    rows = stored(node, 40)  # which draw record 17
+    rows = stored(node, 40)  # they draw record 17
     assert rows["id"].dtype == np.int64
     assert rows["id"].max() == WIDE
     assert_batches_equal(rows, stored(make_node(node.sources), 40))
@@ -202,7 +202,7 @@ def numbered(first: int) -> ArraySource:
 
 @pytest.fixture(scope="module")
 def outer_nodes():
-    """Of equal lengths and weights, so that a program draws once for both."""
+    """Equal lengths and weights, so that one program draws for both."""
     on_host = make_node([Hashed(), make_node([numbered(200), Hashed()])])
     return [on_host, make_node([numbered(100), make_node([numbered(200), numbered(300)])], "device")]
 
@@ -295,7 +295,7 @@ def test_epochs_records_and_changes_of_index_do_not_retrace(compiled):
     @compiled
     def program(node: MixDataSourcesNode, start: int) -> jax.Array:
         traces.append(start)
-        read(node, start, KEY)  # traced, and not compiled, since nobody takes it
+        read(node, start, KEY)  # traced, and not compiled, since nothing uses the result
         return node.index[...]
 
     node = small_node()
@@ -326,19 +326,19 @@ def test_data_on_the_device_are_inputs_of_a_program_that_takes_the_node_and_no_c
 
 
 def in_a_fresh_process(task: Callable[[], Any]) -> Any:
-    """What `task`, a function of this module, gives there."""
+    """The result of `task`, a function of this module, in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
         return processes.submit(task).result()
 
 
 def status_bytes(field: str) -> int:
-    """A figure of this process's memory, as Linux tells it."""
+    """A field of this process's memory in /proc, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
 def growth_of_a_node_on_the_host() -> int:
-    """Bytes that are no mapped file, of a node of 200 MiB that goes through `nnx.jit`."""
+    """Growth in bytes, without mapped files, when a node of 200 MiB goes through `nnx.jit`."""
     program = nnx.jit(read)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "zeros.npy"
@@ -370,7 +370,7 @@ def calls_of_a_node_of_1_gib_on_the_device() -> Figures:
     programs = {"jax.jit": jax.jit(read), "nnx.jit": nnx.jit(read, graph_updates=False)}
     growth = {}
     for name, program in programs.items():
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = status_bytes("VmRSS")
         for start in range(20):
             rows = np.asarray(program(node, start, KEY)["x"])

@@ -1,4 +1,4 @@
-"""The node: batches equal the reference's algorithm applied to the sources, eager and compiled, on host and device."""
+"""The node: batches equal the reference's algorithm on the sources, eager and compiled, on host and device."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the two packages export, need and load."""
+"""What the two packages export, require and load."""
 
 import importlib
 import re

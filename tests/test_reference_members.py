@@ -1,4 +1,4 @@
-"""Every member that the reference documents: its signature, its row in docs/node.md, and a test that bears its name."""
+"""Every member that the reference documents: its signature, its row in docs/node.md, and a test with its name."""
 
 import inspect
 import json
@@ -59,14 +59,14 @@ LONG = 100 + np.arange(6, dtype=np.int32)
 
 
 class NeedsStreams(MixDataSourcesNode):
-    """A node that says which RNG streams it needs."""
+    """A node that declares its RNG streams."""
 
     def requires_rng_streams(self) -> list[str] | None:
         return ["mix", "crop"]
 
 
 class Counting:
-    """A source that counts how often it is read and reset."""
+    """A source that counts its reads and resets."""
 
     def __init__(self):
         self.takes, self.resets = 0, 0
@@ -252,11 +252,11 @@ def test_cacheable():
     first = node.get_batch_at(3, 12, 5)
     assert node.get_batch_at(3, 12, key)["x"] is first["x"]
     assert node.sources[0].takes == 1
-    first.clear()  # the dict is the caller's
+    first.clear()  # the node must not share the caller's dict
     for start, size, seed in ((4, 12, 5), (3, 13, 5), (3, 12, 6)):
         assert_batches_equal(node.get_batch_at(start, size, seed), make(source).get_batch_at(start, size, seed))
     assert node.sources[0].takes == 4
-    for start in range(8):  # more than are kept
+    for start in range(8):  # more than the cache holds
         node.get_batch_at(start, 2, 0)
     assert len(node.get_batch_at(3, 12, 5)["x"]) == 12
     assert node.sources[0].takes == 13
@@ -350,7 +350,7 @@ def test_index():
     assert node.index.get_value() == 0
     assert drawn(next(node), next(node), next(node)) == [0, 100, 1]
     assert node.index.get_value() == 3
-    for index, record in ((6, 3), (1, 100), (5, 102)):  # it is the truth, also when set by hand
+    for index, record in ((6, 3), (1, 100), (5, 102)):  # it is the position, also if it is set by hand
         node.index.set_value(index)
         assert drawn(next(node)) == [record]
         assert node.index.get_value() == index + 1
@@ -396,7 +396,7 @@ def test_iter():
     node = make()
     iterator = iter(node)
     assert drawn(next(iterator)) == [0]
-    assert drawn(*iter(iterator)) == [100, 1, 101, 2, 102, 3, 103]  # goes on, and ends with Grain's mix
+    assert drawn(*iter(iterator)) == [100, 1, 101, 2, 102, 3, 103]  # it continues, and ends with Grain's mix
     assert list(iterator) == []
     assert drawn(*node) == [0, 100, 1, 101, 2, 102, 3, 103]
     assert (node.index.get_value(), node.epoch.get_value()) == (8, 2)
@@ -451,7 +451,7 @@ def test_get_operation_stats():
     assert node.get_operation_stats() == {"applied_count": 0, "skipped_count": 0}
     node.process(0, 4, 1)
     node.process(9, size=4, key=1)
-    node.get_batch_at(0, 4, 1)  # is not counted
+    node.get_batch_at(0, 4, 1)  # does not count
     for wrong in ((0, 0, 1), (0, 4), (0, 4, -1)):
         with pytest.raises(ValueError, match=r"(size|key) .*must be|key is required"):
             node.process(*wrong)
@@ -512,7 +512,7 @@ def test_set_statistics():
     assert node.get_statistics() == {"c": 3}
     known = make(precomputed_stats={"a": 1})
     known.set_statistics({"b": 2})
-    assert known.get_statistics() == {"a": 1}  # which come first, as long as they are not reset
+    assert known.get_statistics() == {"a": 1}  # they come first, until they are reset
     with pytest.raises(TypeError, match="stats must be a dict, got list"):
         node.set_statistics([1])
 
@@ -536,7 +536,7 @@ def test_reset_cache():
     again = node.get_batch_at(0, 4, 1)
     assert again["x"] is not first["x"]
     assert_batches_equal(again, first)
-    make().reset_cache()  # where nothing is kept, nothing happens
+    make().reset_cache()  # without a cache it does nothing
 
 
 def test_copy():
@@ -674,7 +674,7 @@ def test_what_the_node_has_beyond_the_reference():
     sources = [ArraySource({"x": SHORT, "wide": 2**40 + np.arange(4)}), ArraySource({"x": LONG, "wide": np.arange(6)})]
     node = make(*sources, source_names=("a", "b"), placement="host")
     assert node.sources == sources
-    node.sources.clear()  # the list is the caller's
+    node.sources.clear()  # the node must not share the caller's list
     assert (node.mixture.names, node.mixture.lengths, node.mixture.shares) == (("a", "b"), (4, 6), (0.5, 0.5))
     assert node.placed("host") is node.placed(None) is node
     assert (node.placement, node.placed("device").placement) == ("host", "device")

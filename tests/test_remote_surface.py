@@ -1,5 +1,6 @@
 """Every stateful member of the reference on every route: the same script of calls gives the same on a node, in process,
-over gRPC and beside shared memory, awaited and not."""
+over gRPC and with shared memory, synchronous and asyncio.
+"""
 
 import asyncio
 import copy
@@ -29,7 +30,7 @@ from tests.processes import ONE_SIZE
 from tests.profiles import examples
 from tests.test_reference_members import DOCUMENTED_ATTRIBUTES, DOCUMENTED_METHODS, USED_METHODS
 
-# The members that have to do with what a node keeps, and those that do not.
+# The members that read or change a node's state, and the others.
 STATEFUL = {
     "index",
     "epoch",
@@ -90,7 +91,7 @@ def mix(*sources: Any, weights: tuple[float, ...] | None = None, **options: Any)
 
 
 def with_child() -> MixDataSourcesNode:
-    """Of a source and a node that has been used before."""
+    """A mixture of a source and a node that has been used before."""
     child = mix(ArraySource(flat(6, 100)), ArraySource(flat(7, 200)), weights=(1, 2))
     iter(child)
     child.next_batch(3)
@@ -99,7 +100,7 @@ def with_child() -> MixDataSourcesNode:
 
 
 class Troubled:
-    """A source that counts how often it is read, and fails while it is told to."""
+    """A source that counts its reads, and fails on demand."""
 
     def __init__(self):
         self.takes, self.failing = 0, False
@@ -146,7 +147,7 @@ class Kept(NamedTuple):
 class Step(NamedTuple):
     operation: str
     arguments: tuple[Any, ...] = ()
-    name: str = ""  # of what it gives
+    name: str = ""  # stores the step's result under this name
 
 
 def do(operation: str, *arguments: Any, name: str = "") -> Step:
@@ -157,7 +158,7 @@ WHERE = (do("index"), do("epoch"))
 SCRIPT = [
     do("get_state", name="new"),
     *WHERE,
-    # Reading on without an epoch, then epochs and their ends
+    # Continue without an epoch, then epochs and their ends
     do("next"),
     do("next_batch", 2),
     *WHERE,
@@ -363,7 +364,7 @@ def open_routes(hosted) -> Iterator[Callable[[str], dict[str, Route]]]:
 
 
 class Ended:
-    """Of an epoch."""
+    """The end of an epoch."""
 
 
 def outcome(route: Route, step: Step) -> Any:
@@ -377,7 +378,7 @@ def outcome(route: Route, step: Step) -> Any:
 
 
 def assert_same(expected: Any, given: Any, at: str) -> None:
-    """Of the same structure, dtypes, shapes and bytes; errors of the class in which the node's crosses the wire."""
+    """Require the same structure, dtypes, shapes and bytes, and the class that the node's error has on the wire."""
     if isinstance(expected, Exception):
         is_ours = isinstance(expected, MixserveError)
         assert is_ours or isinstance(expected, ValueError | TypeError), f"{at}: {expected!r}"
@@ -400,7 +401,7 @@ def assert_same(expected: Any, given: Any, at: str) -> None:
 
 
 def run_through(script: list[Step], routes: dict[str, Route]) -> None:
-    """Each step on all routes; a state that one gave is set on the next one."""
+    """Run each step on all routes; a state from one route is set on the next one."""
     kept: dict[str, list[Any]] = {}
     for number, step in enumerate(script):
         outcomes: list[Any] = []
@@ -465,7 +466,7 @@ def test_a_cache_is_kept_and_reset_from_every_route(hosted, open_routes):
 
 
 def test_batches_and_specs_are_those_of_the_node_too(hosted):
-    """What has no state needs no session."""
+    """Stateless members need no session."""
     for mixture in MIXTURES:
         node = hosted.nodes[mixture]
         batch, spec = node.get_batch_at(3, 9, 7), node.element_spec()

@@ -30,11 +30,11 @@ from tests.schedule_trainer import BATCH_SIZE, CHANGES, JOURNAL, KEY, STATE, STE
 
 SAMPLINGS = ("categorical", "epoch")
 BLOCK_SIZE = 64
-AHEAD = 4  # steps that a trainer may make beyond the one at which something is killed
+AHEAD = 4  # steps that a trainer may make beyond the one at which a process is killed
 
 
 class Trainer:
-    """`main` of `tests/schedule_trainer.py` in a process of its own."""
+    """`main` of `tests/schedule_trainer.py` in its own process."""
 
     def __init__(self, folder: Path, prefetch: int, *addresses: str):
         self._folder = folder
@@ -42,7 +42,7 @@ class Trainer:
         self.process = Forked(main, folder, prefetch, *addresses, log=log)
 
     def run_to(self, step: int) -> None:
-        """Returns when it has journaled `step`; it goes on up to AHEAD steps further meanwhile."""
+        """Return after it has journaled `step`; meanwhile it continues up to AHEAD steps further."""
         self.process.tell(str(step + AHEAD))
         self.wait_until(lambda: any(entry["step"] >= step for entry in journal(self._folder)), f"step {step}")
 
@@ -67,7 +67,7 @@ def trainer_process(folder: Path, prefetch: int, *addresses: str) -> Iterator[Tr
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of all trainers so far; what a killed one left unfinished was never there."""
+    """The whole lines of all trainers so far; unfinished lines of killed trainers do not count."""
     path = folder / JOURNAL
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
@@ -80,7 +80,7 @@ def free_port() -> int:
 
 
 def knows(address: str, state: dict[str, Any]) -> bool:
-    """Whether the server at `address` knows the schedule of an iterator's state, without telling it."""
+    """Whether the server at `address` knows the schedule of an iterator's state, without sending it."""
     with MixClient.connect(address, patience_s=DEADLINE_S, shared_memory=False) as client:
         mixture = client.mixture()
         view = Selection(mixture, key_words(state["key"]), Schedule.of(mixture, state["schedule"]))
@@ -107,14 +107,14 @@ def test_a_trainer_that_is_killed_and_moved_between_servers_reads_what_a_quiet_o
         server = stack.enter_context(server_process(config, "--port", str(port)))
         replica = stack.enter_context(server_process(config, "--port", second.rpartition(":")[2]))
 
-        # One server: the trainer is killed around the first change of its weights and behind it.
+        # One server: the trainer is killed around the first change of its weights and after it.
         for at in (rng.randrange(8, 20), rng.randrange(28, 32), rng.randrange(38, 42)):
             with trainer_process(tmp_path, rng.choice((0, 2)), first) as trainer:
                 trainer.run_to(at)
                 trainer.kill()
                 kills += 1
 
-        # The server is killed under a trainer that asks for every batch, and its successor knows no schedules.
+        # The server is killed during a trainer that requests every batch, and its successor knows no schedules.
         with trainer_process(tmp_path, 0, first) as trainer:
             trainer.run_to(rng.randrange(46, 50))
             server.kill()
@@ -125,7 +125,7 @@ def test_a_trainer_that_is_killed_and_moved_between_servers_reads_what_a_quiet_o
             trainer.kill()
             kills += 1
 
-        # The server is killed for good; the trainer goes on with a replica elsewhere, and is killed there too.
+        # The server is killed for good; the trainer continues on a replica elsewhere, and is killed there too.
         with trainer_process(tmp_path, 0, first, second) as trainer:
             trainer.run_to(rng.randrange(72, 76))
             replica.address()

@@ -1,4 +1,4 @@
-"""The server at its edges: start, health, drain, death and return, and what it says to strangers."""
+"""The server at its edges: start, health, drain, kill and restart, and its answers to other protocols."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ DEADLINE_S = 60
 
 
 class Slow:
-    """A source that answers when it is let go."""
+    """A source that answers when the test lets it."""
 
     content_id = "is not read at the start"
 
@@ -253,7 +253,7 @@ def test_reflection_streams_do_not_take_the_threads_of_calls(server):
             ended.wait(DEADLINE_S)
 
         streams = [stub.ServerReflectionInfo(forever()) for _ in range(40)]
-        answered = Queue[object]()  # by one of them, whichever found a thread
+        answered = Queue[object]()  # by whichever call found a thread
 
         def read(stream):
             with suppress(grpc.RpcError):  # cancelled below

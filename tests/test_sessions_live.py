@@ -1,4 +1,4 @@
-"""Many sessions on one real server: trainers beside each other, and a thousand at rest."""
+"""Many sessions on one real server: concurrent trainers, and a thousand idle ones."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def twin(config: Path) -> MixDataSourcesNode:
 
 
 def read(config: Path, address: str, number: int, together: Barrier) -> int:
-    """Read through a session as a trainer does, beside a node of its own; how many records were equal."""
+    """Read through a session as a trainer does, and through a local node; returns how many records were equal."""
     node, read, saved = twin(config), 0, None
     with MixClient.connect(address, patience_s=DEADLINE_S) as client:
         session = client.session(f"trainer-{number}")
@@ -73,7 +73,7 @@ def test_eight_trainers_beside_each_other_each_read_what_they_would_alone(config
 
 
 def status(server: ServerProcess, entry: str) -> int:
-    """An entry of /proc/PID/status: `Threads`, or bytes as `VmRSS`."""
+    """A field of /proc/PID/status: `Threads`, or bytes such as `VmRSS`."""
     found = re.search(
         rf"^{entry}:\s+(\d+)( kB)?$", Path(f"/proc/{server.process.pid}/status").read_text(), re.MULTILINE
     )
@@ -87,7 +87,7 @@ def test_a_thousand_sessions_take_little_memory_and_no_threads_and_end_with_thei
         server_process(config, "--state-dir", str(tmp_path / "state"), "--session-ttl-s", "5") as server,
         MixClient.connect(server.address(), patience_s=DEADLINE_S) as client,
     ):
-        for number in range(50):  # what the first sessions cost alone: code, pools, threads of the server
+        for number in range(50):  # one-time costs of the first sessions: code, pools, threads of the server
             session = client.session(f"first-{number}")
             iter(session)
             session.next_batch(8)
@@ -111,7 +111,7 @@ def test_a_thousand_sessions_take_little_memory_and_no_threads_and_end_with_thei
         while any(known.holder for known in client.sessions()):
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert sessions[7].next_batch(8) is not None  # nobody came meanwhile
+        assert sessions[7].next_batch(8) is not None  # no other client came meanwhile
         assert client.session("session-8").index == 8
         with pytest.raises(UnknownSession):
             client.view_session("session-none").get_state()

@@ -1,4 +1,4 @@
-"""The table of kinds of sources: each line of it is all that the configuration needs to know of a kind."""
+"""The table of source kinds: each line of it is all that the configuration needs for a kind."""
 
 import importlib
 import pkgutil
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent.parent / "docs/sources.md"
 
 
 def refusal(folder: Path, source: str) -> str:
-    """What is said of a configuration with that one source."""
+    """The message for a configuration with that one source."""
     path = folder / "mixture.yaml"
     path.write_text(f"mixtures: {{train: {{sources: {{one: {source}}}}}}}")
     with pytest.raises(ConfigError) as raised:

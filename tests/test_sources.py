@@ -1,4 +1,4 @@
-"""Sources: what they hold, what they refuse, and that rows come out as they lie in files and arrays."""
+"""Sources: what they hold, what they refuse, and that rows come out as they are in files and arrays."""
 
 import mmap
 
@@ -120,7 +120,7 @@ def test_jax_arrays_are_sources_too():
 
 
 class Items:
-    """A map-style data set that counts how it is read."""
+    """A map-style data set that counts its reads."""
 
     def __init__(self, length: int = 50, odd: int | None = None):
         self.length, self.odd, self.singles = length, odd, 0
@@ -160,7 +160,7 @@ def test_random_access_sources_use_the_batched_hook():
     check_items(source)
     plain = Items()
     check_items(RandomAccessSource(plain))
-    assert items.singles == plain.singles  # the hook of this test counts as well
+    assert items.singles == plain.singles  # this test's hook counts as well
     items.__class__ = type("OnlyBatched", (BatchedItems,), {"__getitem__": None})
     check_items(source)
 

@@ -1,4 +1,4 @@
-"""A server that is told to stop while it starts: at any time, and as soon as it can hear it."""
+"""A server that is told to stop while it starts: at any time, and from the first moment that it handles signals."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ def hears_sigterm(pid: int) -> bool:
 def test_a_signal_ends_a_server_with_0_before_anything_is_loaded(tmp_path):
     with server_process(write_mixture(tmp_path), real=True) as server:
         deadline = time.monotonic() + DEADLINE_S
-        while True:  # it is looked at while it stands still, however slow this process is
+        while True:  # it is sampled while it does not run, however slow this process is
             server.process.send_signal(signal.SIGSTOP)
             if hears_sigterm(server.process.pid):
                 break
@@ -59,7 +59,7 @@ def test_a_signal_at_any_time_ends_a_server_with_0(tmp_path, number, after_s):
 
 
 def serve_and_stop_while_it_begins_to_wait(config: str) -> None:
-    """Ends itself by SIGTERM at the moment at which the main thread waits, or has a lock in order to wait."""
+    """Send itself SIGTERM at the moment at which the main thread waits, or has a lock in order to wait."""
 
     def profile(frame: FrameType, event: str, called: Any) -> None:
         if event != "c_call":
@@ -76,12 +76,12 @@ def serve_and_stop_while_it_begins_to_wait(config: str) -> None:
 
 
 def serve_and_stop_beside_the_thread_that_waits(config: str) -> None:
-    """Ends itself by a SIGTERM that another thread gets, while the main thread waits: as if it had come just before."""
+    """Another thread gets the SIGTERM while the main thread waits, as if it had come just before."""
     status = Path(f"/proc/self/task/{os.getpid()}/status")
 
     def stop() -> None:
         switches = set[str]()
-        while True:  # until the main thread has stood still for a while
+        while True:  # until the main thread has been waiting for a while
             before = switches
             switches = {line for line in status.read_text().splitlines() if "ctxt_switches" in line or "State" in line}
             if before == switches and any("sleeping" in line for line in switches):
@@ -94,7 +94,7 @@ def serve_and_stop_beside_the_thread_that_waits(config: str) -> None:
 
 
 def on_waiting(do: Callable[[], Any]) -> None:
-    """`do` it as soon as the server says the last thing before it waits."""
+    """Run `do` when the server logs its last line before it waits."""
 
     class Waits(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

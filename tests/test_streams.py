@@ -1,4 +1,4 @@
-"""Streams end early, stall, are drained and die; the iteration goes on, and the server answers everybody else."""
+"""Streams end early, stall, are drained and die; the iteration continues, and the server answers the other clients."""
 
 import logging
 import threading
@@ -35,7 +35,7 @@ SIZE, ROW = 8, 4096  # a batch of 128 KiB
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """What `condition` gives as soon as it is true."""
+    """The result of `condition` as soon as it is true."""
     deadline = time.monotonic() + DEADLINE_S
     while not (found := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -58,7 +58,7 @@ def joined(threads: list[threading.Thread]) -> None:
 
 @pytest.fixture
 def few_threads(monkeypatch) -> int:
-    """Servers that are started have two threads for streams."""
+    """New servers have two threads for streams."""
     monkeypatch.setattr(streams, "_THREADS", 2)
     return 2
 
@@ -69,20 +69,20 @@ def plain(server: MixServer | str, **options: Any) -> MixClient:
 
 
 def request(count: int, key: int = 3) -> bytes:
-    """Raw bytes that ask for `count` batches, each in a reply of its own."""
+    """Raw bytes that request `count` batches, each in its own reply."""
     return encode_stream_request(StreamRequest(BatchRequest("train", 0, SIZE, key_words(key)), SIZE, count, SIZE))
 
 
 ENDLESS = 2**40
-MANY = 10_000  # replies; 1.3 GB, of which none is kept
+MANY = 10_000  # replies; 1.3 GB, none of which is kept
 
 
 def stalled_readers(channel: grpc.Channel, server: MixServer) -> list[Any]:
-    """Streams that nobody reads and that hold all threads: another one finds none."""
+    """Streams that are never read and that occupy all threads: another stream finds none."""
     ask = channel.unary_stream(methods.STREAM_BATCHES)
     for wait_s in (0.2, 0.5, 1.0, 2.0, 4.0):
         stalled = [ask(request(ENDLESS)) for _ in range(streams._THREADS)]
-        time.sleep(wait_s)  # until then connections may still take something; the next call shows whether they do
+        time.sleep(wait_s)  # until then connections may still accept data; the next call shows whether they do
         with grpc.insecure_channel(server.address) as other:
             try:
                 next(iter(other.unary_stream(methods.STREAM_BATCHES)(request(1), timeout=1.0)))
@@ -154,7 +154,7 @@ def test_a_stream_ends_early_while_another_waits(big_node, monkeypatch):
         assert sum(1 for _ in islice(first, MANY)) < MANY, "it goes on while another waits"  # ends without an error
         assert len(list(other)) == 3
         alone = ask(request(50))
-        assert len(list(alone)) == 50  # nobody waits: it comes to its end
+        assert len(list(alone)) == 50  # no other stream waits, so it comes to its end
 
 
 @pytest.mark.alone
@@ -177,7 +177,7 @@ def test_many_iterators_share_two_threads_evenly(big_node, few_threads, monkeypa
         made = [plain(server, shared_memory=folder if shared_memory else False) for _ in range(clients)]
         threads = in_threads([lambda n=n: read(n, made[n % clients]) for n in range(iterators)])
         together.wait(DEADLINE_S)
-        # Long enough that what is read ahead at once, 16 batches, does not matter.
+        # Long enough that the initial prefetch, 16 batches, does not matter.
         until(lambda: sum(counts) >= 80 * iterators)
         at_once = list(counts)
         stop.set()
@@ -208,7 +208,7 @@ def test_a_server_that_drains_hands_its_readers_on(big_node):
 
 
 def test_a_drain_waits_for_no_stream_to_come_to_its_end(big_node):
-    """An endless stream that is read all the time does not hold up the end of a server."""
+    """An endless stream that is read all the time does not delay the end of a server."""
     server = serve({"train": big_node}, shared_memory=False)
     with grpc.insecure_channel(server.address) as channel:
         call, ended = channel.unary_stream(methods.STREAM_BATCHES)(request(ENDLESS)), list[int]()
@@ -243,7 +243,7 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
 
 
 def test_nobody_waits_while_a_thread_is_free():
-    """Else a stream would end early for another one that is about to begin."""
+    """Otherwise a stream would end early for another one that is about to begin."""
     threads, go = streams._CountingThreads(2, "test"), threading.Event()
     try:
         seen = list[int]()

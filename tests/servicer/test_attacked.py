@@ -1,4 +1,4 @@
-"""What an attack on the server found: small requests that cost much, and names that no message holds."""
+"""Findings of an attack on the server: small requests that cost much, and names that no message can hold."""
 
 import resource
 import time
@@ -69,7 +69,7 @@ def test_a_batch_larger_than_what_is_planned_at_once_comes_in_parts(services):
 
 
 class _Transport:
-    """As InProcessTransport, whose services outlive it."""
+    """Like InProcessTransport, but its services outlive it."""
 
     def __new__(cls, services):
         from mixserve_client.transport.in_process import InProcessTransport
@@ -100,7 +100,7 @@ def test_names_that_no_message_holds_are_refused_at_once(make, said):
 
 
 class Odd:
-    """A source that declares what cannot be, or gives something else."""
+    """A source that declares impossible fields, or gives others."""
 
     def __init__(self, shape=(), digest=None, dtype=np.int32):
         self._shape, self._dtype = shape, dtype

@@ -1,4 +1,4 @@
-"""Mixtures of one server that differ in nothing but their records never get each other's."""
+"""Mixtures of one server that differ only in their records never get each other's."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ SIZE, KEY = 16, 3
 
 
 def make_node(offset: int, source: type = RandomAccessSource) -> MixDataSourcesNode:
-    """A mixture whose sources say nothing of their content; its records lie in [offset, offset + 2 * RECORDS)."""
+    """A mixture whose sources do not identify their content; its records are in [offset, offset + 2 * RECORDS)."""
     sources = [
         source([{"x": np.full(ROW, offset + first + i, np.int32)} for i in range(RECORDS)]) for first in (0, RECORDS)
     ]
@@ -24,7 +24,7 @@ def make_node(offset: int, source: type = RandomAccessSource) -> MixDataSourcesN
 
 @pytest.fixture(scope="module", autouse=True)
 def unknown_content() -> Iterator[None]:
-    """There is no time to read samples, so that nothing of the content is in fingerprints."""
+    """Leave no time to read samples, so that fingerprints do not cover the content."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "SAMPLING_S", 0.0)
         yield
@@ -78,7 +78,7 @@ def test_of_iterators(equal, weights):
 
 
 class Source(RandomAccessSource):
-    """Reads that differ by the source."""
+    """Records that depend on the source."""
 
     def take_keyed(self, record_ids, keys):
         return {"x": self.take(record_ids)["x"] + keys[:, :1].view(np.int32) * 0}

@@ -1,4 +1,4 @@
-"""A reader waits for its first batch as long as for one call, however many sources are drawn from."""
+"""A reader waits for its first batch as long as for one call, with any number of sources."""
 
 import statistics
 import threading
@@ -26,7 +26,7 @@ def node(sources: int) -> MixDataSourcesNode:
 
 
 class Counting(Services):
-    """Remembers the rows of the replies of each stream, and how many streams are under way."""
+    """Records the rows of each stream's replies, and how many streams are open."""
 
     def __init__(self, nodes):
         super().__init__(nodes)
@@ -82,5 +82,5 @@ def test_the_first_batch_takes_no_longer_than_two_calls(sources):
             while services.under_way:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-        # It was 14 s where a call took 0.02.
+        # It once was 14 s, compared with 0.02 s for a call.
         assert statistics.median(firsts) < 2 * statistics.median(calls) + 0.005

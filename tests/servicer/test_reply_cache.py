@@ -1,4 +1,4 @@
-"""Work that several readers ask for is done once, and memory is used again when nobody has it any more."""
+"""Work that several readers request is done once, and memory is reused only after its last user."""
 
 import gc
 import random
@@ -24,7 +24,7 @@ RECORDS = 50
 
 
 class Counting:
-    """A source that counts the rows that are read, waits where it is told to, and fails as often as it is told to."""
+    """A source that counts the rows read, blocks on demand, and fails a given number of times."""
 
     def __init__(self):
         self.rows, self.failures = 0, 0
@@ -84,7 +84,7 @@ def joined(threads: list[threading.Thread]) -> None:
 @pytest.mark.parametrize("shared_memory", [False, True], ids=["grpc", "shared memory"])
 def test_clients_that_iterate_together_cost_about_one(served, source, shared_memory):
     _, server, folder = served
-    size, count, clients, key = 8, 150, 6, 10 + shared_memory  # nothing is kept of the other route
+    size, count, clients, key = 8, 150, 6, 10 + shared_memory  # another key: nothing is cached from the other route
     together, digests = threading.Barrier(clients), list[list[bytes]]()
     route = folder if shared_memory else False
 
@@ -139,7 +139,7 @@ def test_other_keys_and_positions_are_not_mixed_up(served, source):
     joined(threads)
     with MixClient.connect(server.address, shared_memory=False) as client:
         for start, size, key in asked:
-            rows = client.get_batch_at(0, 64, key)["x"][:, 0]  # another reply altogether
+            rows = client.get_batch_at(0, 64, key)["x"][:, 0]  # a different reply
             np.testing.assert_array_equal(found[str((start, size, key))], [rows[start : start + size]])
 
 
@@ -173,12 +173,12 @@ def test_an_error_while_others_wait_fails_one_of_them(served, source):
 
 
 def others(replies: list[bytes], place: int) -> int:
-    """How often the reply is referred to beside the list."""
+    """The number of references to a reply, except the list's."""
     return references(replies, place) - references([bytes(1000)], 0)
 
 
 class Maker:
-    """Makes replies, and counts how often."""
+    """Makes replies, and counts them."""
 
     def __init__(self, size: int = 100):
         self.size, self.begun, self.made = size, 0, 0
@@ -228,7 +228,7 @@ def test_memory_of_reply_cache_is_bounded():
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 1000.0
@@ -259,7 +259,7 @@ def test_a_reader_that_has_nobody_to_share_with_any_more_is_forgotten():
 
     share("goes on")
     share("stopped")
-    for _ in range(50):  # two seconds: more than the lifetime of a reply
+    for _ in range(50):  # two seconds: longer than a reply is kept
         clock.now += 0.04
         share("goes on")
     assert not cache.get("stopped", "new rows", 1, Maker(1).begin).is_shared
@@ -306,7 +306,7 @@ def test_bytes_that_somebody_has_are_never_handed_out_again(seed):
             check(*held.pop(rng.randrange(len(held))))
     for kept in held:
         check(*kept)
-    assert len(seen) < 500  # they were used again
+    assert len(seen) < 500  # memory was reused
 
 
 @counted
@@ -319,7 +319,7 @@ def test_bytes_are_used_again_when_they_are_free():
     del reply
     assert all(id(pool.take(5000)[0]) != first for _ in range(5))
     del view
-    assert all(id(pool.take(5000)[0]) != first for _ in range(5))  # somebody may write to them still
+    assert all(id(pool.take(5000)[0]) != first for _ in range(5))  # a reader may still write to them
     del memory
     gc.collect()
     assert first in {id(pool.take(5000)[0]) for _ in range(5)}
@@ -389,7 +389,7 @@ FRAMES = [
 @pytest.mark.parametrize("hold", FRAMES)
 @counted
 def test_bytes_that_only_a_frame_has_are_never_handed_out_again(hold):
-    """However an interpreter counts what is on a frame's stack: what a thread is at work with does not change."""
+    """Interpreters count references from a frame's stack differently; in all of them, memory in use must not change."""
     pool, held, go_on = BytesPool(reuse=True), threading.Event(), threading.Event()
     size, found = 3000, list[bytes]()
 
@@ -464,4 +464,4 @@ def test_taking_memory_costs_the_same_however_much_is_in_use():
             tries.append(time.perf_counter() - began)
         return min(tries)
 
-    assert cost(20_000) < 10 * cost(10) + 1e-3  # it was 2.4 ms for each
+    assert cost(20_000) < 10 * cost(10) + 1e-3  # it once was 2.4 ms for each

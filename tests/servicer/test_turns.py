@@ -1,4 +1,4 @@
-"""Turns: never more at a time than allowed, none lost, and nobody waits for ever."""
+"""Turns: never more at a time than allowed, none lost, and no wait without end."""
 
 import threading
 import time

@@ -1,6 +1,6 @@
 """A session whose disk is full for a while. Run as a program: `python -m tests.sessions.full_disk FOLDER HOW`.
 
-HOW is `disk`, where FOLDER is a small file system that can be filled, or `limit`, which forbids files to grow.
+HOW is `disk` (FOLDER is a small file system that can be filled) or `limit` (files may not grow).
 """
 
 import resource
@@ -17,7 +17,7 @@ from tests.sessions.test_sessions import make_node
 
 
 def fill(folder: Path) -> None:
-    """Take all the room that there is."""
+    """Fill the file system."""
     with (folder / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -27,7 +27,7 @@ def fill(folder: Path) -> None:
 
 
 def refused(call: Callable[[], object], how: str) -> bool:
-    """Whether it is refused, and says why."""
+    """Whether the call is refused, with the reason."""
     try:
         call()
     except StorageFailed as error:
@@ -37,7 +37,7 @@ def refused(call: Callable[[], object], how: str) -> bool:
 
 
 def exhaust(session: Session, ours: MixDataSourcesNode, how: str) -> None:
-    """Use the last room for batches, until they are refused as checkpoints are."""
+    """Use up the space with batches, until they are refused as checkpoints are."""
     for name in ("a", "b"):
         assert refused(partial(session.save_checkpoint, name), how)
     found: list[Any] = []
@@ -46,7 +46,7 @@ def exhaust(session: Session, ours: MixDataSourcesNode, how: str) -> None:
 
 
 def main(folder: Path, how: str) -> None:
-    """Raises AssertionError where anything is lost."""
+    """Raises AssertionError if anything is lost."""
     node = make_node()
     ours = node.clone()
     iter(ours)

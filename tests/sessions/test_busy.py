@@ -1,4 +1,4 @@
-"""Sessions whose sources and disks take long: they hold up nobody else, and end with their server."""
+"""Sessions whose sources and disks are slow: they block no other session, and end with their server."""
 
 import os
 import threading
@@ -31,7 +31,7 @@ def background():
 def gate(background):
     made = Gate()
     yield made
-    made.open()  # before the threads are waited for
+    made.open()  # before waiting for the threads
 
 
 def connected(server, **options):
@@ -126,7 +126,7 @@ def test_calls_that_wait_for_one_session_hold_up_nobody_else(tmp_path, gate, bac
         waiting = [background.submit(client._caller.call, methods.CALL_SESSION, call) for _ in range(40)]
         assert gate.reached.wait(DEADLINE_S)
         found, began = [], time.monotonic()
-        while time.monotonic() < began + 2.0:  # twice a lease
+        while time.monotonic() < began + 2.0:  # twice the lease's length
             found.append(ids(quick.next_batch(1)))
             another.session("new", mixture="quick", timeout_s=SOON_S).close()
             time.sleep(0.1)
@@ -245,7 +245,7 @@ def test_a_session_that_is_still_being_opened_when_its_client_gives_up_is_let_go
         assert ids(client.session("run").next_batch(4)) == stream(1)[0]
 
 
-# Journals of sessions that are renewed
+# Journals of renewed sessions
 
 
 def test_every_session_that_is_renewed_keeps_its_journal(tmp_path):
@@ -278,7 +278,7 @@ def test_every_session_that_is_renewed_keeps_its_journal(tmp_path):
     let_age()
     services = servicer()
     services.state.end_silent()
-    assert all(journal.exists() for journal in journals.values())  # their holders may come back yet
+    assert all(journal.exists() for journal in journals.values())  # their holders may still return
     for name in ("one", "two"):
         renew(services, name)
     deadline = time.monotonic() + DEADLINE_S

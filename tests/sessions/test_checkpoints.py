@@ -1,4 +1,4 @@
-"""Checkpoints on disk: exact, whole or not there, and refused when a single bit is not what was written."""
+"""Checkpoints on disk: exact, whole or absent, and refused if a single bit differs from what was written."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What sessions come to when disks, sources, wires and callers fail: nothing is lost, and nothing is kept by halves."""
+"""Sessions under failures of disks, sources, wires and callers: nothing is lost, and nothing is stored by halves."""
 
 import errno
 import logging
@@ -39,7 +39,7 @@ SOON_S = 5.0
 
 
 class Gate:
-    """What every read of a source goes through: it can be shut for a while, and it can break once."""
+    """Every read of a source passes this gate; it can be shut for a while, and fail once."""
 
     def __init__(self):
         self.reached = threading.Event()
@@ -82,7 +82,7 @@ class Records:
 
 def make_node(gate=None, weights=(0.5, 0.5), **options):
     gate = gate or Gate()
-    # With an id, a gate that is shut does not hold up what only asks for the fingerprint.
+    # With an id, a shut gate does not block requests for the fingerprint.
     sources = [
         RandomAccessSource(Records(1000 * i, gate), name=f"source-{i}", content_id=f"from {1000 * i} on")
         for i in range(2)
@@ -95,7 +95,7 @@ def ids(batch):
 
 
 def stream(count, size=4, **options):
-    """The first batches of a session that nothing happens to."""
+    """The first batches of a session without failures."""
     node = make_node(**options)
     return [ids(node.next_batch(size)) for _ in range(count)]
 
@@ -117,11 +117,11 @@ class Wire(InProcessTransport):
         self._servicer = self._made()
 
     def lose(self, then):
-        """Lose the next reply, and have `then` happen at once."""
+        """Lose the next reply, and run `then` at that moment."""
         self._then = then
 
     def another_client(self):
-        """One that goes on when the server is restarted, too."""
+        """Another client, which also continues after a restart of the server."""
         return MixClient([InProcessTransport(self)])
 
     def handle(self, method, request):
@@ -146,7 +146,7 @@ class Wire(InProcessTransport):
 
 @contextmanager
 def unreadable(path):
-    """A file that cannot be opened for a while, by root either."""
+    """A file that cannot be opened for a while, not even by root."""
     away = path.with_name("~away")
     path.rename(away)
     path.mkdir()
@@ -159,7 +159,7 @@ def unreadable(path):
 
 @contextmanager
 def missing(path):
-    """A file that is not there for a while."""
+    """A file that is missing for a while."""
     away = path.with_name("~away")
     path.rename(away)
     try:
@@ -169,7 +169,7 @@ def missing(path):
 
 
 def call_raw(client, session, operation, arguments):
-    """Past what the client itself looks at."""
+    """Skip the client's own checks."""
     session._sequence += 1
     call = CallRequest(session.mixture, session.name, operation, arguments, session._lease, session._sequence)
     return decode_call_reply(client._caller.call(methods.CALL_SESSION, encode_call_request(call)))
@@ -182,7 +182,7 @@ def nested(levels):
     return value
 
 
-# A call that was done, whose reply was lost, and whose retry is refused, is answered when it is made once more
+# A call that was done, whose reply was lost, and whose retry was refused, is answered when it is made once more
 
 
 def test_a_retry_that_the_source_fails_keeps_the_batch(tmp_path):
@@ -253,11 +253,11 @@ def test_a_process_that_the_disk_did_not_keep_is_counted_once(tmp_path, monkeypa
         assert session.get_operation_stats() == {"applied_count": 1, "skipped_count": 0}
 
 
-# Requests that are made to hurt
+# Malicious requests
 
 
 def many_dimensions(count):
-    """An array of a few bytes that says of itself that it is vast."""
+    """An array of a few bytes that declares a vast size."""
     value = state_pb2.Value()
     value.array.dtype = "float32"
     value.array.shape.extend([2**62] * count)
@@ -490,7 +490,7 @@ def test_a_session_that_could_not_be_begun_anew_is_whole(tmp_path, monkeypatch, 
         try:
             found.append(ids(session.next_batch(4)))
         except SessionTaken:
-            found = []  # by the one who was refused: it has been begun anew
+            found = []  # the refused call with fresh=True has restarted the session
         for restarted in (False, True):
             if restarted:
                 wire.restart()
@@ -507,7 +507,7 @@ def test_a_holder_is_not_forgotten_when_its_session_cannot_be_read(tmp_path):
         session = client.session("run")
         found = [ids(session.next_batch(4))]
         with pytest.raises(InvalidRequest):
-            session.set_state({"no": "state"})  # after which it is read again
+            session.set_state({"no": "state"})  # afterwards the session is read from disk again
         with unreadable(tmp_path / "sessions" / "train" / "run"), pytest.raises(CorruptCheckpoint):
             client.view_session("run").get_state()
         with pytest.raises(SessionTaken):

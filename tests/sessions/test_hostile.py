@@ -1,4 +1,4 @@
-"""Requests about sessions that are made to hurt: refused before the work, and nothing of them is remembered."""
+"""Malicious requests about sessions: refused before any work, and nothing of them is stored."""
 
 import math
 import threading
@@ -153,7 +153,7 @@ def test_sessions_keep_so_many_bytes_together(wire, client, monkeypatch):
         with pytest.raises(StorageFailed, match=r"this session would keep 400.* 1048576 together"):
             refused()
         assert held["c"].get_statistics() is None
-    held["a"].set_statistics({"mean": np.ones(50_000)})  # in the place of what is there
+    held["a"].set_statistics({"mean": np.ones(50_000)})  # replaces the stored ones
     assert [ids(held["c"].next_batch(4)) for _ in range(2)] == stream(2)
     held["a"].reset_statistics()
     held["c"].set_statistics(mean)
@@ -180,7 +180,7 @@ def test_answers_that_are_kept_are_counted(wire, client, monkeypatch):
     session.set_statistics({"mean": np.zeros(50_000)})
     call_raw(client, session, "get_state", {})
     ((_, known),) = wire.sessions._loaded.all()
-    assert 400_000 < known.kept_bytes < 410_000  # statistics are shared with what is kept
+    assert 400_000 < known.kept_bytes < 410_000  # the kept answer shares the session's statistics
 
 
 def test_so_many_journals_are_kept(tmp_path, monkeypatch):

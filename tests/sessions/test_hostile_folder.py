@@ -1,4 +1,4 @@
-"""State folders that came from anywhere: nothing outside a checkpoint's own folder is opened, and all is compared."""
+"""State folders from unknown origins: only a checkpoint's own folder is opened, and every byte in it is compared."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def checkpoints(tmp_path):
 
 @pytest.fixture
 def unread(monkeypatch):
-    """Orbax is not let loose."""
+    """Fail if Orbax is called."""
     monkeypatch.setattr(checkpoints_module, "read_orbax", lambda path: pytest.fail(f"Orbax was to read {path}"))
 
 
@@ -42,7 +42,7 @@ def folder_of(checkpoints, name="a"):
 
 
 def rewrite(folder, change):
-    """A manifest that says what `change` makes of it, with the hash that belongs to it."""
+    """A manifest that `change` alters, with the matching hash."""
     path = folder / manifest.MANIFEST
     said = json.loads(path.read_bytes())
     change(said)
@@ -133,7 +133,7 @@ def test_a_size_is_compared_before_anything_is_read(checkpoints, monkeypatch):
     save(checkpoints, "a")
     folder = folder_of(checkpoints)
     with (folder / "orbax" / "vast").open("wb") as file:
-        file.truncate(1 << 40)  # of which nothing is on the disk
+        file.truncate(1 << 40)  # a sparse file: nothing of it is on the disk
     monkeypatch.setattr(manifest, "_digest", lambda _: pytest.fail("it was hashed"))
     rewrite(folder, name_also("orbax/vast"))
     assert_refused_at_once(checkpoints, f"it has {1 << 40} bytes, 0 were written")
@@ -246,7 +246,7 @@ def test_folders_with_strange_names_harm_nothing(tmp_path):
         session.restore_checkpoint("a")
 
 
-# Nobody who looks waits for another one's checkpoint
+# Inspecting does not wait for another client's checkpoint
 
 
 def test_who_looks_does_not_wait_for_a_checkpoint_that_is_written(checkpoints, monkeypatch):

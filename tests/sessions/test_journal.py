@@ -1,4 +1,4 @@
-"""A session's journal: what was written whole comes back, what was cut off is cut off, what is damaged is refused."""
+"""A session's journal: whole entries come back, a torn tail is cut off, damage is refused."""
 
 import pytest
 from hypothesis import given, settings

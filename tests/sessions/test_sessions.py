@@ -1,4 +1,4 @@
-"""Sessions over every route: who holds them, what survives what, and what is refused."""
+"""Sessions over every route: who holds them, what survives, and what is refused."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def make_node(weights=(0.5, 0.2, 0.3), seed=0, **options):
 
 @pytest.fixture(params=["in-process", "grpc"])
 def connect(request, tmp_path):
-    """Makes clients of servers with a state folder, one server at a time: `connect(node)` ends the one before."""
+    """Makes clients of servers with a state folder, one server at a time: `connect(node)` ends the previous one."""
     running = []
 
     def end():
@@ -72,7 +72,7 @@ def connect(request, tmp_path):
             return client
         server = serve(nodes, state_dir=state_dir, **options)
         client = MixClient.connect(server.address, patience_s=20)
-        running.extend([server.stop, client.close, client._leases._held.clear])  # trainers that end without a word
+        running.extend([server.stop, client.close, client._leases._held.clear])  # as after a kill: nothing is released
         return client
 
     yield made
@@ -90,7 +90,7 @@ def assert_all_equal(left, right):
 
 
 def twin(node=None):
-    """A node that is driven as a session is."""
+    """A node for the same calls as a session."""
     copied = (node or make_node()).clone()
     iter(copied)
     return copied
@@ -185,7 +185,7 @@ def test_a_live_session_is_refused_to_others_unless_they_take_it_over(connect):
         with pytest.raises(SessionTaken, match="no longer holds it"):
             call()
     assert_all_equal(batches(second), batches(ours))
-    first.close()  # does not let go of what it does not hold
+    first.close()  # does not release what it does not hold
     assert_all_equal(batches(second), batches(ours))
 
 
@@ -291,7 +291,7 @@ def test_numbers_that_were_used_for_something_else_are_refused(connect):
 
 
 def test_an_answer_that_was_lost_is_asked_for_again(connect, monkeypatch):
-    """A reply that gets lost behind the server: the call is made again, and nothing is read twice or passed over."""
+    """The reply is lost after the server's work: the client retries, and no record is read twice or skipped."""
     client = connect()
     session, ours = client.session("run"), twin()
     iter(session)
@@ -353,7 +353,7 @@ def test_another_mixture_is_refused_unless_asked_for(connect):
     with pytest.raises(FingerprintMismatch, match=r"run.*fresh=True to start it over, or strict=False"):
         client.session("run", take_over=True)
     with pytest.raises(SessionTaken):
-        client.session("run", strict=False)  # its holder may live
+        client.session("run", strict=False)  # its holder may be alive
     other = client.session("other")
     with pytest.raises(FingerprintMismatch, match="strict=False"):
         other.restore_checkpoint("a", session="run")
@@ -422,7 +422,7 @@ def assert_refused(client, session, name):
     ):
         with pytest.raises(InvalidRequest, match=r"the name of a (session|checkpoint) must be 1 to 128"):
             call()
-    for operation in ("save_checkpoint", "restore_checkpoint", "delete_checkpoint"):  # past the client's own look
+    for operation in ("save_checkpoint", "restore_checkpoint", "delete_checkpoint"):  # skip the client's own checks
         call = CallRequest("train", "run", operation, {"name": name}, session._lease, session._sequence + 1)
         with pytest.raises(InvalidRequest, match="the name of a checkpoint must be"):
             client._caller.call(methods.CALL_SESSION, encode_call_request(call))
@@ -580,7 +580,7 @@ def test_old_journals_are_thrown_away_and_checkpoints_stay(tmp_path, monkeypatch
     folder = StateFolder(tmp_path)
     sessions = Sessions({"train": make_node()}, folder, ttl_s=0.5)
     sessions.end_silent()
-    assert len(list((tmp_path / "sessions" / "train").iterdir())) == 2  # their holders may come back yet
+    assert len(list((tmp_path / "sessions" / "train").iterdir())) == 2  # their holders may still return
 
     def left():
         sessions.end_silent()

@@ -1,4 +1,4 @@
-"""Statistics of a session have the same types, dtypes and shapes before and after it is read from the disk again."""
+"""Statistics of a session keep their types, dtypes and shapes when the session is read from the disk again."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from tests.profiles import examples
 
 
 def spread(batch):
-    """Statistics as a function of the user gives them: JAX's and NumPy's scalars, tuples, Python's own."""
+    """Statistics of the kinds that a user's function returns: JAX's and NumPy's scalars, tuples, Python's own."""
     return {
         "mean": batch["x"].mean(),
         "half": jnp.zeros((), jnp.bfloat16),

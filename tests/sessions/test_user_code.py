@@ -1,4 +1,4 @@
-"""Code that is not ours, and goes wrong: never the end of an epoch, never a record that nobody declared."""
+"""Failing user code: never the end of an epoch, never an undeclared record."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ ENDS = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
 class Records:
-    """Numbers, of which the one at `at` does `then`."""
+    """Numbers; reading the one at `at` runs `then`."""
 
     def __init__(self, then, at=5, length=100):
         self._then, self._at, self._length = then, at, length
@@ -32,7 +32,7 @@ class Records:
 
 
 class Raises:
-    """Once it is told to."""
+    """Raises while `armed`."""
 
     def __init__(self, error):
         self.error = error
@@ -119,7 +119,7 @@ def test_a_call_is_answered_whatever_a_source_raises(error):
 
 
 def test_an_exit_in_the_first_thread_is_one():
-    """As that of a signal's handler is."""
+    """As when a signal's handler exits."""
     raises, node = failing(SystemExit)
     with local_client({"train": node}) as client:
         session = client.session("run")
@@ -287,7 +287,7 @@ def test_numbers_of_python_and_sources_of_the_reference_are_as_declared():
 
     class Wide(Reference):
         def __getitem__(self, index):
-            return {"id": np.int64(index)}  # which JAX narrows
+            return {"id": np.int64(index)}  # JAX narrows it
 
     node = node_of(Wide(lambda: None, length=8))
     assert isinstance(node.mixture.leaves[0], ReferenceSource)
