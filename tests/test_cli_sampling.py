@@ -91,7 +91,7 @@ def rows(shown: str) -> list[list[str]]:
     ]
 
 
-def explained(*arguments: object) -> list[tuple[int, str, int]]:
+def run_explain(*arguments: object) -> list[tuple[int, str, int]]:
     """Position, source and record of every row that `explain` shows."""
     code, shown = run("explain", *arguments)
     assert code == 0, shown
@@ -223,8 +223,8 @@ def test_without_matplotlib_there_is_one_line_and_no_picture(config, tmp_path):
 @pytest.mark.parametrize("mixture", ["drawn", "passes", "changing", "nested"])
 def test_explain_is_the_same_by_file_by_server_and_by_provenance(config, address, mixture):
     options = ("--start", 990, "--size", 40, "--key", 7, "--mixture", mixture)
-    shown = explained(config, *options)
-    assert shown == explained(address, *options)
+    shown = run_explain(config, *options)
+    assert shown == run_explain(address, *options)
     with MixClient.connect(address) as client:
         batch = client.get_batch_at(990, 40, 7, mixture=mixture, provenance=True)
         names = client.mixture(mixture).leaves
@@ -235,10 +235,10 @@ def test_explain_is_the_same_by_file_by_server_and_by_provenance(config, address
 def test_explain_shows_the_ends_of_many_rows_and_counts_all(config):
     options = (config, "--mixture", "changing", "--start", 1000, "--size", 200_000)
     shown = run("explain", *options)[1]
-    assert [position for position, _, _ in explained(*options)] == [*range(1000, 1032), *range(200_968, 201_000)]
+    assert [position for position, _, _ in run_explain(*options)] == [*range(1000, 1032), *range(200_968, 201_000)]
     assert "199,936 more rows; --all shows them" in shown
     assert ["math", "100,000", "50.0000%"] in rows(shown)
-    assert len(explained(config, "--mixture", "changing", "--size", 100, "--all")) == 100
+    assert len(run_explain(config, "--mixture", "changing", "--size", 100, "--all")) == 100
 
 
 def test_explain_shows_the_records(config, address):
@@ -263,7 +263,7 @@ def test_explain_takes_the_state_of_an_iterator(config, address, tmp_path):
         file.write_text(json.dumps(batches.get_state()))
         coming = next(batches)
     for target in (config, address):
-        shown = explained(target, "--state", file, "--size", 60)
+        shown = run_explain(target, "--state", file, "--size", 60)
         assert [position for position, _, _ in shown] == [*range(200, 260)]
         kept = [(name, record) for position, name, record in shown if not 210 <= position < 220]
         names = [("web", "math")[source] for source in coming["source_id"]]
@@ -273,8 +273,8 @@ def test_explain_takes_the_state_of_an_iterator(config, address, tmp_path):
     assert len(re.findall("│ skipped │", shown)) == 10
     assert len(re.findall("x: ", shown)) == 50
     # Flags override the state.
-    flagged = explained(config, "--state", file, "--key", 9, "--start", 0, "--size", 5)
-    assert flagged == explained(config, "--mixture", "changing", "--key", 9, "--size", 5)
+    flagged = run_explain(config, "--state", file, "--key", 9, "--start", 0, "--size", 5)
+    assert flagged == run_explain(config, "--mixture", "changing", "--key", 9, "--size", 5)
     code, shown = run("explain", config, "--state", file, "--mixture", "drawn")
     assert code == 2
     assert "the state was taken from the mixture 'changing' with the fingerprint" in shown
@@ -288,9 +288,9 @@ def test_explain_stops_at_the_end_of_the_schedule_of_the_state(config, tmp_path)
         state.write_text(json.dumps(batches.get_state()))
         end = client.mixture("passes").end
     assert end is not None
-    last = explained(config, "--state", state, "--start", end, "--size", 5)
+    last = run_explain(config, "--state", state, "--start", end, "--size", 5)
     assert len(last) == 5  # web takes longer now
-    assert len(explained(config, "--mixture", "passes", "--start", end - 3, "--size", 5)) == 3
+    assert len(run_explain(config, "--mixture", "passes", "--start", end - 3, "--size", 5)) == 3
 
 
 @pytest.mark.parametrize(

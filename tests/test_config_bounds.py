@@ -29,7 +29,7 @@ LOADERS = [yaml.SafeLoader, *([yaml.CSafeLoader] if yaml.__with_libyaml__ else [
 TOKENS = "kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16"
 
 
-def checked(file: Path, *flags: str) -> str:
+def check_message(file: Path, *flags: str) -> str:
     """The one message with which `mixserve check` ends."""
     result = CliRunner().invoke(app, ["check", str(file), *flags])
     assert result.exit_code == 2, (result.exit_code, result.exception, result.output)
@@ -104,7 +104,7 @@ def mixture(folder: Path, sources: str, name: str = "odd.yaml", settings: str = 
 def test_odd_yaml_ends_with_one_short_message(tmp_path, content, said):
     file = tmp_path / "odd.yaml"
     file.write_text(content)
-    shown_text = checked(file)
+    shown_text = check_message(file)
     assert str(file) in shown_text
     assert said in shown_text
 
@@ -132,7 +132,7 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
         (b"\xef\xbb\xbfmixtures: {}", "at least 1 item"),  # a byte order mark does not count as text
     ):
         file.write_bytes(content)
-        assert said in checked(file)
+        assert said in check_message(file)
     with file.open("wb") as out:
         out.truncate((64 << 20) + 1)
     assert "may have at most 64 MiB" in checked(file)
@@ -144,7 +144,7 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
 def test_pipes_and_devices_are_no_configuration(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for file in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
-        assert "must be a regular file" in checked(file)
+        assert "must be a regular file" in check_message(file)
 
 
 def test_sources_may_not_be_pipes_sockets_or_devices(folder):
@@ -162,7 +162,7 @@ def test_sources_may_not_be_pipes_sockets_or_devices(folder):
             tokens = f"a: {{kind: tokens, path: '{path}', dtype: uint16, sequence_length: 2, weight: 1}}"
             arrays = f"a: {{kind: arrays, path: '{path}', weight: 1}}"
             for sources, extra in ((tokens, ""), (arrays, " or a folder")):
-                said = checked(mixture(folder, sources))
+                said = check_message(mixture(folder, sources))
                 assert "mixtures.m.sources.a: path: " in said
                 assert found.format(extra) in said
     said = checked(mixture(folder, "a: {kind: tokens, path: arrays, dtype: uint16, sequence_length: 2, weight: 1}"))
@@ -191,11 +191,11 @@ def test_damaged_and_foreign_arrays_are_named(folder):
     (folder / "huge" / "x.npy").write_bytes(whole.replace(b"(1000,)", b"(9" + b"9" * 17 + b",)")[:128] + bytes(8))
     (folder / "list" / "x.npy").write_bytes((folder / "good.npz").read_bytes())
     for path in ("pickles.npz", "short.npz", "bent.npz", "text.npz", "pickled.npz", "foreign.npz", "empty.npz"):
-        said = checked(mixture(folder, f"a: {{kind: arrays, path: {path}, weight: 1}}"))
+        said = check_message(mixture(folder, f"a: {{kind: arrays, path: {path}, weight: 1}}"))
         assert "mixtures.m.sources.a: path: " in said, path
         assert path in said
     for path in ("objects", "cut", "huge", "list"):
-        said = checked(mixture(folder, f"a: {{kind: arrays, path: {path}, weight: 1}}"))
+        said = check_message(mixture(folder, f"a: {{kind: arrays, path: {path}, weight: 1}}"))
         assert "mixtures.m.sources.a: path: " in said, path
         assert path in said
 
@@ -219,22 +219,22 @@ def test_whatever_the_users_code_raises_is_one_message(folder, raised, where):
         f"def make(): {'fail()' if where == 'call' else 'return Made()'}\n"
         f"{'fail()' if where == 'import' else ''}\n"
     )
-    said = checked(mixture(folder, f"a: {{kind: factory, function: '{module}:make', weight: 1}}"))
+    said = check_message(mixture(folder, f"a: {{kind: factory, function: '{module}:make', weight: 1}}"))
     assert "odd.yaml: mixtures.m" in said
     if where == "import":
         file = mixture(folder, f"a: {{{TOKENS}, weight: 1}}", settings=f"batch_stats_fn: '{module}:make',")
-        assert f"batch_stats_fn: {module}:make failed: " in checked(file)
+        assert f"batch_stats_fn: {module}:make failed: " in check_message(file)
 
 
 def test_sys_exit_is_no_factory_and_no_success(folder):
-    said = checked(mixture(folder, "a: {kind: factory, function: 'sys:exit', weight: 1}"))
+    said = check_message(mixture(folder, "a: {kind: factory, function: 'sys:exit', weight: 1}"))
     assert "function: sys:exit failed: SystemExit" in said
     file = mixture(folder, f"a: {{{TOKENS}, weight: 1}}", settings="batch_stats_fn: 'sys:argv',")
-    assert "batch_stats_fn: sys:argv must be a function" in checked(file)
+    assert "batch_stats_fn: sys:argv must be a function" in check_message(file)
     long = mixture(
         folder, f"a: {{kind: factory, function: 'builtins:dict', arguments: {{a: {'x' * 9999}}}, weight: 1}}"
     )
-    assert "must return a Source, got {'a': 'xxx" in checked(long)
+    assert "must return a Source, got {'a': 'xxx" in check_message(long)
 
 
 def test_globs_end_in_folders_that_link_to_themselves(folder):
@@ -258,7 +258,7 @@ def test_globs_have_bounds(folder, monkeypatch):
             (folder / f"d{i}" / link).symlink_to(f"../d{i + 1}")
         (folder / f"f{i}.npz").touch()
     for pattern, said in (("d0/**/*.npz", "more than 50 folders"), ("f*.npz", "more than 20 paths match")):
-        assert said in checked(mixture(folder, f"a: {{kind: arrays, path: '{pattern}', weight: 1}}"))
+        assert said in check_message(mixture(folder, f"a: {{kind: arrays, path: '{pattern}', weight: 1}}"))
 
 
 PARTS = st.lists(st.sampled_from(["*", "**", "a", "?", "*.npy", ".*", "[ab]", "b", ".", "a*"]), min_size=1, max_size=4)

@@ -43,13 +43,13 @@ def trainers(folder: Path, address: str, run: int, count: int) -> Iterator[list[
             process.communicate(timeout=DEADLINE_S)
 
 
-def let_go_on(process: subprocess.Popen[str]) -> None:
+def allow_step(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def made_step(process: subprocess.Popen[str]) -> int | None:
+def read_step(process: subprocess.Popen[str]) -> int | None:
     """The step that the process has made; None if it has made all."""
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -81,12 +81,12 @@ def test_the_number_of_processes_changes_and_the_global_batches_do_not(tmp_path)
                     if step + 1 == kill_in:
                         for process in rng.sample(processes, len(processes)):
                             if rng.random() < 0.7:
-                                let_go_on(process)
+                                allow_step(process)
                             process.kill()
                         break
                     for process in processes:
-                        let_go_on(process)
-                    steps = {made_step(process) for process in processes}
+                        allow_step(process)
+                    steps = {read_step(process) for process in processes}
                     assert len(steps) == 1
                     step = steps.pop()
             assert json.loads((tmp_path / CHECKPOINT).read_text())["step"] <= (STEPS if kill_in is None else kill_in)

@@ -113,7 +113,7 @@ def gated_client(gated) -> AsyncMixClient:
     return gated[1]
 
 
-async def cancelled(gate: Gated, call: Coroutine[Any, Any, Any]) -> None:
+async def cancel_sent(gate: Gated, call: Coroutine[Any, Any, Any]) -> None:
     """Cancel `call` after its request has been sent. The gate stays shut afterwards."""
     gate.open.clear()
     task = asyncio.ensure_future(call)
@@ -352,7 +352,7 @@ def test_a_batch_whose_call_was_cancelled_comes_next(gate, gated_client, expecte
     async def scenario() -> None:
         await gated_client.mixture()
         batches = gated_client.batches(8, 7, prefetch=prefetch)
-        await cancelled(gate, anext(batches))
+        await cancel_sent(gate, anext(batches))
         assert_batches_equal(await again(gate, batches._turns, anext(batches), late), expected(0))
         if prefetch == 0:
             assert gate.streams == 1  # the cancelled stream continued
@@ -364,7 +364,7 @@ def test_a_batch_whose_call_was_cancelled_comes_next(gate, gated_client, expecte
 def test_a_call_may_be_cancelled_many_times(gate, gated_client, expected):
     async def scenario() -> None:
         batches = gated_client.batches(8, 7)
-        await cancelled(gate, anext(batches))
+        await cancel_sent(gate, anext(batches))
         for _ in range(5):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(batches), 0.001)
@@ -397,11 +397,11 @@ def test_the_state_is_that_before_a_batch_that_nobody_got(gate, gated_client, ex
         await gated_client.mixture()
         batches = gated_client.batches(8, 7, prefetch=0)
         await anext(batches)
-        await cancelled(gate, anext(batches))
+        await cancel_sent(gate, anext(batches))
         state = await again(gate, batches._turns, batches.get_state(), late)
         assert state["position"] == 8
         assert_batches_equal(await anext(batches), expected(1))
-        await cancelled(gate, anext(batches))
+        await cancel_sent(gate, anext(batches))
         assert await again(gate, batches._turns, batches.schedule_weights((1, 0, 0)), late) == 16
         assert (await batches.get_state())["position"] == 16
         await batches.set_state(state)
@@ -417,7 +417,7 @@ def test_the_state_of_a_worker_is_that_before_a_batch_that_nobody_got(gate, gate
         batches = gated_client.batches(8, 7, worker=(1, 2), prefetch=0)
         assert_batches_equal(await anext(batches), expected(1))
         state = await batches.get_state()
-        await cancelled(gate, anext(batches))
+        await cancel_sent(gate, anext(batches))
         assert await again(gate, batches._turns, batches.get_state(), late) == state
         other = gated_client.batches(8, 7, worker=(1, 2))
         await other.set_state(state)
@@ -437,19 +437,19 @@ def test_records_whose_call_was_cancelled_come_next(gate, gated_client, node, la
 
     async def scenario() -> None:
         async with await gated_client.session("run") as session:
-            await cancelled(gate, session.next_batch(4))
+            await cancel_sent(gate, session.next_batch(4))
             assert_batches_equal(await again(gate, session.turns, session.next_batch(4), late), rows(0, 4))
-            await cancelled(gate, session.next_record())
+            await cancel_sent(gate, session.next_record())
             record = await again(gate, session.turns, session.next_record(), late)
             assert_batches_equal(record, {name: array[4] for name, array in whole.items()})
             # A repeatable operation does not drop the records.
-            await cancelled(gate, session.next_batch(4))
+            await cancel_sent(gate, session.next_batch(4))
             assert (await again(gate, session.turns, session.get_state(), late))["index"] == session.index == 9
-            await cancelled(gate, session.get_state())
+            await cancel_sent(gate, session.get_state())
             gate.open.set()
             assert_batches_equal(await session.next_batch(4), rows(5, 9))
             # The next read continues after them.
-            await cancelled(gate, session.next_batch(4))
+            await cancel_sent(gate, session.next_batch(4))
             assert_batches_equal(await again(gate, session.turns, session.next_batch(3), late), rows(13, 16))
             assert session.index == 16
 
@@ -460,19 +460,19 @@ def test_records_whose_call_was_cancelled_come_next(gate, gated_client, node, la
 def test_what_was_done_once_is_not_done_twice(gate, gated_client, expected, late):
     async def scenario() -> None:
         async with await gated_client.session("run") as session:
-            await cancelled(gate, session.process(8, 8, jax.random.key(7)))
+            await cancel_sent(gate, session.process(8, 8, jax.random.key(7)))
             batch = await again(gate, session.turns, session.process(8, 8, jax.random.key(7)), late)
             assert_batches_equal(batch, expected(1))
-            await cancelled(gate, session.process(8, 0))
+            await cancel_sent(gate, session.process(8, 0))
             with pytest.raises(InvalidRequest):
                 await again(gate, session.turns, session.process(8, 0), late)
             assert await session.get_operation_stats() == {"applied_count": 1, "skipped_count": 1}
             await session.next_batch(3)
             records = aiter(session)
-            await cancelled(gate, anext(records))
+            await cancel_sent(gate, anext(records))
             await again(gate, session.turns, anext(records), late)
             assert (session.index, session.epoch) == (1, 1)
-            await cancelled(gate, session.set_statistics({"mean": 1}))
+            await cancel_sent(gate, session.set_statistics({"mean": 1}))
             await again(gate, session.turns, session.set_statistics({"mean": 2}), late)
             assert await session.get_statistics() == {"mean": 2}
 
@@ -486,11 +486,11 @@ def test_a_session_whose_opening_was_cancelled_is_given_by_the_same_call(gate, g
 
     async def scenario() -> None:
         await gated_client.mixture()
-        await cancelled(gate, gated_client.session("a"))
+        await cancel_sent(gate, gated_client.session("a"))
         session = await again(gate, gated_client._opening, gated_client.session("a"), late)
         await session.next_batch(3)
         assert await held() == {"a": True}
-        await cancelled(gate, gated_client.session("b"))
+        await cancel_sent(gate, gated_client.session("b"))
         other = await again(gate, gated_client._opening, gated_client.session("c"), late)
         assert await held() == {"a": True, "b": False, "c": True}
         await session.close()
@@ -505,7 +505,7 @@ def test_a_call_that_has_not_begun_is_not_made(gate, gated_client, expected):
         session = await gated_client.session("run")
         first = await session.next_batch(3)
         await session.reset()
-        await cancelled(gate, session.next_batch(3))
+        await cancel_sent(gate, session.next_batch(3))
         gate.open.set()
         await asyncio.to_thread(session.turns._running.exception, DEADLINE_S)
         batches = gated_client.batches(8, 7, prefetch=0)
@@ -584,7 +584,7 @@ def test_closing_an_iterator_ends_its_wait(gate, gated_client):
     async def scenario() -> None:
         await gated_client.mixture()
         batches = gated_client.batches(8, 7)
-        await cancelled(gate, anext(batches))
+        await cancel_sent(gate, anext(batches))
         gate.open.set()
         await batches.close()
         for _ in range(2):
@@ -628,12 +628,12 @@ def test_leaving_a_session_in_the_midst_of_a_call_lets_go_of_it(gate, gated_clie
     async def scenario() -> None:
         async with await gated_client.session("run") as session:
             await session.next_batch(3)
-            await cancelled(gate, session.next_batch(3))
+            await cancel_sent(gate, session.next_batch(3))
             gate.open.set()
         async with await gated_client.session("run") as session:
             assert (session.resumed, session.index) == (True, 6)
             monkeypatch.setattr(turns, "_CLOSE_S", 0.01)
-            await cancelled(gate, session.next_batch(3))
+            await cancel_sent(gate, session.next_batch(3))
             running = session.turns._running
         gate.open.set()
         await asyncio.to_thread(running.exception, DEADLINE_S)

@@ -121,7 +121,7 @@ def test_a_batch_of_thousands_of_other_fields_is_refused_in_a_few_words():
 # Descriptions
 
 
-def described(**changes: Any) -> mix_pb2.Mixture:
+def describe(**changes: Any) -> mix_pb2.Mixture:
     known: dict[str, Any] = {
         "name": "train",
         "fingerprint": FINGERPRINT,
@@ -190,13 +190,13 @@ IMPOSSIBLE = {
 
 
 def test_a_description_that_is_right_is_taken():
-    mixture = wire_mixture.decode_mixture(described(end=LIMIT, block_size=1 << 16).SerializeToString())
+    mixture = wire_mixture.decode_mixture(describe(end=LIMIT, block_size=1 << 16).SerializeToString())
     assert (mixture.end, mixture.block_size, mixture.weights) == (LIMIT, 1 << 16, (0.5, 0.5))
 
 
 @pytest.mark.parametrize("changes", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_a_description_that_cannot_be_is_corrupt_before_anything_is_made_of_it(changes):
-    data = described(**changes).SerializeToString()
+    data = describe(**changes).SerializeToString()
     tracemalloc.start()
     try:
         ends_soon(lambda: wire_mixture.decode_mixture(data))
@@ -297,7 +297,7 @@ def calls(client: MixClient) -> dict[str, Any]:
 NAMES = tuple(calls(MixClient([InProcessTransport(Answers(lambda *_: []))])))
 
 
-def answered(client: MixClient, name: str) -> None:
+def check_answer(client: MixClient, name: str) -> None:
     """Require the right answer of the call, or an error of ours."""
     call, is_right = calls(client)[name]
     began = time.monotonic()
@@ -400,7 +400,7 @@ def test_any_bytes_as_any_reply_give_an_error_of_ours_or_a_right_answer(services
         return bytes(changed)
 
     with MixClient([InProcessTransport(Answers(answer))], patience_s=0.02) as client:
-        answered(client, name)
+        check_answer(client, name)
 
 
 @settings(max_examples=examples(80))
@@ -420,7 +420,7 @@ def test_the_same_bytes_as_every_reply_of_a_real_server(hostile, services, reply
 
     answers.answer = answer
     with MixClient.connect(address, patience_s=0.02, shared_memory=transport == "shared memory") as client:
-        answered(client, name)
+        check_answer(client, name)
 
 
 # Streams
@@ -510,7 +510,7 @@ def test_a_reply_beyond_what_any_server_may_send_is_not_taken_nor_asked_for_agai
 
 def test_a_mixture_by_another_name_is_refused(hostile):
     answers, address = hostile
-    answers.answer = lambda method, request: [described().SerializeToString()]
+    answers.answer = lambda method, request: [describe().SerializeToString()]
     with MixClient.connect(address, patience_s=0.1) as client:
         assert "not 'other'" in ends_soon(lambda: client.mixture("other"))
 

@@ -48,7 +48,7 @@ def test_rows_are_those_of_their_positions(client, positions, key):
 
 @pytest.fixture(scope="module")
 def in_passes():
-    """A mixture of one pass, one source of which is read record by record."""
+    """An epoch mixture with an end; one of its sources is read record by record."""
     items = [{name: array[i] for name, array in arrays(200, 5).items()} for i in range(200)]
     sources = [ArraySource(arrays(70, 1)), RandomAccessSource(items), ArraySource(arrays(33, 2))]
     config = MixDataSourcesConfig(

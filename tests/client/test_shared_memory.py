@@ -345,7 +345,7 @@ class Elsewhere:
 
 
 @contextmanager
-def listening(path: Path, mode: int = 0o700) -> Iterator[socket.socket]:
+def listen_at(path: Path, mode: int = 0o700) -> Iterator[socket.socket]:
     """A socket like a server's, in a folder of that mode."""
     path.parent.mkdir(mode=0o700)
     path.parent.chmod(mode)
@@ -356,7 +356,7 @@ def listening(path: Path, mode: int = 0o700) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def claiming(node: MixDataSourcesNode, path: Path) -> Iterator[MixServer]:
+def advertise(node: MixDataSourcesNode, path: Path) -> Iterator[MixServer]:
     """A server that advertises shared memory at `path`."""
     server = MixServer(Services({"train": node}, slots=Elsewhere(path)), "127.0.0.1:0")
     server.start()
@@ -366,7 +366,7 @@ def claiming(node: MixDataSourcesNode, path: Path) -> Iterator[MixServer]:
 
 def comes_over_grpc(node: MixDataSourcesNode, path: Path, folder: Path, rows: np.ndarray) -> bool:
     """Whether a client of a server that advertises `path` avoids it; the batches are right in any case."""
-    with claiming(node, path) as server, connect(server, folder) as client:
+    with advertise(node, path) as server, connect(server, folder) as client:
         np.testing.assert_array_equal(client.get_batch_at(0, MANY, 3)["tokens"], rows)
         return client.transport == f"grpc {server.address}"
 
@@ -374,7 +374,7 @@ def comes_over_grpc(node: MixDataSourcesNode, path: Path, folder: Path, rows: np
 def test_a_socket_that_is_private_and_where_it_should_be_is_connected_to(tmp_path, big_node, expected):
     """Shows that the other tests of paths can fail."""
     path = tmp_path / "own" / "x.sock"
-    with listening(path) as there:
+    with listen_at(path) as there:
         there.settimeout(DEADLINE_S)
         came = threading.Thread(target=lambda: there.accept()[0].close())
         came.start()
@@ -471,7 +471,7 @@ UNTRUSTED = [
 @pytest.mark.parametrize("bend", UNTRUSTED, ids=lambda bend: bend.__name__)
 def test_paths_that_are_not_to_be_trusted_are_not_connected_to(tmp_path, big_node, expected, caplog, bend):
     caplog.set_level(logging.INFO, "mixserve_client")
-    with listening(tmp_path / "own" / "x.sock") as there:
+    with listen_at(tmp_path / "own" / "x.sock") as there:
         assert comes_over_grpc(big_node, bend(tmp_path / "own"), tmp_path, expected[:4].reshape(MANY, ROW))
         assert "batches come over gRPC, not through shared memory" in caplog.text
         there.setblocking(False)
@@ -497,7 +497,7 @@ def test_a_socket_that_was_not_there_yet_is_found_later(tmp_path, big_node, expe
 def test_a_socket_outside_of_the_clients_folder_is_not_connected_to(tmp_path, big_node, expected, caplog):
     caplog.set_level(logging.INFO, "mixserve_client")
     (tmp_path / "other").mkdir()
-    with listening(tmp_path / "own" / "x.sock"):
+    with listen_at(tmp_path / "own" / "x.sock"):
         assert comes_over_grpc(
             big_node, tmp_path / "own" / "x.sock", tmp_path / "other", expected[:4].reshape(MANY, ROW)
         )
@@ -506,7 +506,7 @@ def test_a_socket_outside_of_the_clients_folder_is_not_connected_to(tmp_path, bi
 
 def test_a_socket_that_nobody_listens_on_is_left_alone(tmp_path, big_node, expected, caplog):
     caplog.set_level(logging.INFO, "mixserve_client")
-    with listening(tmp_path / "own" / "x.sock"):
+    with listen_at(tmp_path / "own" / "x.sock"):
         pass
     assert comes_over_grpc(big_node, tmp_path / "own" / "x.sock", tmp_path, expected[:4].reshape(MANY, ROW))
     assert "batches come over gRPC" in caplog.text

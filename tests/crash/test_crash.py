@@ -352,7 +352,7 @@ class Inspector:
                 self._inspect_early(client, scratch, trainer)
             self._crew.wait_for(lambda: all(trainer.doing is None for trainer in self._trainers), "answers")
             for trainer in self._trainers:
-                assert listed(client, trainer) == list(trainer.kept)
+                assert checkpoint_names(client, trainer) == list(trainer.kept)
                 for name, state in trainer.kept.items():
                     scratch.restore_checkpoint(name, session=trainer.name)
                     assert_same(scratch.get_state(), state, f"{name} of {trainer.name}")
@@ -366,7 +366,7 @@ class Inspector:
         """Inspect while the trainer retries its unanswered call, or before it does."""
         with self._crew.changed:
             possible = [trainer.kept, *(trainer.doing.possible if trainer.doing is not None else [])]
-        names = listed(client, trainer)
+        names = checkpoint_names(client, trainer)
         assert names in [list(kept) for kept in possible]
         for name in names:
             states = [kept[name] for kept in possible if name in kept]
@@ -377,7 +377,7 @@ class Inspector:
             self.early += 1
 
 
-def listed(client: MixClient, trainer: Trainer) -> list[str]:
+def checkpoint_names(client: MixClient, trainer: Trainer) -> list[str]:
     """The checkpoints' names of a trainer's session; none of them is damaged."""
     found = client.view_session(trainer.name).list_checkpoints()
     assert not [checkpoint for checkpoint in found if checkpoint.damaged]

@@ -54,7 +54,7 @@ def theirs() -> Pipeline:
     return pipeline(TheirNode(TheirConfig(num_sources=2, weights=WEIGHTS), sources()))
 
 
-def trained(made: Pipeline) -> tuple[dict, nnx.State]:
+def scan_training(made: Pipeline) -> tuple[dict, nnx.State]:
     """The results of a scan of STEPS steps, batches included, and the model that it trained."""
     model = nnx.Linear(5, 1, rngs=nnx.Rngs(1))
 
@@ -71,7 +71,7 @@ def trained(made: Pipeline) -> tuple[dict, nnx.State]:
 
 
 def test_a_scan_trains_the_same_model_on_the_same_batches(remote):
-    ours, expected = (trained(made) for made in (pipeline(remote), theirs()))
+    ours, expected = (scan_training(made) for made in (pipeline(remote), theirs()))
     assert_batches_equal(ours[0], expected[0])
     assert ours[0]["y"].shape == (STEPS, SIZE)
     for left, right in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(expected[1]), strict=True):

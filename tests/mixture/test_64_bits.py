@@ -40,7 +40,7 @@ def make_node() -> MixDataSourcesNode:
     return MixDataSourcesNode(config, [Computed(length) for length in LENGTHS])
 
 
-def drawn(seed: int, position: int) -> tuple[int, int]:
+def draw(seed: int, position: int) -> tuple[int, int]:
     """(source, record) of a position, in the terms of the design and Python's integers."""
     words = jnp.array([position >> 32, position & 0xFFFFFFFF], jnp.uint32)
     position_key = threefry_2x32(jax.random.key_data(jax.random.key(seed)), words)
@@ -60,7 +60,7 @@ def test_plans_across_the_borders(border, offset, size, seed):
     plan = make_node().mixture.planner.plan(np.array([0, seed], np.uint32), start, size)
     ours = list(zip(plan.source_ids.tolist(), plan.record_ids.tolist(), strict=True))
     for i in {0, size // 2, size - 1}:
-        assert ours[i] == drawn(seed, start + i)
+        assert ours[i] == draw(seed, start + i)
 
 
 @settings(max_examples=examples(40), deadline=None)

@@ -52,7 +52,7 @@ def assert_plans_equal(found: Plan, expected: Plan) -> None:
             np.testing.assert_array_equal(got, wanted)
 
 
-def planned(planner: Planner, key: np.ndarray, ranges: list[tuple[int, int]]) -> Plan:
+def plan_of(planner: Planner, key: np.ndarray, ranges: list[tuple[int, int]]) -> Plan:
     """The plan of `ranges`, straight from the planner."""
     positions = np.concatenate([np.arange(start, start + size, dtype=np.uint64) for start, size in ranges])
     return planner.plan_each(key, positions)
@@ -67,7 +67,7 @@ starts = st.one_of(
 
 
 @st.composite
-def asked(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, int]]]]:
+def draw_requests(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, int]]]]:
     """(number of the key, ranges) of a few readers' requests, one after another."""
     at, found = draw(starts), list[tuple[int, list[tuple[int, int]]]]()
     for _ in range(draw(st.integers(1, 8))):
@@ -90,11 +90,11 @@ def asked(draw: st.DrawFn) -> list[tuple[int, list[tuple[int, int]]]]:
 
 
 @settings(max_examples=examples(20), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(requests=asked())
+@given(requests=draw_requests())
 def test_whatever_is_asked_is_planned_as_the_planner_does(planner, requests):
     blocks = PlanBlocks(planner)
     for key, ranges in requests:
-        assert_plans_equal(blocks.plan(KEYS[key], ranges), planned(planner, KEYS[key], ranges))
+        assert_plans_equal(blocks.plan(KEYS[key], ranges), plan_of(planner, KEYS[key], ranges))
 
 
 def test_a_reader_that_goes_on_and_on(planner):
@@ -117,7 +117,7 @@ def test_readers_of_shards_and_of_several_keys_in_turns(planner):
         for shard in range(3):
             for key in KEYS:
                 ranges = [(batch * 2000 + i * 500 + shard * 160, 160) for i in range(4)]
-                assert_plans_equal(blocks.plan(key, ranges), planned(planner, key, ranges))
+                assert_plans_equal(blocks.plan(key, ranges), plan_of(planner, key, ranges))
 
 
 def test_more_keys_than_blocks_are_kept():

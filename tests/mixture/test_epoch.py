@@ -128,7 +128,7 @@ def fold64(key: jax.Array, n: int) -> jax.Array:
     return threefry_2x32(key, jnp.array([n >> 32, n & 0xFFFFFFFF], jnp.uint32))
 
 
-def hashed(word: int) -> int:
+def murmur_hash(word: int) -> int:
     """MurmurHash3's 32-bit finaliser."""
     word ^= word >> 16
     word = word * 0x85EBCA6B & 0xFFFFFFFF
@@ -144,7 +144,7 @@ def permuted_one(value: int, length: int, key: jax.Array) -> int:
     while True:
         left, right, sides, word = value // b, value % b, (a, b), first
         for _ in range(16):
-            moved = (left + (hashed(right ^ word) * sides[0] >> 32)) % sides[0]
+            moved = (left + (murmur_hash(right ^ word) * sides[0] >> 32)) % sides[0]
             left, right, sides, word = right, moved, sides[::-1], (word + (step | 1)) % 2**32
         value = left * b + right
         if value < length:

@@ -64,7 +64,7 @@ def test_an_entry_more_and_two_positions_far_apart(mode):
     assert many[1] < 10 * few[1] + 5e-3, (few, many)  # it once was 0.2 s
 
 
-def planned(weights: list[tuple[float, float]]) -> float:
+def time_plan(weights: list[tuple[float, float]]) -> float:
     """How long a plan takes in which every position has an entry of its own, under these weights."""
     mixture, schedules = hosted(), Schedules()
     told = [ScheduleEntry(at, pair) for at, pair in enumerate(weights)]
@@ -73,8 +73,8 @@ def planned(weights: list[tuple[float, float]]) -> float:
 
 
 def test_an_entry_for_every_position():
-    few = planned([(0.5, 0.5), (0.4, 0.6)] * 100)
-    many = planned([(1.0, 1.0 + number) for number in range(200)])
+    few = time_plan([(0.5, 0.5), (0.4, 0.6)] * 100)
+    many = time_plan([(1.0, 1.0 + number) for number in range(200)])
     assert many < 6 * few, (few, many)  # it once was 30 times as long
 
 

@@ -113,7 +113,7 @@ def test_another_process_finds_it(folder, expected):
     assert done.stderr == ""
 
 
-def flipped(at: float) -> Callable[[bytes], bytes]:
+def flip_at(at: float) -> Callable[[bytes], bytes]:
     def flip(content: bytes) -> bytes:
         place = int(at * (len(content) - 1))
         return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
@@ -136,7 +136,7 @@ DAMAGES = {
     "another version": lambda content: content.replace(b"program 1", b"program 2", 1),
     "no program": lambda content: b"\0" * 1000,
     "foreign": foreign,
-    **{f"flipped at {at}": flipped(at) for at in (0.0, 0.0001, 0.1, 0.5, 0.9, 1.0)},
+    **{f"flipped at {at}": flip_at(at) for at in (0.0, 0.0001, 0.1, 0.5, 0.9, 1.0)},
 }
 
 

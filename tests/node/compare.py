@@ -64,7 +64,7 @@ def _batch_problems(address: str, client: MixClient) -> Iterator[str]:
         (POSITION_LIMIT - 9, 9, 2**31),
     ]:
         expected = {
-            "mixture": _described(mixture),
+            "mixture": _describe(mixture),
             "fingerprint": mixture.fingerprint,
             "arrays": _hashed(mixture, client.get_batch_at(start, size, seed)),
         }
@@ -96,7 +96,7 @@ def _read(address: str, *arguments: int) -> Reply:
     return json.loads(done.stdout)
 
 
-def _described(mixture: MixtureDescription) -> Reply:
+def _describe(mixture: MixtureDescription) -> Reply:
     """The Mixture message in JavaScript's form: 64-bit numbers are strings."""
     return {
         "name": mixture.name,
