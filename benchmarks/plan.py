@@ -145,6 +145,7 @@ def time_planning() -> Iterator[list[float]]:
         finally:
             planned.append(time.perf_counter() - began)
 
+    # On the class: the server makes instances of its own.
     blocks.PlanBlocks.plan = timed  # type: ignore[method-assign,assignment]
     try:
         yield planned

@@ -170,6 +170,7 @@ class Server:
     """`mixserve serve` in a process of its own, always at the same address."""
 
     def __init__(self, folder: Path):
+        # A fixed port, so that a trainer finds the restarted server.
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

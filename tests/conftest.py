@@ -22,6 +22,7 @@ from tests.processes import ONE_SIZE
 _COMPILED = Path(__file__).parents[1] / "build" / "compiled" / platform_digest()
 os.environ["MIXSERVE_COMPILATION_CACHE"] = str(_COMPILED / "mixserve")
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED / "jax"))
+# JAX's default of 1 s would leave most of these programs out of its cache.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 TRANSPORTS = ("in-process", "grpc", "shared memory")

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+# Not "fork": the child would inherit locks of JAX's and gRPC's threads without the threads. Not "spawn": it imports
+# everything again.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
@@ -27,6 +29,7 @@ class Forked:
         reading, writing = _CONTEXT.Pipe(duplex=False)
         log.touch()
         self._log, self._input = log, writing
+        # The fork server has the environment of its own start, so the present one goes along.
         self._process = _CONTEXT.Process(
             target=_run, args=(reading, str(log), dict(os.environ), target, arguments), daemon=True
         )
@@ -87,13 +90,14 @@ def in_a_fork(task: Callable[[], object]) -> str:
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        # A process that hangs cannot report it; the alarm ends the process, and the parent sees the signal.
         signal.alarm(SOON_S)
         try:
             said = repr(task())
         except Exception as error:
             said = f"{type(error).__name__}: {error}".replace(str(os.getpid()), "{pid}")
         os.write(writing, said.encode())
-        os._exit(0)  # skip JAX's and gRPC's exit handlers: they would wait for threads that a fork lacks
+        os._exit(0)  # skips JAX's and gRPC's exit handlers, which need threads that a fork lacks
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read().decode()

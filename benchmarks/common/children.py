@@ -46,6 +46,7 @@ class Child:
     def answer(self, limit_s: float) -> Any:
         """The next line. Raises ChildFailed if it reports an error or does not come within `limit_s`."""
         assert self._process.stdout is not None
+        # A pipe has no read timeout: killing the process closes the pipe, and readline returns nothing.
         timer = threading.Timer(limit_s, self._process.kill)
         timer.start()
         try:

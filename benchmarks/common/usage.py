@@ -29,6 +29,7 @@ def cpu_seconds(pids: Iterable[int]) -> float | None:
     ticks = 0
     for pid in pids:
         if fields := _stat(_PROC / str(pid) / "stat"):
+            # utime and stime, fields 14 and 15 of proc(5); `_stat` starts with field 3.
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 

@@ -81,6 +81,7 @@ def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 def _count(client: MixClient, key: int, started: threading.Barrier, begin: float, end: float) -> int:
+    # The streams open together, when all threads exist.
     started.wait()
     with client.batches(_SIZE, key) as batches:
         return counted(batches, _SIZE, begin, end)

@@ -14,6 +14,7 @@ from benchmarks.crowd.scenario import Outcome, Step, Window, children, server
 _CLIENTS = 8
 _SIZE = 1024
 _WARM_UP_S, _SECONDS = 3.0, 4.0
+# VmHWM is the peak of all resident memory. The peak without shared pages needs samples of both.
 _LOOK_EVERY_S = 0.02
 
 

@@ -95,6 +95,7 @@ def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
         channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
         request = StreamRequest(BatchRequest("", 0, _SIZE, key_words(key)), _SIZE, _COUNT, _SIZE)
         opened.append((channel, channel.unary_stream(methods.STREAM_BATCHES)(encode_stream_request(request))))
+        # First the buffers of gRPC and the kernel fill; only then does a stream that is not read stand still.
         time.sleep(_FILLED_S)
         filled = received_bytes(int(address.rpartition(":")[2]))
         time.sleep(_LOOKED_S)

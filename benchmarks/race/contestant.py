@@ -54,6 +54,7 @@ def run_round(contestant: Contestant, batch: int, key: int, seconds: float, at_l
     """Time the batches of a fresh stream for `seconds`, until `at_least` of them arrived, but for 8 s at most."""
     with contestant.open(batch, key) as batches:
         warm_up(batches, batch, contestant.ahead(batch))
+        # Only now, because opening a stream may start worker processes.
         servers = [pid for server in contestant.servers for pid in family(server.process.pid)]
         client = family(os.getpid(), without=servers)
         forget_peaks(client + servers)

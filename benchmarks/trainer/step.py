@@ -33,6 +33,7 @@ class Step:
         self._matrix = jnp.full((_SIDE, _SIDE), 1 / _SIDE)
         # One thread: the other cores are for the data.
         self._products = jax.jit(_products, compiler_options={"xla_cpu_multi_thread_eigen": False})
+        # Compiles here, so that no round contains the compilation.
         self._products(self._matrix, 1).block_until_ready()
 
     def __call__(self, batch: np.ndarray, products: int) -> None:

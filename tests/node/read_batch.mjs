@@ -1,7 +1,7 @@
-// ADDRESS START SIZE SEED [CUT] -> JSON: what GetMixture says, and the SHA-256 of every array of GetBatchAt.
+// ADDRESS START SIZE SEED [CUT] -> JSON: the reply of GetMixture, and the SHA-256 of every array of GetBatchAt.
 //
-// Made from the .proto alone. With CUT the request goes out without its last CUT bytes. Exit code 0 with a batch, 3
-// with {"error": …} where the server refused it.
+// Uses only the .proto. With CUT the client sends the request without its last CUT bytes. Exit code 0 with a batch, 3
+// with {"error": …} if the server refused it.
 import { createHash } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -18,7 +18,7 @@ if (seed === undefined) {
   process.exit(2);
 }
 
-// 64-bit numbers stay strings: positions pass 2^53, beyond which JavaScript's numbers skip some.
+// 64-bit numbers stay strings: positions exceed 2^53, above which JavaScript's numbers are not exact.
 const options = { includeDirs: [PROTOS], keepCase: true, longs: String, defaults: true };
 const definition = loader.loadSync("mixserve/v1/mix.proto", options);
 const { MixService } = grpc.loadPackageDefinition(definition).mixserve.v1;
@@ -33,7 +33,7 @@ function call(name, message, cutBytes = 0) {
   return send(path, (same) => same, responseDeserialize, bytes, new grpc.Metadata(), { deadline });
 }
 
-function described({ name, dtype, shape, data }) {
+function describe({ name, dtype, shape, data }) {
   return { name, dtype, shape, sha256: createHash("sha256").update(data).digest("hex") };
 }
 
@@ -41,7 +41,7 @@ try {
   const mixture = await call("GetMixture", {});
   const key = { implementation: "threefry2x32", words: [0, Number(seed)] };
   const { fingerprint, arrays } = await call("GetBatchAt", { start, size, key }, Number(cut));
-  console.log(JSON.stringify({ mixture, fingerprint, arrays: arrays.map(described) }));
+  console.log(JSON.stringify({ mixture, fingerprint, arrays: arrays.map(describe) }));
 } catch (error) {
   if (!(error.metadata instanceof grpc.Metadata)) throw error;
   const [name = null] = error.metadata.get("mixserve-error");

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Node.js client made from the .proto alone reads the same bytes as ours. PYTHON has mixserve installed.
+# A Node.js client that uses only the .proto reads the same bytes as ours. PYTHON is an interpreter with mixserve.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The client's wire under protobuf 5, 6 and 7, each in an environment of its own that holds the client and nothing else.
+# The client's wire under protobuf 5, 6 and 7, each in its own environment, which holds only the client.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 built=$(mktemp -d)
 trap 'rm -rf "$built"' EXIT
 
-# Built from a copy: setuptools leaves its build folder beside the sources, and takes files from an old one.
+# Built from a copy: setuptools leaves a build folder next to the sources, and would copy stale files from an old one.
 mkdir "$built/client"
 cp -r client/pyproject.toml client/README.md client/mixserve_client "$built/client"
 grep -v '^protobuf==' constraints.txt >"$built/constraints.txt"
