@@ -135,10 +135,10 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
         assert said in check_message(file)
     with file.open("wb") as out:
         out.truncate((64 << 20) + 1)
-    assert "may have at most 64 MiB" in checked(file)
-    assert "cannot be read: Is a directory" in checked(tmp_path)
-    assert "cannot be read: No such file" in checked(tmp_path / "none")
-    assert "cannot be read: File name too long" in checked(tmp_path / ("x" * 3000))
+    assert "may have at most 64 MiB" in check_message(file)
+    assert "cannot be read: Is a directory" in check_message(tmp_path)
+    assert "cannot be read: No such file" in check_message(tmp_path / "none")
+    assert "cannot be read: File name too long" in check_message(tmp_path / ("x" * 3000))
 
 
 def test_pipes_and_devices_are_no_configuration(tmp_path):
@@ -165,9 +165,13 @@ def test_sources_may_not_be_pipes_sockets_or_devices(folder):
                 said = check_message(mixture(folder, sources))
                 assert "mixtures.m.sources.a: path: " in said
                 assert found.format(extra) in said
-    said = checked(mixture(folder, "a: {kind: tokens, path: arrays, dtype: uint16, sequence_length: 2, weight: 1}"))
+    said = check_message(
+        mixture(folder, "a: {kind: tokens, path: arrays, dtype: uint16, sequence_length: 2, weight: 1}")
+    )
     assert "arrays must be a file, got a folder" in said
-    assert "x.npy must be a file, got a pipe" in checked(mixture(folder, "a: {kind: arrays, path: arrays, weight: 1}"))
+    assert "x.npy must be a file, got a pipe" in check_message(
+        mixture(folder, "a: {kind: arrays, path: arrays, weight: 1}")
+    )
 
 
 def test_damaged_and_foreign_arrays_are_named(folder):
