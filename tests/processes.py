@@ -60,6 +60,20 @@ class ServerProcess:
         self.process.kill(DEADLINE_S)
 
 
+def freeze(pid: int) -> None:
+    """Stop all threads of a process. SIGSTOP returns before they have stopped, and they may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + DEADLINE_S
+    while any(state != "T" for state in _thread_states(pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def _thread_states(pid: int) -> list[str]:
+    # The third field of `stat`, after a name in parentheses. Systems without /proc have none.
+    return [file.read_text().rpartition(")")[2].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+
+
 class Command:
     """`mixserve serve ARGUMENTS` as a user starts it, with the interface of `Forked`."""
 

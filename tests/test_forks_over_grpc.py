@@ -20,7 +20,7 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serv
 from mixserve_client import AsyncMixClient, MixClient
 from mixserve_client.transport.forking import GATE
 from tests.forked import SOON_S, Forked, in_a_fork, wait_for_line
-from tests.processes import DEADLINE_S, ONE_SIZE
+from tests.processes import DEADLINE_S, ONE_SIZE, freeze
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -192,7 +192,7 @@ def a_call_that_takes_long_is_not_waited_for(address: str, pid: int) -> None:
     client = MixClient.connect(address, patience_s=20)
     expected, found = x(client.get_batch_at(0, 5, 7)), list[list[int]]()
     calling = threading.Thread(target=lambda: found.append(x(client.get_batch_at(0, 5, 7))))
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         calling.start()
         while not GATE._calls:
