@@ -94,7 +94,8 @@ class Batches:
                 self.refill(deadline)
         except FingerprintMismatch:
             self.forget()
-            self._read(None).say_what_changed(self._deadline())
+            if self._reader is not None:
+                self._reader.say_what_changed()
             raise
         except BaseException:
             self.forget()

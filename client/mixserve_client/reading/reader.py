@@ -1,5 +1,6 @@
 """Reads rows of one selection with a client's resources."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -17,9 +18,9 @@ from mixserve_client.wire.schedule import decode_schedule
 
 # A larger batch is read as a stream, since only a stream's replies go through shared memory or in several messages.
 _CALL_BYTES = 128 << 10
+_DESCRIBE_S = 5.0  # an error must not wait as long as patience lasts
 
-
-Describe = Callable[[float | None], object]
+Describe = Callable[[float], object]
 
 
 class Reader:
@@ -52,20 +53,20 @@ class Reader:
         try:
             return self._rows(start, size, deadline)
         except FingerprintMismatch:
-            self.say_what_changed(deadline)
+            self.say_what_changed()
             raise
 
-    def say_what_changed(self, deadline: float | None) -> None:
+    def say_what_changed(self) -> None:
         """After a FingerprintMismatch, raise one that says what has changed, if a server describes it otherwise now.
 
         The refusal of a request knows two hashes only; descriptions have weights, lengths and fields.
         """
         try:
-            self._describe(deadline)
+            self._describe(time.monotonic() + _DESCRIBE_S)
         except FingerprintMismatch:
             raise
         except MixserveError:
-            return  # the first error says more than that there is no server now
+            return  # the first error says more than this one, such as that no server answers any more
 
     def _rows(self, start: int, size: int, deadline: float | None) -> Batch:
         selection = self.selection
@@ -84,7 +85,7 @@ class Reader:
         try:
             return self._batch(wanted, deadline)
         except FingerprintMismatch:
-            self.say_what_changed(deadline)
+            self.say_what_changed()
             raise
 
     def _batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
