@@ -80,17 +80,17 @@ class Batches:
         """The next batch. Raises StopIteration at the end."""
         in_flight, before = self._in_flight, self.checkpoint.position
         try:
-            deadline = self._deadline()
+            deadline = deadline_in(self._options.timeout_s)
             if not in_flight:
                 self.refill(deadline, at_least=1)
                 if not in_flight:
                     raise StopIteration
-            selection = self._read(deadline).selection
+            selection = (self._reader or self._read(deadline)).selection
             group = self._skips.first_from(before)
-            record = selection.record(in_flight.first(selection.fields, deadline))
-            end, short = in_flight.pop()
+            batch, end, short = in_flight.take(selection.fields, deadline)
+            record = selection.record(batch)
             position = group + self.shard.group if end is None else end
-            if in_flight.wants_more:
+            if in_flight.count <= in_flight.refill_at:
                 self.refill(deadline)
         except FingerprintMismatch:
             self.forget()

@@ -16,6 +16,7 @@ class _Fetching:
     """A fetch in flight; `left` of its batches have not been taken."""
 
     fetch: Fetch
+    weight: int  # what one of its batches counts of those in flight
     left: int
     streams: tuple[BackgroundStream, ...]
 
@@ -30,49 +31,44 @@ class InFlight:
     def __init__(self, position: int):
         self.next_request_at = position
         self._fetching: deque[_Fetching] = deque()
-        self._count = 0  # batches in flight, each as often as it has streams
-        self._refill_at = 0
+        self.count = 0  # batches in flight, each as often as it has streams
+        self.refill_at = 0
 
     def __bool__(self) -> bool:
         return bool(self._fetching)
 
-    @property
-    def wants_more(self) -> bool:
-        """Whether so few batches are in flight that it is time to refill the window."""
-        return self._count <= self._refill_at
-
     def refill(self, reader: Reader, window: Window, at_least: int = 0) -> None:
         """Request what `window` has room for, and at least `at_least` batches."""
-        self._refill_at = window.refill_at(at_least)
+        self.refill_at = window.refill_at(at_least)
         idle = not self._fetching
-        for fetch in window.fetches(self.next_request_at, self._count, idle=idle, at_least=at_least):
+        for fetch in window.fetches(self.next_request_at, self.count, idle=idle, at_least=at_least):
             # Each stream starts after the one before it, so that batches arrive in the order in which they are taken.
             before = self._fetching[-1].streams[-1:] if self._fetching else ()
             streams = list(before)
             for part in fetch.parts:
                 streams.append(reader.start(part, streams[-1] if streams else None))
-            self._fetching.append(_Fetching(fetch, fetch.count, tuple(streams[len(before) :])))
-            self._count += fetch.count * fetch.streams_per_batch
+            self._fetching.append(_Fetching(fetch, fetch.streams_per_batch, fetch.count, tuple(streams[len(before) :])))
+            self.count += fetch.count * fetch.streams_per_batch
             self.next_request_at = fetch.end
 
-    def first(self, fields: tuple[Field, ...], deadline: float | None) -> Batch:
-        """Wait for the next batch and return it; call `pop` after that. Raises what fetching it raised, and
-        DeadlineExceeded."""
-        streams = self._fetching[0].streams
-        if len(streams) == 1:
-            return streams[0].take(deadline)
-        return concatenate([stream.take(deadline) for stream in streams]) if streams else no_rows(fields)
+    def take(self, fields: tuple[Field, ...], deadline: float | None) -> tuple[Batch, int | None, bool]:
+        """Wait for the next batch: it, where it ended (None if more batches of its fetch follow), and whether it is
+        short.
 
-    def pop(self) -> tuple[int | None, bool]:
-        """Remove the next batch. Returns the position after it, or None if more batches of its fetch follow, and
-        whether it was short."""
+        Raises what fetching the batch raised, and DeadlineExceeded; then the batches in flight are for `drop_after`.
+        """
         first = self._fetching[0]
+        streams = first.streams
+        if len(streams) == 1:
+            batch = streams[0].take(deadline)
+        else:
+            batch = concatenate([stream.take(deadline) for stream in streams]) if streams else no_rows(fields)
         first.left -= 1
-        self._count -= first.fetch.streams_per_batch
+        self.count -= first.weight
         if first.left:
-            return None, False
+            return batch, None, False
         self._fetching.popleft()
-        return first.fetch.end, first.fetch.short
+        return batch, first.fetch.end, first.fetch.short
 
     def drop_after(self, position: int, otherwise: int, *, cut: bool = False) -> None:
         """Drop the batches that end after `position`, and with `cut` also those that the mixture's end cut short.
@@ -82,14 +78,14 @@ class InFlight:
         while self._fetching and (self._fetching[-1].fetch.end > position or (cut and self._fetching[-1].fetch.cut)):
             dropped = self._fetching.pop()
             dropped.cancel()
-            self._count -= dropped.left * dropped.fetch.streams_per_batch
+            self.count -= dropped.left * dropped.weight
         self.next_request_at = self._fetching[-1].fetch.end if self._fetching else otherwise
 
     def leave_to_parent(self, position: int) -> None:
         """In a forked process: start without batches in flight; the next request starts at `position`."""
         leave_to_parent(tuple(self._fetching))
         self._fetching.clear()
-        self._count, self.next_request_at = 0, position
+        self.count, self.next_request_at = 0, position
 
     def cancel(self) -> None:
         """Cancel all fetches; a call that waits for a batch raises Unavailable."""
