@@ -799,7 +799,7 @@ HOSTILE: list[Any] = [
     pytest.param(K64, [lambda: memfd(K64, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)], "", id="sealed against writing"),
     pytest.param(K64, [lambda: memfd(K64 - 4096)], f"{K64} were announced", id="shorter"),
     pytest.param(K64, [lambda: memfd(0)], "only 0 bytes", id="empty"),
-    pytest.param(K64, [lambda: memfd(K64, filled=False)], "only 0 bytes", id="no memory behind it"),
+    pytest.param(K64, [lambda: memfd(K64, filled=False)], "only 0 bytes", id="no memory reserved"),
     pytest.param(-1, [lambda: memfd(K64)], "must have 1..", id="negative"),
     pytest.param(-(2**63), [lambda: memfd(K64)], "must have 1..", id="most negative"),
     pytest.param(2**63 - 1, [lambda: memfd(K64)], "must have 1..", id="huge"),

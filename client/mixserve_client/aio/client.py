@@ -30,6 +30,9 @@ def in_thread(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
     return named_as(method, call)
 
 
+_view_session = in_thread(MixClient.view_session)
+
+
 class AsyncMixClient:
     """A `MixClient` for asyncio: the same calls, arguments, results and errors, awaited.
 
@@ -110,8 +113,7 @@ class AsyncMixClient:
     @with_arguments_of(MixClient.view_session)
     async def view_session(self, *args: Any, **options: Any) -> AsyncSessionView:
         """A view of a session that another client may hold: its state and its checkpoints."""
-        view = await asyncio.wrap_future(begin(partial(self.client.view_session, *args, **options), self.workers))
-        return AsyncSessionView(view, self.workers)
+        return AsyncSessionView(await _view_session(self, *args, **options), self.workers)
 
     async def close(self) -> None:
         """Release the sessions, end running calls, and close the connections. You may call it more than once."""
