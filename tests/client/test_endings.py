@@ -153,7 +153,7 @@ def test_closing_an_asyncio_iterator_while_it_asks_for_more_leaves_nothing_runni
         go_on.set()
         inner = batches._iterator.batches
         await asyncio.to_thread(wait_until, lambda: not services.open, "a stream is open")
-        await asyncio.to_thread(wait_until, lambda: not inner._in_flight, "batches are in flight")
+        await asyncio.to_thread(wait_until, lambda: inner._in_flight.count == 0, "batches are in flight")
         await client.close()
 
     asyncio.run(scenario())

@@ -122,7 +122,7 @@ def test_closing_ends_the_wait_of_another_thread_and_all_that_is_in_flight(gate,
     batches.close()
     gate.open.set()
     assert isinstance(waiting.result(), Unavailable)
-    assert not batches.batches._in_flight
+    assert batches.batches._in_flight.count == 0
     with pytest.raises(InvalidRequest, match="closed"):
         next(batches)
     assert batches.get_state()["position"] == 0
@@ -152,7 +152,7 @@ def test_closing_while_another_thread_asks_for_more_leaves_nothing_in_flight(gat
     batches.close()
     go_on.set()
     thread.join(DEADLINE_S)
-    assert not batches.batches._in_flight
+    assert batches.batches._in_flight.count == 0
 
 
 def test_a_signal_handler_may_take_the_state_while_its_thread_waits(gate, batches):

@@ -43,8 +43,10 @@ class BackgroundStream:
         Raises what fetching it raised, and DeadlineExceeded.
         """
         while True:
-            with suppress(IndexError):  # not an emptiness check: another thread may cancel, and clear it, in between
+            try:  # not an emptiness check: another thread may cancel, and clear it, in between
                 return self._ready.popleft()
+            except IndexError:  # noqa: S110, SIM105 - `suppress` costs 0.4 microseconds for each batch
+                pass
             try:
                 arrived = self._arrived.get(timeout=None if deadline is None else wait_s(deadline))
             except Empty:

@@ -81,9 +81,9 @@ class Batches:
         in_flight, before = self._in_flight, self.checkpoint.position
         try:
             deadline = deadline_in(self._options.timeout_s)
-            if not in_flight:
+            if not in_flight.count:
                 self.refill(deadline, at_least=1)
-                if not in_flight:
+                if not in_flight.count:
                     raise StopIteration
             selection = (self._reader or self._read(deadline)).selection
             group = self._skips.first_from(before)

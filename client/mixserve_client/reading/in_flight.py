@@ -34,9 +34,6 @@ class InFlight:
         self.count = 0  # batches in flight, each as often as it has streams
         self.refill_at = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._fetching)
-
     def refill(self, reader: Reader, window: Window, at_least: int = 0) -> None:
         """Request what `window` has room for, and at least `at_least` batches."""
         self.refill_at = window.refill_at(at_least)
