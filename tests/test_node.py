@@ -310,7 +310,6 @@ def test_sources_must_share_their_element_spec(other, leaf, said):
         ({"num_sources": 1, "weights": (float("nan"),)}, "weights"),
         ({"num_sources": 1, "weights": (float("inf"),)}, "weights"),
         ({"num_sources": 1, "weights": ("1",)}, "weights must be numbers"),
-        ({"num_sources": 1, "weights": (1.0,), "stochastic": True}, "stochastic"),
         ({"num_sources": 1, "weights": (1.0,), "placement": "moon"}, "placement"),
         ({"num_sources": 1, "weights": (1.0,), "source_names": ("a", "b")}, "source_names"),
         ({"num_sources": 1, "weights": (1.0,), "source_names": "a"}, "source_names must be a tuple of strings"),

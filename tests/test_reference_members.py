@@ -312,8 +312,11 @@ def test_precomputed_stats():
 def test_stochastic():
     node = make()
     assert node.stochastic is node.config.stochastic is False
-    with pytest.raises(ValueError, match="stochastic must be False: mixing is deterministic"):
-        make(stochastic=True)
+    with pytest.warns(UserWarning, match="stochastic is set to False, and stream_name to None") as warned:
+        node = make(stochastic=True, stream_name="mix")
+    assert warned[0].filename == __file__
+    assert (node.stochastic, node.config.stochastic, node.stream_name) == (False, False, None)
+    assert node.config == make().config
     with pytest.raises(ValueError, match="stochastic must be True or False, got None"):
         StructuralConfig(stochastic=None)
     assert DataSourceModule(StructuralConfig(stochastic=True)).stochastic is True

@@ -24,12 +24,20 @@ from mixserve_client.schema.mixture import MixtureDescription
 from mixserve_client.schema.positions import check_any_positions, check_positions
 from mixserve_client.schema.schedule import Pairs
 from mixserve_client.schema.sessions import HeldSession, OpenRequest, SessionDescription, check_name
+from mixserve_client.schema.text import show
 from mixserve_client.sessions.leases import LeaseKeeper, SharedLeases, leases_of
 from mixserve_client.sessions.session import Session, SessionView, is_definite
 from mixserve_client.transport.base import Transport
 from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import decode_names
 from mixserve_client.wire.session import decode_opened, decode_sessions, encode_list_request, encode_open_request
+
+
+def check_client(client: Any) -> "MixClient":
+    """`client` itself. Raises InvalidRequest, for example for an address."""
+    if not hasattr(client, "get_batch_at"):  # not isinstance: a wrapper with the same calls is as good
+        raise InvalidRequest(f"client must be a MixClient, such as MixClient.connect('HOST:PORT'), got {show(client)}")
+    return client
 
 
 class MixClient:

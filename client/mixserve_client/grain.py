@@ -7,7 +7,7 @@ from typing import Any
 
 import grain
 
-from mixserve_client.client import MixClient
+from mixserve_client.client import MixClient, check_client
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.schema.checks import check_integer
 from mixserve_client.schema.keys import key_words
@@ -34,7 +34,7 @@ class RemoteMapDataset(grain.MapDataset[Any]):
     ):
         """Raises InvalidRequest if `batch_size` or `num_batches` is below 1, or if `key` is not a key."""
         super().__init__()
-        self._client = client
+        self._client = check_client(client)
         self._batch_size = check_integer("batch_size", batch_size, 1)
         self._words = key_words(key)
         self._mixture = mixture
@@ -81,8 +81,8 @@ class RemoteIterDataset(grain.IterDataset[Any]):
         """Raises what `client.batches` raises."""
         super().__init__()
         options |= {name: copy_pairs(options[name]) for name in ("schedule", "skip") if name in options}
+        self._client = check_client(client)
         client.batches(batch_size, key, **options).close()  # only to check the options: wrong ones raise here
-        self._client = client
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
 
     def __iter__(self) -> "RemoteDatasetIterator":

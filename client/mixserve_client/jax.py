@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import jax
 
-from mixserve_client.client import MixClient
+from mixserve_client.client import MixClient, check_client
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.jax_dtypes import fit_dtypes
 from mixserve_client.reading.iterator import BatchIterator
@@ -178,7 +178,7 @@ def global_batches(
         )
     begin, rows = _own_rows(sharding, check_integer("batch_size", batch_size, 1))
     shard = (begin // rows, batch_size // rows)
-    batches = client.batches(batch_size, key, shard=shard, drop_remainder=True, **options)
+    batches = check_client(client).batches(batch_size, key, shard=shard, drop_remainder=True, **options)
 
     def put(batch: Any) -> Any:
         return jax.tree.map(lambda array: _make_global(array, batch_size, begin, sharding), fit_dtypes(batch))

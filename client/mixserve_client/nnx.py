@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from mixserve_client.client import MixClient
+from mixserve_client.client import MixClient, check_client
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.jax_dtypes import fit_dtypes
 from mixserve_client.rpc.forwarding import named_as
@@ -76,8 +76,8 @@ class RemoteMixDataSourcesNode(nnx.Module):
     def __init__(
         self, client: MixClient, *, mixture: str | None = None, session: str | None = None, **session_options: Any
     ):
-        """Sends nothing yet."""
-        self._remote = _Remote(client, mixture, session, session_options)
+        """Sends nothing yet. Raises InvalidRequest if `client` is not a client."""
+        self._remote = _Remote(check_client(client), mixture, session, session_options)
 
     @property
     def last_error(self) -> BaseException | None:

@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from mixserve_client.client import MixClient
+from mixserve_client.client import MixClient, check_client
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.schema.dtypes import DTYPES
@@ -37,7 +37,7 @@ class RemoteIterableDataset(IterableDataset[Any]):
         else whole batches. Sends nothing. Raises what `client.batches` raises.
         """
         super().__init__()
-        self._client = client
+        self._client = check_client(client)
         options |= {name: copy_pairs(options[name]) for name in ("schedule", "skip") if name in options}
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
         self._shard = shard

@@ -33,7 +33,9 @@ class StructuralConfig:
     def __post_init__(self) -> None:
         for name in ("cacheable", "stochastic"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be True or False, got {getattr(self, name)!r}; pass fields by their names"
+                )
         if not isinstance(self.stream_name, str | None):
             raise ValueError(f"stream_name must be a string, got {self.stream_name!r}")
         if self.batch_stats_fn is not None and not callable(self.batch_stats_fn):

@@ -119,3 +119,13 @@ def _describe(leaf: Any) -> str:
 def _keys(mapping: dict[Any, Any]) -> str:
     names = ", ".join(sorted(map(str, mapping))) or "none"
     return f"{names:.500}"
+
+
+def pop_entry(state: State, name: str, kind: type, path: str) -> Any:
+    """Remove and return the entry `name` of `state`. Raises ValueError if it is missing or of another type."""
+    if name not in state:
+        raise ValueError(f"{below(path, name)} is missing")
+    value = state.pop(name)
+    if not isinstance(value, kind):
+        raise ValueError(f"{below(path, name)} must be of the type {kind.__name__}, got {value!r:.100}")
+    return value

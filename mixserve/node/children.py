@@ -1,12 +1,13 @@
 """The objects that a node gets as sources -> sources of a mixture, and Grain's data set of their single records."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
 
 from mixserve.error_boundary import user_code
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
+from mixserve_client.schema.text import show
 
 # Grain counts in multiples of the least share, and these must be finite floats.
 _LEAST_SHARE = 1e-300
@@ -14,14 +15,24 @@ _LEAST_SHARE = 1e-300
 
 def as_source(source: Any) -> AnySource:
     """`source`, or an adapter if it follows the reference's protocol. Raises TypeError for anything else."""
-    if isinstance(source, Source):
-        return source
-    if isinstance(source, FollowsReference):
-        return ReferenceSource(source)
+    # A class has the methods of its objects, so the protocols alone would accept it.
+    if not isinstance(source, type):
+        if isinstance(source, Source):
+            return source
+        if isinstance(source, FollowsReference):
+            return ReferenceSource(source)
     raise TypeError(
         "a source needs __len__, element_spec() and take(record_ids) or get_batch_at(start, size, key), "
-        f"got {source!r}; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
+        f"got {show(source)}{_hint(source)}"
     )
+
+
+def _hint(source: Any) -> str:
+    if isinstance(source, type):
+        return ", which is a class: make an object of it"
+    if isinstance(source, Mapping) or (hasattr(source, "dtype") and hasattr(source, "shape")):
+        return "; wrap an array, or a dict of arrays, in an ArraySource"
+    return "; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
 
 
 def mixed_records(sources: Sequence[Any], shares: Sequence[float]) -> grain.IterDataset:

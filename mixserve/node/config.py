@@ -1,5 +1,6 @@
 """The configuration of a mixing node."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral
@@ -13,6 +14,7 @@ from mixserve.mixture.sampling import BLOCK_SIZE, CATEGORICAL, EPOCH, NEVER, Sam
 from mixserve.mixture.schedule import Entry, Schedule, Shares, normalised
 from mixserve.module import StructuralConfig
 from mixserve_client.schema.positions import POSITION_LIMIT
+from mixserve_client.schema.text import show
 
 _LARGEST_PLAN = 1 << 16
 PLACEMENTS = ("auto", "host", "device")
@@ -37,6 +39,8 @@ class MixDataSourcesConfig(StructuralConfig):
     The sizes do not affect the bytes of a batch: with fewer, a first start is faster, but more positions are planned in
     vain.
 
+    `stochastic=True` is set to False, and `stream_name` to None, with a warning.
+
     Raises ValueError, which names the field, if a field is missing, not allowed, or does not fit another one.
     """
 
@@ -54,13 +58,20 @@ class MixDataSourcesConfig(StructuralConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # The dataclass is frozen, so fields are set past its own __setattr__.
         if self.stochastic:
-            raise ValueError("stochastic must be False: mixing is deterministic, and every batch follows from its key")
+            # As the reference does: code that makes all its configurations in one way passes both.
+            warnings.warn(
+                "a mixture is never stochastic, since every batch follows from its key: stochastic is set to False, "
+                "and stream_name to None",
+                stacklevel=3,
+            )
+            object.__setattr__(self, "stochastic", False)
+            object.__setattr__(self, "stream_name", None)
         if self.num_sources is None or self.weights is None:
             raise ValueError(f"num_sources and weights are required, got {self.num_sources} and {self.weights}")
         if isinstance(self.num_sources, bool) or not isinstance(self.num_sources, Integral):
             raise ValueError(f"num_sources must be an integer, got {self.num_sources!r}")
-        # The dataclass is frozen, so fields are set past its own __setattr__.
         object.__setattr__(self, "num_sources", int(self.num_sources))
         if self.num_sources < 1:
             raise ValueError(f"num_sources must be at least 1, got {self.num_sources}")
@@ -133,7 +144,9 @@ def _weights(name: str, weights: Any, count: int) -> Shares:
         weights = np.asarray(weights).tolist()
     # Iterables all the same, but of characters, of keys, or in no order.
     if isinstance(weights, str | bytes | Mapping | Set) or not isinstance(weights, Iterable):
-        raise ValueError(f"{name} must be a tuple, list or array of numbers, got {weights!r}")
+        raise ValueError(
+            f"{name} must be a tuple, list or array of numbers, in the order of the sources, got {show(weights)}"
+        )
     weights = weights if isinstance(weights, tuple) else tuple(weights)
     if len(weights) != count:
         raise ValueError(f"{name} must be num_sources = {count} numbers, got {len(weights)}")

@@ -23,7 +23,7 @@ from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
 from mixserve.module.holders import DeviceData, ModuleOwned, OpaqueHolder
-from mixserve.module.state import State, below, check_same_shape
+from mixserve.module.state import State, below, check_same_shape, pop_entry
 from mixserve.node.batch_cache import BatchCache
 from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
 from mixserve.node.children import as_source, mixed_records
@@ -31,10 +31,12 @@ from mixserve.node.config import MixDataSourcesConfig
 from mixserve.node.pending_rows import PendingRows
 from mixserve.node.record_stream import RecordStream
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
+from mixserve.sources.number_lists import to_arrays
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import IMPLEMENTATION, key_words
 from mixserve_client.schema.positions import Range, check_positions
+from mixserve_client.schema.text import show
 from mixserve_client.schema.tree import unflatten
 
 logger = logging.getLogger(__name__)
@@ -69,9 +71,9 @@ class MixDataSourcesNode(DataSourceModule):
         """Raises ValueError unless there are `config.num_sources` sources with equal element specs, TypeError for an
         object that is not a source."""
         if not isinstance(config, MixDataSourcesConfig):
-            raise TypeError(f"config must be a MixDataSourcesConfig, got {config!r}")
+            raise TypeError(f"config must be a MixDataSourcesConfig, got {show(config)}")
         if not isinstance(sources, list | tuple):
-            raise TypeError(f"sources must be a list, got {type(sources).__name__}")
+            raise TypeError(f"sources must be a list in the order of the weights, got {show(sources)}")
         if len(sources) != config.num_sources:
             raise ValueError(f"num_sources is {config.num_sources}, got {len(sources)} sources")
         super().__init__(config, rngs=rngs, name=name)
@@ -155,7 +157,7 @@ class MixDataSourcesNode(DataSourceModule):
         return _NodeIterator(self)
 
     def __next__(self) -> Any:
-        """The record at `index`; then adds 1 to `index`.
+        """The record at `index`; then adds 1 to `index`. As in batches, a list of numbers in it is an array.
 
         Raises StopIteration after `len(node)` records, or when Grain's mix ends.
         """
@@ -163,6 +165,7 @@ class MixDataSourcesNode(DataSourceModule):
         if index >= len(self):
             raise StopIteration
         record = self._own().records.read(self.to_grain_iter_dataset, index)
+        record = to_arrays(record) if self.mixture.is_numeric else record
         self.index.set_value(index + 1)  # last, so that after an error the same record comes again
         return record
 
@@ -318,13 +321,13 @@ class MixDataSourcesNode(DataSourceModule):
     def _changes(self, state: State, path: str) -> list[Callable[[], None]]:
         # Checks first, all of them, those of children included: either everything changes or nothing does.
         given, modules = dict(state), self._modules()
-        iterator, order = _pop_entry(given, "iterator", str, path), _pop_entry(given, "order", str, path)
+        iterator, order = pop_entry(given, "iterator", str, path), pop_entry(given, "order", str, path)
         if order != self.mixture.order:
             raise ValueError(
                 f"{below(path, 'order')} must be {self.mixture.order!r}, got {order!r:.100}: this is the state of a "
                 "mixture with other sources, lengths or weights"
             )
-        states = _pop_entry(given, "sources", dict, path) if modules else {}
+        states = pop_entry(given, "sources", dict, path) if modules else {}
         check_same_shape(dict.fromkeys(modules), dict.fromkeys(states), below(path, "sources"))
         changes = super()._changes(given, path)
         for name, module in modules.items():
@@ -370,16 +373,6 @@ def _child(source: Any) -> AnySource | Mixture:
     if isinstance(source, MixDataSourcesNode) and type(source).get_batch_at is MixDataSourcesNode.get_batch_at:
         return source.mixture
     return as_source(source)
-
-
-def _pop_entry(state: State, name: str, kind: type, path: str) -> Any:
-    """Remove and return the entry `name` of `state`. Raises ValueError if it is missing or of another type."""
-    if name not in state:
-        raise ValueError(f"{below(path, name)} is missing")
-    value = state.pop(name)
-    if not isinstance(value, kind):
-        raise ValueError(f"{below(path, name)} must be of the type {kind.__name__}, got {value!r:.100}")
-    return value
 
 
 def _check_traced_start(start: Tracer) -> None:

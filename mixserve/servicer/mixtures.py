@@ -14,14 +14,17 @@ class Mixtures:
     def __init__(self, nodes: Mapping[str, MixDataSourcesNode], placement: str | None = None):
         """`placement` overrides every node's own. Raises ValueError without nodes, and for unprintable names."""
         if not isinstance(nodes, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f'nodes must be a dict such as {{"train": node}}, got a {type(nodes).__name__}')
+            raise ValueError(f'nodes must be a dict such as {{"train": node}}, got {type(nodes).__name__}')
         if not nodes or not all(isinstance(name, str) and name and name.isprintable() for name in nodes):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"a server needs at least one mixture, each with a printable name; got {list(nodes)!r:.200}"
             )
         for name, node in nodes.items():
             if not isinstance(node, MixDataSourcesNode):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ValueError(f"the mixture {name!r} must be a MixDataSourcesNode, got a {type(node).__name__}")
+                raise ValueError(
+                    f"the mixture {name!r} must be a MixDataSourcesNode, got {type(node).__name__}; put sources into a "
+                    "node first"
+                )
         self._mixtures = {name: HostedMixture(name, nodes[name].placed(placement)) for name in sorted(nodes)}
 
     @property

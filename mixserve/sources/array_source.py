@@ -7,22 +7,25 @@ import jax
 import numpy as np
 
 from mixserve.sources.digest import digest_blocks
+from mixserve.sources.number_lists import to_arrays
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.text import show
 from mixserve_client.schema.tree import flatten, unflatten
 
 
 class ArraySource:
     """The rows of a dict of arrays, nested to any depth: NumPy, JAX or memory-mapped, of any dtype of the wire.
 
+    One array alone is allowed; its rows are then the records. A list of numbers counts as an array.
     The arrays must not change while a mixture holds them: only arrays whose rows are not C-contiguous are copied.
     `more` are further dicts of the same fields whose rows follow those of `arrays`, so that shards need not be joined
     in memory.
     """
 
-    def __init__(self, arrays: Mapping[str, Any], *more: Mapping[str, Any], name: str | None = None):
+    def __init__(self, arrays: Any, *more: Any, name: str | None = None):
         """Raises ValueError if a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes; TypeError
-        for a dtype that the wire does not have."""
+        for what is not an array, and for a dtype that the wire does not have."""
         self.name = name
         self._blocks = tuple(_check_block(block) for block in (arrays, *more))
         self._starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in self._blocks)])
@@ -54,22 +57,47 @@ class ArraySource:
         return digest_blocks(self._blocks)
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in self._spec.items())
-        return f"ArraySource({{{fields}}}, length={len(self)})"
+        fields = {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in self._spec.items()}
+        one = fields.get("")  # an array alone
+        shown = one or "{" + ", ".join(f"{name}: {field}" for name, field in fields.items()) + "}"
+        return f"ArraySource({shown}, length={len(self)})"
 
 
-def _check_block(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    if not arrays:
-        raise ValueError("an ArraySource needs at least one array, got an empty dict")
-    block = {name: np.asarray(array) for name, array in flatten(arrays).items()}
+def _check_block(arrays: Any) -> dict[str, np.ndarray]:
+    is_array = hasattr(arrays, "dtype") and hasattr(arrays, "shape")
+    if not is_array and not isinstance(arrays, Mapping | list | tuple):
+        raise TypeError(f"an ArraySource needs a dict of arrays, or one array, got {show(arrays)}{_hint(arrays)}")
+    if not is_array and not arrays:
+        raise ValueError(f"an ArraySource needs at least one array, got {show(arrays)}")
+    # `flatten` gives an array alone the name "".
+    block = {name: np.asarray(array) for name, array in flatten(to_arrays(arrays)).items()}
     for name, array in block.items():
+        if array.dtype.kind in "USO":
+            raise TypeError(
+                f"the field {name!r} must be an array of numbers, got {array.dtype}, such as {show(array.flat[:1])}: "
+                "turn text into token ids first; a list of records goes into a RandomAccessSource"
+            )
         if array.ndim == 0:
-            raise ValueError(f"the array {name!r} needs a leading dimension of records, got a scalar")
-        dtype_name(array.dtype)
+            raise ValueError(
+                f"the field {name!r} needs a leading dimension of records, got the single number {show(array[()])}; "
+                "a list of records goes into a RandomAccessSource"
+            )
+        try:
+            dtype_name(array.dtype)
+        except TypeError as error:
+            raise TypeError(f"the field {name!r} cannot be served: {error}") from None
     lengths = {name: len(array) for name, array in block.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"all arrays of an ArraySource must have one leading length, got {lengths}")
     return {name: _with_contiguous_rows(array) for name, array in block.items()}
+
+
+def _hint(arrays: Any) -> str:
+    if isinstance(arrays, str):
+        return "; to name the source pass name=, and to serve a file load it with np.load(path, mmap_mode='r')"
+    if hasattr(arrays, "__len__") and hasattr(arrays, "__getitem__"):
+        return "; an object with records by number goes into a RandomAccessSource"
+    return ""
 
 
 def _with_contiguous_rows(array: np.ndarray) -> np.ndarray:

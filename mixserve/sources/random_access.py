@@ -1,16 +1,20 @@
 """An object with `__len__` and `__getitem__` whose items are records -> a source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any, Protocol
+from os import PathLike
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
+from mixserve.sources.number_lists import to_arrays
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.forks import PerProcess
+from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.text import show
 from mixserve_client.schema.tree import flatten, unflatten
 
 
@@ -25,21 +29,20 @@ class RandomAccess(Protocol):
 class RandomAccessSource:
     """The items of `data`: dicts, or other nested containers, of arrays and numbers.
 
-    It reads items through the object's batched hook if there is one (`_getitems` of Grain, `__getitems__` of PyTorch
-    and Hugging Face), else in up to `threads` threads. In batches, all items must have the spec of the first one. Items
-    that hold strings or other objects can only be iterated.
+    A list of numbers in an item is an array: int64 or float64, as NumPy makes it. It reads items through the object's
+    batched hook if there is one (`_getitems` of Grain, `__getitems__` of PyTorch and Hugging Face), else in up to
+    `threads` threads. In batches, all items must have the spec of the first one. Items that hold strings or other
+    objects can only be iterated.
     """
 
     def __init__(self, data: RandomAccess, *, name: str | None = None, threads: int = 8, content_id: str | None = None):
         """`content_id` identifies the data in the fingerprint: a string that changes when they do (default:
         `data.content_id`, if there is one).
 
-        Raises ValueError if `data` has no items or `threads` is below 1.
+        Raises TypeError if `data` is not indexed by numbers, ValueError if it has no items or `threads` is below 1.
         """
-        if len(data) == 0:
-            raise ValueError(f"a RandomAccessSource needs at least one item, which has its spec, got {data!r}")
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        _check_data(data)
+        check_integer("threads", threads, 1)
         self.name = name
         self.content_id: str | None = content_id or getattr(data, "content_id", None)
         self._data = data
@@ -89,8 +92,22 @@ class RandomAccessSource:
         return list(self._threads.here.map(self._data.__getitem__, ids))
 
 
+def _check_data(data: Any) -> None:
+    hint = ""
+    if isinstance(data, Mapping):
+        hint = ", which is indexed by keys: use ArraySource for a dict of arrays, and a list for items"
+    elif isinstance(data, str | bytes | PathLike):
+        hint = f" ({show(data, 80)}): open the file, and pass the object that has its records"
+    elif not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        hint = ": make a list of it, or pass a data set with random access"
+    if hint:
+        raise TypeError(f"data must have __len__ and __getitem__ by number, got a {type(data).__name__}{hint}")
+    if len(cast(RandomAccess, data)) == 0:
+        raise ValueError(f"a RandomAccessSource needs at least one item, which has its spec, got {show(data)}")
+
+
 def _arrays(item: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in flatten(item).items()}
+    return {name: np.asarray(leaf) for name, leaf in flatten(to_arrays(item)).items()}
 
 
 def _spec(row: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:

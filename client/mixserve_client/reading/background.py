@@ -45,8 +45,8 @@ class BackgroundStream:
         while True:
             try:  # not an emptiness check: another thread may cancel, and clear it, in between
                 return self._ready.popleft()
-            except IndexError:  # noqa: S110, SIM105 - `suppress` costs 0.4 microseconds for each batch
-                pass
+            except IndexError:
+                pass  # `suppress` would cost 0.4 microseconds for each batch
             try:
                 arrived = self._arrived.get(timeout=None if deadline is None else wait_s(deadline))
             except Empty:

@@ -193,4 +193,4 @@ def _show(state: Any) -> str:
     if not isinstance(state, Mapping):
         return f"{state!r:.100}"
     keys = ", ".join(map(str, cast(Mapping[Any, Any], state)))
-    return f"a dict of {keys:.200}: pass the part that get_state() returned"
+    return f"{f'a dict of {keys:.200}' if keys else 'an empty dict'}: pass the part that get_state() returned"
