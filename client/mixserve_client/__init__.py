@@ -28,7 +28,7 @@ from mixserve_client.errors import (
     UnknownSession,
 )
 from mixserve_client.reading.iterator import BatchIterator
-from mixserve_client.schema.fields import Field
+from mixserve_client.schema.fields import Batch, Field
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
 from mixserve_client.schema.sessions import SessionDescription
 from mixserve_client.sessions.session import Checkpoint, Session, SessionView
@@ -38,6 +38,7 @@ __all__ = [
     "AsyncMixClient",
     "AsyncSession",
     "AsyncSessionView",
+    "Batch",
     "BatchIterator",
     "Checkpoint",
     "CorruptCheckpoint",

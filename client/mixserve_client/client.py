@@ -9,7 +9,6 @@ from typing import Any, Self
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
 from mixserve_client.options import BatchOptions, ConnectOptions
-from mixserve_client.reading.assembly import Batch
 from mixserve_client.reading.batches import Batches
 from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.iterator import BatchIterator
@@ -19,7 +18,7 @@ from mixserve_client.rpc.deadlines import deadline_in
 from mixserve_client.rpc.resources import ClientResources, Resources
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.schema.checks import check_mixture, check_truth
-from mixserve_client.schema.fields import Content
+from mixserve_client.schema.fields import Batch, Content
 from mixserve_client.schema.mixture import MixtureDescription
 from mixserve_client.schema.positions import check_any_positions, check_positions
 from mixserve_client.schema.schedule import Pairs
@@ -116,7 +115,7 @@ class MixClient:
         provenance: bool = False,
         allow_short: bool = False,
         timeout_s: float | None = None,
-    ) -> Any:
+    ) -> Batch:
         """The rows at the positions [start, start + size): arrays by field, each of shape (size, *field.shape).
 
         Records that are nested on the server come back nested. The arrays have the stored dtypes; copy them before you
@@ -152,7 +151,7 @@ class MixClient:
         schedule: Pairs | None = None,
         provenance: bool = False,
         timeout_s: float | None = None,
-    ) -> Any:
+    ) -> Batch:
         """The rows at any positions, in your order: arrays of shape (len(positions), *field.shape). Row i equals
         `get_batch_at(positions[i], 1, key)`.
 

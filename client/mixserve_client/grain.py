@@ -10,12 +10,13 @@ import grain
 from mixserve_client.client import MixClient, check_client
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.schedule import copy_pairs
 from mixserve_client.schema.tree import flatten, unflatten
 
 
-class RemoteMapDataset(grain.MapDataset[Any]):
+class RemoteMapDataset(grain.MapDataset[Batch]):
     """Batches by number: element i has the rows at the positions [i * batch_size, (i + 1) * batch_size).
 
     `len` is `num_batches`, or `sys.maxsize` if it is None; as in Grain, larger numbers wrap around. It is pickled with
@@ -74,7 +75,7 @@ class RemoteMapDataset(grain.MapDataset[Any]):
         return self._client.get_batch_at(number * size, count * size, self._words, mixture=self._mixture)
 
 
-class RemoteIterDataset(grain.IterDataset[Any]):
+class RemoteIterDataset(grain.IterDataset[Batch]):
     """The batches of `client.batches(batch_size, key, **options)`, prefetched with streams."""
 
     def __init__(self, client: MixClient, *, batch_size: int, key: Any, **options: Any):
@@ -96,7 +97,7 @@ class RemoteIterDataset(grain.IterDataset[Any]):
         return self._client.batches(**self._options).element_spec()
 
 
-class RemoteDatasetIterator(grain.DatasetIterator[Any]):
+class RemoteDatasetIterator(grain.DatasetIterator[Batch]):
     """A `BatchIterator` as a Grain iterator, whose state Grain's and Orbax's checkpoints save."""
 
     def __init__(self, batches: BatchIterator):

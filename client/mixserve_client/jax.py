@@ -48,7 +48,7 @@ class DeviceBatches(OneThreaded):
         return self
 
     @OneThreaded._in_turn
-    def __next__(self) -> Any:
+    def __next__(self) -> dict[str, jax.Array]:
         """The next batch. First puts up to `buffer` more on devices.
 
         Raises what the iterator's `next` raises, but only after the batches before the error are yielded.
@@ -120,6 +120,9 @@ class DeviceBatches(OneThreaded):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"DeviceBatches({self._iterator!r}, buffer={self._buffer})"
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -14,12 +14,13 @@ from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.schema.dtypes import DTYPES
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.schedule import copy_pairs
+from mixserve_client.schema.text import show
 from mixserve_client.schema.tree import flatten, unflatten
 
 _DTYPES = {dtype: getattr(torch, name) for name, dtype in DTYPES.items() if hasattr(torch, name)}
 
 
-class RemoteIterableDataset(IterableDataset[Any]):
+class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
     """The batches of `client.batches(batch_size, key, **options)` as tensors, for loaders with `batch_size=None`.
 
     An element is a whole batch of this rank's rows: tensors of shape (rows, *field.shape) in the stored dtypes, nested
@@ -108,6 +109,12 @@ class RemoteIterableDataset(IterableDataset[Any]):
             return distributed.get_rank(), distributed.get_world_size()
         return self._rank or (0, 1)
 
+    def __repr__(self) -> str:
+        options = {name: value for name, value in self._options.items() if name not in ("batch_size", "key")}
+        shown = "".join(f", {name}={show(value)}" for name, value in options.items())
+        size, words = self._options["batch_size"], self._options["key"].tolist()
+        return f"RemoteIterableDataset({self._client!r}, batch_size={size}, key={words}, shard={self._shard}{shown})"
+
     @property
     def _can_travel(self) -> bool:
         """Whether another process can use the client. If so, no server in this process shares the memory of replies."""
@@ -133,7 +140,7 @@ class TensorBatches:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> dict[str, torch.Tensor]:
         """The next batch. Raises InvalidRequest before the first one if PyTorch lacks the dtype of a field, and what
         the iterator's `next` raises."""
         if not self._checked:
@@ -148,6 +155,9 @@ class TensorBatches:
 
     def __bool__(self) -> bool:
         return True
+
+    def __repr__(self) -> str:
+        return f"TensorBatches({self._batches!r})"
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the `BatchIterator`, in plain JSON types."""

@@ -20,6 +20,24 @@ state = typer.Typer(
 )
 app.add_typer(state, name="state")
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from mixserve import __version__
+
+        typer.echo(f"mixserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="MIXTURE.YAML", help="The configuration file.")]
 Address = Annotated[str, typer.Argument(metavar="ADDR", help="host:port or unix:///path of a running server.")]
 MixtureName = Annotated[str | None, typer.Option(help="The mixture; required if there are several.")]

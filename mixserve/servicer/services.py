@@ -14,7 +14,7 @@ from mixserve_client.schema.text import show
 
 
 class Services:
-    """The pure service and the stateful one, over the same mixtures. Thread-safe."""
+    """The pure service and the stateful one, over the same `mixtures`, which are names. Thread-safe."""
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Services:
             raise ValueError(f"state_dir must be a folder, or None for none, got {show(state_dir)}")
         folder = None if state_dir is None else StateFolder(Path(state_dir))
         hosted = {mixture.name: mixture.node for mixture in mixtures}
+        self.mixtures = mixtures.names
         self.mix = MixServicer(mixtures, slots=slots)
         try:
             sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)

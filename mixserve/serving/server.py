@@ -135,6 +135,10 @@ class MixServer:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
+    def __repr__(self) -> str:
+        state = self._not_ready or "is serving"
+        return f"MixServer({self.address!r}, mixtures={list(self._services.mixtures)}, {state.partition(':')[0]})"
+
     def _mix_handlers(self) -> grpc.GenericRpcHandler:
         calls = self._services.mix.methods
         handlers = {_name(path): grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in calls}

@@ -11,6 +11,7 @@ from mixserve_client.forks import PerProcess, renew_in_forks
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.reading.state_file import read_state
 from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.schedule import Weights
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class AsyncBatchIterator:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> Batch:
         batch = await self._turns.once(partial(next, self._iterator, END), "next")
         self._got = self._batches.checkpoint
         if batch is END:

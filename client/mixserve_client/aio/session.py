@@ -11,6 +11,7 @@ from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import PerProcess
 from mixserve_client.rpc.forwarding import named_as
 from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.keys import key_words
 from mixserve_client.sessions.session import Session, SessionView
 
@@ -113,7 +114,7 @@ class AsyncSession(AsyncSessionView):
         """The record at `index`, as `next(session)` of a `Session`. Raises StopAsyncIteration at the epoch's end."""
         return self._unless_ended(await self.turns.once(partial(next, self._session, END), "next_record"))
 
-    async def next_batch(self, size: int) -> Any:
+    async def next_batch(self, size: int) -> Batch:
         """The records from `index` on as arrays of shape (size, *field.shape), fewer at the epoch's end.
 
         Raises StopAsyncIteration if none is left.

@@ -1,15 +1,11 @@
 """Replies of any number of rows -> batches: views if one reply covers a batch, else rows copied into place."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mixserve_client.schema.fields import Field
+from mixserve_client.schema.fields import Batch, Field
 from mixserve_client.transport.buffers import MemoryPool
-
-Batch = dict[str, npt.NDArray[Any]]
 
 _ALIGNMENT = 64  # bytes, as in replies: JAX's CPU devices use aligned NumPy memory without a copy
 

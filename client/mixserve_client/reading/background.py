@@ -7,10 +7,10 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from mixserve_client.errors import DeadlineExceeded, Unavailable
-from mixserve_client.reading.assembly import Batch
 from mixserve_client.reading.stream import BatchStream
 from mixserve_client.rpc.deadlines import wait_s
 from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.schema.fields import Batch
 
 _CLOSED = "this iterator was closed while a call waited for a batch"
 

@@ -14,7 +14,7 @@ from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.state import ReaderState, StreamCheckpoint
 from mixserve_client.reading.window import Window
 from mixserve_client.rpc.deadlines import deadline_in
-from mixserve_client.schema.fields import Content, Field
+from mixserve_client.schema.fields import Batch, Content, Field
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import Weights
@@ -76,7 +76,7 @@ class Batches:
         """The key's two words."""
         return self._options.key if self._reader is None else self._reader.selection.words
 
-    def next(self) -> Any:
+    def next(self) -> Batch:
         """The next batch. Raises StopIteration at the end."""
         in_flight, before = self._in_flight, self.checkpoint.position
         try:

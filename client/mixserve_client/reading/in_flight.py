@@ -4,11 +4,11 @@ from collections import deque
 from dataclasses import dataclass
 
 from mixserve_client.forks import leave_to_parent
-from mixserve_client.reading.assembly import Batch, concatenate, no_rows
+from mixserve_client.reading.assembly import concatenate, no_rows
 from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.reading.reader import Reader
 from mixserve_client.reading.window import Fetch, Window
-from mixserve_client.schema.fields import Field
+from mixserve_client.schema.fields import Batch, Field
 
 
 @dataclass(slots=True)

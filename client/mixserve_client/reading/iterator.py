@@ -11,6 +11,7 @@ from mixserve_client.forks import renew_in_forks
 from mixserve_client.reading.batches import Batches
 from mixserve_client.reading.state_file import load_state, write_state
 from mixserve_client.rpc.one_thread import OneThreaded
+from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.schedule import Weights
 
 
@@ -35,7 +36,8 @@ class BatchIterator(OneThreaded):
         return self
 
     @OneThreaded._in_turn
-    def __next__(self) -> Any:
+    def __next__(self) -> Batch:
+        """The next batch. Records that are nested on the server come nested. Raises StopIteration at the end."""
         self._check_open()
         return self.batches.next()
 

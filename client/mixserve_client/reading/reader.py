@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mixserve_client.errors import CorruptReply, FingerprintMismatch, MixserveError
-from mixserve_client.reading.assembly import Batch
 from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.reading.ranges import PositionList, StridedRange
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection
 from mixserve_client.reading.stream import BatchStream, decode_reply
 from mixserve_client.rpc.resources import Resources
+from mixserve_client.schema.fields import Batch
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_batch_request
 from mixserve_client.wire.schedule import decode_schedule

@@ -7,7 +7,7 @@ from typing import Any
 
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
 from mixserve_client.reading.schedule import Schedule
-from mixserve_client.schema.fields import PROVENANCE, Content, Field, content_fields, provenance_obstacle
+from mixserve_client.schema.fields import PROVENANCE, Batch, Content, Field, content_fields, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.mixture import MixtureDescription, differences
 from mixserve_client.schema.positions import Positions
@@ -65,7 +65,7 @@ class Selection:
             mixture.name, positions, self.words, reply_rows, mixture.fingerprint, schedule, self.content
         )
 
-    def record(self, batch: dict[str, Any]) -> Any:
+    def record(self, batch: dict[str, Any]) -> Batch:
         """The batch, nested as the records on the server are, with the provenance beside their outermost fields."""
         if self.content == Content.RECORDS:
             return unflatten(batch)

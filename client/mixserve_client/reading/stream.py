@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from mixserve_client.errors import CorruptReply, MixserveError
-from mixserve_client.reading.assembly import Batch, batches_of
+from mixserve_client.reading.assembly import batches_of
 from mixserve_client.reading.ranges import PositionList, StridedRange, reply_batches
 from mixserve_client.reading.selection import Selection, check_fingerprint
 from mixserve_client.rpc.retry import Request, RetryingCaller
+from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.positions import POSITIONS_PER_REQUEST
 from mixserve_client.schema.requests import StreamRequest
 from mixserve_client.transport.base import Reply

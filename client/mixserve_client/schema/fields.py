@@ -3,10 +3,16 @@
 from dataclasses import dataclass
 from enum import IntEnum
 from math import prod
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mixserve_client.schema.dtypes import DType
+
+# A flat batch, as nearly all are. Cast the type of others: nested batches hold dicts, tuples or lists in place of
+# arrays, and a mixture whose records are single arrays has arrays as batches.
+Batch = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)

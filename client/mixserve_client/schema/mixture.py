@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.schedule import ScheduleEntry
+from mixserve_client.schema.text import show_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Limits:
     reply_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MixtureDescription:
     """A mixture as its server describes it; equal fingerprints mean equal batches.
 
@@ -65,6 +66,16 @@ class MixtureDescription:
     def row_bytes(self) -> int:
         """The bytes of one row, over all fields."""
         return sum(field.nbytes for field in self.fields)
+
+    def __repr__(self) -> str:
+        """What people look for, and not every attribute: a mixture may have thousands of sources."""
+        sources = show_names(f"{source.name} {source.weight:.2%} of {source.length:,}" for source in self.sources)
+        fields = show_names(f"{field.name}: {field.dtype.name}{list(field.shape)}" for field in self.fields)
+        end = "" if self.end is None else f", end={self.end}"
+        return (
+            f"MixtureDescription({self.name!r}, sources=[{sources}], fields=[{fields}], sampling={self.sampling!r}{end}"
+            f", fingerprint='{self.fingerprint[:12]}…')"
+        )
 
 
 def differences(known: MixtureDescription, now: MixtureDescription) -> str:

@@ -22,7 +22,7 @@ from mixserve_client.errors import (
 from mixserve_client.rpc.deadlines import deadline_in, wait_s
 from mixserve_client.rpc.one_thread import try_acquire
 from mixserve_client.rpc.resources import Resources
-from mixserve_client.schema.fields import Field
+from mixserve_client.schema.fields import Batch, Field
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.positions import check_positions
 from mixserve_client.schema.sessions import CallReply, CallRequest, HeldSession, OpenedSession, check_name
@@ -192,7 +192,7 @@ class Session(SessionView):
         """The record at `index`, in a separate request: `next_batch` is faster. Raises StopIteration at the end."""
         return self._read("next_record", partial(check_record, fields=self._fields))
 
-    def next_batch(self, size: int) -> Any:
+    def next_batch(self, size: int) -> Batch:
         """The records from `index` on as arrays of shape (size, *field.shape), fewer at the epoch's end.
 
         A call returns up to 65,536 records and 256 MiB. Raises StopIteration if none is left.
@@ -233,7 +233,7 @@ class Session(SessionView):
         """Evict all batches that the node has cached. All sessions of a mixture share this cache."""
         self._move("reset_cache")
 
-    def process(self, start: int, size: int, key: Any = None) -> Any:
+    def process(self, start: int, size: int, key: Any = None) -> Batch:
         """The batch at these positions, as `MixClient.get_batch_at` returns it, counted in `get_operation_stats`.
 
         A call with wrong arguments counts as skipped. A call returns up to 65,536 rows and 256 MiB.
