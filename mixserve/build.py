@@ -2,7 +2,7 @@
 
 import errno
 import resource
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +39,14 @@ def open_nodes(
         # Computing a fingerprint calls everything that a description needs of the sources, so faults show now.
         _at(file, _key(name), lambda: node.mixture.fingerprint)  # noqa: B023
     return nodes
+
+
+def check_records(nodes: Mapping[str, MixDataSourcesNode], file: Path) -> None:
+    """Read the first and the last record of every source. Raises ConfigError, which names the source."""
+    for name, node in nodes.items():
+        for number, leaf in enumerate(node.mixture.leaf_names):
+            key = f"{_key(name)}.sources.{shorten(leaf, 100)}"
+            _at(file, key, lambda: node.mixture.check_leaf(number))  # noqa: B023
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`mixserve explain`: the records at a range of positions, of a configuration file or a running server."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,12 +15,16 @@ from rich.table import Table
 
 from mixserve.cli.show import MOST_ROWS, show_rest
 from mixserve.sessions.storage import open_regular
+from mixserve.sources.location import locate
 from mixserve_client import InvalidRequest, MixClient, MixtureDescription, OutOfRange
 from mixserve_client.reading.skips import Skips
+from mixserve_client.schema.checks import check_integer
 from mixserve_client.schema.positions import check_positions
 from mixserve_client.schema.tree import flatten
 
+_ROWS = 32
 _MOST_ROWS = 64
+_MOST_NUMBERS = 4096  # of a record's array: tokens are shown whole, images are not
 _ROWS_AT_ONCE = 1 << 17
 _STATE_BYTES = 256 << 20
 
@@ -37,6 +41,7 @@ class _Reader:
     schedule: list[Any] | None
     skips: Skips
     timeout_s: float | None
+    sources: Sequence[Any]  # of a configuration file, by `source_id`; empty for a running server's
 
     def plan(self, start: int, size: int) -> dict[str, np.ndarray]:
         """`source_id` and `record_id`, int32 or int64 of shape (size,), of the positions [start, start + size)."""
@@ -45,6 +50,13 @@ class _Reader:
     def records(self, start: int, size: int) -> dict[str, np.ndarray]:
         """The rows at the positions [start, start + size), by the paths of their fields."""
         return flatten(self.client.get_batch_at(start, size, self.key, **self._options()))
+
+    def locations(self, plan: dict[str, np.ndarray]) -> list[str]:
+        """Where each record of `plan` lies; empty if no source knows."""
+        if not self.sources:
+            return []
+        ids = zip(plan["source_id"].tolist(), plan["record_id"].tolist(), strict=True)
+        return [locate(self.sources[source], record) for source, record in ids]
 
     def kept(self, start: int, size: int) -> np.ndarray:
         """Which rows of [start, start + size) the reader gets: bool of shape (size,)."""
@@ -61,32 +73,45 @@ def run(
     target: str,
     *,
     start: int | None,
-    size: int,
+    size: int | None,
+    batch: int | None,
+    batch_size: int | None,
     key: int | None,
     mixture: str | None,
     state_file: Path | None,
     records: bool,
+    whole: bool,
     every_row: bool,
     timeout_s: float,
 ) -> None:
-    """Show source and record of [start, start + size), up to the mixture's end; with `records` also the rows.
+    """Show source and record of [start, start + size), up to the mixture's end, or of the batch number `batch` of an
+    iterator that begins at `start`; with `records` also the rows, and with `whole` every number of them.
 
     Raises ConfigError and MixserveError.
     """
+    if (batch is None) != (batch_size is None) or (batch is not None and size is not None):
+        raise InvalidRequest("--batch N needs --batch-size B, and takes no --size; without them use --start S --size N")
     state = {} if state_file is None else _load_state(state_file)
     console = Console(highlight=False)
-    with _client(target, timeout_s, mixture or state.get("mixture")) as (client, call_s):
+    with _client(target, timeout_s, mixture or state.get("mixture")) as (client, nodes, call_s):
         if state_file is not None:
             state = _check_state(client, state, state_file, mixture, call_s)
+        described = client.mixture(mixture or state.get("mixture"), timeout_s=call_s)
         reader = _Reader(
             client=client,
-            mixture=client.mixture(mixture or state.get("mixture"), timeout_s=call_s),
+            mixture=described,
             key=state.get("key", 0) if key is None else key,
             schedule=state.get("schedule"),
             skips=Skips.of(state.get("skip", ())),
             timeout_s=call_s,
+            sources=nodes[described.name].mixture.leaves if nodes else (),
         )
-        start, asked = check_positions(state.get("position", 0) if start is None else start, size)
+        first: int = state.get("position", 0) if start is None else start
+        if batch is None or batch_size is None:
+            start, asked = check_positions(first, _ROWS if size is None else size)
+        else:
+            start, asked = _place_of_batch(batch, batch_size, first, reader.skips)
+            console.print(f"batch {batch:,}: the positions {start:,} to {start + asked - 1:,}")
         end = client.end(mixture=reader.mixture.name, schedule=reader.schedule, timeout_s=call_s)
         if end is not None and start >= end:
             raise OutOfRange(f"the mixture ends at position {end}: start must be below that, got {start}")
@@ -98,24 +123,32 @@ def run(
         _show_counts(console, reader, start, size)
         if records:
             for part in parts:
-                _show_records(console, reader, *part)
+                _show_records(console, reader, *part, whole=whole)
+
+
+def _place_of_batch(batch: int, batch_size: int, first: int, skips: Skips) -> Range:
+    """The positions of the batch of that number, counted from `first`. Raises InvalidRequest and OutOfRange."""
+    if skips.ranges:
+        raise InvalidRequest("--batch counts whole batches, and the state skips positions between them; use --start")
+    batch, size = check_integer("--batch", batch, 0), check_integer("--batch-size", batch_size, 1)
+    return check_positions(first + batch * size, size)
 
 
 @contextmanager
 def _client(
     target: str, timeout_s: float, mixture: str | None
-) -> Generator[tuple[MixClient, float | None], None, None]:
-    """A client of the file's mixtures, or of the server, and the timeout of its calls."""
+) -> Generator[tuple[MixClient, Mapping[str, Any], float | None], None, None]:
+    """A client of the file's mixtures, or of the server; the file's nodes; and the timeout of calls."""
     file = Path(target)
     # A missing mixture.yaml should say so, and not be looked up as a host name.
     if not (file.exists() or file.suffix in (".yaml", ".yml")):
         with MixClient.connect(target, patience_s=timeout_s) as client:
-            yield client, timeout_s
+            yield client, {}, timeout_s
         return
     from mixserve.cli.opened import open_mixtures  # here: it loads JAX, which a running server's address does not need
 
-    with open_mixtures(file, placement="host", mixture=mixture) as (client, _):
-        yield client, None  # no timeout: in process, a call takes as long as it takes
+    with open_mixtures(file, placement="host", mixture=mixture) as (client, nodes):
+        yield client, nodes, None  # no timeout: in process, a call takes as long as it takes
 
 
 def _load_state(file: Path) -> dict[str, Any]:
@@ -163,6 +196,11 @@ def _show_rows(console: Console, reader: _Reader, parts: list[Range]) -> None:
     table.add_column("position", justify="right", no_wrap=True)
     table.add_column("source", overflow="fold")
     table.add_column("record", justify="right", no_wrap=True)
+    plans = [reader.plan(start, size) for start, size in parts]
+    locations = [reader.locations(plan) for plan in plans]
+    has_locations = any(any(known) for known in locations)
+    if has_locations:
+        table.add_column("where", overflow="fold")
     if reader.skips.ranges:
         table.add_column("")
     names = [escape(name) for name in reader.mixture.leaves]
@@ -171,12 +209,13 @@ def _show_rows(console: Console, reader: _Reader, parts: list[Range]) -> None:
             table.add_section()
             table.add_row("…", f"{start - sum(parts[place - 1]):,} more rows; --all shows them", "…")
             table.add_section()
-        plan, kept = reader.plan(start, size), reader.kept(start, size).tolist()
+        plan, kept = plans[place], reader.kept(start, size).tolist()
         for row, (source, record) in enumerate(
             zip(plan["source_id"].tolist(), plan["record_id"].tolist(), strict=True)
         ):
             skipped = ["" if kept[row] else "skipped"] if reader.skips.ranges else []
-            table.add_row(f"{start + row:,}", names[source], f"{record:,}", *skipped)
+            where = [escape(locations[place][row])] if has_locations else []
+            table.add_row(f"{start + row:,}", names[source], f"{record:,}", *where, *skipped)
     console.print(table)
 
 
@@ -201,10 +240,13 @@ def _show_counts(console: Console, reader: _Reader, start: int, size: int) -> No
         console.print(f"  {size - total:,} of the {size:,} rows are skipped by the state, and not counted")
 
 
-def _show_records(console: Console, reader: _Reader, start: int, size: int) -> None:
+def _show_records(console: Console, reader: _Reader, start: int, size: int, *, whole: bool) -> None:
     for row, kept in enumerate(reader.kept(start, size).tolist()):
         if kept:
             console.print(f"position {start + row:,}", style="bold")
             for name, array in reader.records(start + row, 1).items():
-                shown = np.array2string(np.asarray(array[0]), threshold=64, edgeitems=8, prefix="  ")
-                console.print(f"  {name or 'record'}: {shown}", markup=False, soft_wrap=True)
+                record = np.asarray(array[0])
+                most = record.size if whole else _MOST_NUMBERS
+                shown = np.array2string(record, threshold=max(1, most), edgeitems=8, prefix="  ")
+                more = "" if record.size <= most else f" ({record.size:,} numbers; --whole shows all)"
+                console.print(f"  {name or 'record'}: {shown}{more}", markup=False, soft_wrap=True)

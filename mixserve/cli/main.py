@@ -136,19 +136,25 @@ def info(address: Address, timeout_s: Timeout = 10.0) -> None:
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A configuration file, or a running server's ADDR.")],
     start: Annotated[int | None, typer.Option(help="First position; by default the state's, or 0.")] = None,
-    size: Annotated[int, typer.Option(help="Number of rows.")] = 32,
+    size: Annotated[int | None, typer.Option(help="Number of rows (32).")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="A batch by its number: 0 is the one that begins at --start. Needs --batch-size.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a batch, over all shards.")] = None,
     key: Annotated[
         int | None, typer.Option(help="Seed of the key, in 0..2^32-1; by default the state's, or 0.")
     ] = None,
     mixture: MixtureName = None,
     show: Annotated[bool, typer.Option("--show", help="Read the records, and show them too.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="With --show: every number of large arrays.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="JSON of an iterator's get_state(): mixture, key, position, schedule, skips.")
     ] = None,
     every_row: Annotated[bool, typer.Option("--all", help="Show every row, even if there are many.")] = False,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Show which records are at a range of positions; reads no data without --show."""
+    """Show which records are at a range of positions, and where those of a file's mixture lie; reads no data without
+    --show."""
     with _plain_errors():
         from mixserve.cli.explain import run
 
@@ -156,10 +162,13 @@ def explain(
             target,
             start=start,
             size=size,
+            batch=batch,
+            batch_size=batch_size,
             key=key,
             mixture=mixture,
             state_file=state,
-            records=show,
+            records=show or whole,
+            whole=whole,
             every_row=every_row,
             timeout_s=timeout_s,
         )

@@ -15,10 +15,16 @@ _MOST_COLUMNS = 6
 
 
 def show_file(config_file: Path, *, placement: str | None, mixture: str | None = None) -> None:
-    """Build the mixtures of a configuration file and show them, or one of them. Raises ConfigError."""
-    from mixserve.cli.opened import open_mixtures  # here: it loads JAX, which `mixserve info` does not need
+    """Build the mixtures of a configuration file, read two records of each source, and show the mixtures, or one.
 
-    with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, _):
+    Raises ConfigError.
+    """
+    # Here: they load JAX, which `mixserve info` does not need.
+    from mixserve.build import check_records
+    from mixserve.cli.opened import open_mixtures
+
+    with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, nodes):
+        check_records({mixture: nodes[mixture]} if mixture in nodes else nodes, config_file)
         _show_all(client, (mixture,) if mixture else client.mixtures(), None)
 
 

@@ -52,7 +52,7 @@ class HostGather:
             if source_id in without:
                 continue
             here = np.flatnonzero(plan.source_ids == source_id)
-            records = _take_records(self._sources[source_id], plan.at(here), buffers)
+            records = take_records(self._sources[source_id], plan.at(here), buffers)
             for name, buffer in buffers.items():
                 buffer[here] = records[name]
 
@@ -100,7 +100,7 @@ def _check_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Ma
     return blocks
 
 
-def _take_records(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
+def take_records(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
     """The records by leaf, checked against the buffers. Raises WrongRecord, which names the source and the leaf."""
     with user_code("reading records of {!r:.200}", source):
         if is_keyed(source):

@@ -16,8 +16,8 @@ from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import Content, check_id, identify
 from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.fingerprint import fingerprint
-from mixserve.mixture.gather import HostGather
-from mixserve.mixture.leaves import AnyPlanner
+from mixserve.mixture.gather import HostGather, take_records
+from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.plan import Planner
 from mixserve.mixture.programs import PLAN_SIZES
 from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
@@ -27,7 +27,7 @@ from mixserve.mixture.spec import NotNumeric, check_text, common_fields, numeric
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Field
-from mixserve_client.schema.text import show
+from mixserve_client.schema.text import describe_error, show
 
 
 class Mixture:
@@ -220,6 +220,21 @@ class Mixture:
             elif here.sample is not None and there.sample is not None and here.sample != there.sample:
                 return name
         return None
+
+    def check_leaf(self, number: int) -> None:
+        """Read the first and the last record of a leaf. Raises ValueError, which names the record, if that fails."""
+        leaf = self.leaves[number]
+        for record_id in sorted({0, len(leaf) - 1}) if len(leaf) else ():
+            try:
+                buffers = {field.name: np.empty((1, *field.shape), field.dtype) for field in self.fields}
+                here = Plan(np.array([number], np.int32), np.array([record_id]), np.zeros((1, 2), np.uint32))
+                take_records(leaf, here, buffers)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a source may be a user's code, and raise anything
+                raise ValueError(
+                    f"reading its record {record_id:,} failed: {type(error).__name__}: {describe_error(error)}"
+                ) from error
 
     def content_digest(self) -> bytes:
         """The identity of this mixture as a child of another."""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mixserve.sources.digest import digest_blocks
+from mixserve.sources.location import file_location
 from mixserve.sources.number_lists import to_arrays
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.schema.dtypes import dtype_name
@@ -23,10 +24,13 @@ class ArraySource:
     in memory.
     """
 
-    def __init__(self, arrays: Any, *more: Any, name: str | None = None):
-        """Raises ValueError if a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes; TypeError
+    def __init__(self, arrays: Any, *more: Any, name: str | None = None, origins: Sequence[str] = ()):
+        """`origins` names the dicts for `locate`, such as by the files that they came from.
+
+        Raises ValueError if a dict is empty, lengths differ, or shards differ in fields, shapes or dtypes; TypeError
         for what is not an array, and for a dtype that the wire does not have."""
         self.name = name
+        self._origins = tuple(origins)
         self._blocks = tuple(_check_block(block) for block in (arrays, *more))
         self._starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in self._blocks)])
         self._spec = _spec(self._blocks[0])
@@ -48,6 +52,17 @@ class ArraySource:
             for name, array in self._blocks[block_id].items():
                 out[name][here] = array[record_ids[here] - self._starts[block_id]]
         return unflatten(out)
+
+    def locate(self, record_id: int) -> str:
+        """The files and bytes where the record begins, or else the row of its dict."""
+        block_id = int(np.searchsorted(self._starts, record_id, side="right")) - 1
+        row = record_id - int(self._starts[block_id])
+        places = {name: file_location(array, row) for name, array in self._blocks[block_id].items()}
+        if any(places.values()):
+            label = "{}: {}" if len(places) > 1 else "{1}"
+            return "; ".join(label.format(name, place) for name, place in places.items() if place)
+        origin = self._origins[block_id] if self._origins else f"dict {block_id}" if len(self._blocks) > 1 else ""
+        return f"{origin}, row {row:,}" if origin else ""
 
     def blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
         return self._blocks

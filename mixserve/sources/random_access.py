@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
+from mixserve.sources.location import locate
 from mixserve.sources.number_lists import to_arrays
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.forks import PerProcess
@@ -71,6 +72,10 @@ class RandomAccessSource:
                     f"record {record_id} has {_spec(row)}"
                 )
         return unflatten({name: np.stack([row[name] for row in rows]) for name in self._spec})
+
+    def locate(self, record_id: int) -> str:
+        """Where the record lies, if `data` has a `locate` that says it; otherwise empty."""
+        return locate(self._data, record_id)
 
     def __reduce__(self) -> Any:
         return partial(RandomAccessSource, name=self.name, threads=self._thread_count, content_id=self.content_id), (

@@ -14,7 +14,8 @@ RecordIds = Int[np.ndarray, " size"]
 
 @runtime_checkable
 class Source(Protocol):
-    """Records by index. A source may have a `name`, which is its name in a mixture.
+    """Records by index. A source may have a `name`, which is its name in a mixture, and a `locate(record_id)`, which
+    says in a text where a record lies, such as its file and byte.
 
     The fingerprint identifies its content by its `content_id`, a string that changes when the content does, else by the
     bytes that `content_digest()` returns, else by a sample of records.

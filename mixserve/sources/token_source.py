@@ -60,6 +60,8 @@ class TokenSource:
             raise ValueError(
                 f"tokens of dtype {parts[0].dtype} do not all fit into {self._as_dtype}; choose a wider one"
             )
+        # Not the parts themselves: a pickle would hold their tokens twice.
+        self._inputs = [(_label(number, part), len(part)) for number, part in enumerate(parts)]
         self._windows = _windows(parts, sequence_length)
         if not self._windows:
             count = sum(len(part) for part in parts)
@@ -74,6 +76,15 @@ class TokenSource:
 
     def take(self, record_ids: RecordIds) -> Records:
         return {self._field: self._rows.take(record_ids)[self._field].astype(self._as_dtype)}
+
+    def locate(self, record_id: int) -> str:
+        """The file, or the number of the input, and the token in it at which the record begins."""
+        first = record_id * self._windows[0].shape[1]
+        for label, count in self._inputs:
+            if first < count:
+                return f"{label}, token {first:,}"
+            first -= count
+        raise IndexError(f"record_id must be below {len(self)}, got {record_id}")
 
     def blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
         return self._rows.blocks()
@@ -98,6 +109,10 @@ def _inputs(tokens: Any) -> list[Any]:
         raise ValueError("a TokenSource needs at least one file, array or list of token ids, got none")
     # One list of numbers is one input; a list of lists is several.
     return [inputs] if isinstance(inputs[0], Integral) else inputs
+
+
+def _label(number: int, part: np.ndarray) -> str:
+    return str(part.filename) if isinstance(part, np.memmap) else f"input {number}"
 
 
 def _dtype(name: str, dtype: Any) -> np.dtype | None:

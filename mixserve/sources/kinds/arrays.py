@@ -27,7 +27,8 @@ class ArraysConfig(SourceConfig):
     def open(self, folder: Path) -> Any:
         from mixserve.sources.array_source import ArraySource
 
-        return ArraySource(*(_arrays(path, self.dtypes) for path in find_files(self.path, folder, or_folders=True)))
+        paths = find_files(self.path, folder, or_folders=True)
+        return ArraySource(*(_arrays(path, self.dtypes) for path in paths), origins=[str(path) for path in paths])
 
 
 def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
