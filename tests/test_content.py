@@ -2,13 +2,16 @@
 
 import logging
 import pickle
+import re
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, local_client, serve
+from mixserve.cli.main import app
 from mixserve.mixture import content
 from mixserve_client import FingerprintMismatch, MixClient
 from tests.processes import ONE_SIZE
@@ -150,7 +153,7 @@ def test_content_that_cannot_be_identified_stays_out_with_a_warning(monkeypatch,
     made = data()
     try:
         with serve({"train": node(Data(), made)}, shared_memory=False) as server:
-            (message,) = (record.getMessage() for record in caplog.records)
+            (message,) = (m for record in caplog.records if "covers only" not in (m := record.getMessage()))
             for part in (said, "'s1'", "content_id"):
                 assert part in message
             with local_client({"train": node(Data(), Data(), content_ids=(None, "known"))}) as known:
@@ -159,6 +162,28 @@ def test_content_that_cannot_be_identified_stays_out_with_a_warning(monkeypatch,
                 assert [source.content_unknown for source in client.mixture().sources] == [False, True]
     finally:
         getattr(made, "ends", threading.Event()).set()
+
+
+def test_content_of_which_only_a_sample_is_known_is_told(caplog):
+    caplog.set_level(logging.WARNING, "mixserve")
+    inner = node(Data())
+    few, whole = Data(records=content.SAMPLED_RECORDS), ArraySource({"x": np.zeros((RECORDS, 4), np.int32)}, name="s3")
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), source_names=("inner",), plan_sizes=ONE_SIZE)
+    nodes = {
+        "train": node(Data(), Data(), few, whole, content_ids=(None, "known", None, None)),
+        "nested": MixDataSourcesNode(config, [inner]),
+        "valid": node(Data(), content_ids=("valid",)),
+    }
+    with serve(nodes, shared_memory=False) as server, MixClient.connect(server.address) as client:
+        assert [source.content_sampled for source in client.mixture("train").sources] == [True, False, False, False]
+        assert [source.content_sampled for source in client.mixture("nested").sources] == [True]
+        assert not any(source.content_unknown for source in client.mixture("train").sources)
+        shown = CliRunner().invoke(app, ["info", server.address]).output
+    said = [record.getMessage() for record in caplog.records]
+    assert [("'nested'" in one, "inner" in one, "66 records" in one) for one in said[:1]] == [(True, True, True)]
+    assert [("'train'" in one, "sources: s0. " in one, "content_id" in one) for one in said[1:]] == [(True, True, True)]
+    warnings = re.findall("warning: the fingerprint covers only a sample of the records of (.*): give", shown)
+    assert warnings == ["inner", "s0"]
 
 
 def test_content_that_is_unknown_in_a_nested_mixture_is_unknown_outside(caplog):

@@ -52,6 +52,18 @@ def show_mixture(console: Console, mixture: MixtureDescription) -> None:
         end = "no end" if mixture.end is None else f"end at position {mixture.end:,}"
         console.print(f"  block size {mixture.block_size:,}, stop {mixture.stop}, {end}")
     console.print(f"  fingerprint {mixture.fingerprint}", soft_wrap=True)
+    _show_doubts(console, mixture)
+
+
+def _show_doubts(console: Console, mixture: MixtureDescription) -> None:
+    """Say of which sources records can change without changing the fingerprint."""
+    for names, doubt in (
+        ([s.name for s in mixture.sources if s.content_unknown], "does not cover the content of"),
+        ([s.name for s in mixture.sources if s.content_sampled], "covers only a sample of the records of"),
+    ):
+        if names:
+            told = f"  warning: the fingerprint {doubt} {show_names(names)}: give a content_id to notice all changes"
+            console.print(told, markup=False, soft_wrap=True)
 
 
 def show_rest(console: Console, count: int, what: str) -> None:

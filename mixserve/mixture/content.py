@@ -21,6 +21,7 @@ _logger = logging.getLogger("mixserve")
 # The limit for all sources of a mixture together: a server reads their samples before it starts.
 SAMPLING_S = 5.0
 _SPREAD = 65
+SAMPLED_RECORDS = _SPREAD + 1
 _THREADS = 8
 _BYTES_AT_ONCE = 64 << 20
 _LONGEST_ID, _LONGEST_FAILURE = 256, 300
@@ -35,6 +36,7 @@ class Content(NamedTuple):
 
     identity: bytes
     sample: bytes | None = None
+    is_partial: bool = False  # whether the sample does not hold all records
 
 
 def check_id(name: str, content_id: Any) -> str | None:
@@ -110,8 +112,9 @@ class _Sample:
             return Content(b""), "its records differ when they are read again"
         sample = digests[0] if digests else None
         if not doubt and len(digests) < 2:
-            doubt = f"reading {_SPREAD + 1} of its records twice takes longer than {SAMPLING_S:g} s"
-        return Content(b"" if doubt or sample is None else _tag("sample", sample), sample), doubt
+            doubt = f"reading {SAMPLED_RECORDS} of its records twice takes longer than {SAMPLING_S:g} s"
+        identity = b"" if doubt or sample is None else _tag("sample", sample)
+        return Content(identity, sample, is_partial=bool(identity) and len(self._source) > SAMPLED_RECORDS), doubt
 
     def _digest(self, until: float) -> bytes | None:
         """The digest of the sample's records; None if reading them takes too long."""

@@ -208,6 +208,13 @@ class Mixture:
             for child, length, content in zip(self.children, self.lengths, self.contents, strict=True)
         ]
 
+    def sampled_contents(self) -> Sequence[bool]:
+        """Per child, whether the fingerprint covers only a sample of its records."""
+        return [
+            any(child.sampled_contents()) if isinstance(child, Mixture) else content.is_partial
+            for child, content in zip(self.children, self.contents, strict=True)
+        ]
+
     def differing_leaf(self, other: "Mixture") -> str | None:
         """The name of a leaf whose sample differs in `other`, a mixture of the same fingerprint; None if none does."""
         for name, child, child_of_other, here, there in zip(

@@ -1,10 +1,12 @@
 """A node under a name, and its description for clients."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.content import SAMPLED_RECORDS
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode, PendingRows
@@ -14,6 +16,9 @@ from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.schedule import ScheduleEntry
+from mixserve_client.schema.text import show_names
+
+_logger = logging.getLogger("mixserve")
 
 _REPLY_BYTES = 16 << 20
 _SIZE = 1 << 16
@@ -54,6 +59,7 @@ class HostedMixture:
             mixture.shares,
             mixture.pass_ends(),
             mixture.unknown_contents(),
+            mixture.sampled_contents(),
             strict=True,
         )
         return MixtureDescription(
@@ -75,7 +81,19 @@ class HostedMixture:
         )
 
     def warm_up(self) -> None:
-        """Compute the description, and compile the programs that the first batches need."""
+        """Compute the description, and compile the programs that the first batches need.
+
+        Logs a warning if the fingerprint covers only samples of some sources.
+        """
+        sampled = [source.name for source in self.description.sources if source.content_sampled]
+        if sampled:
+            _logger.warning(
+                "the fingerprint of the mixture %r covers only %d records of each of these sources: %s. Changes of "
+                "other records, and differences between replicas, will go unnoticed; give the sources a content_id",
+                self.name,
+                SAMPLED_RECORDS,
+                show_names(sampled),
+            )
         self.node.warm_up(self.description.limits.size, first=True)
 
 

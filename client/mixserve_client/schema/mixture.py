@@ -1,7 +1,8 @@
 """Descriptions of mixtures: fields, sources, fingerprint and limits."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.schedule import ScheduleEntry
@@ -14,6 +15,7 @@ class SourceDescription:
 
     `pass_end`: in epoch mode, the number of positions that hold the first pass over the source, to within a block; None
     if the pass never ends. `content_unknown`: whether the records can change without changing the fingerprint.
+    `content_sampled`: whether those can that are not in a sample of 66.
     """
 
     name: str
@@ -21,6 +23,13 @@ class SourceDescription:
     weight: float
     pass_end: int | None = None
     content_unknown: bool = False
+    content_sampled: bool = False
+
+    def __setstate__(self, state: list[Any]) -> None:
+        # Pickles of earlier versions lack the fields that were added since, which have defaults.
+        defaults = [field.default for field in fields(self)]
+        for field, value in zip(fields(self), [*state, *defaults[len(state) :]], strict=True):
+            object.__setattr__(self, field.name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +42,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MixtureDescription:
-    """A mixture as its server describes it; equal fingerprints mean equal batches.
+    """A mixture as its server describes it; equal fingerprints mean equal batches, unless a source has
+    `content_unknown` or `content_sampled`.
 
     `end` is the first position after the end, None if the mixture is endless. `schedule` has weights, each with the
     position from which they apply. `leaves` are the names of the sources; `source_id` is an index into them.

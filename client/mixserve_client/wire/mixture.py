@@ -39,6 +39,7 @@ def encode_mixture(mixture: MixtureDescription) -> bytes:
                 weight=s.weight,
                 pass_end=s.pass_end or 0,
                 content_unknown=s.content_unknown,
+                content_sampled=s.content_sampled,
             )
             for s in mixture.sources
         ],
@@ -114,7 +115,8 @@ def _sources(messages: Collection[mix_pb2.Source]) -> tuple[SourceDescription, .
     if not 1 <= len(messages) <= _SOURCES:
         raise ValueError(f"a mixture has 1 to {_SOURCES} sources, got {len(messages)}")
     sources = tuple(
-        SourceDescription(s.name, s.length, s.weight, s.pass_end or None, s.content_unknown) for s in messages
+        SourceDescription(s.name, s.length, s.weight, s.pass_end or None, s.content_unknown, s.content_sampled)
+        for s in messages
     )
     if any(source.length < 0 or (source.pass_end or 0) < 0 for source in sources):
         raise ValueError("length and pass_end of a source must be at least 0")

@@ -14,15 +14,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mixserve/v1/mix.proto\x12\x0bmixserve.v1\"\x15\n\x13ListMixturesRequest\"\"\n\x11ListMixturesReply\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x11GetMixtureRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\"\xad\x02\n\x07Mixture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\"\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x12.mixserve.v1.Field\x12$\n\x07sources\x18\x04 \x03(\x0b\x32\x13.mixserve.v1.Source\x12#\n\x06limits\x18\x05 \x01(\x0b\x32\x13.mixserve.v1.Limits\x12\x11\n\tplacement\x18\x06 \x01(\t\x12\x10\n\x08sampling\x18\x07 \x01(\t\x12\x12\n\nblock_size\x18\x08 \x01(\x03\x12\x0c\n\x04stop\x18\t \x01(\t\x12\x0b\n\x03\x65nd\x18\n \x01(\x03\x12,\n\x08schedule\x18\x0b \x03(\x0b\x32\x1a.mixserve.v1.ScheduleEntry\x12\x0e\n\x06leaves\x18\x0c \x03(\t\"/\n\rScheduleEntry\x12\r\n\x05start\x18\x01 \x01(\x03\x12\x0f\n\x07weights\x18\x02 \x03(\x01\"\x83\x01\n\x15\x44\x65\x66ineScheduleRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x1c\n\x14\x65xpected_fingerprint\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1a.mixserve.v1.ScheduleEntry\"#\n\x08Schedule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\"3\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"a\n\x06Source\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\x03\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x10\n\x08pass_end\x18\x04 \x01(\x03\x12\x17\n\x0f\x63ontent_unknown\x18\x05 \x01(\x08\"+\n\x06Limits\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x13\n\x0breply_bytes\x18\x02 \x01(\x03\",\n\x03Key\x12\x16\n\x0eimplementation\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\r\"\xc6\x01\n\x11GetBatchAtRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x1d\n\x03key\x18\x04 \x01(\x0b\x32\x10.mixserve.v1.Key\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\x12\x10\n\x08schedule\x18\x06 \x01(\t\x12%\n\x07\x63ontent\x18\x07 \x01(\x0e\x32\x14.mixserve.v1.Content\x12\r\n\x05slots\x18\x0f \x03(\x04\"\x87\x01\n\x14StreamBatchesRequest\x12-\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x1e.mixserve.v1.GetBatchAtRequest\x12\x0e\n\x06stride\x18\x02 \x01(\x03\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x12\n\nreply_rows\x18\x04 \x01(\x03\x12\r\n\x05slots\x18\x0f \x03(\x04\"\xd5\x01\n\x16StreamPositionsRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x03(\x03\x12\x1d\n\x03key\x18\x04 \x01(\x0b\x32\x10.mixserve.v1.Key\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\x12\x10\n\x08schedule\x18\x06 \x01(\t\x12%\n\x07\x63ontent\x18\x07 \x01(\x0e\x32\x14.mixserve.v1.Content\x12\x12\n\nreply_rows\x18\x08 \x01(\x03\x12\r\n\x05slots\x18\x0f \x03(\x04\"b\n\x05\x42\x61tch\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\"\n\x06\x61rrays\x18\x02 \x03(\x0b\x32\x12.mixserve.v1.Array\x12\x0c\n\x04slot\x18\x03 \x01(\x04\x12\x12\n\nslot_bytes\x18\x04 \x01(\x03\"R\n\x05\x41rray\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x12\n\x10GetServerRequest\"\x1f\n\x06Server\x12\x15\n\rshared_memory\x18\x01 \x01(\t*Z\n\x07\x43ontent\x12\x13\n\x0f\x43ONTENT_RECORDS\x10\x00\x12\"\n\x1e\x43ONTENT_RECORDS_AND_PROVENANCE\x10\x01\x12\x16\n\x12\x43ONTENT_PROVENANCE\x10\x02\x32\x8a\x04\n\nMixService\x12P\n\x0cListMixtures\x12 .mixserve.v1.ListMixturesRequest\x1a\x1e.mixserve.v1.ListMixturesReply\x12\x42\n\nGetMixture\x12\x1e.mixserve.v1.GetMixtureRequest\x1a\x14.mixserve.v1.Mixture\x12@\n\nGetBatchAt\x12\x1e.mixserve.v1.GetBatchAtRequest\x1a\x12.mixserve.v1.Batch\x12H\n\rStreamBatches\x12!.mixserve.v1.StreamBatchesRequest\x1a\x12.mixserve.v1.Batch0\x01\x12L\n\x0fStreamPositions\x12#.mixserve.v1.StreamPositionsRequest\x1a\x12.mixserve.v1.Batch0\x01\x12K\n\x0e\x44\x65\x66ineSchedule\x12\".mixserve.v1.DefineScheduleRequest\x1a\x15.mixserve.v1.Schedule\x12?\n\tGetServer\x12\x1d.mixserve.v1.GetServerRequest\x1a\x13.mixserve.v1.Serverb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15mixserve/v1/mix.proto\x12\x0bmixserve.v1\"\x15\n\x13ListMixturesRequest\"\"\n\x11ListMixturesReply\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x11GetMixtureRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\"\xad\x02\n\x07Mixture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\"\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x12.mixserve.v1.Field\x12$\n\x07sources\x18\x04 \x03(\x0b\x32\x13.mixserve.v1.Source\x12#\n\x06limits\x18\x05 \x01(\x0b\x32\x13.mixserve.v1.Limits\x12\x11\n\tplacement\x18\x06 \x01(\t\x12\x10\n\x08sampling\x18\x07 \x01(\t\x12\x12\n\nblock_size\x18\x08 \x01(\x03\x12\x0c\n\x04stop\x18\t \x01(\t\x12\x0b\n\x03\x65nd\x18\n \x01(\x03\x12,\n\x08schedule\x18\x0b \x03(\x0b\x32\x1a.mixserve.v1.ScheduleEntry\x12\x0e\n\x06leaves\x18\x0c \x03(\t\"/\n\rScheduleEntry\x12\r\n\x05start\x18\x01 \x01(\x03\x12\x0f\n\x07weights\x18\x02 \x03(\x01\"\x83\x01\n\x15\x44\x65\x66ineScheduleRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x1c\n\x14\x65xpected_fingerprint\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\x12+\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x1a.mixserve.v1.ScheduleEntry\"#\n\x08Schedule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x03\"3\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"z\n\x06Source\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\x03\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x10\n\x08pass_end\x18\x04 \x01(\x03\x12\x17\n\x0f\x63ontent_unknown\x18\x05 \x01(\x08\x12\x17\n\x0f\x63ontent_sampled\x18\x06 \x01(\x08\"+\n\x06Limits\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x13\n\x0breply_bytes\x18\x02 \x01(\x03\",\n\x03Key\x12\x16\n\x0eimplementation\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\r\"\xc6\x01\n\x11GetBatchAtRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x1d\n\x03key\x18\x04 \x01(\x0b\x32\x10.mixserve.v1.Key\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\x12\x10\n\x08schedule\x18\x06 \x01(\t\x12%\n\x07\x63ontent\x18\x07 \x01(\x0e\x32\x14.mixserve.v1.Content\x12\r\n\x05slots\x18\x0f \x03(\x04\"\x87\x01\n\x14StreamBatchesRequest\x12-\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x1e.mixserve.v1.GetBatchAtRequest\x12\x0e\n\x06stride\x18\x02 \x01(\x03\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x12\n\nreply_rows\x18\x04 \x01(\x03\x12\r\n\x05slots\x18\x0f \x03(\x04\"\xd5\x01\n\x16StreamPositionsRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x03(\x03\x12\x1d\n\x03key\x18\x04 \x01(\x0b\x32\x10.mixserve.v1.Key\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\x12\x10\n\x08schedule\x18\x06 \x01(\t\x12%\n\x07\x63ontent\x18\x07 \x01(\x0e\x32\x14.mixserve.v1.Content\x12\x12\n\nreply_rows\x18\x08 \x01(\x03\x12\r\n\x05slots\x18\x0f \x03(\x04\"b\n\x05\x42\x61tch\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\"\n\x06\x61rrays\x18\x02 \x03(\x0b\x32\x12.mixserve.v1.Array\x12\x0c\n\x04slot\x18\x03 \x01(\x04\x12\x12\n\nslot_bytes\x18\x04 \x01(\x03\"R\n\x05\x41rray\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07padding\x18\x0e \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c\"\x12\n\x10GetServerRequest\"\x1f\n\x06Server\x12\x15\n\rshared_memory\x18\x01 \x01(\t*Z\n\x07\x43ontent\x12\x13\n\x0f\x43ONTENT_RECORDS\x10\x00\x12\"\n\x1e\x43ONTENT_RECORDS_AND_PROVENANCE\x10\x01\x12\x16\n\x12\x43ONTENT_PROVENANCE\x10\x02\x32\x8a\x04\n\nMixService\x12P\n\x0cListMixtures\x12 .mixserve.v1.ListMixturesRequest\x1a\x1e.mixserve.v1.ListMixturesReply\x12\x42\n\nGetMixture\x12\x1e.mixserve.v1.GetMixtureRequest\x1a\x14.mixserve.v1.Mixture\x12@\n\nGetBatchAt\x12\x1e.mixserve.v1.GetBatchAtRequest\x1a\x12.mixserve.v1.Batch\x12H\n\rStreamBatches\x12!.mixserve.v1.StreamBatchesRequest\x1a\x12.mixserve.v1.Batch0\x01\x12L\n\x0fStreamPositions\x12#.mixserve.v1.StreamPositionsRequest\x1a\x12.mixserve.v1.Batch0\x01\x12K\n\x0e\x44\x65\x66ineSchedule\x12\".mixserve.v1.DefineScheduleRequest\x1a\x15.mixserve.v1.Schedule\x12?\n\tGetServer\x12\x1d.mixserve.v1.GetServerRequest\x1a\x13.mixserve.v1.Serverb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mixserve.v1.mix_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTENT']._serialized_start=1694
-  _globals['_CONTENT']._serialized_end=1784
+  _globals['_CONTENT']._serialized_start=1719
+  _globals['_CONTENT']._serialized_end=1809
   _globals['_LISTMIXTURESREQUEST']._serialized_start=38
   _globals['_LISTMIXTURESREQUEST']._serialized_end=59
   _globals['_LISTMIXTURESREPLY']._serialized_start=61
@@ -40,25 +40,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FIELD']._serialized_start=659
   _globals['_FIELD']._serialized_end=710
   _globals['_SOURCE']._serialized_start=712
-  _globals['_SOURCE']._serialized_end=809
-  _globals['_LIMITS']._serialized_start=811
-  _globals['_LIMITS']._serialized_end=854
-  _globals['_KEY']._serialized_start=856
-  _globals['_KEY']._serialized_end=900
-  _globals['_GETBATCHATREQUEST']._serialized_start=903
-  _globals['_GETBATCHATREQUEST']._serialized_end=1101
-  _globals['_STREAMBATCHESREQUEST']._serialized_start=1104
-  _globals['_STREAMBATCHESREQUEST']._serialized_end=1239
-  _globals['_STREAMPOSITIONSREQUEST']._serialized_start=1242
-  _globals['_STREAMPOSITIONSREQUEST']._serialized_end=1455
-  _globals['_BATCH']._serialized_start=1457
-  _globals['_BATCH']._serialized_end=1555
-  _globals['_ARRAY']._serialized_start=1557
-  _globals['_ARRAY']._serialized_end=1639
-  _globals['_GETSERVERREQUEST']._serialized_start=1641
-  _globals['_GETSERVERREQUEST']._serialized_end=1659
-  _globals['_SERVER']._serialized_start=1661
-  _globals['_SERVER']._serialized_end=1692
-  _globals['_MIXSERVICE']._serialized_start=1787
-  _globals['_MIXSERVICE']._serialized_end=2309
+  _globals['_SOURCE']._serialized_end=834
+  _globals['_LIMITS']._serialized_start=836
+  _globals['_LIMITS']._serialized_end=879
+  _globals['_KEY']._serialized_start=881
+  _globals['_KEY']._serialized_end=925
+  _globals['_GETBATCHATREQUEST']._serialized_start=928
+  _globals['_GETBATCHATREQUEST']._serialized_end=1126
+  _globals['_STREAMBATCHESREQUEST']._serialized_start=1129
+  _globals['_STREAMBATCHESREQUEST']._serialized_end=1264
+  _globals['_STREAMPOSITIONSREQUEST']._serialized_start=1267
+  _globals['_STREAMPOSITIONSREQUEST']._serialized_end=1480
+  _globals['_BATCH']._serialized_start=1482
+  _globals['_BATCH']._serialized_end=1580
+  _globals['_ARRAY']._serialized_start=1582
+  _globals['_ARRAY']._serialized_end=1664
+  _globals['_GETSERVERREQUEST']._serialized_start=1666
+  _globals['_GETSERVERREQUEST']._serialized_end=1684
+  _globals['_SERVER']._serialized_start=1686
+  _globals['_SERVER']._serialized_end=1717
+  _globals['_MIXSERVICE']._serialized_start=1812
+  _globals['_MIXSERVICE']._serialized_end=2334
 # @@protoc_insertion_point(module_scope)

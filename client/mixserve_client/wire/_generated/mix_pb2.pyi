@@ -98,18 +98,20 @@ class Field(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Source(_message.Message):
-    __slots__ = ("name", "length", "weight", "pass_end", "content_unknown")
+    __slots__ = ("name", "length", "weight", "pass_end", "content_unknown", "content_sampled")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PASS_END_FIELD_NUMBER: _ClassVar[int]
     CONTENT_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_SAMPLED_FIELD_NUMBER: _ClassVar[int]
     name: str
     length: int
     weight: float
     pass_end: int
     content_unknown: bool
-    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ..., pass_end: _Optional[int] = ..., content_unknown: bool = ...) -> None: ...
+    content_sampled: bool
+    def __init__(self, name: _Optional[str] = ..., length: _Optional[int] = ..., weight: _Optional[float] = ..., pass_end: _Optional[int] = ..., content_unknown: bool = ..., content_sampled: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("size", "reply_bytes")
