@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ test-protobuf: ## Test the client's generated code under protobuf 5, 6 and 7, ea
 
 test-node: $(READY) ## Read a batch with a Node.js client made from the .proto alone
 	PYTHON=$(BIN)/python tests/node/run.sh
+
+test-image: $(READY) ## Build the container image and run it, if Docker or Podman is there
+	$(BIN)/python -m pytest -rs --durations=0 tests/image/check_image.py
 
 # The reference's own implementation needs protobuf 5, hence its own venv; about 3 GB, with TensorFlow.
 .venv-datarax/.ready: pyproject.toml client/pyproject.toml tests/datarax/requirements.txt
