@@ -1,6 +1,7 @@
 """Remote batches as PyTorch tensors, and as a data set for PyTorch's loaders. Needs `torch`."""
 # pyright: standard, reportMissingImports=false, reportAttributeAccessIssue=false
 
+import sys
 from typing import Any, Self
 
 import numpy as np
@@ -51,8 +52,10 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
         """An iterator from `start` on, or from a loaded state.
 
         Raises what `BatchIterator.set_state` raises for a loaded state, which stays loaded then, and InvalidRequest in
-        a loader's worker if the client's server runs in the parent process.
+        a loader's worker if the client's server runs in the parent process, and if a loader that was prepared by
+        Accelerate would distribute the rows of this rank over the ranks.
         """
+        self._check_is_split_once()
         info = get_worker_info()
         if info is not None:
             self._check_can_travel()
@@ -96,6 +99,7 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_can_travel()
+        self._check_is_split_once()  # here, because a spawned worker knows nothing about Accelerate's loader
         # torch.distributed is not initialised in a spawned worker, so the rank travels with the data set.
         return vars(self) | {"_rank": self._own_shard(), "_latest": None}
 
@@ -125,6 +129,16 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
             raise InvalidRequest(
                 "this client's server runs in the process that made the client, and a loader's workers cannot reach it "
                 "there: use num_workers=0, or serve(...) and MixClient.connect(...)"
+            )
+
+    def _check_is_split_once(self) -> None:
+        rank, world_size = self._own_shard()
+        if world_size > 1 and _accelerate_splits(self):
+            raise InvalidRequest(
+                f"this data set gives rank {rank} of {world_size} its own rows, and a loader prepared by Accelerate would "
+                "distribute them over the ranks once more, so most rows would be lost: pass only the model and the "
+                "optimizer to `prepare`, and iterate over the loader itself; with Hugging Face's Trainer, override "
+                "get_train_dataloader (docs/trainers.md)"
             )
 
 
@@ -198,6 +212,23 @@ def _torch_dtype(name: str, dtype: np.dtype) -> torch.dtype:
             f"the field {name!r} is of {dtype}, which PyTorch {torch.__version__} lacks; it has "
             f"{', '.join(dtype.name for dtype in _DTYPES)}"
         ) from None
+
+
+def _accelerate_splits(dataset: RemoteIterableDataset) -> bool:
+    """Whether the loader that Accelerate iterates over now reads `dataset` and splits what it reads over the ranks.
+
+    Accelerate does not tell a data set that its loader was prepared. But it keeps that loader in its public
+    GradientState while the loader is iterated over.
+    """
+    state, loaders = (sys.modules.get(f"accelerate.{name}") for name in ("state", "data_loader"))
+    if state is None or loaders is None:
+        return False
+    loader = state.GradientState().active_dataloader
+    splits, read = isinstance(loader, loaders.DataLoaderDispatcher), getattr(loader, "dataset", None)
+    while read is not None and read is not dataset:
+        splits = splits or isinstance(read, loaders.IterableDatasetShard)
+        read = getattr(read, "dataset", None)
+    return splits and read is dataset
 
 
 class _Writable:
