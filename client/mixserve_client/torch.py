@@ -135,9 +135,9 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
         rank, world_size = self._own_shard()
         if world_size > 1 and _accelerate_splits(self):
             raise InvalidRequest(
-                f"this data set gives rank {rank} of {world_size} its own rows, and a loader prepared by Accelerate would "
-                "distribute them over the ranks once more, so most rows would be lost: pass only the model and the "
-                "optimizer to `prepare`, and iterate over the loader itself; with Hugging Face's Trainer, override "
+                f"this data set gives rank {rank} of {world_size} its own rows, and a loader that Accelerate prepared "
+                "would distribute them over the ranks again, so that rows are lost: pass only model, optimizer and "
+                "scheduler to `prepare`, and iterate over your own loader; with Hugging Face's Trainer, override "
                 "get_train_dataloader (docs/trainers.md)"
             )
 
@@ -217,8 +217,8 @@ def _torch_dtype(name: str, dtype: np.dtype) -> torch.dtype:
 def _accelerate_splits(dataset: RemoteIterableDataset) -> bool:
     """Whether the loader that Accelerate iterates over now reads `dataset` and splits what it reads over the ranks.
 
-    Accelerate does not tell a data set that its loader was prepared. But it keeps that loader in its public
-    GradientState while the loader is iterated over.
+    Accelerate does not tell a data set that its loader was prepared, but its public GradientState has the loader that
+    is iterated over.
     """
     state, loaders = (sys.modules.get(f"accelerate.{name}") for name in ("state", "data_loader"))
     if state is None or loaders is None:

@@ -4,6 +4,7 @@ The process runs the page as it stands, then each recipe undisturbed and with a 
 rank, and in two processes of torchrun. The report has the rows of every batch that reached the model.
 """
 
+import faulthandler
 import json
 import os
 import re
@@ -18,8 +19,6 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.utils.data import DataLoader
-
-from mixserve_client import InvalidRequest
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {"lightning": 1, "trainer": 2, "accelerate": 1}  # batches per step
@@ -64,32 +63,37 @@ def blocks(page: str) -> list[str]:
 
 
 def stop_and_resume(page: dict[str, Any], recorder: Recorder, mark: str) -> dict[str, Any]:
-    """Of each recipe: the rows of a whole run, of a stopped and of a resumed one; and whether the models are equal."""
-    report = {}
-    for name, per_step in RECIPES.items():
-        train, models = page[f"train_with_{name}"], []
-        whole = recorder.record(lambda: models.append(train(f"{name}-whole-{mark}", STEPS)))  # noqa: B023
-        stopped = recorder.record(lambda: train(f"{name}-{mark}", STEPS), STOP * per_step)  # noqa: B023
-        wait_for_ranks()
-        if rank() == 0:
-            shutil.copytree(f"{name}-{mark}", f"{name}-{mark}-stopped", symlinks=True)
-        wait_for_ranks()
-        resumed = recorder.record(lambda: models.append(train(f"{name}-{mark}", STEPS)))  # noqa: B023
-        report[name] = {
-            "whole": whole,
-            "stopped": stopped,
-            "resumed": resumed,
-            "equal": page["equal"](*models),
-        }
-    return report
+    """Of each recipe: the rows of a whole run, of a stopped and of a resumed one; and whether the models are equal.
+
+    The folder of the stopped run is kept: its name ends with `mark`-stopped.
+    """
+    return {
+        name: stop_and_resume_one(page, recorder, f"{name}-{mark}", page[f"train_with_{name}"], STOP * per_step)
+        for name, per_step in RECIPES.items()
+    }
+
+
+def stop_and_resume_one(
+    page: dict[str, Any], recorder: Recorder, folder: str, train: Callable[[str, int], Any], stop_at: float
+) -> dict[str, Any]:
+    models = []
+    whole = recorder.record(lambda: models.append(train(f"{folder}-whole", STEPS)))
+    stopped = recorder.record(lambda: train(folder, STEPS), stop_at)
+    wait_for_ranks()
+    if rank() == 0:
+        shutil.copytree(folder, f"{folder}-stopped", symlinks=True)
+    wait_for_ranks()
+    resumed = recorder.record(lambda: models.append(train(folder, STEPS)))
+    return {"whole": whole, "stopped": stopped, "resumed": resumed, "equal": page["equal"](*models)}
 
 
 def resume(page: dict[str, Any], recorder: Recorder, mark: str) -> dict[str, Rows]:
     """The rows of each recipe after it resumed from the stopped runs called `mark`."""
-    return {
-        name: recorder.record(lambda: page[f"train_with_{name}"](f"{name}-{mark}-stopped", STEPS))  # noqa: B023
-        for name in RECIPES
-    }
+    return {name: resume_one(recorder, f"{name}-{mark}-stopped", page[f"train_with_{name}"]) for name in RECIPES}
+
+
+def resume_one(recorder: Recorder, folder: str, train: Callable[[str, int], Any]) -> Rows:
+    return recorder.record(lambda: train(folder, STEPS))
 
 
 def rank() -> int:
@@ -104,9 +108,10 @@ def wait_for_ranks() -> None:
 def refusals(page: dict[str, Any]) -> dict[str, str]:
     """What a rank is told if a loader that would split its rows again reads them."""
     dataset = page["RemoteIterableDataset"](page["client"], batch_size=8, key=7, stop=80)
-    rows = torch.utils.data.DataLoader(dataset, batch_size=None)
+    whole = {"batch_size": None, "collate_fn": model_tokens}
     cases: dict[str, Callable[[], Any]] = {
-        "dispatched": lambda: prepared(page, rows),
+        "dispatched": lambda: prepared(page, DataLoader(dataset, **whole)),
+        "dispatched as uint16": lambda: prepared(page, DataLoader(dataset, batch_size=None)),
         "split": lambda: prepared(page, DataLoader(dataset, collate_fn=first), dispatch_batches=False),
     }
     for method in ("fork", "spawn"):
@@ -134,15 +139,15 @@ def first(batches: list[Any]) -> Any:
 
 def told(case: Callable[[], Any]) -> str:
     try:
-        return f"nothing: {case()}"
-    except InvalidRequest as error:
-        return str(error)
+        return f"no error: {case()}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
-def whole_batches(page: dict[str, Any]) -> Rows:
+def prepared_whole_batches(page: dict[str, Any]) -> Rows:
     """Of a data set that gives every rank whole batches, what Accelerate distributes: that is right."""
     dataset = page["RemoteIterableDataset"](page["client"], batch_size=8, key=7, stop=80, shard=(0, 1))
-    return prepared(page, DataLoader(dataset, batch_size=None, collate_fn=page["model_tokens"]))
+    return prepared(page, DataLoader(dataset, batch_size=None, collate_fn=model_tokens))
 
 
 def model_tokens(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -156,13 +161,13 @@ def run_rank(folder: Path, address: str) -> None:
     _, common, trainer, _, lightning, _, accelerate, _ = blocks("docs/trainers.md")
     for block in (common, trainer, lightning, accelerate):
         exec(block, page)
-    page |= {"DEVICES": 2, "model_tokens": model_tokens}
+    page["DEVICES"] = 2
     recorder = Recorder()
     report = {
         "runs": stop_and_resume(page, recorder, "ranks"),
         "of one": resume(page, recorder, "workers-0"),
         "refusals": refusals(page),
-        "whole batches": whole_batches(page),
+        "whole batches": prepared_whole_batches(page),
     }
     Path(f"rank-{rank()}.json").write_text(json.dumps(report))
     distributed.destroy_process_group()
@@ -188,6 +193,7 @@ def run_page(folder: Path) -> None:
     assert ended.returncode == 0
     report["ranks"] = [json.loads(Path(f"rank-{number}.json").read_text()) for number in range(2)]
     report["of two"] = resume(page, recorder, "ranks")
+    report["whole batches"] = prepared_whole_batches(page)
     report["stream"] = rows_of_stream(page, page["BATCH_SIZE"], 2 * STEPS)
     report["small stream"] = rows_of_stream(page, 8, 10)
     Path("report.json").write_text(json.dumps(report))
@@ -217,6 +223,7 @@ def at_root() -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(120, exit=True)
     torch.set_num_threads(1)
     torch.multiprocessing.set_start_method("fork")  # what `exec` defines cannot be pickled
     if len(sys.argv) == 3:
