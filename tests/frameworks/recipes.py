@@ -188,8 +188,9 @@ def run_page(folder: Path) -> None:
         report[f"workers-{workers}"] = stop_and_resume(page, recorder, f"workers-{workers}")
     page["WORKERS"] = 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    with at_root():
-        ended = subprocess.run([*command, "-m", __spec__.name, str(folder), page["address"]], check=False)
+    command += ["--local-addr", "127.0.0.1", "-m", __spec__.name, str(folder), page["address"]]
+    with at_root():  # without names of hosts, so that no name server can delay the ranks
+        ended = subprocess.run(command, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"}, check=False)
     assert ended.returncode == 0
     report["ranks"] = [json.loads(Path(f"rank-{number}.json").read_text()) for number in range(2)]
     report["of two"] = resume(page, recorder, "ranks")
@@ -223,9 +224,10 @@ def at_root() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(120, exit=True)
     torch.set_num_threads(1)
     torch.multiprocessing.set_start_method("fork")  # what `exec` defines cannot be pickled
+    # Of a process that hangs, say where. A rank must end first: the page waits for its ranks.
+    faulthandler.dump_traceback_later(90 if len(sys.argv) == 3 else 200, exit=True)
     if len(sys.argv) == 3:
         run_rank(Path(sys.argv[1]), sys.argv[2])
     else:
