@@ -22,6 +22,7 @@ from mixserve_client import (
     AsyncSession,
     AsyncSessionView,
     BatchIterator,
+    FingerprintMismatch,
     InvalidRequest,
     MixClient,
     OutOfRange,
@@ -249,6 +250,23 @@ def test_states_are_those_of_the_other_client_and_interchange(client, connect):
             with pytest.raises(InvalidRequest, match="exactly"):
                 await back.set_state({})
             assert await back.get_state() == there.get_state()
+
+    run(scenario())
+
+
+def test_a_state_is_loaded_before_orbax_awaits_what_is_left(connect, tmp_path):
+    async def scenario() -> None:
+        async with connect() as asynchronous:
+            one, other = asynchronous.batches(16, 5), asynchronous.batches(16, 0)
+            await anext(one)
+            await (await one.save(tmp_path))
+            await (await other.load(tmp_path))
+            assert await other.get_state() == await one.get_state()
+            state = tmp_path / "mixserve_state.json"
+            state.write_text(state.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+            with pytest.raises(FingerprintMismatch, match="its batches are different"):
+                await other.load(tmp_path)  # Orbax hides the errors of what it awaits after this
+            assert await other.get_state() == await one.get_state()
 
     run(scenario())
 

@@ -99,6 +99,9 @@ def test_orbax_saves_it_beside_a_model(client, tmp_path):
         next(other), {name: np.concatenate([a[name], b[name]]) for a, b in [expected[:2]] for name in a}
     )
     (state,) = (tmp_path / "checkpoint").rglob("mixserve_state.json")
+    state.write_text(state.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(FingerprintMismatch, match="its batches are different"):
+        ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
     state.write_text("{")
     with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is not JSON"):
         ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
-from mixserve_client import InvalidRequest
+from mixserve_client import FingerprintMismatch, InvalidRequest
 from mixserve_client.jax import device_batches, global_batches
 
 SIZE, DEADLINE_S = 8, 120
@@ -118,6 +118,9 @@ def test_orbax_saves_them_beside_a_model_at_the_last_that_was_yielded(client, tm
         ocp.load_checkpointables(tmp_path / "checkpoint", {"data": host})
         assert tokens(host, 1) == expected[2:3]
     (state,) = (tmp_path / "checkpoint").rglob("mixserve_state.json")
+    state.write_text(state.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(FingerprintMismatch, match="its batches are different"):
+        ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
     state.write_text("{")
     with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is not JSON"):
         ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from mixserve_client.aio.turns import END, Turns
 from mixserve_client.forks import PerProcess, renew_in_forks
 from mixserve_client.reading.iterator import BatchIterator
-from mixserve_client.reading.state_file import read_state
+from mixserve_client.reading.state_file import nothing_left, read_state
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.schedule import Weights
@@ -74,12 +74,8 @@ class AsyncBatchIterator:
 
     async def load(self, directory: Any) -> Awaitable[None]:
         """Orbax calls this to resume where `save` was called: `BatchIterator.load`."""
-
-        async def take() -> None:
-            await self.set_state(state)
-
-        state = await self._call(lambda: read_state(directory))
-        return take()
+        await self.set_state(await self._call(lambda: read_state(directory)))
+        return nothing_left()
 
     async def reset(self) -> None:
         """Go back to the beginning: `BatchIterator.reset`."""

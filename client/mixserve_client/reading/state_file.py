@@ -22,13 +22,16 @@ def write_state(directory: Any, state: dict[str, Any]) -> Awaitable[None]:
 
 
 def load_state(directory: Any, set_state: Callable[[dict[str, Any]], None]) -> Awaitable[None]:
-    """Read the state now, and pass it to `set_state` when Orbax awaits the result. Raises what `read_state` raises."""
-    state = read_state(directory)
+    """Read the state and pass it to `set_state`; nothing is left to await. Raises what these two raise.
 
-    async def take() -> None:
-        set_state(state)
+    This is done at once because Orbax hides the errors of what it awaits: it says "incompatible handler" instead.
+    """
+    set_state(read_state(directory))
+    return nothing_left()
 
-    return take()
+
+async def nothing_left() -> None:
+    """What Orbax awaits when a state is loaded already."""
 
 
 def read_state(directory: Any) -> dict[str, Any]:
