@@ -1,0 +1,39 @@
+"""docs/first-run.md, followed from top to bottom."""
+
+import re
+from itertools import pairwise
+
+from tests.examples.page import Reader, blocks, named
+
+PAGE = "first-run.md"
+
+
+def test_the_first_run_prints_what_its_page_says(tmp_path):
+    printed = dict[str, str]()
+    with Reader(tmp_path) as reader:
+        for (language, text), (after, said) in pairwise([*blocks(PAGE), ("", "")]):
+            command = text.strip()
+            if language in ("python", "yaml"):
+                if named(text):  # the others take the place of lines of prepare.py; tests/frameworks runs one of them
+                    reader.write(text)
+            elif language == "sh" and command.startswith("mixserve serve"):
+                reader.serve(command)
+            elif language == "sh":
+                if command.endswith(" --changed"):
+                    refused = reader.try_to_run(command.removesuffix(" --changed"))
+                    assert refused.returncode == 1
+                    assert "FingerprintMismatch" in refused.stderr.splitlines()[-1]
+                printed[command] = reader.run(command)
+                if after == "text":
+                    assert comparable(printed[command]) == comparable(said), command
+    steps = {command: re.findall("^step.*", text, re.M) for command, text in printed.items()}
+    # The losses too, to the last digit.
+    assert steps["python train.py run 80"] + steps["python train.py run 160"] == steps["python train.py whole 160"]
+    losses = [float(loss) for line in steps["python train.py whole 160"] for loss in re.findall(r"prose (\S+)", line)]
+    assert losses == sorted(losses, reverse=True)  # it learns
+
+
+def comparable(text):
+    """The lines without what differs between versions of Python, whose texts are the data: losses, fingerprints."""
+    text = re.sub(r"\b\d\.\d{3}\b|\b[0-9a-f]{64}\b", "#", text)
+    return [line.rstrip() for line in text.splitlines()]
