@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
+
 import mixserve
 import mixserve_client
 
@@ -27,8 +29,9 @@ def test_the_client_is_light():
     assert not loaded & set(HEAVY)
 
 
-def test_a_health_probe_does_not_load_jax():
-    assert "jax" not in loaded_by("import mixserve.cli.main, mixserve.cli.health")
+@pytest.mark.parametrize("command", ["bench", "explain", "fetch", "health", "show", "state"])
+def test_a_command_that_only_calls_a_server_does_not_load_jax(command):
+    assert "jax" not in loaded_by(f"import mixserve.cli.main, mixserve.cli.{command}")
 
 
 def test_the_client_needs_four_packages():
