@@ -1,7 +1,8 @@
 """mixserve: data mixing as a service; every batch is a pure function of (mixture, key, start, size)."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mixserve.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from mixserve.local import local_client
@@ -40,13 +41,7 @@ _HOMES = {
     "serve": "mixserve.serving",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'mixserve' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # Python calls __getattr__ only for names that are missing here
-    return value
+__getattr__ = lazy_attributes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

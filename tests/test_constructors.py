@@ -1,5 +1,6 @@
 """What newcomers pass to the public constructors: it works, or the error says what to pass instead."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,6 +73,31 @@ def test_lists_of_numbers_in_items_are_arrays_on_every_route(items):
         with client.session("s") as session, other.session("s") as known:
             assert str(next(iter(session))) == str(next(iter(known)))
             assert str(session.next_batch(2)) == str(known.next_batch(2))
+
+
+class Pairs:
+    """A source of a user whose lists of numbers are declared as fields of their own."""
+
+    def __len__(self):
+        return 6
+
+    def element_spec(self):
+        return {"t": [jax.ShapeDtypeStruct((), np.int64)] * 2}
+
+    def take(self, record_ids):
+        return {"t": [record_ids.astype(np.int64), record_ids.astype(np.int64) + 1]}
+
+    def __getitem__(self, index):
+        return {"t": [index, index + 1]}
+
+
+def test_lists_that_a_source_declares_as_fields_stay_fields():
+    node = node_of(Pairs())
+    assert [field.name for field in node.mixture.fields] == ["t/~l0", "t/~l1"]
+    with local_client({"train": node}) as client, client.session("s") as session:
+        assert next(iter(session)) == {"t": [0, 1]}
+        assert [part.tolist() for part in session.next_batch(2)["t"]] == [[1, 2], [2, 3]]
+        assert len(client.get_batch_at(0, 5, 7)["t"]) == 2
 
 
 def test_lists_that_are_not_numbers_alone_stay_as_they_are():

@@ -223,7 +223,7 @@ def _accelerate_splits(dataset: RemoteIterableDataset) -> bool:
     state, loaders = (sys.modules.get(f"accelerate.{name}") for name in ("state", "data_loader"))
     if state is None or loaders is None:
         return False
-    loader = state.GradientState().active_dataloader
+    loader = getattr(state.GradientState(), "active_dataloader", None)
     splits, read = isinstance(loader, loaders.DataLoaderDispatcher), getattr(loader, "dataset", None)
     while read is not None and read is not dataset:
         splits = splits or isinstance(read, loaders.IterableDatasetShard)

@@ -36,7 +36,6 @@ class Content(NamedTuple):
 
     identity: bytes
     sample: bytes | None = None
-    is_partial: bool = False  # whether the sample does not hold all records
 
 
 def check_id(name: str, content_id: Any) -> str | None:
@@ -113,8 +112,7 @@ class _Sample:
         sample = digests[0] if digests else None
         if not doubt and len(digests) < 2:
             doubt = f"reading {SAMPLED_RECORDS} of its records twice takes longer than {SAMPLING_S:g} s"
-        identity = b"" if doubt or sample is None else _tag("sample", sample)
-        return Content(identity, sample, is_partial=bool(identity) and len(self._source) > SAMPLED_RECORDS), doubt
+        return Content(b"" if doubt or sample is None else _tag("sample", sample), sample), doubt
 
     def _digest(self, until: float) -> bytes | None:
         """The digest of the sample's records; None if reading them takes too long."""

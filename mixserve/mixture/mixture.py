@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from mixserve.mixture.blocks import PlanBlocks
-from mixserve.mixture.content import Content, check_id, identify
+from mixserve.mixture.content import SAMPLED_RECORDS, Content, check_id, identify
 from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.fingerprint import fingerprint
 from mixserve.mixture.gather import HostGather, take_records
@@ -211,8 +211,10 @@ class Mixture:
     def sampled_contents(self) -> Sequence[bool]:
         """Per child, whether the fingerprint covers only a sample of its records."""
         return [
-            any(child.sampled_contents()) if isinstance(child, Mixture) else content.is_partial
-            for child, content in zip(self.children, self.contents, strict=True)
+            any(child.sampled_contents())
+            if isinstance(child, Mixture)
+            else content.sample is not None and content.identity != b"" and length > SAMPLED_RECORDS
+            for child, length, content in zip(self.children, self.lengths, self.contents, strict=True)
         ]
 
     def differing_leaf(self, other: "Mixture") -> str | None:

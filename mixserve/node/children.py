@@ -7,6 +7,7 @@ import grain
 
 from mixserve.error_boundary import user_code
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
+from mixserve.sources.array_like import is_array
 from mixserve_client.schema.text import show
 
 # Grain counts in multiples of the least share, and these must be finite floats.
@@ -30,7 +31,7 @@ def as_source(source: Any) -> AnySource:
 def _hint(source: Any) -> str:
     if isinstance(source, type):
         return ", which is a class: make an object of it"
-    if isinstance(source, Mapping) or (hasattr(source, "dtype") and hasattr(source, "shape")):
+    if isinstance(source, Mapping) or is_array(source):
         return "; wrap an array, or a dict of arrays, in an ArraySource"
     return "; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
 

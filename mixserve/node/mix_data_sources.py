@@ -31,7 +31,6 @@ from mixserve.node.config import MixDataSourcesConfig
 from mixserve.node.pending_rows import PendingRows
 from mixserve.node.record_stream import RecordStream
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
-from mixserve.sources.number_lists import to_arrays
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import IMPLEMENTATION, key_words
@@ -157,7 +156,7 @@ class MixDataSourcesNode(DataSourceModule):
         return _NodeIterator(self)
 
     def __next__(self) -> Any:
-        """The record at `index`; then adds 1 to `index`. As in batches, a list of numbers in it is an array.
+        """The record at `index`; then adds 1 to `index`.
 
         Raises StopIteration after `len(node)` records, or when Grain's mix ends.
         """
@@ -165,7 +164,6 @@ class MixDataSourcesNode(DataSourceModule):
         if index >= len(self):
             raise StopIteration
         record = self._own().records.read(self.to_grain_iter_dataset, index)
-        record = to_arrays(record) if self.mixture.is_numeric else record
         self.index.set_value(index + 1)  # last, so that after an error the same record comes again
         return record
 

@@ -1,7 +1,8 @@
 """Sources of records: the protocol, and one file per kind of storage."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mixserve.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from mixserve.sources.array_source import ArraySource
@@ -53,10 +54,4 @@ _HOMES = {
     "read_record": "record",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'mixserve.sources' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"mixserve.sources.{_HOMES.get(name, 'source')}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_attributes(__name__, {name: f"mixserve.sources.{_HOMES.get(name, 'source')}" for name in __all__})

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from mixserve.sources.array_like import is_array, to_arrays
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.location import file_location
-from mixserve.sources.number_lists import to_arrays
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import show
@@ -79,10 +79,10 @@ class ArraySource:
 
 
 def _check_block(arrays: Any) -> dict[str, np.ndarray]:
-    is_array = hasattr(arrays, "dtype") and hasattr(arrays, "shape")
-    if not is_array and not isinstance(arrays, Mapping | list | tuple):
+    is_alone = is_array(arrays)
+    if not is_alone and not isinstance(arrays, Mapping | list | tuple):
         raise TypeError(f"an ArraySource needs a dict of arrays, or one array, got {show(arrays)}{_hint(arrays)}")
-    if not is_array and not arrays:
+    if not is_alone and not arrays:
         raise ValueError(f"an ArraySource needs at least one array, got {show(arrays)}")
     # `flatten` gives an array alone the name "".
     block = {name: np.asarray(array) for name, array in flatten(to_arrays(arrays)).items()}

@@ -24,6 +24,6 @@ def file_location(array: np.ndarray, row: int) -> str:
         base = base.base
     if mapped is None or mapped.filename is None:
         return ""
-    begin = array[row].__array_interface__["data"][0] if array.ndim > 1 else array[row:].__array_interface__["data"][0]
+    begin = array[row:].__array_interface__["data"][0]
     byte = begin - mapped.__array_interface__["data"][0] + mapped.offset
     return f"{mapped.filename}, byte {byte:,}"

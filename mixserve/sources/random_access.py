@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
+from mixserve.sources.array_like import to_arrays
 from mixserve.sources.location import locate
-from mixserve.sources.number_lists import to_arrays
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve_client.forks import PerProcess
 from mixserve_client.schema.checks import check_integer
@@ -56,8 +56,12 @@ class RandomAccessSource:
         return len(self._data)
 
     def _getitems(self, indices: Sequence[int]) -> Sequence[Any]:
-        """Grain's batched hook: the items as `data` returns them. None means that a filter has dropped the record."""
-        return self._items(list(indices))
+        """Grain's batched hook: the items, with arrays in place of lists of numbers if the source has batches.
+
+        None means that a filter has dropped the record.
+        """
+        items = self._items(list(indices))
+        return [to_arrays(item) for item in items] if self._has_batches else items
 
     def element_spec(self) -> ElementSpec:
         return unflatten(self._spec)
@@ -88,6 +92,13 @@ class RandomAccessSource:
     @cached_property
     def _spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         return _spec(_arrays(self._items([0])[0]))
+
+    @cached_property
+    def _has_batches(self) -> bool:
+        try:
+            return not any(spec.dtype.kind in "OUSMm" for spec in self._spec.values())
+        except Exception:  # of the user's `data`, which a mixture reports when it asks for the spec
+            return False
 
     def _items(self, ids: list[int]) -> Sequence[Any]:
         if self._batched is not None:

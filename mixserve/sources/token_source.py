@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from mixserve.sources.array_like import is_array
 from mixserve.sources.array_source import ArraySource
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.source import ElementSpec, RecordIds, Records
@@ -100,7 +101,7 @@ class TokenSource:
 
 def _inputs(tokens: Any) -> list[Any]:
     """The inputs, one or several. Raises TypeError, or ValueError if there are none."""
-    if isinstance(tokens, str | PathLike) or hasattr(tokens, "dtype"):
+    if isinstance(tokens, str | PathLike) or is_array(tokens):
         return [tokens]
     if not isinstance(tokens, Iterable):
         raise TypeError(f"tokens must be files, or arrays or lists of token ids, got {show(tokens)}")

@@ -8,9 +8,10 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from tests.examples.page import blocks
+
 DEADLINE_S = 240  # for hangs: each example takes a fraction of it
 EXAMPLES = Path(__file__).parents[2] / "examples"
-DOCS = Path(__file__).parents[2] / "docs"
 # The last line of each example on JAX.
 FLAX = (
     r"(\d+) steps, (\d+) of them made twice; all losses and the parameters are those of the quiet run: "
@@ -36,11 +37,6 @@ def lines_of(example, *options):
             raise
     assert process.returncode == 0, out
     return out.splitlines()
-
-
-def blocks(page):
-    """The (language, text) of each block of a page."""
-    return re.findall(r"```(\w+)\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
 
 
 def assert_prints_what_it_says(page, folder):

@@ -1,4 +1,4 @@
-"""Lists of numbers inside records -> arrays, so that `{"tokens": [1, 2, 3]}` has one field and not three."""
+"""What counts as an array in records: `{"tokens": [1, 2, 3]}` has one field, not three."""
 
 from collections.abc import Mapping
 from numbers import Number
@@ -7,6 +7,11 @@ from typing import Any, cast
 import numpy as np
 
 from mixserve_client.schema.text import show
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of NumPy, JAX, PyTorch or another library."""
+    return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
 def to_arrays(tree: Any, where: str = "") -> Any:
