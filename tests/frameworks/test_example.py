@@ -2,7 +2,8 @@
 
 import re
 
-from tests.examples.test_examples import DOCS, assert_prints_what_it_says, blocks, lines_of
+from tests.examples.page import DOCS, blocks
+from tests.examples.test_examples import assert_prints_what_it_says, lines_of
 
 CLOSING = (
     r"(\d+) steps, (\d+) of them made twice; all losses and the parameters are those of the quiet run: "

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 
-from tests.examples.test_examples import DEADLINE_S, DOCS
+from tests.examples.page import DOCS
+from tests.examples.test_examples import DEADLINE_S
 from tests.frameworks.recipes import RECIPES, SAVED, STEPS, STOP
 
 
