@@ -259,6 +259,7 @@ def test_states_are_json_and_small(client):
         "fingerprint": client.mixture().fingerprint,
         "key": [0, 7],
         "position": 8,
+        "sources": json.dumps([[source.name, source.length, source.weight] for source in client.mixture().sources]),
     }
 
 

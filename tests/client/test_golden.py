@@ -122,7 +122,8 @@ def test_a_worker_knows_that_its_last_batch_was_short_and_a_closed_iterator_is_c
 def test_states_are_taken_and_given_again(client, read, placed):
     states = json.loads(placed((GOLDEN / "states.json").read_bytes()))
     for name, state in states.items():
-        assert read(name).get_state() == state
+        # The states of before lack the sources, which only explain errors.
+        assert {key: value for key, value in read(name).get_state().items() if key != "sources"} == state
     options: dict[str, Any] = {"provenance": True}
     iterator = client.batches(SIZE, 1, **options)
     iterator.set_state(states["iterator-with-schedule-and-skips"])

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
-from mixserve_client import FingerprintMismatch, MixClient, MixtureDescription
-from mixserve_client.schema.mixture import differences
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
+from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, MixtureDescription
+from mixserve_client.reading.source_list import describe_sources, read_sources
+from mixserve_client.schema.mixture import SourceDescription, differences
 from tests.conftest import arrays
 
 LENGTHS = {"a": 40, "b": 60}
@@ -66,3 +67,35 @@ def test_many_differences_are_counted():
         text = differences(known, client.mixture())
     assert text.endswith("; and 17 more")
     assert text.count(";") == 5
+
+
+STATE_CHANGES = {
+    "weights": "the source 'a' has the weight 0.3, not 0.5",
+    "a length": "the source 'a' has 41 records, not 40",
+    "a name": "the source 'b' is gone; the source 'c' is new",
+    "content": "not in the names, lengths and weights of the sources: their content",
+}
+
+
+@pytest.mark.parametrize("changed", STATE_CHANGES)
+def test_a_saved_state_says_what_has_changed_since(changed):
+    with local_client({"train": node()}) as client:
+        batches = client.batches(4, 7)
+        next(batches)
+        state = batches.get_state()
+    with local_client({"train": CHANGES[changed][0]}) as client:
+        with pytest.raises(FingerprintMismatch, match=r"What has changed: .*strict=False") as raised:
+            client.batches(4, 7).set_state(state)
+        assert STATE_CHANGES[changed] in str(raised.value)
+        for damaged in ("", "[", "[[1]]", '[["a", "b", "c"]]', "[" * 5000, "7", '[["a", 1e999, 1]]', '{"a": 1}'):
+            with pytest.raises(FingerprintMismatch) as raised:
+                client.batches(4, 7).set_state(state | {"sources": damaged})
+            assert "What has changed" not in str(raised.value)
+        with pytest.raises(InvalidRequest, match="sources must be a string"):
+            client.batches(4, 7).set_state(state | {"sources": 7})
+
+
+def test_a_state_does_not_grow_with_thousands_of_sources():
+    few, many = ([SourceDescription(f"source-{i}", 10, 1 / n) for i in range(n)] for n in (100, 5000))
+    assert read_sources(describe_sources(few)) == tuple(few)
+    assert describe_sources(many) == ""

@@ -189,7 +189,7 @@ def test_states_are_those_of_any_batch_iterator(connected):
     first = [next(batches) for _ in range(3)]
     state = pickle.loads(pickle.dumps(dataset.state_dict()))
     assert state == batches.state_dict()
-    assert set(state) == {"version", "mixture", "fingerprint", "key", "position", "skip"}
+    assert set(state) == {"version", "mixture", "fingerprint", "key", "position", "sources", "skip"}
     later = all_plain(batches)
     assert all_plain([*first, *made(connected, stop=20 * SIZE, skip=[(50, 53)])][:3]) == all_plain(first)
     of_numpy = connected.batches(SIZE, 1, mixture="train", stop=20 * SIZE)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from mixserve_client.errors import CorruptReply, FingerprintMismatch, MixserveError
+from mixserve_client.errors import CorruptReply, FingerprintMismatch, InvalidRequest, MixserveError
 from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.reading.ranges import PositionList, StridedRange
 from mixserve_client.reading.schedule import Schedule
@@ -34,6 +34,7 @@ class Reader:
         self.selection = selection
         self._resources = resources
         self._describe = describe
+        self._call_rows = selection.mixture.limits.size  # requests of more rows are read as streams
         self._end: int | None = None
         self._knows_end = selection.mixture.stop == "never"
 
@@ -70,11 +71,18 @@ class Reader:
 
     def _rows(self, start: int, size: int, deadline: float | None) -> Batch:
         selection = self.selection
-        if size > selection.mixture.limits.size or size * selection.row_bytes > _CALL_BYTES:
+        if size > self._call_rows or size * selection.row_bytes > _CALL_BYTES:
             return self._batch(StridedRange(start, size, size, 1), deadline)
         request = encode_batch_request(selection.request(start, size))
         caller = self._resources.here.caller
-        reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)
+        try:
+            reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)
+        except InvalidRequest:
+            # The server may have restarted with a smaller limit. A stream has no limit on its rows; if something else
+            # is wrong with the request, the stream is refused as well.
+            batch = self._batch(StridedRange(start, size, size, 1), deadline)
+            self._call_rows = min(self._call_rows, size - 1)
+            return batch
         batch, rows = decode_reply(reply, selection)
         if rows != size:
             raise CorruptReply(f"the server sent {rows} rows, but {size} were requested")

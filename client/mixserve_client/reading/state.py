@@ -8,9 +8,10 @@ from mixserve_client.errors import FingerprintMismatch, InvalidRequest
 from mixserve_client.reading.ranges import Shard
 from mixserve_client.reading.selection import Selection
 from mixserve_client.reading.skips import Skips
+from mixserve_client.reading.source_list import read_sources
 from mixserve_client.schema.checks import check_integer
 from mixserve_client.schema.keys import KeyWords, key_words
-from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.mixture import MixtureDescription, source_differences
 from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.text import show
 
@@ -25,12 +26,14 @@ class StreamCheckpoint(NamedTuple):
 
 _VERSION = 1
 _KEYS = ("version", "mixture", "fingerprint", "key", "position")
-_OPTIONAL_KEYS = ("schedule", "skip", "worker", "read", "batch_size", "short")
+_OPTIONAL_KEYS = ("sources", "schedule", "skip", "worker", "read", "batch_size", "short")
 
 
 @dataclass(frozen=True)
 class ReaderState:
     """A saved state: a `position` of a mixture, with key, schedule (entries in plain types) and skips.
+
+    `sources` is what `describe_sources` made of the mixture's; empty in states of older clients.
 
     For one of m workers, `position` is the start of a group of m batches, and `read` says whether the worker has read
     its batch of that group. `short` is where the positions ended, if that batch was short. States of older clients lack
@@ -41,6 +44,7 @@ class ReaderState:
     fingerprint: str
     words: KeyWords
     position: int
+    sources: str = ""
     schedule: Any = None
     skips: Skips = field(default_factory=Skips)
     worker: tuple[int, int] | None = None
@@ -56,6 +60,7 @@ class ReaderState:
             selection.fingerprint,
             selection.words,
             checkpoint.position,
+            selection.sources,
             selection.schedule.plain,
             skips,
         )
@@ -90,6 +95,7 @@ class ReaderState:
             fingerprint=_text("fingerprint", state["fingerprint"]),
             words=key_words(state["key"]),
             position=check_integer("position", state["position"], 0, POSITION_LIMIT),
+            sources=_text("sources", state.get("sources", "")),
             schedule=state.get("schedule"),
             skips=Skips.of(state.get("skip", ())),
             worker=None if worker is None else (check_integer("worker", worker[0]), check_integer("worker", worker[1])),
@@ -110,10 +116,12 @@ class ReaderState:
     def check_mixture(self, mixture: MixtureDescription) -> None:
         """Raises FingerprintMismatch if this may be the state of another mixture."""
         if self.fingerprint != mixture.fingerprint:
+            then = read_sources(self.sources)
+            changed = f" What has changed: {source_differences(then, mixture.sources)}." if then else ""
             raise FingerprintMismatch(
                 f"the state was taken from the mixture {self.mixture!r:.200} with the fingerprint "
                 f"{self.fingerprint:.100}, this is {mixture.name!r} with {mixture.fingerprint}: its batches are "
-                "different; to resume at the same position of this one, make the iterator with strict=False"
+                f"different.{changed} To resume at the same position of this one, make the iterator with strict=False"
             )
         # A fingerprint does not cover unknown content, so two mixtures of different names may have the same one.
         if self.mixture != mixture.name and any(source.content_unknown for source in mixture.sources):
@@ -157,6 +165,8 @@ class ReaderState:
             "key": self.words.tolist(),
             "position": self.position,
         }
+        if self.sources:
+            state["sources"] = self.sources
         if self.schedule:
             state["schedule"] = self.schedule
         if self.skips.ranges:

@@ -1,6 +1,6 @@
 """Descriptions of mixtures: fields, sources, fingerprint and limits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -90,18 +90,32 @@ class MixtureDescription:
 
 def differences(known: MixtureDescription, now: MixtureDescription) -> str:
     """What differs in two descriptions, for an error message: up to five differences, the most telling ones first."""
-    found = list(_differences(known, now)) or [
-        "not in what a description shows: the content of a source, the PRNG, or the version of mixserve or JAX"
-    ]
-    more = f"; and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
-    return "; ".join(found[:_MOST_DIFFERENCES]) + more
+    return _first_few(
+        _differences(known, now),
+        "not in what a description shows: the content of a source, the PRNG, or the version of mixserve or JAX",
+    )
+
+
+def source_differences(known: Sequence[SourceDescription], now: Sequence[SourceDescription]) -> str:
+    """What differs in names, lengths, weights and order of sources, for an error message: up to five differences."""
+    return _first_few(
+        _source_differences(known, now),
+        "not in the names, lengths and weights of the sources: their content, the fields, the sampling, the schedule, "
+        "or the version of mixserve or JAX",
+    )
 
 
 _MOST_DIFFERENCES = 5
 
 
-def _differences(known: MixtureDescription, now: MixtureDescription) -> Iterator[str]:
-    before, after = ({source.name: source for source in mixture.sources} for mixture in (known, now))
+def _first_few(differences: Iterator[str], otherwise: str) -> str:
+    found = list(differences) or [otherwise]
+    more = f"; and {len(found) - _MOST_DIFFERENCES} more" if len(found) > _MOST_DIFFERENCES else ""
+    return "; ".join(found[:_MOST_DIFFERENCES]) + more
+
+
+def _source_differences(known: Sequence[SourceDescription], now: Sequence[SourceDescription]) -> Iterator[str]:
+    before, after = ({source.name: source for source in sources} for sources in (known, now))
     yield from (f"the source {name!r:.60} is gone" for name in before if name not in after)
     yield from (f"the source {name!r:.60} is new" for name in after if name not in before)
     common = [name for name in before if name in after]
@@ -113,6 +127,10 @@ def _differences(known: MixtureDescription, now: MixtureDescription) -> Iterator
             yield f"the source {name!r:.60} has the weight {after[name].weight:.6g}, not {before[name].weight:.6g}"
     if before.keys() == after.keys() and list(before) != list(after):
         yield "the sources are in another order"
+
+
+def _differences(known: MixtureDescription, now: MixtureDescription) -> Iterator[str]:
+    yield from _source_differences(known.sources, now.sources)
     for name in ("sampling", "block_size", "stop"):
         if getattr(known, name) != getattr(now, name):
             yield f"{name} is {getattr(now, name)!r:.60}, not {getattr(known, name)!r:.60}"
