@@ -1,26 +1,25 @@
 """A checked configuration -> nodes, with their files opened. Errors name the file and the key."""
 
 import errno
-import resource
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 from mixserve.config import Config, ConfigError, MixtureConfig, load_config
+from mixserve.descriptors import allow_many_files
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources.kinds.functions import import_function
 from mixserve_client.errors import MixserveError
 from mixserve_client.schema.text import describe_error, shorten
 
 T = TypeVar("T")
-_FILES = 1 << 16
 
 
 def build_nodes(config: Config, file: Path, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
     """The nodes of `config`, which was read from `file`. Paths in it are relative to `file`. Raises ConfigError."""
-    _allow_many_files()
+    allow_many_files()
     return {
         name: _at(file, _key(name), lambda: _node(mixture, file, _key(name), placement))  # noqa: B023
         for name, mixture in config.mixtures.items()
@@ -115,12 +114,3 @@ def _describe_error(error: BaseException) -> str:
 def _statistics(mixture: MixtureConfig, folder: Path) -> Callable[..., Any] | None:
     name = mixture.batch_stats_fn
     return None if name is None else import_function(name, folder, "batch_stats_fn")
-
-
-def _allow_many_files() -> None:
-    """Raise the soft limit of file descriptors: every slot of shared memory and every mapped file has one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # a sandbox may allow less than `hard`
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

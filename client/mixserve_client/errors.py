@@ -9,6 +9,7 @@ MixserveError
 ├── UnknownCheckpoint    (LookupError)   NOT_FOUND            the session has no checkpoint of that name
 ├── SessionTaken                         ABORTED              another client holds the session
 ├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the expected one
+├── SourceChanged                        FAILED_PRECONDITION  a file of the mixture has changed under the server
 ├── Unauthenticated                      UNAUTHENTICATED      the server requires credentials
 ├── PermissionDenied                     PERMISSION_DENIED    these credentials do not allow the call
 ├── Overloaded                           RESOURCE_EXHAUSTED   clients retry after `retry_after_s`
@@ -76,6 +77,12 @@ class SessionTaken(MixserveError):
 
 class FingerprintMismatch(MixserveError):
     """The mixture is not the one that the caller expects, so its batches would differ."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class SourceChanged(MixserveError):
+    """A file that the server reads has changed since it was opened; the message names file and source."""
 
     code = "FAILED_PRECONDITION"
 
@@ -151,6 +158,7 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     UnknownCheckpoint,
     SessionTaken,
     FingerprintMismatch,
+    SourceChanged,
     Unauthenticated,
     PermissionDenied,
     Overloaded,

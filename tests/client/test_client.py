@@ -236,6 +236,7 @@ def test_errors_cross_the_wire_by_name_and_else_by_code(cls):
         "NOT_FOUND": errors.UnknownMixture,
         "DATA_LOSS": errors.CorruptReply,
         "RESOURCE_EXHAUSTED": errors.Overloaded,
+        "FAILED_PRECONDITION": errors.FingerprintMismatch,
     }
     by_code = shared.get(cls.code, cls)
     assert type(errors.from_wire(cls.__name__, cls.code, "said")) is cls

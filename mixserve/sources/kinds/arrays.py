@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from mixserve.sources.kinds.base import Paths, SourceConfig
-from mixserve.sources.kinds.files import check_is_file, find_files
+from mixserve.sources.kinds.files import find_files
+from mixserve.sources.open_file import check_is_regular
 from mixserve_client.schema.dtypes import dtype_named
 from mixserve_client.schema.text import describe_error, show
 
@@ -61,7 +62,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 
 
 def _map_file(file: Path) -> np.ndarray:
-    check_is_file(file)
+    check_is_regular(file)
     with _naming_damage(file):
         loaded = np.load(file, mmap_mode="r")
         if not isinstance(loaded, np.ndarray):

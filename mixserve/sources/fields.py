@@ -1,0 +1,140 @@
+"""What a source serves of what it stores: which fields, under which names and dtypes, and how it fits ragged ones."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mixserve.error_boundary import WrongRecord
+from mixserve_client.schema.dtypes import dtype_name
+from mixserve_client.schema.text import show_names
+
+_LENGTHS = np.dtype(np.int32)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored field: its dtype, and its shape in a record. `is_ragged`: its first axis, which `shape` leaves out, has
+    another length in every record."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...] = ()
+    is_ragged: bool = False
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """A served field: the stored field `source`, widened to `dtype`.
+
+    A ragged field is padded with `pad` to `length` values; a longer one is refused or cut, as `long` says. `lengths` is
+    the name of a field of its own, int32, that has the number of values before padding.
+    """
+
+    name: str
+    source: str
+    dtype: np.dtype | None = None
+    length: int | None = None
+    pad: float = 0
+    lengths: str | None = None
+    long: Literal["refuse", "cut"] = "refuse"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A served field whose stored field is known."""
+
+    spec: FieldSpec
+    stored: Stored
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in a record."""
+        return (self.spec.length, *self.stored.shape) if self.spec.length is not None else self.stored.shape
+
+    def fit(self, rows: Sequence[np.ndarray], record_ids: Iterable[int]) -> dict[str, np.ndarray]:
+        """The field, and the field of its lengths if it has one, of records whose stored values are `rows`.
+
+        Raises WrongRecord, which names the field and the record, for other dtypes or shapes than stored, and for values
+        that are too long.
+        """
+        out = np.empty((len(rows), *self.shape), self.dtype)
+        lengths = np.empty(len(rows), _LENGTHS)
+        for place, (row, record_id) in enumerate(zip(rows, record_ids, strict=True)):
+            ragged = self.stored.is_ragged
+            if row.dtype != self.stored.dtype or (row.shape[1:] if ragged else row.shape) != self.stored.shape:
+                raise WrongRecord(
+                    f"the field {self.spec.source!r:.100} of record {record_id} is {row.dtype}{list(row.shape)}, and "
+                    f"the source has {self.stored.dtype}{list(self.stored.shape)} there"
+                )
+            if not ragged:
+                out[place] = row
+                continue
+            self.check_length(len(row), record_id)
+            lengths[place] = kept = min(len(row), self.shape[0])
+            out[place, :kept] = row[:kept]
+            out[place, kept:] = self.spec.pad
+        made = {self.spec.name: out}
+        return made if self.spec.lengths is None else made | {self.spec.lengths: lengths}
+
+    def check_length(self, length: int, record_id: int) -> None:
+        """Raises WrongRecord if so many values are more than the field has room for, and must not be cut."""
+        if self.spec.long == "refuse" and length > self.shape[0]:
+            raise WrongRecord(
+                f"the field {self.spec.source!r:.100} of the record {record_id} has {length} values, more than its "
+                f"length {self.shape[0]}: give a larger length, or long: cut"
+            )
+
+    @property
+    def specs(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of the field, and of the field of its lengths if it has one, by name."""
+        made = {self.spec.name: (self.shape, self.dtype)}
+        return made if self.spec.lengths is None else made | {self.spec.lengths: ((), _LENGTHS)}
+
+
+def serve_fields(stored: Mapping[str, Stored | str], wanted: Sequence[FieldSpec] | None) -> list[Served]:
+    """The `wanted` fields of those that are `stored`, or all that have a fixed shape if None.
+
+    For a stored field that cannot be served, `stored` says why. Raises ValueError, which names the field.
+    """
+    if wanted is None:
+        wanted = [
+            FieldSpec(name, name) for name, kind in stored.items() if isinstance(kind, Stored) and not kind.is_ragged
+        ]
+        if not wanted:
+            raise ValueError(
+                f"fields: none of the stored fields {show_names(stored)} has a fixed shape; name those to serve, with "
+                "a length for ragged ones, such as fields: {tokens: {from: input_ids, length: 2048}}"
+            )
+    served = [_serve(stored, spec) for spec in wanted]
+    names = [name for field in served for name in field.specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"fields: {show_names(twice)} would be served twice; rename one")
+    return served
+
+
+def _serve(stored: Mapping[str, Stored | str], spec: FieldSpec) -> Served:
+    kind = stored.get(spec.source)
+    where = f"fields.{spec.name}"
+    if kind is None:
+        raise ValueError(f"{where}: no field {spec.source!r:.100} is stored; there are {show_names(stored)}")
+    if isinstance(kind, str):
+        raise ValueError(f"{where}: the field {spec.source!r:.100} cannot be served: {kind}")
+    dtype = spec.dtype or kind.dtype
+    try:
+        dtype_name(dtype)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if not np.can_cast(kind.dtype, dtype):
+        raise ValueError(f"{where}: values of {kind.dtype} do not all fit into as: {dtype}; choose a wider one")
+    if kind.is_ragged != (spec.length is not None):
+        raise ValueError(
+            f"{where}: the field {spec.source!r:.100} is ragged, and needs a length"
+            if kind.is_ragged
+            else f"{where}: length is for ragged fields, and {spec.source!r:.100} has the shape {list(kind.shape)}"
+        )
+    if spec.length is not None and np.array(spec.pad).astype(dtype) != spec.pad:
+        raise ValueError(f"{where}: pad: {spec.pad} is not a value of {dtype}")
+    return Served(spec, kind, dtype)

@@ -1,0 +1,147 @@
+"""Files of data, mapped into memory. Their descriptors stay open, to notice changes and to read ahead."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mixserve.descriptors import allow_many_files
+from mixserve_client.errors import SourceChanged
+
+T = TypeVar("T")
+_ATTRIBUTE = "_mixserve_open_file"
+Bytes = npt.NDArray[np.uint8]
+
+
+class OpenFile:
+    """A regular file, open for reading, as it was when it was opened."""
+
+    def __init__(self, path: Path | str):
+        """Raises OSError if the file cannot be opened, ValueError if it is a folder, a pipe or a device."""
+        self.path = Path(path)
+        # Before it is opened: opening a pipe would wait for its writer.
+        check_is_regular(self.path)
+        self._file = _retry_with_more_files(lambda: FileIO(str(path), "rb"))
+        status = os.fstat(self._file.fileno())
+        self.size, self._changed_ns = status.st_size, status.st_mtime_ns
+
+    def map(self) -> Bytes:
+        """The file's bytes, mapped read-only; arrays made of them keep this file open."""
+        if self.size == 0:
+            return np.empty(0, np.uint8)  # the system cannot map an empty file
+        mapped = _retry_with_more_files(lambda: np.memmap(self._file, np.uint8, "r", shape=(self.size,)))
+        setattr(mapped, _ATTRIBUTE, self)
+        return mapped
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on. Raises SourceChanged if the file no longer has them."""
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) < size and offset + size <= self.size:
+            # pread returns at most 2 GiB at a time, and a signal may cut it short.
+            parts = [data]
+            while data and sum(map(len, parts)) < size:
+                at = sum(map(len, parts))
+                data = os.pread(self._file.fileno(), size - at, offset + at)
+                parts.append(data)
+            data = b"".join(parts)
+            if len(data) < size:
+                self.check_unchanged()
+                raise SourceChanged(f"{self.path} ended at byte {offset + len(data):,} while it was read")
+        return data
+
+    def announce(self, offset: int, size: int) -> None:
+        """Ask the system to read these bytes soon, without waiting for them."""
+        # Of the two system calls this one lets go of the interpreter's lock; mmap's madvise does not.
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self._file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
+    def is_cached(self, offset: int) -> bool:
+        """Whether the page at `offset` is in memory. True also if the system cannot say."""
+        if not hasattr(os, "RWF_NOWAIT"):
+            return True
+        try:
+            return os.preadv(self._file.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT) >= 0
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without RWF_NOWAIT
+            return True
+
+    def check_unchanged(self) -> None:
+        """Raises SourceChanged if the file's size or time of change is not what it was.
+
+        Looks at the open file and not at its path, so that a file may be replaced by renaming another to its name.
+        """
+        status = os.fstat(self._file.fileno())
+        if status.st_size != self.size:
+            raise SourceChanged(
+                f"{self.path} has {status.st_size:,} bytes now; it had {self.size:,} when it was opened"
+            )
+        if status.st_mtime_ns != self._changed_ns:
+            raise SourceChanged(f"{self.path} was written to after it was opened")
+
+    def __reduce__(self) -> Any:
+        return OpenFile, (str(self.path),)
+
+    def __repr__(self) -> str:
+        return f"OpenFile({str(self.path)!r}, size={self.size})"
+
+
+def map_file(path: Path | str) -> Bytes:
+    """The bytes of the file at `path`, mapped read-only. Raises what `OpenFile` does."""
+    return OpenFile(path).map()
+
+
+def file_of(array: np.ndarray) -> tuple[OpenFile, int] | None:
+    """The open file of which `array` is a view, and the byte in it at which the array's memory begins; None if there
+    is none."""
+    mapped, base = None, array
+    while isinstance(base, np.ndarray):
+        # The last one alone: NumPy copies the attributes of a map to its views, which begin elsewhere.
+        mapped = base if isinstance(base, np.memmap) else mapped
+        base = base.base
+    if mapped is None or mapped.filename is None or array.size == 0:
+        return None
+    file: OpenFile | None = getattr(mapped, _ATTRIBUTE, None)
+    if file is None:
+        # A map that the user made: the file of that name is nearly always the one that is mapped.
+        try:
+            file = OpenFile(Path(mapped.filename))
+        except (OSError, ValueError):
+            return None
+        setattr(mapped, _ATTRIBUTE, file)
+    low = np.lib.array_utils.byte_bounds(array)[0]
+    return file, int(low) - int(mapped.__array_interface__["data"][0]) + mapped.offset
+
+
+def check_is_regular(path: Path, *, or_folder: bool = False) -> None:
+    """Raises ValueError unless `path` is a file, or a folder if `or_folder`; OSError if it does not exist."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or (or_folder and stat.S_ISDIR(mode)):
+        return
+    found = next((name for is_one, name in _NO_FILES if is_one(mode)), "something else")
+    raise ValueError(f"path: {path} must be a file{' or a folder' if or_folder else ''}, got {found}")
+
+
+_NO_FILES: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def _retry_with_more_files(opened: Callable[[], T]) -> T:
+    """The result of `opened`, tried again under a higher limit if the process may open no more files."""
+    try:
+        return opened()
+    except OSError as error:
+        if error.errno != errno.EMFILE or not allow_many_files():
+            raise
+    return opened()
