@@ -1,5 +1,6 @@
 """`mixserve serve`: a configuration file -> a server that runs until a signal."""
 
+import faulthandler
 import logging
 import math
 import os
@@ -55,6 +56,8 @@ def run(
         for number in _SIGNALS:
             signal.signal(number, stop)
 
+    # A mapped file that is cut ends the process with SIGBUS: then the log has the stacks of all threads.
+    faulthandler.enable()
     hear_signals()
     _check_grace(grace_s)
     config = load_config(config_file)

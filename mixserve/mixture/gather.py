@@ -1,15 +1,19 @@
 """A plan and the sources -> arrays in host memory; every row is written once, to its final place."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from mixserve.error_boundary import WrongRecord, user_code
+from mixserve.mixture.file_guard import FileGuard
 from mixserve.mixture.plan import Plan
+from mixserve.mixture.read_ahead import ReadAhead
 from mixserve.mixture.rows import Rows
 from mixserve.sources import AnySource, ArrayBacked, KeyedSource, Source, is_array_backed, is_keyed
+from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.tree import flatten
 
@@ -23,7 +27,8 @@ class HostGather:
     beforehand. Other sources are read once per batch, with `take`.
     """
 
-    def __init__(self, sources: Sequence[AnySource], fields: tuple[Field, ...]):
+    def __init__(self, sources: Sequence[AnySource], fields: tuple[Field, ...], names: Sequence[str] | None = None):
+        """`names` are those of the sources in errors; by default their numbers."""
         self._sources = tuple(sources)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
         self._all_backed = bool(self._array_backed.all())
@@ -35,13 +40,38 @@ class HostGather:
         self._block_starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in all_blocks)])
         self._source_starts = self._block_starts[self._first_blocks]
         self._rows = {field.name: _by_dtype([b[field.name] for b in all_blocks]) for field in fields if all_blocks}
+        self._read_ahead = ReadAhead(all_blocks, sources)
+        self._guard = FileGuard(self._files(), names or list(map(str, range(len(sources)))))
+
+    def is_cold(self) -> bool:
+        """Whether records are being read from disks now: then reading several batches at a time is faster."""
+        return self._read_ahead.is_cold()
+
+    def prefetch(self, plan: Plan) -> None:
+        """Ask the system to read the records of `plan` soon, if they are not in memory."""
+        if not self._read_ahead.is_cold():
+            return
+        self._read_ahead.prefetch(plan.source_ids, plan.record_ids)
+        backed = None if self._all_backed else self._array_backed[plan.source_ids]
+        if backed is None or backed.any():
+            self._read_ahead.announce(*self._locate(plan if backed is None else plan.at(np.flatnonzero(backed))))
 
     def into(self, plan: Plan, buffers: Buffers, *, without: Collection[int] = ()) -> None:
         """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape).
 
         Leaves the slots of the sources in `without` as they are; none of these may be array-backed.
-        Raises WrongRecord if a source returns other leaves, shapes or dtypes than those of the buffers.
+        Raises WrongRecord if a source returns other leaves, shapes or dtypes than those of the buffers, SourceChanged
+        if a file has changed since it was opened.
         """
+        self._guard.check(plan.source_ids)
+        try:
+            self._write(plan, buffers, without)
+        except Exception:
+            self._guard.look()  # what failed may be a file that was cut
+            self._guard.check(plan.source_ids)
+            raise
+
+    def _write(self, plan: Plan, buffers: Buffers, without: Collection[int]) -> None:
         if self._all_backed:
             self._copy_rows(plan, buffers, None)
             return
@@ -70,6 +100,17 @@ class HostGather:
                 part = np.empty((int(here.sum()), *buffer.shape[1:]), buffer.dtype)
                 table.copy_into(part, places[block_ids[here]], rows[here])
                 buffer[here if slots is None else np.flatnonzero(slots)[here]] = part
+
+    def _files(self) -> dict[int, list[OpenFile]]:
+        """The files of each source: those that its blocks are views of, and those that it names in `files()`."""
+        found = dict[int, list[OpenFile]]()
+        firsts = [*self._first_blocks.tolist(), len(self._block_starts) - 1]
+        for source_id, (source, (first, stop)) in enumerate(zip(self._sources, pairwise(firsts), strict=True)):
+            named: Callable[[], Sequence[OpenFile]] | None = getattr(source, "files", None)
+            of_blocks = [file for of_field in self._read_ahead.files for file in of_field[first:stop]]
+            of_source = [*(() if named is None else named()), *of_blocks]
+            found[source_id] = list({id(file): file for file in of_source if file is not None}.values())
+        return found
 
     def _locate(self, plan: Plan) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
         """For every planned record, its block and its row in that block."""

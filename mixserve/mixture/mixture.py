@@ -147,7 +147,7 @@ class Mixture:
     @cached_property
     def host_gather(self) -> HostGather:
         """Fetches the records of plans."""
-        return HostGather(self.leaves, self.fields)
+        return HostGather(self.leaves, self.fields, self.leaf_names)
 
     @cached_property
     def order(self) -> str:

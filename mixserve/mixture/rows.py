@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from mixserve.sources.open_file import map_of
+
 # Measured: from this size on it is faster to gather pieces, which takes one copy; elements at every byte take two.
 _LEAST_PIECE_BYTES = 512
 _CHUNK_BYTES = 128 << 10  # the first of these two copies goes to a buffer that stays in the CPU's cache
 _LARGEST_ROW_BYTES = 32 << 10
+_PAGE_BYTES = 4096
 
 
 class Rows:
@@ -33,12 +36,16 @@ class Rows:
         self._strides = np.array([block.strides[0] for block in blocks], np.int64)
         self._memory: np.ndarray | None = None
         self._pieces: np.ndarray | None = None
+        self._bytes: np.ndarray | None = None
         # Larger rows are copied in a loop: its cost does not show, and the view could exceed NumPy's largest array.
         if filled and self._row_bytes <= _LARGEST_ROW_BYTES:
             self._memory = _rows_at_every_byte(lowest, highest, self._row_bytes)
             piece_bytes = math.gcd(self._row_bytes, *self._bases.tolist(), *self._strides.tolist())
             if piece_bytes >= _LEAST_PIECE_BYTES:
                 self._pieces = _pieces(lowest, highest, piece_bytes)
+            elif any(map_of(block) is not None for block in filled):
+                self._bytes = _pieces(lowest, highest, 1)
+                self._pages = np.unique([*range(0, self._row_bytes, _PAGE_BYTES), max(0, self._row_bytes - 1)])
 
     def copy_into(
         self, out: Shaped[np.ndarray, "size ..."], block_ids: Int[np.ndarray, " size"], rows: Int[np.ndarray, " size"]
@@ -62,6 +69,10 @@ class Rows:
         np.take(pieces, index, out=out.reshape(-1).view(np.uint8).view(pieces.dtype), mode="clip")
 
     def _copy_rows(self, out: np.ndarray, memory: np.ndarray, at: np.ndarray) -> None:
+        if self._bytes is not None:
+            # An indexed copy holds the interpreter's lock, while pages come from a disk too; `take` does not. So it
+            # touches every page first. Measured: this costs nothing if they are in memory.
+            np.take(self._bytes, (at[:, None] + self._pages).reshape(-1), mode="clip")
         same = out.dtype == self.dtype
         target = out.reshape(-1).view(np.uint8).view(memory.dtype) if same else out
         step = max(1, _CHUNK_BYTES // self._row_bytes)

@@ -112,6 +112,7 @@ def _host_batch(
         if without:
             for array in batch.values():
                 array.fill(0)  # the gather leaves the slots of `without` as they are, in memory with old content
+        mixture.host_gather.prefetch(plan)
         mixture.host_gather.into(plan, batch, without=without)
     return {field.name: _narrow(field.name, batch[field.name], dtype) for field, dtype in dtypes.items()}
 

@@ -251,6 +251,8 @@ class MixDataSourcesNode(DataSourceModule):
         on_device: Mapping[str, Array] = self._device_data.get_value()
         starts, sizes = mixture.device_starts, mixture.plan_sizes
         taken = device.begin_take(on_device, starts, plan, sizes) if on_device else None
+        if len(on_device) < len(mixture.fields):
+            mixture.host_gather.prefetch(plan)
 
         def write(buffers: Buffers) -> None:
             if taken is not None:

@@ -49,6 +49,10 @@ class HostedMixture:
         # Arrays on a device are gathered there, asynchronously: streams overlap that with their copies.
         self.is_gathered_by_copying = self.is_array_backed and node.placement == "host"
 
+    def is_cold(self) -> bool:
+        """Whether records are being read from disks now."""
+        return self.node.mixture.host_gather.is_cold()
+
     @cached_property
     def description(self) -> MixtureDescription:
         """Fields, sources, fingerprint and limits. The first use reads the sources, for the fingerprint."""

@@ -148,7 +148,8 @@ class MixServicer:
         for at, rows, target in self._replies.cut(selection, wanted):
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
                 following = self._replies.begin(selection, key, wanted.ranges(at, rows), target)
-                if copying or is_first:
+                # While rows come from a disk, the next reply's are announced before this one's are copied.
+                if is_first or (copying and not selection.mixture.is_cold()):
                     pending, following = following, None
                 reply = None if pending is None else pending.result()
             is_first = False

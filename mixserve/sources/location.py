@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mixserve.sources.open_file import map_of
 from mixserve_client.schema.text import show
 
 
@@ -16,12 +17,7 @@ def locate(source: Any, record_id: int) -> str:
 
 def file_location(array: np.ndarray, row: int) -> str:
     """File and first byte of a row of a memory-mapped array, or of a view of one; empty for other arrays."""
-    mapped: np.memmap | None = None
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        # The last one alone: NumPy copies the offset of a map to its views, which begin elsewhere.
-        mapped = base if isinstance(base, np.memmap) else mapped
-        base = base.base
+    mapped = map_of(array)
     if mapped is None or mapped.filename is None:
         return ""
     begin = array[row:].__array_interface__["data"][0]

@@ -3,8 +3,8 @@
 import errno
 import os
 import stat
+import weakref
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,27 +27,34 @@ class OpenFile:
         self.path = Path(path)
         # Before it is opened: opening a pipe would wait for its writer.
         check_is_regular(self.path)
-        self._file = _retry_with_more_files(lambda: FileIO(str(path), "rb"))
-        status = os.fstat(self._file.fileno())
+        self._descriptor = _retry_with_more_files(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        # Not a file object: its end would be a ResourceWarning, and no view of the map can close it.
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+        status = os.fstat(self._descriptor)
         self.size, self._changed_ns = status.st_size, status.st_mtime_ns
 
     def map(self) -> Bytes:
         """The file's bytes, mapped read-only; arrays made of them keep this file open."""
         if self.size == 0:
             return np.empty(0, np.uint8)  # the system cannot map an empty file
-        mapped = _retry_with_more_files(lambda: np.memmap(self._file, np.uint8, "r", shape=(self.size,)))
+        return _retry_with_more_files(self._map)
+
+    def _map(self) -> Bytes:
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            mapped = np.memmap(file, np.uint8, "r", shape=(self.size,))
+        mapped.filename = str(self.path.absolute())  # a file without a name, to NumPy
         setattr(mapped, _ATTRIBUTE, self)
         return mapped
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on. Raises SourceChanged if the file no longer has them."""
-        data = os.pread(self._file.fileno(), size, offset)
+        data = os.pread(self._descriptor, size, offset)
         if len(data) < size and offset + size <= self.size:
             # pread returns at most 2 GiB at a time, and a signal may cut it short.
             parts = [data]
             while data and sum(map(len, parts)) < size:
                 at = sum(map(len, parts))
-                data = os.pread(self._file.fileno(), size - at, offset + at)
+                data = os.pread(self._descriptor, size - at, offset + at)
                 parts.append(data)
             data = b"".join(parts)
             if len(data) < size:
@@ -59,14 +66,14 @@ class OpenFile:
         """Ask the system to read these bytes soon, without waiting for them."""
         # Of the two system calls this one lets go of the interpreter's lock; mmap's madvise does not.
         if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self._file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def is_cached(self, offset: int) -> bool:
         """Whether the page at `offset` is in memory. True also if the system cannot say."""
         if not hasattr(os, "RWF_NOWAIT"):
             return True
         try:
-            return os.preadv(self._file.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT) >= 0
+            return os.preadv(self._descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) >= 0
         except BlockingIOError:
             return False
         except OSError:  # a file system without RWF_NOWAIT
@@ -77,7 +84,7 @@ class OpenFile:
 
         Looks at the open file and not at its path, so that a file may be replaced by renaming another to its name.
         """
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._descriptor)
         if status.st_size != self.size:
             raise SourceChanged(
                 f"{self.path} has {status.st_size:,} bytes now; it had {self.size:,} when it was opened"
@@ -100,11 +107,7 @@ def map_file(path: Path | str) -> Bytes:
 def file_of(array: np.ndarray) -> tuple[OpenFile, int] | None:
     """The open file of which `array` is a view, and the byte in it at which the array's memory begins; None if there
     is none."""
-    mapped, base = None, array
-    while isinstance(base, np.ndarray):
-        # The last one alone: NumPy copies the attributes of a map to its views, which begin elsewhere.
-        mapped = base if isinstance(base, np.memmap) else mapped
-        base = base.base
+    mapped = map_of(array)
     if mapped is None or mapped.filename is None or array.size == 0:
         return None
     file: OpenFile | None = getattr(mapped, _ATTRIBUTE, None)
@@ -117,6 +120,17 @@ def file_of(array: np.ndarray) -> tuple[OpenFile, int] | None:
         setattr(mapped, _ATTRIBUTE, file)
     low = np.lib.array_utils.byte_bounds(array)[0]
     return file, int(low) - int(mapped.__array_interface__["data"][0]) + mapped.offset
+
+
+def map_of(array: np.ndarray) -> "np.memmap | None":
+    """The map of a whole file, or of a part of it, of which `array` is a view; None if it is none."""
+    mapped: np.memmap | None = None
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        # The last one alone: NumPy copies the attributes of a map to its views, which begin elsewhere.
+        mapped = base if isinstance(base, np.memmap) else mapped
+        base = base.base
+    return mapped
 
 
 def check_is_regular(path: Path, *, or_folder: bool = False) -> None:

@@ -15,7 +15,9 @@ RecordIds = Int[np.ndarray, " size"]
 @runtime_checkable
 class Source(Protocol):
     """Records by index. A source may have a `name`, which is its name in a mixture, and a `locate(record_id)`, which
-    says in a text where a record lies, such as its file and byte.
+    says in a text where a record lies, such as its file and byte. A source that reads files may have a
+    `prefetch(record_ids)`, which asks the system to read records soon and does not wait, and a `files()`, the OpenFiles
+    whose changes make the server refuse its records. Sources of mapped arrays need neither.
 
     The fingerprint identifies its content by its `content_id`, a string that changes when the content does, else by the
     bytes that `content_digest()` returns, else by a sample of records.
