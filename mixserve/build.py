@@ -17,9 +17,10 @@ from mixserve_client.schema.text import describe_error, shorten
 T = TypeVar("T")
 
 
-def build_nodes(config: Config, file: Path, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
+def build_nodes(config: Config, file: Path | str, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
     """The nodes of `config`, which was read from `file`. Paths in it are relative to `file`. Raises ConfigError."""
     allow_many_files()
+    file = Path(file)
     return {
         name: _at(file, _key(name), lambda: _node(mixture, file, _key(name), placement))  # noqa: B023
         for name, mixture in config.mixtures.items()

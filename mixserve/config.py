@@ -117,8 +117,9 @@ class Config(Section):
     server: ServerConfig = ServerConfig()
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path | str) -> Config:
     """The configuration in the YAML file at `path`. Raises ConfigError."""
+    path = Path(path)
     try:
         content = read_yaml(path)
     except OSError as error:

@@ -1,6 +1,9 @@
 """What the commands say about single records: their files, their numbers, and whether they can be read."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, TokenSource, serve
+from mixserve import (
+    ArraySource,
+    MixDataSourcesConfig,
+    MixDataSourcesNode,
+    RandomAccessSource,
+    TokenSource,
+    local_client,
+    serve,
+)
+from mixserve.build import build_nodes
 from mixserve.cli.main import app
+from mixserve.config import load_config
 from mixserve.sources.location import locate
 from tests.processes import ONE_SIZE
 
@@ -57,7 +70,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_explain_says_where_records_lie(folder):
-    code, shown = run("explain", folder / "mixture.yaml", "--size", 60, "--show")
+    code, shown = run("explain", folder / "mixture.yaml", "--size", 60, "--show", "--key", 0)
     assert code == 0
     found = re.findall(r"│ +(\d+) │ (\S+) +│ +(\d+) │ (.+?) +│", shown)
     tokens = [list(map(int, numbers.split())) for numbers in re.findall(r"tokens: \[(.*)\]", shown)]
@@ -110,11 +123,11 @@ def test_a_data_set_may_say_where_its_items_lie():
 
 def test_explain_takes_the_number_of_a_batch(folder):
     file = folder / "mixture.yaml"
-    code, shown = run("explain", file, "--batch", 12, "--batch-size", 5)
+    code, shown = run("explain", file, "--batch", 12, "--batch-size", 5, "--key", 0)
     assert code == 0
     assert shown.startswith("batch 12: the positions 60 to 64\n")
-    assert shown.partition("\n")[2] == run("explain", file, "--start", 60, "--size", 5)[1]
-    later = run("explain", file, "--batch", 2, "--batch-size", 5, "--start", 50)[1]
+    assert shown.partition("\n")[2] == run("explain", file, "--start", 60, "--size", 5, "--key", 0)[1]
+    later = run("explain", file, "--batch", 2, "--batch-size", 5, "--start", 50, "--key", 0)[1]
     assert later.partition("\n")[2] == shown.partition("\n")[2]
 
 
@@ -129,7 +142,7 @@ def test_explain_takes_the_number_of_a_batch(folder):
     ],
 )
 def test_explain_says_which_options_go_together(folder, arguments, said):
-    code, shown = run("explain", folder / "mixture.yaml", *arguments)
+    code, shown = run("explain", folder / "mixture.yaml", *arguments, "--key", 0)
     assert code == 2
     assert said in shown
     assert shown.count("\n") == 1
@@ -141,9 +154,9 @@ def test_records_are_shown_whole_up_to_a_page(tmp_path):
         source = f"{{kind: tokens, path: {length}.bin, dtype: uint16, sequence_length: {length}, weight: 1}}"
         file = tmp_path / f"{length}.yaml"
         file.write_text(f"mixtures: {{m: {{sources: {{s: {source}}}}}}}")
-        shown = run("explain", file, "--size", 1, "--show")[1]
+        shown = run("explain", file, "--size", 1, "--show", "--key", 0)[1]
         assert ("..." in shown) == ("(4,097 numbers; --whole shows all)" in shown) == (length > 4096)
-        assert "..." not in run("explain", file, "--size", 1, "--show", "--whole")[1]
+        assert "..." not in run("explain", file, "--size", 1, "--show", "--whole", "--key", 0)[1]
 
 
 @pytest.mark.parametrize(
@@ -176,3 +189,32 @@ def test_fetch_shows_and_writes_nested_records(tmp_path):
             out = tmp_path / f"{mixture}.npz"
             assert run("fetch", server.address, "--mixture", mixture, "--out", out)[0] == 0
             assert sorted(np.load(out)) == names
+
+
+def test_the_batch_of_a_state_counts_from_the_beginning_of_the_run(folder, tmp_path):
+    file = folder / "mixture.yaml"
+    with local_client(build_nodes(load_config(str(file)), str(file))) as client, client.batches(5, 7) as batches:
+        for _ in range(4):
+            next(batches)
+        (tmp_path / "state.json").write_text(json.dumps(batches.get_state()))
+    by_state = run("explain", file, "--state", tmp_path / "state.json", "--batch", 3, "--batch-size", 5)
+    assert by_state == run("explain", file, "--key", 7, "--batch", 3, "--batch-size", 5)
+    assert "batch 3: the positions 15 to 19" in by_state[1]
+    assert "key [0, 7]" in by_state[1]
+
+
+def test_explain_does_not_guess_the_key(folder):
+    code, shown = run("explain", folder / "mixture.yaml")
+    assert code == 2
+    assert "--key is needed" in shown
+
+
+@pytest.mark.parametrize("command", ["check", "explain --key 0 --size 2000 --all"])
+def test_a_reader_of_the_output_may_stop_reading(command, folder):
+    name, *options = command.split()
+    arguments = [sys.executable, "-m", "mixserve", name, str(folder / "mixture.yaml"), *options]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")

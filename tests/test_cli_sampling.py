@@ -91,9 +91,14 @@ def rows(shown: str) -> list[list[str]]:
     ]
 
 
+def with_key(*arguments: object) -> tuple[object, ...]:
+    """The arguments of `explain`, with the key 0 if they name neither a key nor a state."""
+    return arguments if {"--key", "--state"} & set(arguments) else (*arguments, "--key", 0)
+
+
 def run_explain(*arguments: object) -> list[tuple[int, str, int]]:
     """Position, source and record of every row that `explain` shows."""
-    code, shown = run("explain", *arguments)
+    code, shown = run("explain", *with_key(*arguments))
     assert code == 0, shown
     plain = shown.replace(",", "")
     return [(int(at), name, int(record)) for at, name, record in re.findall(r"│ +(\d+) │ (\S+) +│ +(\d+) │", plain)]
@@ -234,7 +239,7 @@ def test_explain_is_the_same_by_file_by_server_and_by_provenance(config, address
 
 def test_explain_shows_the_ends_of_many_rows_and_counts_all(config):
     options = (config, "--mixture", "changing", "--start", 1000, "--size", 200_000)
-    shown = run("explain", *options)[1]
+    shown = run("explain", *with_key(*options))[1]
     assert [position for position, _, _ in run_explain(*options)] == [*range(1000, 1032), *range(200_968, 201_000)]
     assert "199,936 more rows; --all shows them" in shown
     assert ["math", "100,000", "50.0000%"] in rows(shown)
@@ -307,7 +312,7 @@ def test_explain_stops_at_the_end_of_the_schedule_of_the_state(config, tmp_path)
 )
 def test_explain_says_what_is_wrong(config, address, arguments, said):
     for target in (config, address):
-        code, shown = run("explain", target, *arguments)
+        code, shown = run("explain", target, *with_key(*arguments))
         assert code == 2
         assert said in shown
         assert shown.count("\n") == 1
@@ -333,9 +338,9 @@ def test_explain_refuses_what_is_no_state(config, tmp_path, content, said):
 
 
 def test_other_things_that_are_wrong(config, tmp_path):
-    code, shown = run("explain", tmp_path / "none.yaml")
+    code, shown = run("explain", *with_key(tmp_path / "none.yaml"))
     assert (code, "none.yaml: cannot be read: No such file" in shown) == (2, True)
-    assert run("explain", "127.0.0.1:1", "--timeout-s", 0.2)[0] == 2
+    assert run("explain", "127.0.0.1:1", "--timeout-s", 0.2, "--key", 1)[0] == 2
     for arguments, said in (
         (("--plot", "x.png"), "needs --simulate N"),
         (("--simulate", 10, "--plot", "x.txt"), "--plot must be a .png file, got x.txt"),

@@ -384,7 +384,7 @@ def test_serve_simulate_and_explain_say_the_same(folder):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, "function: sys:exit failed: SystemExit" in ended.stderr) == (2, True)
     assert "Traceback" not in ended.stderr
-    for arguments in (["check", str(file), "--simulate", "10"], ["explain", str(file)]):
+    for arguments in (["check", str(file), "--simulate", "10"], ["explain", str(file), "--key", "0"]):
         result = CliRunner().invoke(app, arguments)
         assert (result.exit_code, "sys:exit failed" in result.stderr) == (2, True)
 
@@ -396,5 +396,5 @@ def test_records_that_end_the_process_end_no_command_with_success(folder):
         "    def element_spec(self): return np.zeros(())\n    def take(self, ids): sys.exit(0)\n"
     )
     file = mixture(folder, "a: {kind: factory, function: 'ending_take:Made', weight: 1}")
-    result = CliRunner().invoke(app, ["explain", str(file), "--show", "--size", "1"])
+    result = CliRunner().invoke(app, ["explain", str(file), "--key", "0", "--show", "--size", "1"])
     assert result.exit_code == 2, result.output

@@ -16,9 +16,10 @@ from rich.table import Table
 from mixserve.cli.show import MOST_ROWS, show_rest
 from mixserve.sessions.storage import open_regular
 from mixserve.sources.location import locate
-from mixserve_client import InvalidRequest, MixClient, MixtureDescription, OutOfRange
+from mixserve_client import FingerprintMismatch, InvalidRequest, MixClient, MixtureDescription, OutOfRange
 from mixserve_client.reading.skips import Skips
 from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.positions import check_positions
 from mixserve_client.schema.tree import flatten
 
@@ -84,13 +85,16 @@ def run(
     every_row: bool,
     timeout_s: float,
 ) -> None:
-    """Show source and record of [start, start + size), up to the mixture's end, or of the batch number `batch` of an
-    iterator that begins at `start`; with `records` also the rows, and with `whole` every number of them.
+    """Show source and record of [start, start + size), up to the mixture's end, or of the batch number `batch` of a run
+    that began at `start` (default 0); with `records` also the rows, and with `whole` every number of them.
 
     Raises ConfigError and MixserveError.
     """
     if (batch is None) != (batch_size is None) or (batch is not None and size is not None):
         raise InvalidRequest("--batch N needs --batch-size B, and takes no --size; without them use --start S --size N")
+    if key is None and state_file is None:
+        # A default would answer with the records of another run, and nothing would look wrong.
+        raise InvalidRequest("--key is needed: the key= of the run, as in client.batches(…, key=7); or a --state of it")
     state = {} if state_file is None else _load_state(state_file)
     console = Console(highlight=False)
     with _client(target, timeout_s, mixture or state.get("mixture")) as (client, nodes, call_s):
@@ -100,17 +104,18 @@ def run(
         reader = _Reader(
             client=client,
             mixture=described,
-            key=state.get("key", 0) if key is None else key,
+            key=state["key"] if key is None else key,
             schedule=state.get("schedule"),
             skips=Skips.of(state.get("skip", ())),
             timeout_s=call_s,
             sources=nodes[described.name].mixture.leaves if nodes else (),
         )
-        first: int = state.get("position", 0) if start is None else start
         if batch is None or batch_size is None:
+            first: int = state.get("position", 0) if start is None else start
             start, asked = check_positions(first, _ROWS if size is None else size)
         else:
-            start, asked = _place_of_batch(batch, batch_size, first, reader.skips)
+            # Not from the state's position: batches of a run count from its first.
+            start, asked = _place_of_batch(batch, batch_size, start or 0, reader.skips)
             console.print(f"batch {batch:,}: the positions {start:,} to {start + asked - 1:,}")
         end = client.end(mixture=reader.mixture.name, schedule=reader.schedule, timeout_s=call_s)
         if end is not None and start >= end:
@@ -181,6 +186,9 @@ def _check_state(
             return batches.get_state()
     except InvalidRequest as error:
         raise InvalidRequest(f"--state {file}: {error}") from error
+    except FingerprintMismatch as error:
+        said = str(error).partition(" To resume at ")[0]
+        raise FingerprintMismatch(f"--state {file}: {said} Name the file or the server of that mixture") from error
 
 
 def _choose_rows(start: int, size: int, every_row: bool) -> list[Range]:
@@ -192,7 +200,9 @@ def _choose_rows(start: int, size: int, every_row: bool) -> list[Range]:
 
 
 def _show_rows(console: Console, reader: _Reader, parts: list[Range]) -> None:
-    table = Table(title=f"mixture {escape(reader.mixture.name)}", title_justify="left", title_style="bold")
+    key = ", ".join(map(str, key_words(reader.key).tolist()))
+    title = f"mixture {escape(reader.mixture.name)}, key {escape(f'[{key}]')}"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("position", justify="right", no_wrap=True)
     table.add_column("source", overflow="fold")
     table.add_column("record", justify="right", no_wrap=True)

@@ -1,5 +1,6 @@
 """The commands and their options. Each command imports its code when it runs, so that `health` does not load JAX."""
 
+import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -138,11 +139,12 @@ def explain(
     start: Annotated[int | None, typer.Option(help="First position; by default the state's, or 0.")] = None,
     size: Annotated[int | None, typer.Option(help="Number of rows (32).")] = None,
     batch: Annotated[
-        int | None, typer.Option(help="A batch by its number: 0 is the one that begins at --start. Needs --batch-size.")
+        int | None,
+        typer.Option(help="A batch by its number: 0 is the one at position --start (0). Needs --batch-size."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a batch, over all shards.")] = None,
     key: Annotated[
-        int | None, typer.Option(help="Seed of the key, in 0..2^32-1; by default the state's, or 0.")
+        int | None, typer.Option(help="Seed of the run's key, in 0..2^32-1; needed without --state.")
     ] = None,
     mixture: MixtureName = None,
     show: Annotated[bool, typer.Option("--show", help="Read the records, and show them too.")] = False,
@@ -354,10 +356,22 @@ def _plain_errors() -> Generator[None, None, None]:
 
     try:
         yield
+    except BrokenPipeError:
+        _end_quietly()
     except (ConfigError, MixserveError, OSError) as error:
         _end_with(error)
-    except SystemExit as error:  # from a user's code: our commands raise typer.Exit, which is not a SystemExit
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            _end_quietly()  # this is how rich reports it
+        # From a user's code: our commands raise typer.Exit, which is not a SystemExit.
         _end_with(ConfigError(f"the code of a source or a statistic called sys.exit({show(error.code)})"))
+
+
+def _end_quietly() -> NoReturn:
+    """End with 0, since the reader of the output, such as `head`, has seen enough."""
+    # Python would write what is left at the end, and fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(0)
 
 
 def _end_with(error: Exception) -> NoReturn:

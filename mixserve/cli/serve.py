@@ -57,7 +57,8 @@ def run(
             signal.signal(number, stop)
 
     # A mapped file that is cut ends the process with SIGBUS: then the log has the stacks of all threads.
-    faulthandler.enable()
+    if sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
     hear_signals()
     _check_grace(grace_s)
     config = load_config(config_file)

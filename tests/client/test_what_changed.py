@@ -22,12 +22,12 @@ def node(
 
 
 CHANGES: dict[str, tuple[MixDataSourcesNode, str]] = {
-    "weights": (node((0.3, 0.7)), "the source 'a' has the weight 0.3, not 0.5"),
+    "weights": (node((0.3, 0.7)), "the source 'a' has 30.0000% of the weights, not 50.0000%"),
     "a length": (node(lengths={"a": 41, "b": 60}), "the source 'a' has 41 records, not 40"),
     "a name": (node(lengths={"a": 40, "c": 60}), "the source 'b' is gone; the source 'c' is new"),
     "the order": (node(lengths={"b": 60, "a": 40}), "the sources are in another order"),
     "the way of drawing": (node(sampling="epoch"), "sampling is 'epoch', not 'categorical'"),
-    "content": (node(seed=9), "not in what a description shows: the content of a source"),
+    "content": (node(seed=9), "nothing that a description shows, so it is the content of a source"),
     "a schedule": (node(schedule=[(64, (0.9, 0.1))]), "the weight schedule is another one"),
 }
 CALLS: dict[str, Callable[[MixClient, Any], Any]] = {
@@ -70,10 +70,10 @@ def test_many_differences_are_counted():
 
 
 STATE_CHANGES = {
-    "weights": "the source 'a' has the weight 0.3, not 0.5",
+    "weights": "the source 'a' has 30.0000% of the weights, not 50.0000%",
     "a length": "the source 'a' has 41 records, not 40",
     "a name": "the source 'b' is gone; the source 'c' is new",
-    "content": "not in the names, lengths and weights of the sources: their content",
+    "content": "not the names, lengths and weights of the sources, so it is their content",
 }
 
 

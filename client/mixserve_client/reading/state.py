@@ -79,6 +79,8 @@ class ReaderState:
     def of(cls, given: Any) -> "ReaderState":
         """The state in `given`: the result of `plain`, or what a checkpointer made of it, with scalars and arrays of
         NumPy, JAX or PyTorch in place of integers and lists. Raises InvalidRequest."""
+        if isinstance(given, str | bytes):
+            raise InvalidRequest(f"a state must be a dict, got the text {given!r:.60}: read it with json.loads(text)")
         if not isinstance(given, Mapping) or set(given) - set(_OPTIONAL_KEYS) != set(_KEYS):  # pyright: ignore[reportUnknownArgumentType]
             raise InvalidRequest(
                 f"a state must be a dict of exactly {', '.join(_KEYS)}, and optionally {', '.join(_OPTIONAL_KEYS)}; "

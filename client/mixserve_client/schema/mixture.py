@@ -92,7 +92,8 @@ def differences(known: MixtureDescription, now: MixtureDescription) -> str:
     """What differs in two descriptions, for an error message: up to five differences, the most telling ones first."""
     return _first_few(
         _differences(known, now),
-        "not in what a description shows: the content of a source, the PRNG, or the version of mixserve or JAX",
+        "nothing that a description shows, so it is the content of a source, the PRNG, or the version of mixserve or "
+        "JAX",
     )
 
 
@@ -100,8 +101,8 @@ def source_differences(known: Sequence[SourceDescription], now: Sequence[SourceD
     """What differs in names, lengths, weights and order of sources, for an error message: up to five differences."""
     return _first_few(
         _source_differences(known, now),
-        "not in the names, lengths and weights of the sources: their content, the fields, the sampling, the schedule, "
-        "or the version of mixserve or JAX",
+        "not the names, lengths and weights of the sources, so it is their content, the fields, the sampling, the "
+        "schedule, or the version of mixserve or JAX",
     )
 
 
@@ -124,7 +125,7 @@ def _source_differences(known: Sequence[SourceDescription], now: Sequence[Source
             yield f"the source {name!r:.60} has {after[name].length} records, not {before[name].length}"
     for name in common:
         if before[name].weight != after[name].weight:
-            yield f"the source {name!r:.60} has the weight {after[name].weight:.6g}, not {before[name].weight:.6g}"
+            yield f"the source {name!r:.60} has {after[name].weight:.4%} of the weights, not {before[name].weight:.4%}"
     if before.keys() == after.keys() and list(before) != list(after):
         yield "the sources are in another order"
 
