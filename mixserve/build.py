@@ -20,9 +20,9 @@ T = TypeVar("T")
 def build_nodes(config: Config, file: Path | str, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
     """The nodes of `config`, which was read from `file`. Paths in it are relative to `file`. Raises ConfigError."""
     allow_many_files()
-    file = Path(file)
+    path = Path(file)
     return {
-        name: _at(file, _key(name), lambda: _node(mixture, file, _key(name), placement))  # noqa: B023
+        name: _at(path, _key(name), lambda: _node(mixture, path, _key(name), placement))  # noqa: B023
         for name, mixture in config.mixtures.items()
     }
 
