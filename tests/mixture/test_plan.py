@@ -11,17 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve.mixture.plan import Planner, buckets
-from mixserve.mixture.programs import PLAN_SIZES, forget
+from mixserve.mixture.programs import PLAN_SIZES, PROBE_POSITIONS, forget
 from mixserve.mixture.schedule import normalised
 from mixserve_client.schema.keys import key_words
-from tests.profiles import examples
+from tests.profiles import PROFILE, examples
 from tests.reference import draw, draw_one_eagerly
 
 GOLDEN = Path(__file__).with_name("golden_plans.json")
+# Every pair of a number of sources, after padding, and a size is a program to compile: a second of a core. The fast
+# profile tries numbers without padding, with little and with much of it, and the largest, smallest and a middle size.
+COUNTS = st.integers(1, 40) if PROFILE == "thorough" else st.sampled_from((3, 8, 40))
+SIZES = PLAN_SIZES if PROFILE == "thorough" else PLAN_SIZES[::2]
 
 
 def planner_of(weights: tuple[float, ...], lengths: list[int]) -> Planner:
-    return Planner(normalised(weights), lengths)
+    return Planner(normalised(weights), lengths, sizes=SIZES)
 
 
 def pairs(planner: Planner, key: int, start: int, size: int) -> list[tuple[int, int]]:
@@ -31,7 +35,7 @@ def pairs(planner: Planner, key: int, start: int, size: int) -> list[tuple[int, 
 
 @st.composite
 def mixtures(draw_: st.DrawFn) -> tuple[tuple[float, ...], list[int]]:
-    count = draw_(st.integers(1, 40))
+    count = draw_(COUNTS)
     weight = st.one_of(st.just(0.0), st.floats(1e-6, 1.0), st.integers(1, 10).map(float))
     weights = draw_(st.lists(weight, min_size=count, max_size=count).filter(any))
     lengths = draw_(st.lists(st.integers(1, 10**6), min_size=count, max_size=count))
@@ -103,12 +107,12 @@ def test_a_plan_across_2_to_the_32_equals_its_positions_alone():
 def test_jax_settings_do_not_reach_plans(setting):
     weights, lengths = (0.3, 0.7), [50, 60]
     expected = pairs(planner_of(weights, lengths), 5, 100, 64)
-    words = planner_of(weights, lengths).score_words(key_words(5), 4)
+    words = planner_of(weights, lengths).score_words(key_words(5), PROBE_POSITIONS)
     forget()
     with setting():
         planner = planner_of(weights, lengths)
         assert pairs(planner, 5, 100, 64) == expected
-        assert planner.score_words(key_words(5), 4) == words
+        assert planner.score_words(key_words(5), PROBE_POSITIONS) == words
         traced = jax.jit(lambda start: planner.plan_traced(key_words(5), start, 64))(np.int32(100))
         assert list(map(tuple, np.asarray(traced).T.tolist())) == expected
 
