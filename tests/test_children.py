@@ -18,8 +18,10 @@ from tests.conftest import assert_batches_equal
 from tests.profiles import examples
 
 
-def mix(*sources, weights=None, **options) -> MixDataSourcesNode:
-    config = MixDataSourcesConfig(num_sources=len(sources), weights=weights or (1.0,) * len(sources), **options)
+def mix(*sources, weights=None, plan_sizes=(1024,), **options) -> MixDataSourcesNode:
+    config = MixDataSourcesConfig(
+        num_sources=len(sources), weights=weights or (1.0,) * len(sources), plan_sizes=plan_sizes, **options
+    )
     return MixDataSourcesNode(config, list(sources))
 
 
@@ -186,7 +188,7 @@ def test_the_content_of_a_nested_mixture_is_in_the_fingerprint():
 
 
 def test_modules_keep_their_data_out_of_programs():
-    values = np.arange(400_000, dtype=np.int32).reshape(-1, 4)
+    values = np.arange(40_000, dtype=np.int32).reshape(-1, 4)
     module = InMemory(values)
     source = ReferenceSource(module)
     assert source._program(8).memory_analysis().argument_size_in_bytes >= values.nbytes
