@@ -28,7 +28,7 @@ demo: $(READY) ## Train on two real texts while server and trainer are killed; w
 
 test: $(READY) ## Run the tests; with HYPOTHESIS_PROFILE=thorough more examples of each property
 	@rm -rf build/tests && mkdir -p build/tests; failed=0; \
-	  $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not alone" --junitxml=build/tests/beside.xml || failed=1; \
+	  $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not alone" --junitxml=build/tests/beside.xml || failed=1; \
 	  $(BIN)/python -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests) --junitxml=build/tests/alone.xml || failed=1; \
 	  $(BIN)/python -m tests.slowest build/tests/beside.xml build/tests/alone.xml; exit $$failed
 

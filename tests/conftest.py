@@ -27,6 +27,33 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 TRANSPORTS = ("in-process", "grpc", "shared memory")
 
+# The files that take longest. `make test` begins with them, in this order: near its end no process must be busy with a
+# long file when the others have no file left.
+LONGEST = (
+    "test_nnx.py",
+    "test_demo.py",
+    "test_children.py",
+    "test_node.py",
+    "client/test_client.py",
+    "sessions/test_sessions.py",
+    "test_sessions_live.py",
+    "test_cli.py",
+    "client/test_remote_node.py",
+    "client/test_shared_memory.py",
+    "mixture/test_programs.py",
+    "test_cli_sampling.py",
+    "test_server.py",
+    "mixture/test_plan.py",
+    "crash/test_crash.py",
+    "test_iteration.py",
+    "servicer/test_attacked.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def _strict_jax() -> Iterator[None]:
