@@ -7,6 +7,7 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, Rand
 from mixserve_client import MixClient
 from mixserve_client.schema.tree import flatten
 from tests.conftest import assert_batches_equal
+from tests.processes import ONE_SIZE
 
 
 def nested(length: int) -> dict:
@@ -17,7 +18,7 @@ def nested(length: int) -> dict:
 def make_node() -> MixDataSourcesNode:
     items = [jax.tree.map(lambda array, i=i: array[i], nested(9)) for i in range(9)]
     sources = [ArraySource(nested(5)), RandomAccessSource(items)]
-    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1)), sources)
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=2, weights=(1, 1), plan_sizes=ONE_SIZE), sources)
 
 
 def test_nested_records_keep_their_structure_in_the_node():
