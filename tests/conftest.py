@@ -52,6 +52,7 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    assert all(file.exists() for file in places), "a file in LONGEST has moved"
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
