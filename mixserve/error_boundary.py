@@ -6,7 +6,9 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from mixserve_client.errors import MixserveError, ServerFault, Unavailable
+from mixserve.failed_read import FailedRead, read_note
+from mixserve_client.errors import MixserveError, ServerFault, Unavailable, class_of
+from mixserve_client.schema.text import shorten
 
 _logger = logging.getLogger("mixserve")
 _SHOWN = 1000
@@ -25,7 +27,7 @@ def error_boundary(what: str) -> Generator[None]:
     """Turns all errors but MixserveError into ServerFault with an id, under which the log has the cause.
 
     Errors that belong to the caller (`is_callers_own`) pass through. Faults of sources keep their message, because its
-    reader can do something about them.
+    reader can do something about them. If a source itself raised a MixserveError, its class stays.
     """
     try:
         yield
@@ -36,11 +38,19 @@ def error_boundary(what: str) -> Generator[None]:
     except BaseException as error:
         if is_callers_own(error):
             raise
+        if isinstance(error, FailedRead) and isinstance(error.__cause__, MixserveError):
+            raise class_of(error.__cause__)(str(error)) from error
         fault = secrets.token_hex(4)
         _logger.exception("fault %s in %s", fault, what)
-        is_told = isinstance(error, WrongRecord | StrayEnd)
-        said = f"{error!s:.{_SHOWN}}" if is_told else "the server failed on this request"
-        raise ServerFault(f"{said}; its log has the cause under the id {fault}") from error
+        raise ServerFault(f"{_told(error)}; the server's log has the cause under the id {fault}") from error
+
+
+def _told(error: BaseException) -> str:
+    """What a client may know of `error`."""
+    note = read_note(error)
+    if note is None and not isinstance(error, FailedRead | WrongRecord | StrayEnd):
+        return "the server failed on this request"
+    return shorten(note or str(error), _SHOWN)
 
 
 def is_callers_own(error: BaseException) -> bool:

@@ -162,8 +162,11 @@ def test_records_are_shown_whole_up_to_a_page(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("uint16", "mixtures.m.sources.s: reading its record 8 failed: OSError: [Errno 5] the disk is gone"),
-        ("int64", "mixtures.m.sources.s: reading its record 0 failed: WrongRecord: take of"),
+        (
+            "uint16",
+            "mixtures.m.sources.s: reading the record 8 of the source 's' failed: OSError: [Errno 5] the disk is gone",
+        ),
+        ("int64", "mixtures.m.sources.s: reading the record 0 of the source 's' failed: WrongRecord: take of"),
     ],
 )
 def test_check_reads_records_of_every_source(tmp_path, wrong, said):

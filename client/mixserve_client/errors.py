@@ -18,7 +18,7 @@ MixserveError
 ├── CorruptReply                         DATA_LOSS            the reply breaks the protocol
 ├── CorruptCheckpoint                    DATA_LOSS            a session's file on the server is damaged
 ├── StorageFailed                        RESOURCE_EXHAUSTED   the server cannot write to its disk
-└── ServerFault                          INTERNAL             a bug in the server; its log has the id in the message
+└── ServerFault                          INTERNAL             a source or the server failed; the log has the id
 
 A client recognises the class by the name that comes with the status; if the name is missing, by the gRPC code.
 """
@@ -144,7 +144,10 @@ class StorageFailed(MixserveError):
 
 
 class ServerFault(MixserveError):
-    """A bug in the server; its log has the id that the message names."""
+    """A source of the server failed, and the message names record and position; or the server has a bug.
+
+    Its log has the cause under the id that the message names.
+    """
 
     code = "INTERNAL"
 

@@ -5,19 +5,16 @@ from itertools import pairwise
 from typing import cast
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 
-from mixserve.error_boundary import WrongRecord, user_code
 from mixserve.mixture.file_guard import FileGuard
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.read_ahead import ReadAhead
 from mixserve.mixture.rows import Rows
-from mixserve.sources import AnySource, ArrayBacked, KeyedSource, Source, is_array_backed, is_keyed
+from mixserve.mixture.taking import Buffers, read_records
+from mixserve.sources import AnySource, ArrayBacked, is_array_backed
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.fields import Field
-from mixserve_client.schema.tree import flatten
-
-Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
 
 
 class HostGather:
@@ -30,6 +27,7 @@ class HostGather:
     def __init__(self, sources: Sequence[AnySource], fields: tuple[Field, ...], names: Sequence[str] | None = None):
         """`names` are those of the sources in errors; by default their numbers."""
         self._sources = tuple(sources)
+        self._names = tuple(map(str, range(len(sources)))) if names is None else tuple(names)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
         self._all_backed = bool(self._array_backed.all())
         blocks = [_check_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
@@ -41,7 +39,7 @@ class HostGather:
         self._source_starts = self._block_starts[self._first_blocks]
         self._rows = {field.name: _by_dtype([b[field.name] for b in all_blocks]) for field in fields if all_blocks}
         self._read_ahead = ReadAhead(all_blocks, sources)
-        self._guard = FileGuard(self._files(), names or list(map(str, range(len(sources)))))
+        self._guard = FileGuard(self._files(), self._names)
 
     def is_cold(self) -> bool:
         """Whether records are being read from disks now: then reading several batches at a time is faster."""
@@ -60,8 +58,8 @@ class HostGather:
         """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape).
 
         Leaves the slots of the sources in `without` as they are; none of these may be array-backed.
-        Raises WrongRecord if a source returns other leaves, shapes or dtypes than those of the buffers, SourceChanged
-        if a file has changed since it was opened.
+        Raises FailedRead if a source raises an error, or returns other leaves, shapes or dtypes than the buffers';
+        SourceChanged if a file has changed since it was opened.
         """
         self._guard.check(plan.source_ids)
         try:
@@ -82,7 +80,7 @@ class HostGather:
             if source_id in without:
                 continue
             here = np.flatnonzero(plan.source_ids == source_id)
-            records = take_records(self._sources[source_id], plan.at(here), buffers)
+            records = read_records(self._names[source_id], self._sources[source_id], plan.at(here), here, buffers)
             for name, buffer in buffers.items():
                 buffer[here] = records[name]
 
@@ -139,23 +137,6 @@ def _check_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Ma
                     f"{array.strides}"
                 )
     return blocks
-
-
-def take_records(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
-    """The records by leaf, checked against the buffers. Raises WrongRecord, which names the source and the leaf."""
-    with user_code("reading records of {!r:.200}", source):
-        if is_keyed(source):
-            assert plan.fetch_keys is not None
-            taken = cast(KeyedSource, source).take_keyed(plan.record_ids, plan.fetch_keys)
-        else:
-            taken = cast(Source, source).take(plan.record_ids)
-        records = {name: np.asarray(leaf) for name, leaf in flatten(taken).items()}
-    for name, buffer in buffers.items():
-        got = (records[name].shape, records[name].dtype) if name in records else None
-        expected = ((len(plan.record_ids), *buffer.shape[1:]), buffer.dtype)
-        if got != expected:
-            raise WrongRecord(f"take of {source!r} must return the leaf {name!r} as {expected}, got {got}")
-    return records
 
 
 def _by_dtype(

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from mixserve.failed_read import FailedRead
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS, Content, check_id, identify
 from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.fingerprint import fingerprint
-from mixserve.mixture.gather import HostGather, take_records
+from mixserve.mixture.gather import HostGather
 from mixserve.mixture.leaves import AnyPlanner, Plan
 from mixserve.mixture.plan import Planner
 from mixserve.mixture.programs import PLAN_SIZES
@@ -24,10 +25,11 @@ from mixserve.mixture.sampling import EPOCH, NEVER, Sampling
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve.mixture.scheduled import Planners, ScheduledPlanner
 from mixserve.mixture.spec import NotNumeric, check_text, common_fields, numeric_leaves
+from mixserve.mixture.taking import take_records
 from mixserve.sources import AnySource, RecordCheck, ReferenceSource, is_keyed
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Field
-from mixserve_client.schema.text import describe_error, show
+from mixserve_client.schema.text import show
 
 
 class Mixture:
@@ -241,9 +243,7 @@ class Mixture:
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a source may be a user's code, and raise anything
-                raise ValueError(
-                    f"reading its record {record_id:,} failed: {type(error).__name__}: {describe_error(error)}"
-                ) from error
+                raise ValueError(str(FailedRead.of(self.leaf_names[number], [record_id], 0, error))) from error
 
     def content_digest(self) -> bytes:
         """The identity of this mixture as a child of another."""

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int, UInt32
 
+from mixserve.failed_read import naming_positions
 from mixserve.mixture import device
 from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture
@@ -29,7 +30,8 @@ def eager_batch(
     plan = mixture.planner.plan(key, start, size)
     batch = _device_batch(mixture, on_device, plan.source_ids, plan.record_ids)
     # Not jnp.asarray, which compiles a copy for every new shape. No copy is needed: only this call holds these arrays.
-    return batch | jax.device_put(_host_batch(mixture, plan, _dtypes(mixture, batch)))
+    with naming_positions([(start, size)]):
+        return batch | jax.device_put(_host_batch(mixture, plan, _dtypes(mixture, batch)))
 
 
 def traced_batch(

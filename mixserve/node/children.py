@@ -5,7 +5,8 @@ from typing import Any
 
 import grain
 
-from mixserve.error_boundary import user_code
+from mixserve.error_boundary import is_callers_own, user_code
+from mixserve.failed_read import FailedRead, note_read
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
 from mixserve.sources.array_like import is_array
 from mixserve_client.schema.text import show
@@ -36,38 +37,46 @@ def _hint(source: Any) -> str:
     return "; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
 
 
-def mixed_records(sources: Sequence[Any], shares: Sequence[float]) -> grain.IterDataset:
-    """The records of all sources that have a share, one by one, interleaved by Grain.
+def mixed_records(sources: Sequence[Any], shares: Sequence[float], names: Sequence[str]) -> grain.IterDataset:
+    """The records of all sources that have a share, one by one, interleaved by Grain; `names` are for errors.
 
     Raises ValueError if a share is positive, but below 1e-300.
     """
     # Grain refuses weights of 0.
-    drawn = [(source, share) for source, share in zip(sources, shares, strict=True) if share > 0]
-    least = min(share for _, share in drawn)
+    drawn = [(source, share, name) for source, share, name in zip(sources, shares, names, strict=True) if share > 0]
+    least = min(share for _, share, _ in drawn)
     if least < _LEAST_SHARE:
         raise ValueError(f"to iterate, every weight must be 0 or at least {_LEAST_SHARE} of their sum, got {least}")
-    return grain.IterDataset.mix([_records(source) for source, _ in drawn], [share for _, share in drawn])
+    return grain.IterDataset.mix(
+        [_records(source, name) for source, _, name in drawn], [share for _, share, _ in drawn]
+    )
 
 
-def _records(source: Any) -> grain.IterDataset:
+def _records(source: Any, name: str) -> grain.IterDataset:
     if hasattr(source, "to_grain_iter_dataset"):
         with user_code("to_grain_iter_dataset of {!r:.200}", source):
             return source.to_grain_iter_dataset()
     # Without threads: Grain's default starts 16 per source.
-    return grain.MapDataset.source(_Records(source)).to_iter_dataset(grain.ReadOptions(0, 0))
+    return grain.MapDataset.source(_Records(source, name)).to_iter_dataset(grain.ReadOptions(0, 0))
 
 
 class _Records:
     """A source as a random access data source of Grain."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: Any, name: str):
         self._source = source
+        self._name = name
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
-        return read_record(self._source, index)
+        try:
+            return read_record(self._source, index)
+        except BaseException as error:
+            if not is_callers_own(error):
+                note_read(error, str(FailedRead.of(self._name, [index], 0, error)))
+            raise
 
     def __repr__(self) -> str:
         return repr(self._source)

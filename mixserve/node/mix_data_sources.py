@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, UInt32
 
 from mixserve.error_boundary import user_code
+from mixserve.failed_read import naming_positions, raising_own
 from mixserve.mixture import device, programs
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.gather import Buffers
@@ -118,6 +119,7 @@ class MixDataSourcesNode(DataSourceModule):
             {field.name: jax.ShapeDtypeStruct(field.shape, jax_dtype(field)) for field in self.mixture.fields}
         )
 
+    @raising_own
     def get_batch_at(self, start: int | Array, size: int, key: Array | None = None) -> dict[str, Array]:
         """The rows at the positions [start, start + size): per field an array of shape (size, *field shape).
 
@@ -127,7 +129,8 @@ class MixDataSourcesNode(DataSourceModule):
         compiled. `start` and `key` may be traced; a traced `start` needs start + size <= 2^32.
 
         Raises ValueError if `key` is None or not a threefry2x32 key, if `size` is not positive or `start` negative, if
-        a value of a 64-bit field does not fit into JAX's 32 bits, or if the records of a source are not numeric.
+        a value of a 64-bit field does not fit into JAX's 32 bits, or if the records of a source are not numeric; and
+        what a source raises, with a note that names source, record and position.
         """
         if key is None:
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
@@ -189,7 +192,7 @@ class MixDataSourcesNode(DataSourceModule):
 
     def to_grain_iter_dataset(self) -> grain.IterDataset:
         """A new data set of single records of all sources with a share, interleaved by `IterDataset.mix`."""
-        return mixed_records(self.sources, self.mixture.shares)
+        return mixed_records(self.sources, self.mixture.shares, self.mixture.names)
 
     def reset(self) -> None:
         """Set `index` and `epoch` to 0, and call `reset()` of every source that has it."""
@@ -219,12 +222,16 @@ class MixDataSourcesNode(DataSourceModule):
         modules = {name: module.get_state() for name, module in self._modules().items()}
         return state | {"sources": modules} if modules else state
 
+    @raising_own
     def read_into(self, start: int, key: UInt32[np.ndarray, "2"], buffers: Buffers) -> None:
         """Write the rows from position `start` on into host arrays of the stored dtypes, one per field.
 
         The leading length of the arrays, equal in all, is the size of the batch. 64-bit fields keep all their bits.
+        Raises what a source raises, as `get_batch_at` does.
         """
-        self.begin_read(key, [(start, len(next(iter(buffers.values()))))]).write(buffers)
+        ranges = [(start, len(next(iter(buffers.values()))))]
+        with naming_positions(ranges):
+            self.begin_read(key, ranges).write(buffers)
 
     def begin_read(
         self,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grain
 
 from mixserve.error_boundary import user_code
+from mixserve.failed_read import note_read, read_note
 from mixserve.module.state import check_same_shape
 
 _CHECKPOINT_EVERY, _MOST_CHECKPOINTS = 1024, 16
@@ -101,9 +102,12 @@ class RecordStream:
             record = next(iterator)
         except StopIteration:
             raise
-        except BaseException:
+        except BaseException as error:
             # After any error of a source, Grain's mix is at its end. The next read starts from a checkpoint.
             self._iterator = None
+            note = read_note(error)
+            if note is not None:
+                note_read(error, f"at index {self._index} of the epoch: {note}")
             raise
         self._index += 1
         return record

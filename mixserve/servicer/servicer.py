@@ -1,24 +1,29 @@
 """A method's path and a request's bytes -> the reply's bytes, computed from the hosted nodes."""
 
+import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 
 from mixserve.error_boundary import error_boundary
+from mixserve.failed_read import naming_positions
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.mixtures import Mixtures
-from mixserve.servicer.pending_reply import Pending
+from mixserve.servicer.pending_reply import Pending, SlotTarget
 from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
+from mixserve.servicer.stream_reply import MadeReply, StreamReply
 from mixserve.servicer.turns import Turns
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Content, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
-from mixserve_client.schema.positions import check_positions
+from mixserve_client.schema.positions import Range, check_positions
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
 from mixserve_client.schema.server import ServerDescription
+from mixserve_client.schema.text import shorten
 from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import encode_mixture, encode_names
 from mixserve_client.wire.request import (
@@ -31,6 +36,9 @@ from mixserve_client.wire.request import (
 )
 from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
 from mixserve_client.wire.server import encode_server
+
+_logger = logging.getLogger("mixserve")
+_SHOWN = 1000
 
 
 class MixServicer:
@@ -120,7 +128,9 @@ class MixServicer:
         selection = self._selection(wanted)
         check_positions(wanted.start, wanted.size, selection.mixture.description.limits.size)
         target = self._replies.slot_target(selection, wanted.size, next(iter(wanted.slots), 0))
-        return self._replies.begin(selection, wanted.key, [(wanted.start, wanted.size)], target).result()
+        ranges = [(wanted.start, wanted.size)]
+        with naming_positions(ranges):
+            return self._replies.begin(selection, wanted.key, ranges, target).result()
 
     def _stream_batches(self, request: bytes) -> Generator[bytes]:
         wanted = decode_stream_request(request)
@@ -138,28 +148,60 @@ class MixServicer:
     def _in_replies(
         self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest
     ) -> Iterator[bytes]:
+        has_sent = False
+        try:
+            for message, lacking in self._made_replies(selection, key, wanted):
+                yield message
+                has_sent = True
+                if lacking:
+                    break
+            else:
+                return
+        except Exception as error:
+            if not has_sent:
+                raise
+            lacking = str(error)
+        # Not with the error: a client or a proxy need not deliver what comes before one. The client requests the missing
+        # rows, as after any stream that ends early, and that request fails, or the source reads them now.
+        _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))
+
+    def _made_replies(
+        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest
+    ) -> Iterator[MadeReply]:
         # Each reply begins before the previous one is finished, so that a device gathers during the previous copy.
         # The first does not wait for a second: its reader is waiting. Copies from arrays do not overlap: nothing runs
         # between their beginning and their result.
-        pending: Pending | None = None
+        pending: StreamReply | None = None
         copying = selection.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
         for at, rows, target in self._replies.cut(selection, wanted):
+            ranges = partial(wanted.ranges, at)
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
-                following = self._replies.begin(selection, key, wanted.ranges(at, rows), target)
-                # While rows come from a disk, the next reply's are announced before this one's are copied.
-                if is_first or (copying and not selection.mixture.is_cold()):
+                following = StreamReply(rows, partial(self._begin, selection, key, ranges, target), ranges)
+                # While rows come from a disk, the next reply's are announced before this one's are copied. A reply that
+                # waits since then goes first.
+                if pending is None and (is_first or (copying and not selection.mixture.is_cold())):
                     pending, following = following, None
-                reply = None if pending is None else pending.result()
+                made = None if pending is None else pending.result()
             is_first = False
-            if reply is not None:
-                yield reply
+            if made is not None:
+                yield made
             pending = following
         if pending is not None:
             with turns:
-                reply = pending.result()
-            yield reply
+                made = pending.result()
+            yield made
+
+    def _begin(
+        self,
+        selection: ServedSelection,
+        key: KeyWords,
+        ranges: Callable[[int], Sequence[Range]],
+        target: SlotTarget | None,
+        rows: int,
+    ) -> Pending:
+        return self._replies.begin(selection, key, ranges(rows), target)
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import jax.numpy as jnp
 import numpy as np
 
+from mixserve.failed_read import read_note
 from mixserve.module import kept_statistics
 from mixserve.module.state import Frozen, State
 from mixserve.node import MixDataSourcesNode
@@ -185,6 +186,8 @@ def _compute_statistics(on: Subject, given: Arguments) -> Any:
     try:
         batch = on.node.get_batch_at(start, size, jnp.asarray(words))
     except ValueError as error:
+        if read_note(error) is not None:  # a source's error, not one of the request
+            raise
         raise InvalidRequest(f"cannot compute statistics of this batch: {error}") from error
     # On a clone, because compute_statistics sets the node's statistics, and there may be no room for them.
     statistics = on.node.clone().compute_statistics(batch)

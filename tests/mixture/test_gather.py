@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixserve import ArraySource
+from mixserve.error_boundary import WrongRecord
+from mixserve.failed_read import FailedRead
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.spec import common_fields, numeric_leaves
@@ -103,8 +105,11 @@ def test_rows_larger_than_the_byte_view_holds():
 def test_a_source_that_gives_other_shapes_than_it_says_is_named(wrong):
     source = Taken(ArraySource({"x": np.zeros((9, 2), np.int32)}))
     source.take = lambda record_ids: wrong or {"y": 1}
-    with pytest.raises(ValueError, match=r"take of .*Taken.* must return the leaf 'x' as \(\(3, 2\)"):
+    with pytest.raises(
+        FailedRead, match=r"of the source '0' .*take of .*Taken.* must return the leaf 'x' as \(\("
+    ) as caught:
         gather([source], [0, 0, 0], [1, 2, 3])
+    assert isinstance(caught.value.__cause__, WrongRecord)
 
 
 def test_blocks_that_do_not_fit_their_source_are_refused_before_memory_is_read():

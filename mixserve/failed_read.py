@@ -1,0 +1,101 @@
+"""What a source raised while its records were read -> words that name the source, the record and the position."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from mixserve_client.schema.positions import Range
+from mixserve_client.schema.text import describe_error, shorten
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_NAME_CHARACTERS, _CAUSE_CHARACTERS = 100, 500
+
+
+class FailedRead(Exception):
+    """A source failed when its records were read; `__cause__` is what it raised.
+
+    `slot` is the first row that needs what failed, counted from the first row of the read.
+    """
+
+    def __init__(self, words: str, slot: int):
+        super().__init__(words)
+        self.slot = slot
+
+    @classmethod
+    def of(cls, source: str, record_ids: Sequence[int], slot: int, error: BaseException) -> "FailedRead":
+        """For `error`, which the source called `source` raised when it was asked for these records."""
+        is_one, name = len(record_ids) == 1, shorten(source, _NAME_CHARACTERS)
+        what = f"the record {record_ids[0]}" if is_one else f"{len(record_ids)} records"
+        together = "" if is_one else " together"
+        failed = cls(f"reading {what} of the source {name!r}{together} failed: {_describe(error)}", slot)
+        failed.__cause__ = error
+        return failed
+
+    def at(self, where: str) -> "FailedRead":
+        """The same with the words `where` in front, such as "position 17"."""
+        located = FailedRead(f"at {where}: {self}", self.slot)
+        located.__cause__ = self.__cause__
+        return located
+
+
+@contextmanager
+def naming_positions(ranges: Sequence[Range]) -> Generator[None]:
+    """Around a read of the rows of these (start, size) ranges: a FailedRead of it names the position that failed."""
+    try:
+        yield
+    except FailedRead as failed:
+        raise failed.at(f"position {position_at(ranges, failed.slot)}") from failed.__cause__
+
+
+class ReadNote(str):
+    """What failed, as a note on the error that a source raised."""
+
+    __slots__ = ()
+
+
+def read_note(error: BaseException) -> ReadNote | None:
+    """The note of `note_read` on `error`, if there is one."""
+    return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, ReadNote)), None)
+
+
+def note_read(error: BaseException, words: str) -> None:
+    """Put `words` on `error` as its one note of a failed read; tracebacks show it."""
+    # In place of an earlier one: a source may raise the same object again and again.
+    others = [note for note in getattr(error, "__notes__", ()) if not isinstance(note, ReadNote)]
+    error.__notes__ = [*others, ReadNote(words)]
+
+
+def raising_own(read: Callable[P, T]) -> Callable[P, T]:
+    """A decorator: in place of a FailedRead, `read` raises what the source raised, with the words as a note."""
+
+    @wraps(read)
+    def reads(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except FailedRead as failed:
+            error = failed.__cause__
+            assert error is not None
+            note_read(error, str(failed))
+        # Outside of the handler, or `error` would get the FailedRead as its context, which leads back to it.
+        try:
+            raise error
+        finally:
+            del error
+
+    return reads
+
+
+def position_at(ranges: Sequence[Range], slot: int) -> int:
+    """The position of a row, counted through all (start, size) ranges."""
+    for start, size in ranges:
+        if slot < size:
+            return start + slot
+        slot -= size
+    raise IndexError(f"the ranges have fewer rows than {slot}")
+
+
+def _describe(error: BaseException) -> str:
+    kind, said = type(error).__name__, describe_error(error, _CAUSE_CHARACTERS)
+    return kind if said == kind else f"{kind}: {said}"
