@@ -1,6 +1,7 @@
 """A YAML file -> a checked configuration. Errors name the file, the key, and what is allowed."""
 
 import math
+from collections.abc import Hashable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,7 +122,7 @@ def load_config(path: Path | str) -> Config:
     """The configuration in the YAML file at `path`. Raises ConfigError."""
     path = Path(path)
     try:
-        content = read_yaml(path)
+        content = read_yaml(path, _is_name)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -137,6 +138,12 @@ def load_config(path: Path | str) -> Config:
         if len(problems) > _MOST_PROBLEMS:
             said.append(f"{path}: and {len(problems) - _MOST_PROBLEMS:,} more problems")
         raise ConfigError("\n".join(said)) from error
+
+
+def _is_name(path: tuple[Hashable, ...]) -> bool:
+    """Whether keys at `path` are texts: all but those within the values of `arguments` and `precomputed_stats`."""
+    in_arguments = len(path) > 5 and path[4] == "arguments"
+    return not in_arguments and not (len(path) > 3 and path[2] == "precomputed_stats")
 
 
 def _describe_problem(problem: Any) -> str:

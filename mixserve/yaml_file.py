@@ -32,22 +32,26 @@ class BadYaml(ValueError):
     """The text is not YAML, or uses something that we do not accept. The message names line and column."""
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of the YAML file at `path`.
+# From the keys of the mappings around a key (None for a list), whether it is a name and so a text, as in `no: 1`.
+IsName = Callable[[tuple[Hashable, ...]], bool]
+
+
+def read_yaml(path: Path, is_name: IsName = lambda _: False) -> Any:
+    """The content of the YAML file at `path`. Keys that are names are the texts that are written.
 
     Raises OSError if the file cannot be read, and BadYaml if it is too large, is not YAML, has a key twice, or exceeds
     this module's limits.
     """
-    return parse_yaml(_read_text(path))
+    return parse_yaml(_read_text(path), is_name=is_name)
 
 
-def parse_yaml(text: str, loader: Any = _Loader) -> Any:
+def parse_yaml(text: str, loader: Any = _Loader, is_name: IsName = lambda _: False) -> Any:
     """The content of the one YAML document in `text`; None if it is empty. `loader` is a loader class of PyYAML.
 
     Resolves merge keys (`<<: *anchor`). Raises BadYaml.
     """
     # From events, not by yaml.load: that accepts duplicate keys, and expands aliases and nesting without limits.
-    return _Reader().read(yaml.parse(text, loader))
+    return _Reader(is_name).read(yaml.parse(text, loader))
 
 
 def _read_text(path: Path) -> str:
@@ -99,7 +103,8 @@ class _Reader:
 
     # A stack of its own: recursion would end with a RecursionError at the depth of Python's, not at MOST_LEVELS.
 
-    def __init__(self) -> None:
+    def __init__(self, is_name: IsName) -> None:
+        self._is_name = is_name
         self._open: list[_Open] = []
         self._anchors: dict[str, _Anchored | None] = {}  # None: its value has not ended yet
         self._values = 0
@@ -183,10 +188,26 @@ class _Reader:
     def _scalar(self, event: Any) -> None:
         values = 1 + len(event.value) // _CHARACTERS_PER_VALUE
         self._count(event, values)
-        value = self._scalar_value(event)
+        value = event.value if self._is_written_name(event) else self._scalar_value(event)
         if event.anchor is not None:
             self._anchors[event.anchor] = _Anchored(value, values)
         self._add(event, value)
+
+    def _is_written_name(self, event: Any) -> bool:
+        """Whether the scalar is a name without quotes that YAML reads as something else, such as `no` or `2024`."""
+        if event.tag is not None or not event.implicit[0] or not self._is_at_key():
+            return False
+        if isinstance(self._plain.get(event.value), str):
+            return False  # nearly all keys
+        tag = self._scalars.resolve(yaml.ScalarNode, event.value, (True, False))
+        if tag in (_TEXT, _MERGE):
+            return False
+        # The keys under which each of the open values lies; the outermost has none.
+        path = tuple(opened.key if opened.tag in _MAPPINGS else None for opened in self._open[:-1])
+        return self._is_name(path)
+
+    def _is_at_key(self) -> bool:
+        return bool(self._open) and self._open[-1].tag in _MAPPINGS and not self._open[-1].has_key
 
     def _scalar_value(self, event: Any) -> Any:
         text: str = event.value
@@ -232,7 +253,7 @@ class _Reader:
             self._root = value
             return
         top = self._open[-1]
-        is_key = top.tag in _MAPPINGS and not top.has_key
+        is_key = self._is_at_key()
         if value is _Merge and not is_key:
             raise _bad(mark, "<< is for keys; quote it if it is text")
         if top.tag in _LISTS:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mixserve.address import join_address
 from mixserve.config import Config, ConfigError, check_seconds, load_config
+from mixserve.sources.kinds.expanding import expand
 
 _logger = logging.getLogger("mixserve")
 
@@ -64,11 +65,13 @@ def run(
     config = load_config(config_file)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
     if state_dir is None and config.server.state_dir is not None:
-        state_dir = config_file.parent / config.server.state_dir
+        state_dir = _folder("state_dir", config.server.state_dir, config_file)
     state_dir = None if state_dir is None else state_dir.absolute()
-    memory = _choose(shared_memory, config.server.shared_memory, config_file)
+    memory = _choose("shared_memory", shared_memory, config.server.shared_memory, config_file)
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
-    with _compiling(config, _choose(compilation_cache, config.server.compilation_cache, config_file)):
+    with _compiling(
+        config, _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
+    ):
         from mixserve.build import build_nodes, starting
         from mixserve.serving import serve
 
@@ -125,11 +128,19 @@ def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]
         raise
 
 
-def _choose(flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:
-    """The flag, else the file's value; folders in the file are relative to it."""
+def _choose(key: str, flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:
+    """The flag, else the file's value under `key`. Raises ConfigError."""
     if flag is not None:
         return flag
-    return str(config_file.parent / configured) if isinstance(configured, str) else configured
+    return str(_folder(key, configured, config_file)) if isinstance(configured, str) else configured
+
+
+def _folder(key: str, configured: str, config_file: Path) -> Path:
+    """The folder that the file has under `key`, relative to the file. Raises ConfigError."""
+    try:
+        return config_file.parent / expand(configured, config_file.parent)
+    except ValueError as error:
+        raise ConfigError(f"{config_file}: server.{key}: {error}") from error
 
 
 def _address(host: str, port: int) -> str:

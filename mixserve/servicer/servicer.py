@@ -161,7 +161,7 @@ class MixServicer:
             if not has_sent:
                 raise
             lacking = str(error)
-        # Not with the error: clients and proxies need not deliver what comes before one. The client requests the missing
+        # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other
         # rows, as after any stream that ends early, and that request fails, or the source reads them now.
         _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))
 
