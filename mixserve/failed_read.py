@@ -1,7 +1,7 @@
 """What a source raised while its records were read -> words that name the source, the record and the position."""
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -61,10 +61,11 @@ def read_note(error: BaseException) -> ReadNote | None:
 
 
 def note_read(error: BaseException, words: str) -> None:
-    """Put `words` on `error` as its one note of a failed read; tracebacks show it."""
+    """Put `words` on `error` as its one note of a failed read, if it takes notes; tracebacks show it."""
     # In place of an earlier one: a source may raise the same object again and again.
     others = [note for note in getattr(error, "__notes__", ()) if not isinstance(note, ReadNote)]
-    error.__notes__ = [*others, ReadNote(words)]
+    with suppress(Exception):  # a frozen dataclass, say
+        error.__notes__ = [*others, ReadNote(words)]
 
 
 def raising_own(read: Callable[P, T]) -> Callable[P, T]:

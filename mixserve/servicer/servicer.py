@@ -23,7 +23,7 @@ from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range, check_positions
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
 from mixserve_client.schema.server import ServerDescription
-from mixserve_client.schema.text import shorten
+from mixserve_client.schema.text import describe_error, shorten
 from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import encode_mixture, encode_names
 from mixserve_client.wire.request import (
@@ -160,7 +160,7 @@ class MixServicer:
         except Exception as error:
             if not has_sent:
                 raise
-            lacking = str(error)
+            lacking = describe_error(error)
         # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other
         # rows, as after any stream that ends early, and that request fails, or the source reads them now.
         _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))

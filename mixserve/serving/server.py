@@ -182,13 +182,22 @@ def _end_all_calls() -> None:
 
 @contextmanager
 def _statuses(context: grpc.ServicerContext) -> Generator[None]:
-    """Ends the call with the gRPC status of a MixserveError."""
+    """Ends the call with the gRPC status of a MixserveError, and never with what is not an Exception.
+
+    gRPC would not answer the call then, and its client would wait for ever.
+    """
     try:
         yield
+    except GeneratorExit:  # not an error: the reader is gone
+        raise
     except MixserveError as error:
         # Several error classes share a code, so the class travels as a trailing metadatum.
         context.set_trailing_metadata(error_metadata(error))
         context.abort(getattr(grpc.StatusCode, class_of(error).code), error_text(error))
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        raise RuntimeError(f"{type(error).__name__} while the call was answered") from error
 
 
 def _name(path: str) -> str:

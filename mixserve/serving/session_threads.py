@@ -58,5 +58,5 @@ class SessionThreads:
         while not self._closed.wait(_LOOK_EVERY_S):
             try:
                 self._end_silent()
-            except Exception:  # this thread must live: without it no session would ever leave memory
+            except BaseException:  # this thread must live: without it no session would ever leave memory
                 _logger.exception("cannot end the leases of silent sessions; trying again in %.0f s", _LOOK_EVERY_S)

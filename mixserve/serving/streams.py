@@ -72,7 +72,7 @@ class StreamThreads:
                     try:
                         _logger.warning("%s took nothing for %.0f s: ending its stream", context.peer(), _STALLED_S)
                         context.cancel()
-                    except Exception:
+                    except BaseException:  # such as SystemExit from a handler of the log: this thread must live
                         _logger.exception("cannot end a stalled stream")
 
 

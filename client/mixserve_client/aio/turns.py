@@ -101,5 +101,5 @@ def begin(task: Callable[[], T], workers: PerProcess[DaemonThreadPool]) -> "Futu
 def _finish(future: "Future[T]", task: Callable[[], T]) -> None:
     try:
         future.set_result(task())
-    except Exception as error:
+    except BaseException as error:  # else a caller would wait for the future for ever
         future.set_exception(error)

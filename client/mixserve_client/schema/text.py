@@ -16,7 +16,7 @@ def show(value: object, limit: int = VALUE_CHARACTERS) -> str:
     """The repr of `value`, in at most `limit` characters. Never raises, and never builds a long text first."""
     try:
         return shorten(_Bounded(limit).repr(value), limit)
-    except Exception:  # in a user's __repr__
+    except BaseException:  # in a user's __repr__
         return f"a {type(value).__name__} without a repr"
 
 
@@ -42,7 +42,7 @@ def describe_error(error: BaseException, limit: int = MESSAGE_CHARACTERS) -> str
     try:
         # str() of a KeyError is the repr of its message.
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    except Exception:  # in a user's __str__
+    except BaseException:  # in a user's __str__
         text = ""
     return shorten(text.strip(), limit) or type(error).__name__
 

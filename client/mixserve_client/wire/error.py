@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from mixserve_client.errors import MixserveError, Overloaded, class_of, from_wire
+from mixserve_client.schema.text import describe_error
 
 ERROR_METADATUM = "mixserve-error"
 RETRY_AFTER_METADATUM = "mixserve-retry-after-s"
@@ -15,7 +16,7 @@ _CUT = " … "
 
 def error_text(error: MixserveError) -> str:
     """The error's message; if it does not fit into a trailer, without its middle."""
-    return shorten(str(error))
+    return shorten(describe_error(error, 2 * _TEXT_BYTES))  # a source may have raised it, and its __str__ may raise
 
 
 def error_metadata(error: MixserveError) -> tuple[tuple[str, str], ...]:
