@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class Reference(Items):
     def element_spec(self):
         return {"x": jax.ShapeDtypeStruct((), np.int32)}
 
-    def get_batch_at(self, start, size, key=None):
+    def get_batch_at(self, start, size, key=None) -> dict[str, Any]:
         ARMED.check()
         return {"x": np.arange(int(start), int(start) + size, dtype=np.int32)}
 
@@ -73,7 +74,7 @@ class Reference(Items):
 class CallsBack(Reference):
     """The same from a compiled program, which calls back."""
 
-    def get_batch_at(self, start, size, key=None):
+    def get_batch_at(self, start, size, key=None) -> dict[str, Any]:
         def read(start):
             ARMED.check()
             return np.asarray(start, np.int32)
