@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, cycle
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from mixserve import (
     local_client,
     serve,
 )
+from mixserve.servicer.hosted import HostedMixture
 from mixserve_client import AsyncMixClient, MixClient, ServerFault, Unavailable
 from mixserve_client.grain import RemoteIterDataset
 from mixserve_client.jax import device_batches
@@ -302,3 +303,14 @@ def test_a_source_that_asks_a_server_itself_keeps_the_classes_of_its_errors():
 
 def encoded(start: int, size: int) -> bytes:
     return encode_batch_request(BatchRequest("train", start, size, key_words(1)))
+
+
+def test_no_reply_is_lost_when_rows_begin_to_come_from_memory(monkeypatch):
+    """While rows come from a disk, a reply begins before the one before it is finished."""
+    source = ArraySource({"x": np.repeat(np.arange(LENGTH, dtype=np.int32)[:, None], 64 * ROW, 1)})
+    node = node_of(source)
+    answers = cycle([True, True, False, False, False, True, False])
+    monkeypatch.setattr(HostedMixture, "is_cold", lambda _: next(answers))
+    with local_client({"train": node}) as client, client.batches(SIZE, 3) as batches:
+        for at in range(120):
+            assert_batches_equal(next(batches), node.get_batch_at(at * SIZE, SIZE, jax.random.key(3)))
