@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 
 from mixserve.config import Config, ConfigError, MixtureConfig, load_config
 from mixserve.descriptors import allow_many_files
+from mixserve.failed_read import read_note
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources.kinds.functions import import_function
 from mixserve_client.errors import MixserveError
@@ -105,11 +106,12 @@ def _at(file: Path, key: str, make: Callable[[], T]) -> T:
 
 def _describe_error(error: BaseException) -> str:
     """The error's message, after its class if the message alone would not be clear."""
-    said = describe_error(error, 1000)
+    note = read_note(error)  # it names the source
+    said = describe_error(error, 1000) if note is None else shorten(note, 1000)
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
         said += "; every mapped file has a descriptor: raise this process's limit (ulimit -n), or merge files"
     is_plain = isinstance(error, OSError | ValueError | TypeError | KeyError | ImportError | EOFError | BadZipFile)
-    return said if is_plain or said == type(error).__name__ else f"{type(error).__name__}: {said}"
+    return said if is_plain or note is not None or said == type(error).__name__ else f"{type(error).__name__}: {said}"
 
 
 def _statistics(mixture: MixtureConfig, folder: Path) -> Callable[..., Any] | None:

@@ -49,6 +49,18 @@ def naming_positions(ranges: Sequence[Range]) -> Generator[None]:
         raise failed.at(f"position {position_at(ranges, failed.slot)}") from failed.__cause__
 
 
+@contextmanager
+def naming_source(source: str, what: str) -> Generator[None]:
+    """Around a call of a source's own code: an error gets a note that `what` of the source called `source` failed."""
+    try:
+        yield
+    except Exception as error:
+        if read_note(error) is None:
+            name = shorten(source, _NAME_CHARACTERS)
+            note_read(error, f"{what} of the source {name!r} failed: {_describe(error)}")
+        raise
+
+
 class ReadNote(str):
     """What failed, as a note on the error that a source raised."""
 

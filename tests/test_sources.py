@@ -41,7 +41,11 @@ def test_array_source_joins_shards_without_copying():
         (({"x": np.array(["a"])},), TypeError, "'x' must be an array of numbers"),
         (({"x": np.zeros(3, ">i4")},), TypeError, "little-endian"),
         (({"x": np.zeros(3, object)},), TypeError, "'x' must be an array of numbers"),
-        (({"x": np.zeros(3)}, {"x": np.zeros((3, 1))}), ValueError, "must have the fields"),
+        (
+            ({"x": np.zeros(3)}, {"x": np.zeros((3, 1))}),
+            ValueError,
+            "must have the fields of the first, .* in dict 0, got .* in dict 1",
+        ),
     ],
 )
 def test_array_source_says_what_is_wrong(arguments, error, said):

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixserve.address import join_address
@@ -58,8 +58,8 @@ def run(
             signal.signal(number, stop)
 
     # A mapped file that is cut ends the process with SIGBUS: then the log has the stacks of all threads.
-    if sys.__stderr__ is not None:
-        faulthandler.enable(sys.__stderr__)
+    with suppress(OSError, ValueError, RuntimeError):  # a standard error without a descriptor, or none
+        faulthandler.enable()
     hear_signals()
     _check_grace(grace_s)
     config = load_config(config_file)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
+from mixserve.failed_read import naming_source
 from mixserve.sources import RecordIds, ReferenceSource, content_bytes, is_keyed
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.tree import flatten
@@ -60,10 +61,12 @@ def identify(
     found = dict[int, Content]()
     unknown = dict[int, _Sample]()
     for place, (source, content_id) in enumerate(zip(sources, content_ids, strict=True)):
+        with naming_source(names[place], "the content digest"):
+            digest = b"" if content_id is not None else content_bytes(source)
         if content_id is not None:
             # Before the source's own digest: only the user knows what a rewritten file means.
             found[place] = Content(_tag("content_id", content_id.encode(errors="surrogatepass")))
-        elif digest := content_bytes(source):
+        elif digest:
             found[place] = Content(digest)
         elif len(source) == 0:
             found[place] = Content(b"")

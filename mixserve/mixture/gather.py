@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mixserve.failed_read import naming_source
 from mixserve.mixture.file_guard import FileGuard
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.read_ahead import ReadAhead
@@ -30,7 +31,10 @@ class HostGather:
         self._names = tuple(map(str, range(len(sources)))) if names is None else tuple(names)
         self._array_backed = np.array([is_array_backed(source) for source in sources])
         self._all_backed = bool(self._array_backed.all())
-        blocks = [_check_blocks(cast(ArrayBacked, s), fields) if is_array_backed(s) else () for s in sources]
+        blocks = [
+            _check_blocks(name, cast(ArrayBacked, source), fields) if is_array_backed(source) else ()
+            for name, source in zip(self._names, sources, strict=True)
+        ]
         self._first_blocks = np.cumsum([0, *(len(source_blocks) for source_blocks in blocks)])[:-1]
         self._one_block_each = all(len(source_blocks) == 1 for source_blocks in blocks)
         all_blocks = [block for source_blocks in blocks for block in source_blocks]
@@ -119,21 +123,27 @@ class HostGather:
         return block_ids, numbers - self._block_starts[block_ids]
 
 
-def _check_blocks(source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Mapping[str, np.ndarray]]:
+def _check_blocks(name: str, source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Mapping[str, np.ndarray]]:
     """The blocks of `source`. Raises ValueError if they do not hold what the source and `fields` declare."""
+    with naming_source(name, "the blocks()"):
+        blocks = list(source.blocks())
+    lacking = [field.name for field in fields for block in blocks if field.name not in block]
+    if lacking:
+        raise ValueError(f"the blocks of the source {name!r} must have the leaf {lacking[0]!r}")
     # Checked in full: `Rows` reads by memory address, and a wrong length or stride would read past the array.
-    blocks = list(source.blocks())
     rows = sum(len(block[fields[0].name]) for block in blocks)
     if rows != len(source):
-        raise ValueError(f"the blocks of {source!r} must hold len(source) = {len(source)} rows in all, got {rows}")
+        raise ValueError(
+            f"the blocks of the source {name!r} must hold len(source) = {len(source)} rows in all, got {rows}"
+        )
     for block in blocks:
         for field in fields:
             array = block[field.name]
             fits = len(array) == len(block[fields[0].name]) and array.shape[1:] == field.shape
             if not fits or not (len(array) == 0 or array[0].flags.c_contiguous):
                 raise ValueError(
-                    f"a block of {source!r} must hold C-contiguous rows of the shape {field.shape} in the leaf "
-                    f"{field.name!r}, as many as in its other leaves, got the shape {array.shape} and strides "
+                    f"a block of the source {name!r} must hold C-contiguous rows of the shape {field.shape} in the "
+                    f"leaf {field.name!r}, as many as in its other leaves, got the shape {array.shape} and strides "
                     f"{array.strides}"
                 )
     return blocks

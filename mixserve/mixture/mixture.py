@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from mixserve.failed_read import FailedRead
+from mixserve.failed_read import FailedRead, naming_source
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS, Content, check_id, identify
 from mixserve.mixture.epoch import EpochPlanner
@@ -57,7 +57,7 @@ class Mixture:
         self.names = _check_names(names)
         self.sampling = sampling
         self.plan_sizes = tuple(plan_sizes)
-        self.lengths = tuple(len(child) for child in children)
+        self.lengths = tuple(map(_length, self.names, children))
         self._check_children()
         self._content_ids = self._check_ids(content_ids or (None,) * len(self.children))
         # Another thread of the parent may hold the lock when the process forks.
@@ -327,6 +327,11 @@ def names_of(sources: Sequence[Any]) -> list[str]:
     """Each source's `name`, else its index as text."""
     names = [getattr(source, "name", None) for source in sources]
     return [str(index) if name is None else str(name) for index, name in enumerate(names)]
+
+
+def _length(name: str, child: "AnySource | Mixture") -> int:
+    with naming_source(name, "the length"):
+        return len(child)
 
 
 def _leaves_of(child: "AnySource | Mixture") -> Sequence[AnySource]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mixserve.failed_read import naming_source, read_note
 from mixserve.sources import AnySource
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.fields import Field
@@ -23,13 +24,14 @@ def numeric_leaves(name: str, source: AnySource) -> Leaves:
     Raises NotNumeric if the source has no spec of numbers, ValueError for names and shapes that are not allowed.
     """
     try:
-        leaves = {
-            leaf: (tuple(spec.shape), np.dtype(spec.dtype)) for leaf, spec in flatten(source.element_spec()).items()
-        }
+        with naming_source(name, "the element_spec"):
+            leaves = {
+                leaf: (tuple(spec.shape), np.dtype(spec.dtype)) for leaf, spec in flatten(source.element_spec()).items()
+            }
     except OSError:
         raise  # not NotNumeric: the source may have a spec when its disk or network is back
     except Exception as error:  # whatever the source raises
-        raise NotNumeric(f"{_only_iterable(name)}; its element_spec raised: {error}") from error
+        raise NotNumeric(f"{_only_iterable(name)}; {read_note(error) or error}") from error
     for leaf, (shape, dtype) in leaves.items():
         check_text(f"the name of a leaf of the source {name!r}", leaf)
         if any(dim < 0 for dim in shape):

@@ -31,12 +31,18 @@ class ArraySource:
         for what is not an array, and for a dtype that the wire does not have."""
         self.name = name
         self._origins = tuple(origins)
-        self._blocks = tuple(_check_block(block) for block in (arrays, *more))
+        self._blocks = tuple(
+            _check_block(block, f" in {self._label(place)}" if more or origins else "")
+            for place, block in enumerate((arrays, *more))
+        )
         self._starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in self._blocks)])
         self._spec = _spec(self._blocks[0])
-        for block in self._blocks[1:]:
+        for place, block in enumerate(self._blocks):
             if _spec(block) != self._spec:
-                raise ValueError(f"all dicts of an ArraySource must have the fields {self._spec}, got {_spec(block)}")
+                raise ValueError(
+                    f"all dicts of an ArraySource must have the fields of the first, {_show_fields(self._spec)} in "
+                    f"{self._label(0)}, got {_show_fields(_spec(block))} in {self._label(place)}"
+                )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -71,14 +77,20 @@ class ArraySource:
         """The identity of the content in a mixture's fingerprint."""
         return digest_blocks(self._blocks)
 
+    def _label(self, place: int) -> str:
+        return self._origins[place] if place < len(self._origins) else f"dict {place}"
+
     def __repr__(self) -> str:
-        fields = {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in self._spec.items()}
-        one = fields.get("")  # an array alone
-        shown = one or "{" + ", ".join(f"{name}: {field}" for name, field in fields.items()) + "}"
-        return f"ArraySource({shown}, length={len(self)})"
+        return f"ArraySource({_show_fields(self._spec)}, length={len(self)})"
 
 
-def _check_block(arrays: Any) -> dict[str, np.ndarray]:
+def _show_fields(fields: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+    shown = {name: f"{spec.dtype.name}{list(spec.shape)}" for name, spec in fields.items()}
+    return shown.get("") or "{" + ", ".join(f"{name}: {field}" for name, field in shown.items()) + "}"
+
+
+def _check_block(arrays: Any, where: str) -> dict[str, np.ndarray]:
+    """The arrays by name; `where` names the file in errors."""
     is_alone = is_array(arrays)
     if not is_alone and not isinstance(arrays, Mapping | list | tuple):
         raise TypeError(f"an ArraySource needs a dict of arrays, or one array, got {show(arrays)}{_hint(arrays)}")
@@ -89,21 +101,22 @@ def _check_block(arrays: Any) -> dict[str, np.ndarray]:
     for name, array in block.items():
         if array.dtype.kind in "USO":
             raise TypeError(
-                f"the field {name!r} must be an array of numbers, got {array.dtype}, such as {show(array.flat[:1])}: "
-                "turn text into token ids first; a list of records goes into a RandomAccessSource"
+                f"the field {name!r}{where} must be an array of numbers, got {array.dtype}, such as "
+                f"{show(array.flat[:1])}: turn text into token ids first; a list of records goes into a "
+                "RandomAccessSource"
             )
         if array.ndim == 0:
             raise ValueError(
-                f"the field {name!r} needs a leading dimension of records, got the single number {show(array[()])}; "
-                "a list of records goes into a RandomAccessSource"
+                f"the field {name!r}{where} needs a leading dimension of records, got the single number "
+                f"{show(array[()])}; a list of records goes into a RandomAccessSource"
             )
         try:
             dtype_name(array.dtype)
         except TypeError as error:
-            raise TypeError(f"the field {name!r} cannot be served: {error}") from None
+            raise TypeError(f"the field {name!r}{where} cannot be served: {error}") from None
     lengths = {name: len(array) for name, array in block.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"all arrays of an ArraySource must have one leading length, got {lengths}")
+        raise ValueError(f"all arrays of an ArraySource must have one leading length, got {lengths}{where}")
     return {name: _with_contiguous_rows(array) for name, array in block.items()}
 
 

@@ -14,6 +14,9 @@ from mixserve.sources.open_file import check_is_regular
 from mixserve_client.schema.dtypes import dtype_named
 from mixserve_client.schema.text import describe_error, show
 
+# How files begin that NumPy writes.
+_NPY, _ZIP = b"\x93NUMPY", b"PK"
+
 
 class ArraysConfig(SourceConfig):
     """`.npz` files, or folders of one `.npy` file per field, which are memory-mapped.
@@ -51,11 +54,21 @@ def _read_folder(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    with _naming_damage(path), path.open("rb") as file:
-        loaded = np.load(file)
-        if isinstance(loaded, np.ndarray):
+    with path.open("rb") as file:
+        begin = file.read(len(_NPY))
+        if begin == _NPY:
             raise ValueError(f"path: {path} is one array; use an .npz file, or a folder of one .npy file per field")
-        arrays = dict(loaded)
+        if begin[: len(_ZIP)] != _ZIP:
+            found = f"begins with {show(begin)}" if begin else "is empty"
+            raise ValueError(f"path: {path} cannot be read as arrays: it is no .npz file, it {found}")
+        file.seek(0)
+        with _naming_damage(path):
+            loaded = np.load(file)
+            names = list(loaded)
+        arrays = dict[str, np.ndarray]()
+        for name in names:
+            with _naming_damage(path, f"the field {show(name, 100)} of "):
+                arrays[name] = loaded[name]
     if not arrays:
         raise ValueError(f"path: {path} holds no arrays")
     return arrays
@@ -72,8 +85,8 @@ def _map_file(file: Path) -> np.ndarray:
 
 
 @contextmanager
-def _naming_damage(path: Path) -> Generator[None, None, None]:
-    """Turns what NumPy raises for a damaged file into a ValueError that names the file."""
+def _naming_damage(path: Path, field: str = "") -> Generator[None, None, None]:
+    """Turns what NumPy raises for a damaged file into a ValueError that names the file, after `field`."""
     try:
         yield
     except OSError:
@@ -82,12 +95,17 @@ def _naming_damage(path: Path) -> Generator[None, None, None]:
         said = describe_error(error, 500)
         if str(path) in said:
             raise ValueError(said) from error
-        raise ValueError(f"path: {path} cannot be read as arrays: {said}") from error
+        raise ValueError(
+            f"path: {field}{path} cannot be read as arrays, it may be cut short or damaged: {said}"
+        ) from error
 
 
 def _view_as(field: str, array: np.ndarray, name: str | None) -> np.ndarray:
     """`array` in the dtype `name`. Raises ValueError unless NumPy stored it as nameless bytes of the same size."""
-    dtype = array.dtype if name is None else dtype_named(name)
+    try:
+        dtype = array.dtype if name is None else dtype_named(name)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"dtypes.{field}: {describe_error(error)}") from None
     if dtype != array.dtype and (array.dtype.kind != "V" or array.dtype.itemsize != dtype.itemsize):
         raise ValueError(f"dtypes: the field {field!r} is stored as {array.dtype}, and cannot be read as {dtype}")
     return array.view(dtype)

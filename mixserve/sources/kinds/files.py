@@ -29,9 +29,10 @@ def find_files(patterns: str | list[str], folder: Path, *, or_folders: bool = Fa
         for name in names:
             path = os.path.normpath(folder / name)
             if found.setdefault(path, number) != number:
+                first = show(written_paths[found[path]])
                 raise ValueError(
-                    f"path: {show(written_paths[found[path]])} and {show(written)} both match {path}: its records would come twice. "
-                    "Write it once, and give the source a larger weight to draw it more often"
+                    f"path: {first} and {show(written)} both match {path}: its records would come twice. Write it "
+                    "once, and give the source a larger weight to draw it more often"
                 )
         if len(found) > MOST_MATCHES:
             raise ValueError(f"path: more than {MOST_MATCHES:,} files; join them into fewer")
