@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from mixserve import ArraySource, RandomAccessSource, Source, TokenSource
 from mixserve.sources import content_bytes
+from mixserve.sources.digest import digest_files
+from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.dtypes import DTYPES
 
 
@@ -114,6 +116,37 @@ def test_digests_of_large_arrays_see_their_pieces_and_their_size():
     large[-1] = 1
     last_changed = content_bytes(ArraySource({"x": large}))
     assert len({first, last_changed, content_bytes(ArraySource({"x": large[:-1]}))}) == 3
+
+
+def test_digests_of_files_see_bytes_borders_heads_and_options_but_no_paths(tmp_path):
+    def digest(*contents, folder="a", options={"pad": 0}, heads=()):  # noqa: B006
+        (tmp_path / folder).mkdir(exist_ok=True)
+        paths = [tmp_path / folder / f"{number}.bin" for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        return digest_files([OpenFile(path) for path in paths], options, heads)
+
+    first = digest(b"abc", b"", b"defg")
+    assert digest(b"abc", b"", b"defg", folder="moved") == first
+    others = [
+        digest(b"abc", b"", b"defG"),
+        digest(b"abcd", b"", b"efg"),
+        digest(b"abc", b"", b"defg", heads=[b"x"]),
+        digest(b"abc", b"", b"defg", options={"pad": 1}),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_digests_of_large_files_see_their_pieces_and_their_size(tmp_path):
+    path = tmp_path / "large.bin"
+    digests = set()
+    for size, last in ((80 << 20, b"\0"), (80 << 20, b"\1"), ((80 << 20) + 1, b"\0")):
+        with path.open("wb") as file:
+            file.truncate(size)
+            file.seek(size - 1)
+            file.write(last)
+        digests.add(digest_files([OpenFile(path)], {}))
+    assert len(digests) == 3
 
 
 def test_jax_arrays_are_sources_too():

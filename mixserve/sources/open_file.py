@@ -92,6 +92,11 @@ class OpenFile:
         if status.st_mtime_ns != self._changed_ns:
             raise SourceChanged(f"{self.path} was written to after it was opened")
 
+    def __del__(self) -> None:
+        # By hand: Python warns of a file that it closes itself.
+        if hasattr(self, "_file"):
+            self._file.close()
+
     def __reduce__(self) -> Any:
         return OpenFile, (str(self.path),)
 
