@@ -54,7 +54,7 @@ def spread(total: int, unit: int = 1) -> list[tuple[int, int]]:
     spread evenly from the first byte to the last. With a larger `unit`, all figures count units of so many bytes."""
     if total * unit <= _WHOLE_BYTES:
         return [(0, total)]
-    size = _PIECE_BYTES // unit
+    size = max(1, _PIECE_BYTES // unit)
     return [((total - size) * i // (_PIECES - 1), size) for i in range(_PIECES)]
 
 

@@ -11,14 +11,18 @@ from mixserve_client.schema.dtypes import dtype_named
 
 
 class TokensConfig(SourceConfig):
-    """Files of token ids, cut into windows of `sequence_length` tokens."""
+    """Files of token ids, cut into windows of `sequence_length` tokens; the keys are arguments of `TokenSource`."""
 
     kind: Literal["tokens"]
     path: Paths
-    dtype: str
+    dtype: str | None = None
     sequence_length: int = Field(ge=1)
     as_dtype: str | None = Field(default=None, alias="as")
     field: str = "tokens"
+    header: Literal["auto", "none", "llm.c", "npy"] = "auto"
+    overlap: int = Field(default=0, ge=0)
+    windows: Literal["joined", "per_file"] = "joined"
+    vocab_size: int | None = Field(default=None, ge=1)
 
     def open(self, folder: Path) -> Any:
         from mixserve.sources.token_source import TokenSource
@@ -26,7 +30,11 @@ class TokensConfig(SourceConfig):
         return TokenSource(
             find_files(self.path, folder),
             sequence_length=self.sequence_length,
-            dtype=dtype_named(self.dtype),
+            dtype=None if self.dtype is None else dtype_named(self.dtype),
             as_dtype=None if self.as_dtype is None else dtype_named(self.as_dtype),
             field=self.field,
+            header=self.header,
+            overlap=self.overlap,
+            windows=self.windows,
+            vocab_size=self.vocab_size,
         )
