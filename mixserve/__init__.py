@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from mixserve.module import DataSourceModule, StructuralConfig
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
     from mixserve.serving import MixServer, serve
-    from mixserve.sources import ArraySource, RandomAccessSource, Source, TokenSource
+    from mixserve.sources import ArraySource, MegatronSource, RandomAccessSource, Source, TokenSource
 
 __all__ = [
     "ArraySource",
     "DataSourceModule",
+    "MegatronSource",
     "MixDataSourcesConfig",
     "MixDataSourcesNode",
     "MixServer",
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArraySource": "mixserve.sources",
     "DataSourceModule": "mixserve.module",
+    "MegatronSource": "mixserve.sources",
     "MixDataSourcesConfig": "mixserve.node",
     "MixDataSourcesNode": "mixserve.node",
     "MixServer": "mixserve.serving",

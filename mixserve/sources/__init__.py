@@ -6,6 +6,7 @@ from mixserve.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from mixserve.sources.array_source import ArraySource
+    from mixserve.sources.megatron_source import MegatronSource
     from mixserve.sources.random_access import RandomAccessSource
     from mixserve.sources.record import RecordCheck, read_record
     from mixserve.sources.reference_source import FollowsReference, ReferenceSource
@@ -30,6 +31,7 @@ __all__ = [
     "ElementSpec",
     "FollowsReference",
     "KeyedSource",
+    "MegatronSource",
     "RandomAccessSource",
     "RecordCheck",
     "RecordIds",
@@ -47,6 +49,7 @@ __all__ = [
 _HOMES = {
     "ArraySource": "array_source",
     "FollowsReference": "reference_source",
+    "MegatronSource": "megatron_source",
     "RandomAccessSource": "random_access",
     "RecordCheck": "record",
     "ReferenceSource": "reference_source",

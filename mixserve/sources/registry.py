@@ -9,12 +9,14 @@ from pydantic import Field
 from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
+from mixserve.sources.kinds.megatron import MegatronConfig
 from mixserve.sources.kinds.tokens import TokensConfig
 
 _KINDS: tuple[type[SourceConfig], ...] = (
     TokensConfig,
     ArraysConfig,
     FactoryConfig,
+    MegatronConfig,
 )
 
 # By their names under `kind` in the file.
