@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mixserve import MegatronSource
 from mixserve.sources import is_array_backed
 from mixserve.sources.location import locate
+from tests.forked import in_a_fork
 from tests.profiles import examples
 from tests.test_cli import run
 
@@ -207,6 +208,7 @@ def test_the_digest_sees_content_and_options_but_no_paths(tmp_path):
     assert len(set(digests)) == 9
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 @pytest.mark.parametrize("options", [{}, {"order": {"seed": 5}, "segments": True}])
 def test_threads_and_forks_and_pickles_give_the_same_records(tmp_path, options):
     source = MegatronSource(write(tmp_path / "x", sequences_of((40,) * 200)), sequence_length=50, overlap=1, **options)
@@ -224,10 +226,7 @@ def test_threads_and_forks_and_pickles_give_the_same_records(tmp_path, options):
     for thread in threads:
         thread.join()
     assert not wrong
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if all_of(source) == expected else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_a_fork(lambda: all_of(source) == expected) == "True"
     copy = pickle.loads(pickle.dumps(source))
     assert all_of(copy) == expected
     assert copy.content_digest() == source.content_digest()

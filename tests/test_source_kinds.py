@@ -58,5 +58,12 @@ def test_a_kind_opens_itself_and_says_so_in_the_docs(kind):
     assert all(f"`{key}`" in row for key in keys_of(kind))
 
 
+def test_the_configurations_of_the_page_are_valid(tmp_path):
+    file = tmp_path / "mixture.yaml"
+    for block in re.findall(r"^```yaml\n(mixtures:.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        file.write_text(block)
+        load_config(file)
+
+
 def test_a_configuration_is_checked_without_jax():
     assert "jax" not in loaded_by("import mixserve.config")

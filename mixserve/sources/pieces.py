@@ -92,13 +92,14 @@ class Pieces:
     def prefetch(self, record_ids: RecordIds) -> None:
         """Ask the system to read these records soon."""
         _, _, sources, sizes = self._find(record_ids)
-        numbers, tokens = self._find_part(np.maximum(sources, 0))
-        for number, token, source, size in zip(*map(np.ndarray.tolist, (numbers, tokens, sources, sizes)), strict=True):
-            array = self._parts[number].tokens
-            found = file_of(array) if source >= 0 else None
-            if found is not None:
-                file, offset = found
-                file.announce(offset + token * array.itemsize, size * array.itemsize)
+        kept = sources >= 0
+        numbers, tokens = self._find_part(sources[kept])
+        found = {number: file_of(self._parts[number].tokens) for number in np.unique(numbers).tolist()}
+        for number, token, size in zip(numbers.tolist(), tokens.tolist(), sizes[kept].tolist(), strict=True):
+            if (at := found[number]) is not None:
+                file, offset = at
+                item_bytes = self._parts[number].tokens.itemsize
+                file.announce(offset + token * item_bytes, size * item_bytes)
 
     def _find(self, record_ids: RecordIds) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Of every part of a piece in the records: the piece, its flat place in the records, its first token and its

@@ -79,10 +79,10 @@ class Windows:
         arrays = self.arrays
         starts = np.cumsum([0, *map(len, arrays)])
         numbers = np.searchsorted(starts, record_ids, side="right") - 1
+        found = {number: file_of(arrays[number]) for number in np.unique(numbers).tolist()}
         for number, row in zip(numbers.tolist(), (record_ids - starts[numbers]).tolist(), strict=True):
-            found = file_of(arrays[number])
-            if found is not None:  # windows across borders are copies
-                file, offset = found
+            if (at := found[number]) is not None:  # windows across borders are copies
+                file, offset = at
                 file.announce(offset + row * arrays[number].strides[0], self.length * arrays[number].itemsize)
 
 

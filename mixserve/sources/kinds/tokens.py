@@ -1,4 +1,4 @@
-"""`kind: tokens`: files of token ids, cut into windows."""
+"""`kind: tokens`: files of token ids, cut into windows or packed."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,11 @@ class TokensConfig(SourceConfig):
     overlap: int = Field(default=0, ge=0)
     windows: Literal["joined", "per_file"] = "joined"
     vocab_size: int | None = Field(default=None, ge=1)
+    eod: int | None = None
+    segments: bool | None = None
+    pack: Literal["best_fit"] | None = None
+    long: Literal["split", "cut", "refuse"] = "split"
+    pad: int = 0
 
     def open(self, folder: Path) -> Any:
         from mixserve.sources.token_source import TokenSource
@@ -37,4 +42,9 @@ class TokensConfig(SourceConfig):
             overlap=self.overlap,
             windows=self.windows,
             vocab_size=self.vocab_size,
+            eod=self.eod,
+            segments=self.segments,
+            pack=self.pack,
+            long=self.long,
+            pad=self.pad,
         )
