@@ -12,6 +12,7 @@ from mixserve.descriptors import allow_many_files
 from mixserve.failed_read import read_note
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources.kinds.functions import import_function
+from mixserve.sources.prepared import preparing_in
 from mixserve_client.errors import MixserveError
 from mixserve_client.schema.text import describe_error, shorten
 
@@ -21,11 +22,12 @@ T = TypeVar("T")
 def build_nodes(config: Config, file: Path | str, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
     """The nodes of `config`, which was read from `file`. Paths in it are relative to `file`. Raises ConfigError."""
     allow_many_files()
-    path = Path(file)
-    return {
-        name: _at(path, _key(name), lambda: _node(mixture, path, _key(name), placement))  # noqa: B023
-        for name, mixture in config.mixtures.items()
-    }
+    path, prepared = Path(file), config.server.prepared
+    with preparing_in(None if prepared is None else (path.parent / prepared).absolute()):
+        return {
+            name: _at(path, _key(name), lambda: _node(mixture, path, _key(name), placement))  # noqa: B023
+            for name, mixture in config.mixtures.items()
+        }
 
 
 def open_nodes(

@@ -100,7 +100,8 @@ class MixtureConfig(Section):
 
 class ServerConfig(Section):
     """Options of the server: address, folder of shared memory, folder of sessions and checkpoints (None: none), seconds
-    of silence after which a session is free, and folder of compiled programs (true: the user's cache folder).
+    of silence after which a session is free, folder of compiled programs (true: the user's cache folder), and folder of
+    what sources prepare, such as indexes (None: in the user's cache folder).
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -109,6 +110,7 @@ class ServerConfig(Section):
     state_dir: str | None = Field(default=None, min_length=1)
     session_ttl_s: Seconds = 900.0
     compilation_cache: bool | Annotated[str, Field(min_length=1)] = True
+    prepared: str | None = Field(default=None, min_length=1)
 
 
 class Config(Section):

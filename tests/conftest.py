@@ -21,6 +21,7 @@ from tests.processes import ONE_SIZE
 # Other processes get mixserve's own cache: JAX does not write its cache atomically, and tests kill them at any time.
 _COMPILED = Path(__file__).parents[1] / "build" / "compiled" / platform_digest()
 os.environ["MIXSERVE_COMPILATION_CACHE"] = str(_COMPILED / "mixserve")
+os.environ["MIXSERVE_PREPARED"] = str(_COMPILED.parent / "prepared")
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED / "jax"))
 # JAX's default of 1 s would leave most of these programs out of its cache.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)

@@ -32,6 +32,7 @@ import jax
 import numpy as np
 from jax.experimental import serialize_executable
 
+from mixserve.cache_folder import user_cache_folder
 from mixserve.mixture.draw import cpu
 
 _logger = logging.getLogger("mixserve")
@@ -167,17 +168,11 @@ def _open(chosen: Path | bool, variable: str | None, arithmetic: tuple[ModuleTyp
     if chosen is False or (chosen is True and variable == "off"):
         return None
     try:
-        folder = chosen if isinstance(chosen, Path) else Path(variable) if variable else _user_folder()
+        folder = chosen if isinstance(chosen, Path) else Path(variable) if variable else user_cache_folder()
         return CompilationCache(folder, _depends_on(arithmetic))
     except Exception as error:  # no home, no source, no metadata, …: nothing needs the folder
         _logger.info("cannot cache compiled programs, so each start compiles them: %s", error)
         return None
-
-
-def _user_folder() -> Path:
-    """Raises RuntimeError if this user has no home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "mixserve"
 
 
 def _depends_on(arithmetic: tuple[ModuleType, ...]) -> bytes:
