@@ -9,9 +9,17 @@ if TYPE_CHECKING:
     from mixserve.module import DataSourceModule, StructuralConfig
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
     from mixserve.serving import MixServer, serve
-    from mixserve.sources import ArraySource, MegatronSource, RandomAccessSource, Source, TokenSource
+    from mixserve.sources import (
+        ArrayRecordSource,
+        ArraySource,
+        MegatronSource,
+        RandomAccessSource,
+        Source,
+        TokenSource,
+    )
 
 __all__ = [
+    "ArrayRecordSource",
     "ArraySource",
     "DataSourceModule",
     "MegatronSource",
@@ -29,6 +37,7 @@ __version__ = "0.1.0"
 
 # Imported at first use, so that a command that only calls a server (a health probe every few seconds) never loads JAX.
 _HOMES = {
+    "ArrayRecordSource": "mixserve.sources",
     "ArraySource": "mixserve.sources",
     "DataSourceModule": "mixserve.module",
     "MegatronSource": "mixserve.sources",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mixserve.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from mixserve.sources.array_record_source import ArrayRecordSource
     from mixserve.sources.array_source import ArraySource
     from mixserve.sources.megatron_source import MegatronSource
     from mixserve.sources.random_access import RandomAccessSource
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnySource",
     "ArrayBacked",
+    "ArrayRecordSource",
     "ArraySource",
     "ElementSpec",
     "FollowsReference",
@@ -47,6 +49,7 @@ __all__ = [
 
 # Loaded at first use: commands that only read a configuration need the registry in this package, but not JAX.
 _HOMES = {
+    "ArrayRecordSource": "array_record_source",
     "ArraySource": "array_source",
     "FollowsReference": "reference_source",
     "MegatronSource": "megatron_source",

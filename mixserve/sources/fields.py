@@ -29,6 +29,9 @@ class FieldSpec:
 
     A ragged field is padded with `pad` to `length` values; a longer one is refused or cut, as `long` says. `lengths` is
     the name of a field of its own, int32, that has the number of values before padding.
+
+    `default` is for sources whose records may lack the field: the number of which it then consists, or () for a ragged
+    field, which then has no values. None: such a record is refused.
     """
 
     name: str
@@ -38,6 +41,7 @@ class FieldSpec:
     pad: float = 0
     lengths: str | None = None
     long: Literal["refuse", "cut"] = "refuse"
+    default: float | tuple[()] | None = None
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class OpenFile:
         if hasattr(self, "_file"):
             self._file.close()
 
+    def is_at_path(self) -> bool:
+        """Whether the path leads to this file, as it did when it was opened."""
+        return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+
     def __reduce__(self) -> Any:
         return OpenFile, (str(self.path),)
 

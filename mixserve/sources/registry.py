@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from pydantic import Field
 
+from mixserve.sources.kinds.array_record import ArrayRecordConfig
 from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
@@ -16,6 +17,7 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     TokensConfig,
     ArraysConfig,
     FactoryConfig,
+    ArrayRecordConfig,
     MegatronConfig,
 )
 

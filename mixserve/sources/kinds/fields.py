@@ -1,5 +1,6 @@
 """`fields:` of a source in a configuration file."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -20,15 +21,15 @@ class FieldConfig(Section):
     long: Literal["refuse", "cut"] = "refuse"
 
 
-def _as_section(value: Any) -> Any:
+def as_section(value: Any) -> Any:
+    """A field in YAML as a section: `tokens: input_ids` is short for `tokens: {from: input_ids}`."""
     return {"from": value} if isinstance(value, str) else value
 
 
-# `tokens: input_ids` is short for `tokens: {from: input_ids}`.
-Fields = dict[Name, Annotated[FieldConfig, BeforeValidator(_as_section)]]
+Fields = dict[Name, Annotated[FieldConfig, BeforeValidator(as_section)]]
 
 
-def field_specs(fields: Fields | None) -> list[FieldSpec] | None:
+def field_specs(fields: Mapping[str, FieldConfig] | None) -> list[FieldSpec] | None:
     """The fields to serve, None for all that have a fixed shape. Raises ValueError for unknown dtypes."""
     if fields is None:
         return None

@@ -1,0 +1,154 @@
+"""ArrayRecord files -> a source. They are read by the format's own library, which Grain brings."""
+
+import logging
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from mixserve.descriptors import allow_many_files
+from mixserve.error_boundary import WrongRecord
+from mixserve.sources.decoded_source import DecodedSource, decoder_of
+from mixserve.sources.fields import FieldSpec
+from mixserve.sources.file_rows import FileRows
+from mixserve.sources.open_file import OpenFile
+from mixserve_client.errors import SourceChanged
+from mixserve_client.schema.text import describe_error
+
+_logger = logging.getLogger("mixserve")
+
+# For random access: otherwise each read reads 16 MB ahead, and starts threads, which a forked process does not have.
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_FOOTER_BYTES = 64 << 10
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+class ArrayRecordSource(DecodedSource):
+    """Record r is the record r of the files, one after another, decoded as `record` says."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        record: str = "example",
+        field: str | None = None,
+        fields: Sequence[FieldSpec] | None = None,
+        name: str | None = None,
+    ):
+        """`record` is `example`, `bytes`, `npy` or `json`; `field` names the one field of `bytes` and `npy`.
+
+        Raises ValueError, which names the file, for files that are damaged or of another format, if there are no
+        records, or if fields cannot be served; OSError if a file cannot be read.
+        """
+        decoder = decoder_of(record, field)
+        super().__init__(
+            ArrayRecords(as_paths(paths)),
+            decoder,
+            fields,
+            name=name,
+            options={"kind": "array_record", "record": record},
+            arguments=([paths], {"record": record, "field": field, "fields": fields, "name": name}),
+        )
+
+
+def as_paths(paths: Paths) -> list[Path]:
+    """One path or several. Raises ValueError if there are none."""
+    found = [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
+    if not found:
+        raise ValueError("a source needs at least one file, got none")
+    return found
+
+
+class ArrayRecords:
+    """The records of ArrayRecord files, as bytes."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._files = [OpenFile(path) for path in paths]
+        self._readers = [_open(file) for file in self._files]
+        self._rows = FileRows([reader.num_records() for reader in self._readers])
+        self._warn_of_groups()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, record_ids: Sequence[int]) -> list[bytes]:
+        found: list[bytes] = [b""] * len(record_ids)
+        for number, rows, places in self._rows.group(record_ids):
+            for place, record in zip(places, self._read(number, rows), strict=True):
+                found[place] = record
+        return found
+
+    def locate(self, record_id: int) -> str:
+        number, row = self._rows.place(record_id)
+        return f"{self._files[number].path}, record {row:,}"
+
+    def files(self) -> Sequence[OpenFile]:
+        return self._files
+
+    def heads(self) -> Sequence[bytes]:
+        # The options, and the footer, which has the place of every group of records.
+        return [
+            f"{reader.num_records()} {reader.writer_options_string()}".encode()
+            + file.read(max(file.size - _FOOTER_BYTES, 0), min(file.size, _FOOTER_BYTES))
+            for file, reader in zip(self._files, self._readers, strict=True)
+        ]
+
+    def announce(self, record_ids: Sequence[int]) -> None:
+        """Only the library knows where records lie."""
+
+    def _read(self, number: int, rows: list[int]) -> list[bytes]:
+        file, reader = self._files[number], self._readers[number]
+        try:
+            records: list[bytes] = reader.read(rows)
+        except RuntimeError as error:
+            file.check_unchanged()
+            self._raise_first(file, reader, rows)
+            raise OSError(f"{file.path} cannot be read: {describe_error(error, 300)}") from error
+        if b"" in records:
+            file.check_unchanged()  # the library gives b"" for records of a file that was cut, and no error
+        return records
+
+    def _raise_first(self, file: OpenFile, reader: Any, rows: list[int]) -> None:
+        """Raise the error of the first record that cannot be read alone."""
+        for row in rows:
+            try:
+                reader.read([row])
+            except RuntimeError as error:
+                raise WrongRecord(
+                    f"{file.path}, record {row:,}: cannot be read: {describe_error(error, 300)}"
+                ) from error
+
+    def _warn_of_groups(self) -> None:
+        for file, reader in zip(self._files, self._readers, strict=True):
+            found = re.search(r"group_size:(\d+)", reader.writer_options_string() or "")
+            if found and found[1] != "1":
+                _logger.warning(
+                    "%s was written with group_size:%s: to read one record, up to %s must be decompressed; write the "
+                    "files with group_size:1 to read them in random order",
+                    file.path,
+                    found[1],
+                    found[1],
+                )
+                return
+
+
+def _open(file: OpenFile) -> Any:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(file.path), _OPTIONS)
+    if not reader.ok() and allow_many_files():
+        reader = ArrayRecordReader(str(file.path), _OPTIONS)
+    if not reader.ok():
+        raise ValueError(f"{file.path} is not a whole ArrayRecord file: {_why(reader)}")
+    if not file.is_at_path():
+        raise SourceChanged(f"{file.path} was replaced while it was opened")
+    return reader
+
+
+def _why(reader: Any) -> str:
+    try:
+        reader.close()
+    except RuntimeError as error:
+        return describe_error(error, 300) or "it is cut or damaged"
+    return "it is cut or damaged"
