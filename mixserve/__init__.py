@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mixserve.sources import (
         ArrayRecordSource,
         ArraySource,
+        TFRecordSource,
+        WebDatasetSource,
         MegatronSource,
         RandomAccessSource,
         Source,
@@ -29,7 +31,9 @@ __all__ = [
     "RandomAccessSource",
     "Source",
     "StructuralConfig",
+    "TFRecordSource",
     "TokenSource",
+    "WebDatasetSource",
     "local_client",
     "serve",
 ]
@@ -47,7 +51,9 @@ _HOMES = {
     "RandomAccessSource": "mixserve.sources",
     "Source": "mixserve.sources",
     "StructuralConfig": "mixserve.module",
+    "TFRecordSource": "mixserve.sources",
     "TokenSource": "mixserve.sources",
+    "WebDatasetSource": "mixserve.sources",
     "local_client": "mixserve.local",
     "serve": "mixserve.serving",
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -50,3 +51,17 @@ def write_array_record(path: Path, records: Iterable[bytes], options: str = "gro
 
 def taken(source: Any, record_ids: Sequence[int]) -> dict[str, np.ndarray]:
     return source.take(np.asarray(record_ids))
+
+
+def tfrecord(records: Iterable[bytes]) -> bytes:
+    """The TFRecord file of these records."""
+    parts: list[bytes] = []
+    for record in records:
+        length = struct.pack("<Q", len(record))
+        parts += [length, _masked_crc(length), record, _masked_crc(record)]
+    return b"".join(parts)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         is_array_backed,
         is_keyed,
     )
+    from mixserve.sources.tfrecord_source import TFRecordSource
     from mixserve.sources.token_source import TokenSource
+    from mixserve.sources.webdataset_source import WebDatasetSource
 
 __all__ = [
     "AnySource",
@@ -40,7 +42,9 @@ __all__ = [
     "Records",
     "ReferenceSource",
     "Source",
+    "TFRecordSource",
     "TokenSource",
+    "WebDatasetSource",
     "content_bytes",
     "is_array_backed",
     "is_keyed",
@@ -56,7 +60,9 @@ _HOMES = {
     "RandomAccessSource": "random_access",
     "RecordCheck": "record",
     "ReferenceSource": "reference_source",
+    "TFRecordSource": "tfrecord_source",
     "TokenSource": "token_source",
+    "WebDatasetSource": "webdataset_source",
     "read_record": "record",
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 from mixserve.descriptors import allow_many_files
 from mixserve.error_boundary import WrongRecord
 from mixserve.sources.decoded_source import DecodedSource, decoder_of
-from mixserve.sources.fields import FieldSpec
+from mixserve.sources.fields import FieldSpec, Served
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.errors import SourceChanged
@@ -93,6 +93,9 @@ class ArrayRecords:
             + file.read(max(file.size - _FOOTER_BYTES, 0), min(file.size, _FOOTER_BYTES))
             for file, reader in zip(self._files, self._readers, strict=True)
         ]
+
+    def use(self, fields: Sequence[Served]) -> None:
+        """A record is read whole, whichever fields are served."""
 
     def announce(self, record_ids: Sequence[int]) -> None:
         """Only the library knows where records lie."""

@@ -36,6 +36,10 @@ class RecordStore(Protocol):
         """What the format says of its records in few bytes, for the digest."""
         ...
 
+    def use(self, fields: Sequence[Served]) -> None:
+        """Read only these fields from now on. Raises ValueError if records are known to lack one."""
+        ...
+
     def announce(self, record_ids: Sequence[int]) -> None:
         """Ask the system to read the bytes of these records soon."""
         ...
@@ -66,6 +70,7 @@ class DecodedSource:
         self._served = serve_fields(self._stored(fields), fields)
         for field in self._served:
             _check_default(field)
+        store.use(self._served)
 
     def __len__(self) -> int:
         return len(self._store)

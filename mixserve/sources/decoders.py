@@ -65,7 +65,7 @@ class JsonDecoder:
     """
 
     def stored(self, records: Iterable[bytes], wanted: Sequence[FieldSpec] | None) -> Mapping[str, Stored | str]:
-        return first_of_each(map(_object, records), wanted, lambda value, name: _stored_json(value, name, wanted))
+        return first_of_each(map(_object, records), wanted, lambda value, name: _stored_value(value, name, wanted))
 
     def decode(self, record: bytes, fields: Sequence[Served]) -> list[np.ndarray]:
         found = _object(record)
@@ -127,10 +127,10 @@ def to_integers(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Integers in another integer dtype. Raises ValueError if one does not fit."""
     if array.dtype == dtype:
         return array
-    bounds = np.iinfo(dtype)
-    if array.size and (int(array.min()) < bounds.min or int(array.max()) > bounds.max):
+    cast = array.astype(dtype)
+    if not (cast == array).all():
         raise ValueError(f"has values from {array.min()} to {array.max()}, which do not all fit into as: {dtype}")
-    return array.astype(dtype)
+    return cast
 
 
 def read_npy(data: bytes) -> np.ndarray:
@@ -161,17 +161,31 @@ def _npy_header(head: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
     return dtype, shape, is_fortran
 
 
-def _object(record: bytes) -> dict[str, Any]:
+def _parse(data: bytes) -> Any:
     try:
-        found: Any = json.loads(record)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON: {error}") from None
+
+
+def _object(record: bytes) -> dict[str, Any]:
+    found = _parse(record)
     if not isinstance(found, dict):
         raise ValueError(f"it must be a JSON object with the fields by name, got {show(found)}")
     return found
 
 
-def _stored_json(value: Any, name: str, wanted: Sequence[FieldSpec] | None) -> Stored | str:
+def stored_json(data: bytes, name: str, wanted: Sequence[FieldSpec] | None) -> Stored | str:
+    """The stored field of a JSON text that is its value, or why it cannot be served."""
+    return _stored_value(_parse(data), name, wanted)
+
+
+def json_array(data: bytes, field: Served) -> np.ndarray:
+    """The value of a field that is a JSON text of its own. Raises ValueError."""
+    return _array(_parse(data), field)
+
+
+def _stored_value(value: Any, name: str, wanted: Sequence[FieldSpec] | None) -> Stored | str:
     if isinstance(value, str):
         return stored_bytes(value.encode(), name, wanted)
     try:
@@ -187,18 +201,23 @@ def _stored_json(value: Any, name: str, wanted: Sequence[FieldSpec] | None) -> S
 
 
 def _json_value(record: Mapping[str, Any], field: Served) -> np.ndarray:
-    value, dtype = record.get(field.spec.source), field.stored.dtype
+    value = record.get(field.spec.source)
     if value is None:
         return missing(field)
     with naming_field(field):
-        if isinstance(value, str):
-            return np.frombuffer(value.encode(), np.uint8)
-        array = _numbers(value)
-        if array.size == 0 and field.stored.is_ragged:
-            return np.empty((0, *field.stored.shape), dtype)
-        if array.dtype.kind == "i" and dtype.kind in "iu":
-            return to_integers(array, dtype)
-        return array.astype(dtype) if array.dtype.kind in "if" and dtype.kind == "f" else array
+        return _array(value, field)
+
+
+def _array(value: Any, field: Served) -> np.ndarray:
+    dtype = field.stored.dtype
+    if isinstance(value, str):
+        return np.frombuffer(value.encode(), np.uint8)
+    array = _numbers(value)
+    if array.size == 0 and field.stored.is_ragged:
+        return np.empty((0, *field.stored.shape), dtype)
+    if array.dtype.kind == "i" and dtype.kind in "iu":
+        return to_integers(array, dtype)
+    return array.astype(dtype) if array.dtype.kind in "if" and dtype.kind == "f" else array
 
 
 def _numbers(value: Any) -> np.ndarray:

@@ -30,6 +30,10 @@ class FileRows:
         number = int(np.searchsorted(self._ends, record_id, side="right"))
         return number, record_id - int(self._firsts[number])
 
+    def first(self, number: int) -> int:
+        """The number of the first record of a file."""
+        return int(self._firsts[number])
+
     def group(self, record_ids: Sequence[int]) -> Iterator[FileGroup]:
         """The records, grouped by file."""
         ids = np.asarray(record_ids, np.int64)

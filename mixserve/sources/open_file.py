@@ -1,6 +1,7 @@
 """Files of data, mapped into memory. Their descriptors stay open, to notice changes and to read ahead."""
 
 import errno
+import hashlib
 import os
 import stat
 import weakref
@@ -32,6 +33,7 @@ class OpenFile:
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         status = os.fstat(self._descriptor)
         self.size, self._changed_ns = status.st_size, status.st_mtime_ns
+        self._inode = status.st_ino
 
     def map(self) -> Bytes:
         """The file's bytes, mapped read-only; arrays made of them keep this file open."""
@@ -96,6 +98,12 @@ class OpenFile:
         # By hand: Python warns of a file that it closes itself.
         if hasattr(self, "_file"):
             self._file.close()
+
+    def version(self) -> bytes:
+        """The SHA-256 of this file's place on this machine, size and time of change: the key of what is kept of it, and
+        no identity of its content."""
+        parts = self.path.absolute(), self._inode, self.size, self._changed_ns
+        return hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogateescape")).digest()
 
     def is_at_path(self) -> bool:
         """Whether the path leads to this file, as it did when it was opened."""

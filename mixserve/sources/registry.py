@@ -10,14 +10,18 @@ from mixserve.sources.kinds.array_record import ArrayRecordConfig
 from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
+from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
 from mixserve.sources.kinds.tokens import TokensConfig
+from mixserve.sources.kinds.webdataset import WebDatasetConfig
 
 _KINDS: tuple[type[SourceConfig], ...] = (
     TokensConfig,
     ArraysConfig,
     FactoryConfig,
     ArrayRecordConfig,
+    TFRecordConfig,
+    WebDatasetConfig,
     MegatronConfig,
 )
 

@@ -1,0 +1,173 @@
+"""TFRecord files -> a source. An index of each file, which is kept, has the byte at which every record begins."""
+
+import logging
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixserve.error_boundary import WrongRecord
+from mixserve.sources.array_record_source import Paths, as_paths
+from mixserve.sources.crc32c import crcs_of_words, load_crc
+from mixserve.sources.decoded_source import DecodedSource, decoder_of
+from mixserve.sources.fields import FieldSpec, Served
+from mixserve.sources.file_rows import FileRows
+from mixserve.sources.kept_index import Index, digest_index, kept_index
+from mixserve.sources.open_file import OpenFile
+
+_logger = logging.getLogger("mixserve")
+
+# A record: its length (8 bytes), the checksum of the length (4), the data, the checksum of the data (4).
+_LENGTH = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+_HEAD_BYTES, _TAIL_BYTES = 12, 4
+# Records that are longer are found by reading their heads alone.
+_BLOCK_BYTES, _LONG_BYTES = 1 << 20, 64 << 10
+_COMPRESSED = {b"\x1f\x8b": "GZIP", b"\x78\x01": "ZLIB", b"\x78\x9c": "ZLIB", b"\x78\xda": "ZLIB"}
+
+
+class TFRecordSource(DecodedSource):
+    """Record r is the record r of the files, one after another, decoded as `record` says."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        record: str = "example",
+        field: str | None = None,
+        fields: Sequence[FieldSpec] | None = None,
+        name: str | None = None,
+    ):
+        """`record` is `example`, `bytes`, `npy` or `json`; `field` names the one field of `bytes` and `npy`.
+
+        Reads each file once, in blocks or by heads, and keeps an index of it. Raises ValueError, which names the file
+        and the record, for files that are compressed, damaged or of another format, if there are no records, or if
+        fields cannot be served; OSError if a file cannot be read.
+        """
+        decoder = decoder_of(record, field)
+        super().__init__(
+            TFRecords(as_paths(paths)),
+            decoder,
+            fields,
+            name=name,
+            options={"kind": "tfrecord", "record": record},
+            arguments=([paths], {"record": record, "field": field, "fields": fields, "name": name}),
+        )
+
+
+class TFRecords:
+    """The records of TFRecord files, as bytes."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._files = [OpenFile(path) for path in paths]
+        # Of each file: where records begin, and at last the size of the file.
+        self._indices = [kept_index("tfrecord/index", file, index_tfrecord) for file in self._files]
+        self._rows = FileRows([len(index) - 1 for index in self._indices])
+        self._crc = load_crc()
+        if self._crc is None:
+            _logger.warning(
+                "the checksums of the records of %s are not checked: pip install 'mixserve[tfrecord]'",
+                self._files[0].path,
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, record_ids: Sequence[int]) -> list[bytes]:
+        found: list[bytes] = [b""] * len(record_ids)
+        for number, rows, places in self._rows.group(record_ids):
+            file = self._files[number]
+            for place, row, (begin, size) in zip(places, rows, self._ranges(number, rows), strict=True):
+                found[place] = self._data(file, row, file.read(begin, size))
+        return found
+
+    def locate(self, record_id: int) -> str:
+        number, row = self._rows.place(record_id)
+        return f"{self._files[number].path}, record {row:,}, byte {self._indices[number][row]:,}"
+
+    def files(self) -> Sequence[OpenFile]:
+        return self._files
+
+    def heads(self) -> Sequence[bytes]:
+        return [digest_index(index) for index in self._indices]
+
+    def use(self, fields: Sequence[Served]) -> None:
+        """A record is read whole, whichever fields are served."""
+
+    def announce(self, record_ids: Sequence[int]) -> None:
+        for number, rows, _ in self._rows.group(record_ids):
+            for begin, size in self._ranges(number, rows):
+                self._files[number].announce(begin, size)
+
+    def _ranges(self, number: int, rows: list[int]) -> list[tuple[int, int]]:
+        """The first byte and the size of the rows of a file."""
+        begins = self._indices[number][rows]
+        sizes = self._indices[number][[row + 1 for row in rows]] - begins
+        return list(zip(begins.tolist(), sizes.tolist(), strict=True))
+
+    def _data(self, file: OpenFile, row: int, stored: bytes) -> bytes:
+        """The data of a stored record, checked. Raises SourceChanged or WrongRecord."""
+        data = stored[_HEAD_BYTES:-_TAIL_BYTES]
+        is_whole = len(stored) >= _HEAD_BYTES + _TAIL_BYTES and _LENGTH.unpack_from(stored)[0] == len(data)
+        if is_whole and (self._crc is None or self._crc(data) == _CRC.unpack_from(stored, len(stored) - 4)[0]):
+            return data
+        file.check_unchanged()
+        what = "its checksum is not that of its data" if is_whole else "its length is not what it was"
+        raise WrongRecord(f"{file.path}, record {row:,}: the record is damaged: {what}")
+
+
+def index_tfrecord(file: OpenFile) -> Index:
+    """Where the records of the file begin, and at last its size.
+
+    Checks the heads of all records. Raises ValueError, which names the file and the record.
+    """
+    parts: list[Index] = []
+    at = count = 0
+    is_long = False
+    while at < file.size:
+        block = file.read(at, min(file.size - at, _HEAD_BYTES if is_long else _BLOCK_BYTES))
+        begins = _hop(block)
+        if not begins:
+            raise ValueError(f"{file.path} ends within the record {count:,}: it is cut")
+        _check_heads(file, block, begins, at, count)
+        *begins, end = begins
+        parts.append(np.array(begins, np.int64) + at)
+        count += len(begins)
+        is_long, at = end - begins[-1] > _LONG_BYTES, at + end
+    if at > file.size:
+        raise ValueError(f"{file.path} ends within the record {count - 1:,}: it is cut")
+    return np.concatenate([*parts, np.array([at], np.int64)])
+
+
+def _hop(block: bytes) -> list[int]:
+    """Where records begin whose heads are whole in `block`, and at last where the record after them does; empty if
+    there are none."""
+    begins: list[int] = []
+    unpack, last = _LENGTH.unpack_from, len(block) - _HEAD_BYTES
+    at = 0
+    while at <= last:
+        begins.append(at)
+        at += unpack(block, at)[0] + _HEAD_BYTES + _TAIL_BYTES
+    return [*begins, at] if begins else []
+
+
+def _check_heads(file: OpenFile, block: bytes, begins: list[int], at: int, count: int) -> None:
+    data = np.frombuffer(block, np.uint8)
+    heads = data[np.array(begins[:-1])[:, None] + np.arange(_HEAD_BYTES)]
+    wrong = np.flatnonzero(crcs_of_words(heads[:, :8]) != heads[:, 8:].copy().view("<u4")[:, 0])
+    if len(wrong) == 0:
+        return
+    first = int(wrong[0])
+    compressed = _COMPRESSED.get(block[:2]) if at == 0 and first == 0 else None
+    if compressed:
+        raise ValueError(
+            f"{file.path} is a TFRecord file compressed as a whole ({compressed}), or another one: records in the "
+            "middle cannot be read. Decompress it, or write it again without compression"
+        )
+    if at == 0 and first == 0:
+        raise ValueError(f"{file.path} is not a TFRecord file: it does not begin with a length and its checksum")
+    raise ValueError(
+        f"{file.path}, record {count + first:,}: the file is damaged at byte {at + begins[first]:,}: the checksum of "
+        "the length is wrong"
+    )
