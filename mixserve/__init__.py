@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixserve.sources import (
         ArrayRecordSource,
         ArraySource,
+        MDSSource,
         TFRecordSource,
         WebDatasetSource,
         MegatronSource,
@@ -24,6 +25,7 @@ __all__ = [
     "ArrayRecordSource",
     "ArraySource",
     "DataSourceModule",
+    "MDSSource",
     "MegatronSource",
     "MixDataSourcesConfig",
     "MixDataSourcesNode",
@@ -44,6 +46,7 @@ _HOMES = {
     "ArrayRecordSource": "mixserve.sources",
     "ArraySource": "mixserve.sources",
     "DataSourceModule": "mixserve.module",
+    "MDSSource": "mixserve.sources",
     "MegatronSource": "mixserve.sources",
     "MixDataSourcesConfig": "mixserve.node",
     "MixDataSourcesNode": "mixserve.node",

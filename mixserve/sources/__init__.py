@@ -7,6 +7,7 @@ from mixserve.lazy import lazy_attributes
 if TYPE_CHECKING:
     from mixserve.sources.array_record_source import ArrayRecordSource
     from mixserve.sources.array_source import ArraySource
+    from mixserve.sources.mds_source import MDSSource
     from mixserve.sources.megatron_source import MegatronSource
     from mixserve.sources.random_access import RandomAccessSource
     from mixserve.sources.record import RecordCheck, read_record
@@ -35,6 +36,7 @@ __all__ = [
     "ElementSpec",
     "FollowsReference",
     "KeyedSource",
+    "MDSSource",
     "MegatronSource",
     "RandomAccessSource",
     "RecordCheck",
@@ -56,6 +58,7 @@ _HOMES = {
     "ArrayRecordSource": "array_record_source",
     "ArraySource": "array_source",
     "FollowsReference": "reference_source",
+    "MDSSource": "mds_source",
     "MegatronSource": "megatron_source",
     "RandomAccessSource": "random_access",
     "RecordCheck": "record",

@@ -204,8 +204,10 @@ def _json_value(record: Mapping[str, Any], field: Served) -> np.ndarray:
     value = record.get(field.spec.source)
     if value is None:
         return missing(field)
-    with naming_field(field):
+    try:
         return _array(value, field)
+    except ValueError as error:
+        raise name_field(error, field) from None
 
 
 def _array(value: Any, field: Served) -> np.ndarray:
@@ -230,17 +232,6 @@ def _numbers(value: Any) -> np.ndarray:
     return array
 
 
-class naming_field:  # noqa: N801  # it is used like a function
-    """Around reading a field: ValueErrors name the field."""
-
-    __slots__ = ("_field",)
-
-    def __init__(self, field: Served):
-        self._field = field
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
-            raise ValueError(f"the field {self._field.spec.source!r:.100} {error}") from None
+def name_field(error: ValueError, field: Served) -> ValueError:
+    """The error of reading a field, with the field's name."""
+    return ValueError(f"the field {field.spec.source!r:.100} {error}")

@@ -8,7 +8,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from mixserve.sources.decoders import first_of_each, missing, naming_field, stored_bytes, to_integers, wanted_of
+from mixserve.sources.decoders import first_of_each, missing, name_field, stored_bytes, to_integers, wanted_of
 from mixserve.sources.fields import FieldSpec, Served, Stored
 
 _INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
@@ -40,7 +40,7 @@ def _value(features: Any, field: Served) -> np.ndarray:
     if kind is None:
         return missing(field)
     values = getattr(feature, kind).value
-    with naming_field(field):
+    try:
         if kind == "bytes_list":
             if len(values) == 1:
                 return np.frombuffer(values[0], np.uint8)
@@ -51,6 +51,8 @@ def _value(features: Any, field: Served) -> np.ndarray:
         if kind == "int64_list" and stored.dtype.kind in "iu":
             array = to_integers(array, stored.dtype)
         return array.reshape(()) if stored.shape == () and not stored.is_ragged and array.size == 1 else array
+    except ValueError as error:
+        raise name_field(error, field) from None
 
 
 def _stored(feature: Any, name: str, wanted: Sequence[FieldSpec] | None) -> Stored | str:

@@ -10,6 +10,7 @@ from mixserve.sources.kinds.array_record import ArrayRecordConfig
 from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
+from mixserve.sources.kinds.mds import MDSConfig
 from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
 from mixserve.sources.kinds.tokens import TokensConfig
@@ -22,6 +23,7 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     ArrayRecordConfig,
     TFRecordConfig,
     WebDatasetConfig,
+    MDSConfig,
     MegatronConfig,
 )
 

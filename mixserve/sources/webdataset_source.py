@@ -11,7 +11,7 @@ from mixserve.sources.decoders import (
     first_of_each,
     json_array,
     missing,
-    naming_field,
+    name_field,
     read_npy,
     stored_bytes,
     stored_json,
@@ -153,12 +153,14 @@ def _value(record: Mapping[str, bytes], field: Served) -> np.ndarray:
     if data is None:
         return missing(field)
     kind = field.spec.source.rpartition(".")[2]
-    with naming_field(field):
+    try:
         if kind in _NUMBERS:
             return to_integers(_number(data), field.stored.dtype)
         if kind == "npy":
             return read_npy(data)
         return json_array(data, field) if kind == "json" else np.frombuffer(data, np.uint8)
+    except ValueError as error:
+        raise name_field(error, field) from None
 
 
 def _number(data: bytes) -> np.ndarray:
