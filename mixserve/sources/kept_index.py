@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ Index = npt.NDArray[np.int64]
 _DTYPE = np.dtype("<i8")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _SMALL_BYTES = 1 << 20
+_LONG_S = 5.0
 _DIGESTED = 1 << 20
 
 
@@ -28,7 +30,10 @@ def kept_index(name: str, file: OpenFile, make: Callable[[OpenFile], Index]) -> 
     made: list[Index] = []
 
     def write(path: Path) -> None:
+        begin = time.monotonic()
         made.append(make(file))
+        if time.monotonic() - begin > _LONG_S:
+            _logger.info("made the index of %s in %.0f s; it is kept", file.path, time.monotonic() - begin)
         content = np.ascontiguousarray(made[0], _DTYPE).tobytes()
         path.write_bytes(content + hashlib.sha256(content).digest())
 

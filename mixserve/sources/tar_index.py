@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mixserve.sources.kept_index import Index
 from mixserve.sources.open_file import OpenFile
@@ -54,24 +55,34 @@ def index_tar(file: OpenFile) -> TarIndex:
     What follows the dot, in lower case, is the extension. Members without one, hidden ones, and all that are no regular
     files are left out. Raises ValueError, which names the file, if it is damaged, cut, compressed or no tar file.
     """
+    headers = _Headers(file)
+    try:
+        return _group(file, _members(file, headers))
+    except ValueError:
+        headers.check()  # whatever else is wrong there, it may be no header at all
+        raise
+
+
+def _group(file: OpenFile, members: Iterator[_Member]) -> TarIndex:
     names: dict[str, int] = {}
-    rows: list[dict[int, tuple[int, int]]] = []
-    last = None
-    for member in _members(file):
-        key, extension = _split(member.name)
+    row, last = -1, None
+    found: list[tuple[int, int, int, int]] = []  # sample, name, byte and size
+    seen: set[str] = set()
+    for name, begin, size in members:
+        key, extension = _split(name)
         if not extension:
             continue
         if key != last:
-            rows.append({})
-            last = key
-        column = names.setdefault(extension, len(names))
-        if column in rows[-1]:
-            raise ValueError(f"{file.path} has the member {show(member.name)} twice in one sample")
-        rows[-1][column] = (member.begin, member.size)
-    table = np.full((len(rows), len(names), 2), -1, np.int64)
-    for number, row in enumerate(rows):
-        for column, place in row.items():
-            table[number, column] = place
+            row, last = row + 1, key
+            seen.clear()
+        if extension in seen:
+            raise ValueError(f"{file.path} has the member {show(name)} twice in one sample")
+        seen.add(extension)
+        found.append((row, names.setdefault(extension, len(names)), begin, size))
+    table = np.full((row + 1, len(names), 2), -1, np.int64)
+    if found:
+        numbers = np.array(found, np.int64)
+        table[numbers[:, 0], numbers[:, 1]] = numbers[:, 2:]
     return TarIndex(list(names), table)
 
 
@@ -79,21 +90,21 @@ def _split(name: str) -> tuple[str, str]:
     """The key of the sample, with its folders, and the extension; an empty extension if it is no member of a sample."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    if not stem or _META.search(name):
+    if not stem or ("__" in name and _META.search(name)):
         return name, ""
     return folder + slash + stem, extension.lower()
 
 
-def _members(file: OpenFile) -> Iterator[_Member]:
+def _members(file: OpenFile, headers: "_Headers") -> Iterator[_Member]:
     """The regular files in the archive, in order."""
-    reader = _Reader(file)
     at = 0
     name, size = None, None  # of the next member, as a header of its own says
     everywhere: dict[str, str] = {}
     while True:
-        head = reader.header(at)
+        head = headers.read(at)
         if head is None:
-            reader.check_end(at)
+            headers.check()
+            headers.check_end(at)
             return
         kind, data = head[156:157], at + _BLOCK
         own = _number(head[124:136])
@@ -102,7 +113,7 @@ def _members(file: OpenFile) -> Iterator[_Member]:
         if kind in b"xgLK":
             if own > _LONGEST_HEADER:
                 raise ValueError(f"{file.path} is damaged at byte {at:,}: a header of {own:,} bytes")
-            content = reader.data(data, own, at)
+            content = headers.data(data, own, at)
             if kind == b"L":
                 name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
             elif kind != b"K":
@@ -132,15 +143,16 @@ def _members(file: OpenFile) -> Iterator[_Member]:
         name = size = None
 
 
-class _Reader:
-    """Headers of a tar file, read in blocks and checked."""
+class _Headers:
+    """Headers of a tar file, read in blocks. Their checksums are checked together, before the next block is read."""
 
     def __init__(self, file: OpenFile):
         self._file = file
         self._begin, self._block = 0, b""
         self._last = 0
+        self._unchecked: list[int] = []
 
-    def header(self, at: int) -> bytes | None:
+    def read(self, at: int) -> bytes | None:
         """The header at `at`, None if the archive ends there."""
         file, place = self._file, at - self._begin
         if not 0 <= place <= len(self._block) - _BLOCK:
@@ -150,16 +162,28 @@ class _Reader:
                     if at
                     else f"{file.path} is not a tar file: it has {file.size} bytes"
                 )
+            self.check()
             is_long = at - self._last > _LONG_BYTES
             self._block = file.read(at, min(file.size - at, _READ_AFTER_LONG if is_long else _READ_BYTES))
             self._begin, place = at, 0
         self._last = at
         head = self._block[place : place + _BLOCK]
-        if head == bytes(_BLOCK):
+        if head[0] == 0 and head == bytes(_BLOCK):
             return None
-        if not _is_header(head):
-            raise ValueError(_why_not(file, at, head))
+        self._unchecked.append(place)
+        if at == 0:
+            self.check()
         return head
+
+    def check(self) -> None:
+        """Check the checksums of the headers that were read. Raises ValueError for the first that is wrong."""
+        places, self._unchecked = self._unchecked, []
+        if not places:
+            return
+        wrong = np.flatnonzero(~_are_headers(np.frombuffer(self._block, np.uint8)[_rows(places)]))
+        if len(wrong):
+            place = places[int(wrong[0])]
+            raise ValueError(_why_not(self._file, self._begin + place, self._block[place : place + 8]))
 
     def data(self, begin: int, size: int, at: int) -> bytes:
         if begin + size > self._file.size:
@@ -187,14 +211,18 @@ def _why_not(file: OpenFile, at: int, head: bytes) -> str:
     return f"{file.path} is damaged at byte {at:,}: no header of a member is there"
 
 
-def _is_header(head: bytes) -> bool:
-    """Whether the header's checksum is right; its own bytes count as spaces."""
-    given = _number(head[148:156])
-    total = sum(head) - sum(head[148:156]) + 8 * 32
-    if given == total:
-        return True
+def _are_headers(heads: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Which rows of 512 bytes have the right checksum: the sum of all bytes, of which those of itself are spaces."""
+    fields = heads[:, 148:156].tobytes()
+    given = np.array([_number(fields[at : at + 8]) or -1 for at in range(0, len(fields), 8)])
+    others = np.concatenate([heads[:, :148], heads[:, 156:]], axis=1)
+    total = others.sum(1, dtype=np.int64) + 8 * 32
     # Some old programs add signed bytes.
-    return given == total - 256 * sum(byte >= 128 for byte in head[:148] + head[156:])
+    return (given == total) | (given == total - 256 * (others >= 128).sum(1))
+
+
+def _rows(places: list[int]) -> npt.NDArray[np.int64]:
+    return np.array(places)[:, None] + np.arange(_BLOCK)
 
 
 def _number(field: bytes) -> int | None:
@@ -202,14 +230,14 @@ def _number(field: bytes) -> int | None:
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+        return int(field.partition(b"\0")[0] or b"0", 8)
     except ValueError:
         return None
 
 
 def _name(head: bytes) -> str:
-    name = head[:100].split(b"\0", 1)[0]
-    prefix = head[345:500].split(b"\0", 1)[0] if head[257:263] == b"ustar\0" else b""
+    name = head[:100].partition(b"\0")[0]
+    prefix = head[345:500].partition(b"\0")[0] if head[345] and head[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
 
 
