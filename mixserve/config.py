@@ -1,7 +1,7 @@
 """A YAML file -> a checked configuration. Errors name the file, the key, and what is allowed."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mixserve.address import check_host
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
+from mixserve.sources.kinds.fields import FieldConfig
 from mixserve.sources.registry import KINDS, AnySourceConfig
 from mixserve.yaml_file import read_yaml
 from mixserve_client.schema.sessions import LEAST_TTL_S
@@ -168,7 +169,7 @@ def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
     return ", ".join(f"{what} {show_names(names)}" for what, names in parts if names)
 
 
-def _section(place: tuple[Any, ...]) -> type[Section]:
+def _section(place: Sequence[Any]) -> type[Section]:
     """The section that has the key at the path `place`, by the depth of the sections in the file."""
     if len(place) == 1:
         return Config
@@ -176,6 +177,8 @@ def _section(place: tuple[Any, ...]) -> type[Section]:
         return ServerConfig
     if len(place) == 3:
         return MixtureConfig
+    if len(place) > 6 and place[5] == "fields":
+        return FieldConfig
     return ScheduleEntryConfig if place[2] == "schedule" else KINDS[place[4]]
 
 

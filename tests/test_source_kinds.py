@@ -32,9 +32,9 @@ def keys_of(kind: str) -> set[str]:
 
 def test_the_configuration_takes_the_kinds_of_the_table(tmp_path):
     allowed = ", ".join(map(repr, KINDS))
-    said = refusal(tmp_path, "{kind: parquet, weight: 1}")
+    said = refusal(tmp_path, "{kind: punched_cards, weight: 1}")
     assert said.startswith(
-        f": Input tag 'parquet' found using 'kind' does not match any of the expected tags: {allowed}"
+        f": Input tag 'punched_cards' found using 'kind' does not match any of the expected tags: {allowed}"
     )
 
 

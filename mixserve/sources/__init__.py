@@ -7,6 +7,8 @@ from mixserve.lazy import lazy_attributes
 if TYPE_CHECKING:
     from mixserve.sources.array_record_source import ArrayRecordSource
     from mixserve.sources.array_source import ArraySource
+    from mixserve.sources.fields import FieldSpec
+    from mixserve.sources.hf_source import HfSource
     from mixserve.sources.mds_source import MDSSource
     from mixserve.sources.megatron_source import MegatronSource
     from mixserve.sources.random_access import RandomAccessSource
@@ -34,7 +36,9 @@ __all__ = [
     "ArrayRecordSource",
     "ArraySource",
     "ElementSpec",
+    "FieldSpec",
     "FollowsReference",
+    "HfSource",
     "KeyedSource",
     "MDSSource",
     "MegatronSource",
@@ -57,7 +61,9 @@ __all__ = [
 _HOMES = {
     "ArrayRecordSource": "array_record_source",
     "ArraySource": "array_source",
+    "FieldSpec": "fields",
     "FollowsReference": "reference_source",
+    "HfSource": "hf_source",
     "MDSSource": "mds_source",
     "MegatronSource": "megatron_source",
     "RandomAccessSource": "random_access",

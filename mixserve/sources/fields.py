@@ -1,8 +1,9 @@
 """What a source serves of what it stores: which fields, under which names and dtypes, and how it fits ragged ones."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class FieldSpec:
 
     A ragged field is padded with `pad` to `length` values; a longer one is refused or cut, as `long` says. `lengths` is
     the name of a field of its own, int32, that has the number of values before padding.
+    Null values become `null`, and are refused if that is None; formats that know no nulls leave it alone.
 
     `default` is for sources whose records may lack the field: the number of which it then consists, or () for a ragged
     field, which then has no values. None: such a record is refused.
@@ -42,6 +44,7 @@ class FieldSpec:
     lengths: str | None = None
     long: Literal["refuse", "cut"] = "refuse"
     default: float | tuple[()] | None = None
+    null: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Served:
     def shape(self) -> tuple[int, ...]:
         """The shape in a record."""
         return (self.spec.length, *self.stored.shape) if self.spec.length is not None else self.stored.shape
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the field's records depend on, as JSON has it, for digests. Options that have their defaults are left
+        out, so that later versions may have more of them."""
+        given = {field.name: getattr(self.spec, field.name) for field in dataclasses.fields(self.spec)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self.spec)}
+        return {key: value for key, value in given.items() if value != defaults[key]} | {"dtype": self.dtype.name}
 
     def fit(self, rows: Sequence[np.ndarray], record_ids: Iterable[int]) -> dict[str, np.ndarray]:
         """The field, and the field of its lengths if it has one, of records whose stored values are `rows`.
@@ -139,6 +150,17 @@ def _serve(stored: Mapping[str, Stored | str], spec: FieldSpec) -> Served:
             if kind.is_ragged
             else f"{where}: length is for ragged fields, and {spec.source!r:.100} has the shape {list(kind.shape)}"
         )
-    if spec.length is not None and np.array(spec.pad).astype(dtype) != spec.pad:
-        raise ValueError(f"{where}: pad: {spec.pad} is not a value of {dtype}")
+    if spec.length is not None:
+        _check_value(where, "pad", spec.pad, dtype)
+    if spec.null is not None:
+        _check_value(where, "null", spec.null, dtype)
     return Served(spec, kind, dtype)
+
+
+def _check_value(where: str, key: str, value: float, dtype: np.dtype) -> None:
+    with np.errstate(all="ignore"):
+        found = np.array(value).astype(dtype)
+    # What is rounded, such as 0.1 of float32, is taken; NaN is a value of its own.
+    if np.isnan(value) if dtype.kind in "fcV" and np.isnan(found) else found == value or dtype.kind in "fc":
+        return
+    raise ValueError(f"{where}: {key}: {value} is not a value of {dtype}")

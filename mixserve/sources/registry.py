@@ -10,6 +10,7 @@ from mixserve.sources.kinds.array_record import ArrayRecordConfig
 from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
+from mixserve.sources.kinds.hf import HfConfig
 from mixserve.sources.kinds.mds import MDSConfig
 from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
@@ -19,6 +20,7 @@ from mixserve.sources.kinds.webdataset import WebDatasetConfig
 _KINDS: tuple[type[SourceConfig], ...] = (
     TokensConfig,
     ArraysConfig,
+    HfConfig,
     FactoryConfig,
     ArrayRecordConfig,
     TFRecordConfig,

@@ -1,7 +1,7 @@
 """`fields:` of a source in a configuration file."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field
 
@@ -19,10 +19,14 @@ class FieldConfig(Section):
     pad: int | float = 0
     lengths: Name | None = None
     long: Literal["refuse", "cut"] = "refuse"
+    null: int | float | None = None
 
 
 def as_section(value: Any) -> Any:
     """A field in YAML as a section: `tokens: input_ids` is short for `tokens: {from: input_ids}`."""
+    if isinstance(value, dict):
+        # YAML reads the key `null` as nothing.
+        return {"null" if key is None else key: item for key, item in cast(dict[Any, Any], value).items()}
     return {"from": value} if isinstance(value, str) else value
 
 
@@ -42,6 +46,7 @@ def field_specs(fields: Mapping[str, FieldConfig] | None) -> list[FieldSpec] | N
             field.pad,
             field.lengths,
             field.long,
+            null=field.null,
         )
         for name, field in fields.items()
     ]

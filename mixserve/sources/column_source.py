@@ -1,0 +1,165 @@
+"""Columns in pieces -> a source of records, with one field per served column."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mixserve.error_boundary import WrongRecord
+from mixserve.sources.column import Column, Rows
+from mixserve.sources.digest import digest_files
+from mixserve.sources.fields import Served
+from mixserve.sources.memory import Memory
+from mixserve.sources.open_file import OpenFile, file_of
+from mixserve.sources.source import ElementSpec, RecordIds, Records
+
+# How many records say whether a batch seems to be in memory.
+_ASKED = 4
+
+
+class ColumnFile(NamedTuple):
+    """A file of columns: the numbers of rows of its pieces, in order, and `head`, what the digest covers besides size
+    and bytes, such as the schema."""
+
+    file: OpenFile
+    rows: Sequence[int]
+    head: bytes = b""
+
+
+class LongRecords(NamedTuple):
+    """How many records, and how many of their values, do not fit into the length of a ragged field."""
+
+    records: int
+    values: int
+
+
+class ColumnSource:
+    """Records whose fields are the `served` columns, by the name of the stored one; pieces follow one another.
+
+    Array-backed (`blocks` is not None) if all rows are fixed, evenly spaced, and never null.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Column],
+        served: Sequence[Served],
+        memory: Memory,
+        files: Sequence[ColumnFile],
+        *,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ):
+        """`options` are those that the digest covers besides the fields. Raises ValueError if there are no records."""
+        self.name = name
+        self._columns, self._served, self._memory, self._files = dict(columns), list(served), memory, list(files)
+        self._options = dict(options or {})
+        rows = [count for file in self._files for count in file.rows]
+        self._starts = np.cumsum([0, *rows], dtype=np.int64)
+        # The first record of each file; files may have no pieces.
+        self._file_starts = np.cumsum([0, *(sum(file.rows) for file in self._files)], dtype=np.int64)
+        self._spec = {
+            name: jax.ShapeDtypeStruct(shape, dtype) for field in served for name, (shape, dtype) in field.specs.items()
+        }
+        self._owners: list[tuple[OpenFile, int] | None] = [file_of(owner) for owner in memory.owners]
+        if not len(self):
+            raise ValueError(f"{self._files[0].file.path if self._files else 'the source'} holds no records")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def element_spec(self) -> ElementSpec:
+        return dict(self._spec)
+
+    def take(self, record_ids: RecordIds) -> Records:
+        at = self._rows(record_ids)
+        found: dict[str, np.ndarray] = {}
+        for field in self._served:
+            try:
+                found |= self._columns[field.spec.source].take(field, at)
+            except WrongRecord as error:
+                raise WrongRecord(self._explain(error, field, at)) from error
+        return found
+
+    @property
+    def blocks(self) -> Callable[[], Sequence[Mapping[str, np.ndarray]]] | None:
+        """The method that `ArrayBacked` has, or None if rows are not evenly spaced."""
+        is_backed = all(self._columns[field.spec.source].is_evenly_spaced for field in self._served)
+        return self._blocks if is_backed else None
+
+    def files(self) -> Sequence[OpenFile]:
+        """The files that records are read from."""
+        return [file.file for file in self._files]
+
+    def prefetch(self, record_ids: RecordIds) -> None:
+        """Ask the system to read these records soon, without waiting for them, unless they seem to be in memory.
+
+        Raises WrongRecord.
+        """
+        at = self._rows(record_ids)
+        for field in self._served:
+            ranges = self._file_ranges(field, at)
+            # Announcing all costs as much as reading them from memory, so ask for a few whether it is needed.
+            if not all(file.is_cached(offset) for file, offset, _ in ranges[:: len(ranges) // _ASKED + 1]):
+                for file, offset, size in ranges:
+                    file.announce(offset, size)
+
+    def _file_ranges(self, field: Served, at: Rows) -> list[tuple[OpenFile, int, int]]:
+        """File, first byte and size of the values of each row that has some and lies in a file."""
+        positions, sizes = self._columns[field.spec.source].positions(at)
+        owners, offsets = self._memory.owner(positions)
+        filled = [
+            (self._owners[i], at, n)
+            for i, at, n in zip(owners.tolist(), offsets.tolist(), sizes.tolist(), strict=True)
+            if n
+        ]
+        return [(found[0], found[1] + at, n) for found, at, n in filled if found is not None]
+
+    def locate(self, record_id: int) -> str:
+        """The file, and the row in it."""
+        if not 0 <= record_id < len(self):
+            raise IndexError(f"record_id must be in 0..{len(self) - 1}, got {record_id}")
+        number = int(np.searchsorted(self._file_starts, record_id, side="right")) - 1
+        return f"{self._files[number].file.path}, row {record_id - int(self._file_starts[number]):,}"
+
+    def too_long(self) -> dict[str, LongRecords]:
+        """How many records are longer than the length of each ragged field, by its name; reads all offsets."""
+        found: dict[str, LongRecords] = {}
+        for field in self._served:
+            if field.stored.is_ragged:
+                column, room = self._columns[field.spec.source], field.shape[0]
+                # A few pieces at a time: the lengths of all records may not fit into memory.
+                parts = [column.lengths(slice(i, i + 100)) for i in range(0, len(self._starts) - 1, 100)]
+                over = [part[part > room] for part in parts]
+                found[field.spec.name] = LongRecords(sum(map(len, over)), sum(int((o - room).sum()) for o in over))
+        return found
+
+    def content_digest(self) -> bytes:
+        """The identity of the content in a mixture's fingerprint."""
+        rows = [sum(file.rows) for file in self._files]
+        options = self._options | {"fields": [field.options for field in self._served], "rows": rows}
+        return digest_files(self.files(), options, [file.head for file in self._files])
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in self._spec.items())
+        return f"{type(self).__name__}({{{fields}}}, length={len(self)})"
+
+    def _blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
+        fields = {field.spec.name: self._columns[field.spec.source].blocks() for field in self._served}
+        return [dict(zip(fields, arrays, strict=True)) for arrays in zip(*fields.values(), strict=True)]
+
+    def _rows(self, record_ids: Iterable[int]) -> Rows:
+        ids = np.asarray(record_ids, np.int64)
+        if len(ids) and not (ids.min() >= 0 and ids.max() < len(self)):
+            raise IndexError(f"record ids must be in 0..{len(self) - 1}, got {ids.min()} to {ids.max()}")
+        pieces = np.searchsorted(self._starts, ids, side="right") - 1
+        return Rows(pieces, ids - self._starts[pieces], ids)
+
+    def _explain(self, error: WrongRecord, field: Served, at: Rows) -> str:
+        """What the error says, with the file of the first record that fails alone."""
+        for i, record_id in enumerate(at.record_ids.tolist()):
+            try:
+                self._columns[field.spec.source].take(field, Rows(*(part[i : i + 1] for part in at)))
+            except WrongRecord as alone:
+                return f"the field {field.spec.name!r:.100}: {alone}; {self.locate(record_id)}"
+        return str(error)
