@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
     from mixserve.serving import MixServer, serve
     from mixserve.sources import (
+        ParquetSource,
         ArrayRecordSource,
         ArraySource,
         FieldSpec,
@@ -34,6 +35,7 @@ __all__ = [
     "MixDataSourcesConfig",
     "MixDataSourcesNode",
     "MixServer",
+    "ParquetSource",
     "RandomAccessSource",
     "Source",
     "StructuralConfig",
@@ -57,6 +59,7 @@ _HOMES = {
     "MixDataSourcesConfig": "mixserve.node",
     "MixDataSourcesNode": "mixserve.node",
     "MixServer": "mixserve.serving",
+    "ParquetSource": "mixserve.sources",
     "RandomAccessSource": "mixserve.sources",
     "Source": "mixserve.sources",
     "StructuralConfig": "mixserve.module",

@@ -1,14 +1,12 @@
 """Data sets of save_to_disk: rows are those that pyarrow reads, and what is damaged or cannot be served is refused."""
 
 import json
-import os
 import pickle
 import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,53 +23,13 @@ from mixserve.sources.column import Column, Rows
 from mixserve.sources.fields import serve_fields
 from mixserve.sources.memory import Memory
 from mixserve.sources.open_file import file_of
-from tests.arrow_files import batches_of, save_to_disk
+from tests.arrow_files import RNG, batches_of, expected, ragged, same, save_to_disk, values
+from tests.forked import in_a_fork
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
-RNG = np.random.default_rng(0)
 NUMBERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 FLOATS = [pa.float16(), pa.float32(), pa.float64()]
 ROWS = 23
-
-
-def values(kind: pa.DataType, count: int) -> pa.Array:
-    """Random values of a type that is not nested."""
-    if pa.types.is_boolean(kind):
-        return pa.array(RNG.integers(0, 2, count).astype(bool))
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.array([RNG.bytes(kind.byte_width) for _ in range(count)], kind)
-    raw = RNG.integers(0, 256, count * kind.bit_width // 8).astype(np.uint8)
-    return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(raw)])
-
-
-def ragged(kind: pa.DataType, rows: int) -> pa.Array:
-    """Random lists of random lengths, with lists in them if `kind` is a fixed-size list."""
-    ends = np.cumsum([0, *RNG.integers(0, 6, rows)])
-    if pa.types.is_fixed_size_list(kind):
-        size = kind.list_size
-        items = pa.FixedSizeListArray.from_arrays(values(kind.value_type, int(ends[-1]) * size), size)
-    else:
-        items = values(kind, int(ends[-1]))
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items)
-
-
-def numbers(value: Any) -> Any:
-    """A value of pyarrow's as numbers and lists of numbers."""
-    if isinstance(value, str | bytes):
-        return list(value.encode() if isinstance(value, str) else value)
-    return [numbers(item) for item in value] if isinstance(value, list) else value
-
-
-def expected(array: pa.ChunkedArray | pa.Array, dtype: np.dtype) -> list[np.ndarray]:
-    """Its rows as pyarrow reads them one by one."""
-    return [np.array(numbers(value.as_py()), dtype) for value in array]
-
-
-def same(got: np.ndarray, wanted: np.ndarray) -> bool:
-    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
-    if got.dtype.kind == "f":  # a NaN that went through Python has other bits
-        return np.array_equal(got, wanted, equal_nan=True)
-    return got.tobytes() == wanted.tobytes()
 
 
 def test_it_reads_what_datasets_wrote():
@@ -178,14 +136,18 @@ def test_dictionaries_of_strings_are_served_as_codes(tmp_path):
     assert HfSource(same_codes).content_digest() != HfSource(save_to_disk(tmp_path / "e", [[swapped]])).content_digest()
 
 
-def in_memory(array: pa.Array, spec: FieldSpec) -> dict[str, np.ndarray]:
-    """All rows of an array in memory, which may be a slice."""
-    dictionary = array.indices if pa.types.is_dictionary(array.type) else array
-    buffers = [buffer for buffer in dictionary.buffers() if buffer is not None and buffer.size]
+def column_of(array: pa.Array, *, nulls: bool = False) -> Column:
+    """The column of an array in memory, which may be a slice."""
+    stored = array.indices if pa.types.is_dictionary(array.type) else array
+    buffers = [buffer for buffer in stored.buffers() if buffer is not None and buffer.size]
     memory = Memory([np.frombuffer(buffer, np.uint8) for buffer in buffers])
-    layout = layout_of(array.type)
-    (served,) = serve_fields({"x": layout.stored}, [spec])
-    column = Column(layout, [piece_of(array, nulls=spec.null is not None)], memory)
+    return Column(layout_of(array.type), [piece_of(array, nulls=nulls)], memory)
+
+
+def in_memory(array: pa.Array, spec: FieldSpec) -> dict[str, np.ndarray]:
+    """The served field of all rows of an array in memory."""
+    column = column_of(array, nulls=spec.null is not None)
+    (served,) = serve_fields({"x": column.layout.stored}, [spec])
     ids = np.arange(len(array))
     return column.take(served, Rows(np.zeros_like(ids), ids, ids))
 
@@ -208,6 +170,11 @@ def test_any_slice_of_any_nesting_is_read_as_pyarrow_reads_it(data):
     length = data.draw(st.integers(1, 5)) if is_ragged else None
     spec = FieldSpec("x", "x", length=length, long="cut", lengths="n" if is_ragged else None, pad=1)
     taken = in_memory(array, spec)
+    if is_ragged:
+        joined, counts = column_of(array).join(None)
+        wanted = expected(array, taken["x"].dtype)
+        assert counts.tolist() == [row.size for row in wanted]
+        assert same(joined, np.concatenate([row.reshape(-1) for row in wanted] or [joined]))
     for got, count, wanted in zip(
         taken["x"], taken.get("n", range(len(array))), expected(array, taken["x"].dtype), strict=True
     ):
@@ -240,6 +207,10 @@ def test_null_values_become_the_value_given_for_them(data):
     is_ragged = kind in (pa.list_(pa.int8()), pa.string())
     taken = in_memory(pa.array(rows, kind)[cut:], FieldSpec("x", "x", length=2 if is_ragged else None, null=7))
     assert taken["x"].tolist() == wanted[cut:]
+    if is_ragged:
+        joined, counts = column_of(pa.array(rows, kind)[cut:], nulls=True).join(7)
+        parts = np.split(joined, np.cumsum(counts)[:-1]) if len(counts) else []
+        assert [[*part.tolist(), 0, 0][:2] for part in parts] == wanted[cut:]
 
 
 @pytest.mark.parametrize(
@@ -483,6 +454,7 @@ def test_a_pickle_opens_the_files_again(folder):
         pickle.loads(pickled)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_threads_and_forked_processes_read_the_same(folder):
     source = HfSource(folder, TOKENS)
     wanted = source.take(np.arange(40))
@@ -493,10 +465,7 @@ def test_threads_and_forked_processes_read_the_same(folder):
 
     with ThreadPoolExecutor(8) as threads:
         assert all(threads.map(read, range(200)))
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if read(1) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_a_fork(lambda: read(1)) == "True"
 
 
 def test_a_missing_pyarrow_says_what_to_install(monkeypatch):

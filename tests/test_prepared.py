@@ -71,6 +71,7 @@ def test_threads_make_it_once(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_what_a_killed_process_left_is_made_anew(tmp_path):
     def killed(path: Path) -> None:
         path.write_text("half")
@@ -124,3 +125,38 @@ def test_the_folder_is_the_configurations_else_the_variables_else_the_users(tmp_
     file.write_text(file.read_text().replace("here", "''"))
     with pytest.raises(ConfigError, match=r"server\.prepared"):
         load_config(file)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+def test_what_killed_processes_left_under_other_digests_is_removed(tmp_path):
+    def is_killed(path: Path) -> None:
+        path.mkdir()
+        (path / "half").write_bytes(b"1")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def waits(path: Path) -> None:
+        path.write_text("2")
+        began.set()
+        assert go_on.wait(10)
+
+    began, go_on = threading.Event(), threading.Event()
+    with preparing_in(tmp_path):
+        child = os.fork()
+        if child == 0:
+            kept("x", DIGEST, is_killed)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        assert (tmp_path / f".x-{DIGEST.hex()[:32]}.unfinished").is_dir()
+
+        def keep() -> None:
+            with preparing_in(tmp_path):
+                kept("y", DIGEST, waits)
+
+        busy = threading.Thread(target=keep)
+        busy.start()
+        assert began.wait(10)
+        made = kept("z", DIGEST, write("3", []))
+        busy_names = {f".y-{DIGEST.hex()[:32]}.{suffix}" for suffix in ("unfinished", "lock")}
+        assert {path.name for path in tmp_path.iterdir()} == busy_names | {made.name}
+        go_on.set()
+        busy.join()
+        assert {path.name[0] for path in tmp_path.iterdir()} == {"y", "z"}

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mixserve.sources.array_source import ArraySource
     from mixserve.sources.fields import FieldSpec
     from mixserve.sources.hf_source import HfSource
+    from mixserve.sources.parquet_source import ParquetSource
     from mixserve.sources.mds_source import MDSSource
     from mixserve.sources.megatron_source import MegatronSource
     from mixserve.sources.random_access import RandomAccessSource
@@ -40,6 +41,7 @@ __all__ = [
     "FollowsReference",
     "HfSource",
     "KeyedSource",
+    "ParquetSource",
     "MDSSource",
     "MegatronSource",
     "RandomAccessSource",
@@ -64,6 +66,7 @@ _HOMES = {
     "FieldSpec": "fields",
     "FollowsReference": "reference_source",
     "HfSource": "hf_source",
+    "ParquetSource": "parquet_source",
     "MDSSource": "mds_source",
     "MegatronSource": "megatron_source",
     "RandomAccessSource": "random_access",

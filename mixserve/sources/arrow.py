@@ -116,6 +116,19 @@ def _fixed_size(kind: Arrow) -> int | None:
     return kind.byte_width if types.is_fixed_size_binary(kind) and not types.is_decimal(kind) else None
 
 
+def find_piece(name: str, array: Arrow, first_row: int, *, nulls: bool) -> Piece:
+    """Where the rows of the column `name` lie; the first of them is `first_row` in its file. Raises ValueError, which
+    names the column, for null values that are not allowed and for damaged arrays."""
+    try:
+        return piece_of(array, nulls=nulls)
+    except NullFound as found:
+        said = "a list inside of a list that is null" if found.is_inner else "a null value"
+        advice = "" if found.is_inner else "; give the field a value for them, such as null: 0"
+        raise ValueError(f"the field {name!r:.100} has {said}, in row {first_row + found.row:,}{advice}") from None
+    except ValueError as error:
+        raise ValueError(f"the field {name!r:.100}: {error}") from error
+
+
 def piece_of(array: Arrow, *, nulls: bool) -> Piece:
     """Where the rows of `array` lie; its type has a layout.
 
@@ -123,8 +136,7 @@ def piece_of(array: Arrow, *, nulls: bool) -> Piece:
     """
     types = import_arrow("pyarrow.types")
     if array.null_count and not nulls:
-        array.validate(full=True)
-        raise NullFound(array.is_null().index(True).as_py())
+        raise NullFound(_row_with_a_null(array, or_null=True) or 0)
     if types.is_dictionary(array.type):
         array = array.indices
     offsets = _offsets(array.type)
@@ -189,11 +201,13 @@ def _bitmap(array: Arrow, *, whole: bool = False) -> tuple[int, int]:
     return _part(array.buffers()[0], -(-(array.offset + len(array)) // 8)).address, 0 if whole else array.offset
 
 
-def _row_with_a_null(array: Arrow) -> int | None:
-    """The first row that has a null among its values; slow, for messages. Raises ArrowInvalid if data are damaged."""
+def _row_with_a_null(array: Arrow, *, or_null: bool = False) -> int | None:
+    """The first row that has a null among its values, or is null; slow, for messages. Raises ArrowInvalid if data are
+    damaged."""
     array.validate(full=True)  # otherwise a damaged array ends the process
     for row, value in enumerate(array):
-        if value.is_valid and _has_null(value.as_py()):
+        is_null = or_null if not value.is_valid else hasattr(array, "values") and _has_null(value.as_py())
+        if is_null:
             return row
     return None
 

@@ -103,6 +103,26 @@ class Column:
         parts = [np.diff(self._offsets[at : at + rows + 1]) for at, rows in spans]
         return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
+    def join(self, null: float | None) -> tuple[np.ndarray, Indices]:
+        """All values of a ragged column, one row after another, and the numbers of values of the rows. Null values
+        become `null`. Raises WrongRecord for impossible offsets."""
+        pieces = np.repeat(np.arange(len(self._rows)), self._rows)
+        rows = np.concatenate([np.arange(count) for count in self._rows.tolist()] or [np.arange(0)])
+        first, counts = self._values(Rows(pieces, rows, rows))
+        if self._valid.any:
+            counts = np.where(self._valid.get(pieces, rows), counts, 0)
+        ends = np.cumsum(counts)
+        total = int(ends[-1]) if len(ends) else 0
+        if not self.layout.bits and not self._item_valid.any and (first[1:] == first[:-1] + counts[:-1]).all():
+            begin = int(first[0]) if total else 0
+            return self._items[begin : begin + total], counts
+        index = np.repeat(first - (ends - counts), counts) + np.arange(total)
+        values = read_bits(self._items, index) if self.layout.bits else np.take(self._items, index, mode="clip")
+        if self._item_valid.any:
+            owners = np.repeat(pieces, counts)
+            values[~self._item_valid.get(owners, index - self._first[owners])] = null
+        return values, counts
+
     def take(self, served: Served, at: Rows) -> dict[str, np.ndarray]:
         """The served field of the rows, and that of its lengths if it has one. Raises WrongRecord."""
         first, counts = self._values(at)

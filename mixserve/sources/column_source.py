@@ -1,14 +1,14 @@
 """Columns in pieces -> a source of records, with one field per served column."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
 from mixserve.sources.column import Column, Rows
-from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import Served
 from mixserve.sources.memory import Memory
 from mixserve.sources.open_file import OpenFile, file_of
@@ -18,13 +18,11 @@ from mixserve.sources.source import ElementSpec, RecordIds, Records
 _ASKED = 4
 
 
-class ColumnFile(NamedTuple):
-    """A file of columns: the numbers of rows of its pieces, in order, and `head`, what the digest covers besides size
-    and bytes, such as the schema."""
+class Shard(NamedTuple):
+    """A file of the user's that records come from: the numbers of rows of its pieces, in order."""
 
-    file: OpenFile
+    path: Path
     rows: Sequence[int]
-    head: bytes = b""
 
 
 class LongRecords(NamedTuple):
@@ -45,25 +43,23 @@ class ColumnSource:
         columns: Mapping[str, Column],
         served: Sequence[Served],
         memory: Memory,
-        files: Sequence[ColumnFile],
+        shards: Sequence[Shard],
         *,
-        options: Mapping[str, Any] | None = None,
         name: str | None = None,
     ):
-        """`options` are those that the digest covers besides the fields. Raises ValueError if there are no records."""
+        """Raises ValueError if there are no records."""
         self.name = name
-        self._columns, self._served, self._memory, self._files = dict(columns), list(served), memory, list(files)
-        self._options = dict(options or {})
-        rows = [count for file in self._files for count in file.rows]
-        self._starts = np.cumsum([0, *rows], dtype=np.int64)
-        # The first record of each file; files may have no pieces.
-        self._file_starts = np.cumsum([0, *(sum(file.rows) for file in self._files)], dtype=np.int64)
+        self._columns, self._served, self._memory = dict(columns), list(served), memory
+        self._paths = [shard.path for shard in shards]
+        self._starts = np.cumsum([0, *(count for shard in shards for count in shard.rows)], dtype=np.int64)
+        # The first record of each shard; a shard may have no pieces.
+        self._shard_starts = np.cumsum([0, *(sum(shard.rows) for shard in shards)], dtype=np.int64)
         self._spec = {
             name: jax.ShapeDtypeStruct(shape, dtype) for field in served for name, (shape, dtype) in field.specs.items()
         }
         self._owners: list[tuple[OpenFile, int] | None] = [file_of(owner) for owner in memory.owners]
         if not len(self):
-            raise ValueError(f"{self._files[0].file.path if self._files else 'the source'} holds no records")
+            raise ValueError(f"{self._paths[0]} holds no records")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -89,7 +85,8 @@ class ColumnSource:
 
     def files(self) -> Sequence[OpenFile]:
         """The files that records are read from."""
-        return [file.file for file in self._files]
+        found = [owner[0] for owner in self._owners if owner is not None]
+        return sorted(found, key=lambda file: str(file.path))
 
     def prefetch(self, record_ids: RecordIds) -> None:
         """Ask the system to read these records soon, without waiting for them, unless they seem to be in memory.
@@ -119,8 +116,8 @@ class ColumnSource:
         """The file, and the row in it."""
         if not 0 <= record_id < len(self):
             raise IndexError(f"record_id must be in 0..{len(self) - 1}, got {record_id}")
-        number = int(np.searchsorted(self._file_starts, record_id, side="right")) - 1
-        return f"{self._files[number].file.path}, row {record_id - int(self._file_starts[number]):,}"
+        number = int(np.searchsorted(self._shard_starts, record_id, side="right")) - 1
+        return f"{self._paths[number]}, row {record_id - int(self._shard_starts[number]):,}"
 
     def too_long(self) -> dict[str, LongRecords]:
         """How many records are longer than the length of each ragged field, by its name; reads all offsets."""
@@ -133,12 +130,6 @@ class ColumnSource:
                 over = [part[part > room] for part in parts]
                 found[field.spec.name] = LongRecords(sum(map(len, over)), sum(int((o - room).sum()) for o in over))
         return found
-
-    def content_digest(self) -> bytes:
-        """The identity of the content in a mixture's fingerprint."""
-        rows = [sum(file.rows) for file in self._files]
-        options = self._options | {"fields": [field.options for field in self._served], "rows": rows}
-        return digest_files(self.files(), options, [file.head for file in self._files])
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in self._spec.items())

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from mixserve.sources.arrow import Arrow, NullFound, import_arrow, layout_of, piece_of, stored_fields
+from mixserve.sources.arrow import Arrow, find_piece, import_arrow, layout_of, stored_fields
 from mixserve.sources.column import Column, Piece
-from mixserve.sources.column_source import ColumnFile, ColumnSource
+from mixserve.sources.column_source import ColumnSource, Shard
+from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, serve_fields
 from mixserve.sources.memory import Memory, address_of
 from mixserve.sources.open_file import OpenFile
@@ -47,13 +48,20 @@ class HfSource(ColumnSource):
             source: Column(layout_of(loading.types[source]), pieces, memory)
             for source, pieces in loading.pieces.items()
         }
-        super().__init__(columns, loading.served, memory, loading.files, options={"kind": "hf"}, name=name)
+        super().__init__(columns, loading.served, memory, loading.shards, name=name)
+        self._files, self._heads = loading.files, loading.heads
         self.dictionaries: dict[str, list[str]] = {
             served.spec.name: loading.dictionaries[served.spec.source].to_pylist()
             for served in loading.served
             if served.spec.source in loading.dictionaries
         }
         self._arguments = ([str(folder) for folder in given], fields, name)
+
+    def content_digest(self) -> bytes:
+        """The identity of the content in a mixture's fingerprint."""
+        rows = np.diff(self._shard_starts).tolist()
+        options = {"kind": "hf", "fields": [field.options for field in self._served], "rows": rows}
+        return digest_files(self._files, options, self._heads)
 
     def __reduce__(self) -> Any:
         return _reopen, (*self._arguments, self.content_digest())
@@ -111,8 +119,11 @@ class _Loading:
 
     def __init__(self, wanted: Sequence[FieldSpec] | None):
         self._wanted = wanted
+        self._nulls: dict[str, bool] = {}  # by column, whether null values are replaced in each of its fields
         self.maps: list[np.ndarray] = []
-        self.files: list[ColumnFile] = []
+        self.files: list[OpenFile] = []
+        self.shards: list[Shard] = []
+        self.heads: list[bytes] = []
         self.served: list[Served] = []
         self.types: dict[str, Arrow] = {}
         self.pieces: dict[str, list[Piece]] = {}
@@ -139,7 +150,9 @@ class _Loading:
         self.maps.append(mapped)
         strings = {name: found.to_pylist() for name, found in self.dictionaries.items()}
         head = [[name, str(kind), strings.get(name)] for name, kind in sorted(self.types.items())]
-        self.files.append(ColumnFile(file, rows, json.dumps(head).encode()))
+        self.heads.append(json.dumps(head).encode())
+        self.files.append(file)
+        self.shards.append(Shard(path, rows))
 
     def _choose(self, schema: Arrow) -> None:
         """Choose the served columns by the first file's schema. Raises ValueError if this file has other types."""
@@ -150,6 +163,9 @@ class _Loading:
             self.served = serve_fields(stored_fields(schema), self._wanted)
             self.types = {served.spec.source: schema.field(served.spec.source).type for served in self.served}
             self.pieces = {name: [] for name in self.types}
+            for served in self.served:
+                known = self._nulls.get(served.spec.source, True)
+                self._nulls[served.spec.source] = known and served.spec.null is not None
         for name, kind in self.types.items():
             found = schema.field(name).type if name in schema.names else "not there"
             if found != kind:
@@ -160,7 +176,7 @@ class _Loading:
         low = address_of(mapped)
         for name in self.types:
             array = batch.column(batch.schema.get_field_index(name))
-            piece = find_piece(name, array, self.served, first_row)
+            piece = find_piece(name, array, first_row, nulls=self._nulls[name])
             found = (piece.values, piece.offsets, piece.valid, piece.item_valid)
             if not all(low <= address < low + len(mapped) for address in found if address):
                 raise ValueError(
@@ -186,19 +202,6 @@ class _Loading:
 
 def _address(dictionary: Arrow) -> int:
     return dictionary.buffers()[1].address
-
-
-def find_piece(name: str, array: Arrow, served: Sequence[Served], first_row: int) -> Piece:
-    """Where the rows of the column `name` lie. Raises ValueError for nulls, unless each field of it has `null`."""
-    nulls = all(one.spec.null is not None for one in served if one.spec.source == name)
-    try:
-        return piece_of(array, nulls=nulls)
-    except NullFound as found:
-        said = "a list inside of a list, which is null" if found.is_inner else "a null value"
-        advice = "" if found.is_inner else "; give the field a value for them, such as null: 0"
-        raise ValueError(f"the field {name!r:.100} has {said}, in row {first_row + found.row:,}{advice}") from None
-    except ValueError as error:
-        raise ValueError(f"the field {name!r:.100}: {error}") from error
 
 
 def _read_stream(mapped: np.ndarray, columns: Sequence[int] | None) -> tuple[Arrow, Iterator[Arrow]]:

@@ -28,7 +28,7 @@ class Memory:
     def items(self, dtype: np.dtype) -> np.ndarray:
         """The memory as items of `dtype`: the one at the position p has the index p / itemsize."""
         interface = {"data": (self.lowest, True), "shape": (self._bytes // dtype.itemsize,), "version": 3}
-        return np.asarray(_View(interface | {"typestr": dtype.str}))
+        return np.asarray(_View(interface | {"typestr": dtype.str}, self._owners))
 
     def view(self, position: int, size: int) -> np.ndarray:
         """These bytes, as a view of their owner."""
@@ -47,9 +47,10 @@ class Memory:
 
 
 class _View:
-    # Not `as_strided`: no single array owns the memory between the owners. `Memory` keeps these alive.
-    def __init__(self, interface: dict[str, Any]):
-        self.__array_interface__ = interface
+    # Not `as_strided`: no single array owns the memory between the owners. An array of it keeps this object, and the
+    # owners, alive.
+    def __init__(self, interface: dict[str, Any], owners: Sequence[np.ndarray]):
+        self.__array_interface__, self._owners = interface, owners
 
 
 def address_of(array: np.ndarray) -> int:

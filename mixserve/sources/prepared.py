@@ -1,7 +1,6 @@
 """What sources make of their data once, such as indexes: kept in a folder, and found there by the next process."""
 
 import fcntl
-import logging
 import os
 import shutil
 from collections.abc import Callable, Generator
@@ -10,8 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from mixserve.cache_folder import user_cache_folder
-
-_logger = logging.getLogger("mixserve")
+from mixserve.sources.progress import tell
 
 _VARIABLE = "MIXSERVE_PREPARED"
 _chosen: ContextVar[Path | None] = ContextVar("prepared", default=None)
@@ -52,6 +50,7 @@ def kept(name: str, digest: bytes, make: Callable[[Path], None]) -> Path:
         return path
     try:
         _make_folder(path.parent)
+        _remove_abandoned(path.parent)
         with _locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 _make(path, make)
@@ -78,6 +77,21 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         _remove(unfinished)
         raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed left half-written, under whatever digest; they no longer hold its lock."""
+    for unfinished in folder.glob(".*.unfinished"):
+        lock = unfinished.with_suffix(".lock")
+        with suppress(OSError):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    _remove(unfinished)
+                    lock.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager
@@ -111,7 +125,7 @@ def _wait_for(descriptor: int, lock: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _logger.info("another process prepares %s; waiting for it", lock.with_suffix("").name.removeprefix("."))
+        tell(f"another process prepares {lock.with_suffix('').name.removeprefix('.')} in {lock.parent}; waiting for it")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 

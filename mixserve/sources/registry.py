@@ -11,6 +11,7 @@ from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
 from mixserve.sources.kinds.hf import HfConfig
+from mixserve.sources.kinds.parquet import ParquetConfig
 from mixserve.sources.kinds.mds import MDSConfig
 from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
@@ -21,6 +22,7 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     TokensConfig,
     ArraysConfig,
     HfConfig,
+    ParquetConfig,
     FactoryConfig,
     ArrayRecordConfig,
     TFRecordConfig,
