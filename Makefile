@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ test-examples: $(READY) ## Run the examples and the code in docs; takes minutes
 
 crash: $(READY) ## Kill servers 200 times during saves, restores and reads of sessions; takes ten minutes
 	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} $(BIN)/python -m pytest -s tests/crash
+
+parquet: $(READY) ## Convert 5 GB of Parquet in under 2 GB of memory, killed ten times on the way; needs 20 GB of disk
+	MIXSERVE_PARQUET_MB=$${MIXSERVE_PARQUET_MB:-5000} MIXSERVE_PARQUET_KILLS=$${MIXSERVE_PARQUET_KILLS:-10} \
+	  $(BIN)/python -m pytest -s tests/test_parquet_kills.py
 
 check: $(READY) check-protos ## Format, lint, types, import contracts, generated code
 	$(BIN)/ruff format --check .

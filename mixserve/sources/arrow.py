@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,11 @@ def import_arrow(module: str = "pyarrow") -> Arrow:
         raise ImportError(
             f"pyarrow is needed for Arrow and Parquet files: pip install 'mixserve[arrow]' ({error})"
         ) from error
+
+
+@cache
+def _types() -> Arrow:
+    return import_arrow("pyarrow.types")
 
 
 class Unservable(ValueError):
@@ -52,7 +58,7 @@ def stored_fields(schema: Arrow) -> dict[str, Stored | str]:
 
 def layout_of(kind: Arrow) -> Layout:
     """The layout of a column of the Arrow type `kind`. Raises Unservable."""
-    types = import_arrow("pyarrow.types")
+    types = _types()
     if types.is_dictionary(kind):
         if not (types.is_string(kind.value_type) or types.is_large_string(kind.value_type)):
             raise Unservable(f"it is {kind}, and only dictionaries of strings are served, as their int32 codes")
@@ -67,7 +73,7 @@ def layout_of(kind: Arrow) -> Layout:
 
 
 def _fixed_layout(kind: Arrow, whole: Arrow) -> Layout:
-    types = import_arrow("pyarrow.types")
+    types = _types()
     size = _fixed_size(kind)
     if size == 0:
         raise Unservable(f"it is {whole}, which has no values")
@@ -85,7 +91,7 @@ def _fixed_layout(kind: Arrow, whole: Arrow) -> Layout:
 
 
 def _reason(kind: Arrow) -> str:
-    types = import_arrow("pyarrow.types")
+    types = _types()
     reasons: Sequence[tuple[Callable[[Arrow], bool], str]] = (
         (types.is_temporal, "batches have no times: store them as int64"),
         (types.is_decimal, "batches have no decimals: store them as float64 or int64"),
@@ -97,9 +103,10 @@ def _reason(kind: Arrow) -> str:
     return next((said for is_one, said in reasons if is_one(kind)), f"no dtype of batches can hold {kind}")
 
 
+@lru_cache(256)
 def _offsets(kind: Arrow) -> np.dtype | None:
     """The dtype of the offsets of a ragged column; None for other types."""
-    types = import_arrow("pyarrow.types")
+    types = _types()
     if types.is_list(kind) or types.is_string(kind) or types.is_binary(kind):
         return np.dtype(np.int32)
     if types.is_large_list(kind) or types.is_large_string(kind) or types.is_large_binary(kind):
@@ -107,9 +114,10 @@ def _offsets(kind: Arrow) -> np.dtype | None:
     return None
 
 
+@lru_cache(256)
 def _fixed_size(kind: Arrow) -> int | None:
     """The number of items of lists, or of bytes, that all have one length; None for other types."""
-    types = import_arrow("pyarrow.types")
+    types = _types()
     if types.is_fixed_size_list(kind):
         return kind.list_size
     # A decimal is fixed-size binary to Arrow.
@@ -134,7 +142,7 @@ def piece_of(array: Arrow, *, nulls: bool) -> Piece:
 
     Raises NullFound for the first null, unless `nulls` are allowed, and ValueError if buffers are too small.
     """
-    types = import_arrow("pyarrow.types")
+    types = _types()
     if array.null_count and not nulls:
         raise NullFound(_row_with_a_null(array, or_null=True) or 0)
     if types.is_dictionary(array.type):
@@ -168,7 +176,7 @@ def piece_of(array: Arrow, *, nulls: bool) -> Piece:
 def _leaf(array: Arrow, row: int) -> tuple[Arrow, int, bool]:
     """The array of the values of fixed-size lists, the number in its buffer of the first value of the row `row`, and
     whether lists inside of lists are null."""
-    types = import_arrow("pyarrow.types")
+    types = _types()
     size, row = _fixed_size(array.type), row + array.offset
     if size is None or not types.is_fixed_size_list(array.type):
         return array, row * (size or 1), False

@@ -138,9 +138,11 @@ class _Loading:
             schema, _ = _read_stream(mapped, None)
             self._choose(schema)
             rows: list[int] = []
+            first, low = 0, address_of(mapped)
             for batch in _read_stream(mapped, [schema.get_field_index(name) for name in self.types])[1]:
-                self._add(batch, mapped, sum(rows))
+                self._add(batch, range(low, low + len(mapped)), first)
                 rows.append(batch.num_rows)
+                first += batch.num_rows
         except (arrow.ArrowException, OSError) as error:  # pyarrow raises OSError if a stream ends in a message
             raise ValueError(f"{path} cannot be read as an Arrow stream: {error!s:.500}") from error
         except ValueError as error:
@@ -171,14 +173,13 @@ class _Loading:
             if found != kind:
                 raise ValueError(f"the field {name!r:.100} is {found}, and {kind} in the files before")
 
-    def _add(self, batch: Arrow, mapped: np.ndarray, first_row: int) -> None:
-        """Add the columns of a batch, whose rows are those of the file from `first_row` on."""
-        low = address_of(mapped)
+    def _add(self, batch: Arrow, addresses: range, first_row: int) -> None:
+        """Add the columns of a batch, whose rows are those from `first_row` on of the file mapped to `addresses`."""
         for name in self.types:
             array = batch.column(batch.schema.get_field_index(name))
             piece = find_piece(name, array, first_row, nulls=self._nulls[name])
             found = (piece.values, piece.offsets, piece.valid, piece.item_valid)
-            if not all(low <= address < low + len(mapped) for address in found if address):
+            if not all(address in addresses for address in found if address):
                 raise ValueError(
                     f"the field {name!r:.100} is compressed, or stored in another byte order; load the data set and "
                     "save it again with save_to_disk"
