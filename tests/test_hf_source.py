@@ -385,6 +385,8 @@ def test_offsets_of_a_damaged_file_lead_nowhere(folder):
     raw[at + 12 : at + 16] = (1 << 30).to_bytes(4, "little")
     path.write_bytes(raw)
     damaged = HfSource(folder, TOKENS)
+    assert damaged.prefetch is not None
+    damaged.prefetch(np.arange(40))
     for record_ids in ([23], [0, 1, 22, 5]):
         with pytest.raises(WrongRecord, match=rf"'tokens': record 2[23] lies from.*damaged; {path}, row [23]"):
             damaged.take(np.array(record_ids))
@@ -405,6 +407,7 @@ def test_records_that_are_too_long_are_refused_cut_and_counted(folder):
 def test_fixed_columns_are_served_from_the_map(folder):
     source = HfSource(folder, [FieldSpec("x", "label")])
     assert source.blocks is not None
+    assert source.prefetch is None  # its blocks are announced
     joined = np.concatenate([block["x"] for block in source.blocks()])
     assert joined.tolist() == source.take(np.arange(40))["x"].tolist()
     found = file_of(source.blocks()[3]["x"])
@@ -417,6 +420,7 @@ def test_fixed_columns_are_served_from_the_map(folder):
 def test_what_is_announced_are_the_bytes_of_the_records(folder):
     source = HfSource(folder, TOKENS)
     ids = np.array([35, 2, 11])
+    assert source.prefetch is not None
     source.prefetch(ids)
     taken = HfSource(folder, [FieldSpec("t", "tokens", length=5, lengths="n")]).take(ids)
     rows = [row[:count].tobytes() for row, count in zip(taken["t"], taken["n"], strict=True) if count]

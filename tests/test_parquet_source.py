@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -26,6 +26,7 @@ from mixserve.sources.prepared import preparing_in
 from tests.arrow_files import RNG, expected, ragged, same, values
 from tests.forked import Forked
 from tests.processes import DEADLINE_S
+from tests.profiles import examples
 
 NUMBERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
 KINDS = [*NUMBERS, pa.float16(), pa.float32(), pa.float64(), pa.bool_(), pa.binary(5)]
@@ -94,6 +95,7 @@ def test_texts_bytes_and_dictionaries(tmp_path):
     assert taken["code"].dtype == np.int32
 
 
+@settings(max_examples=examples(40))
 @given(st.data())
 def test_null_values_are_refused_or_replaced(tmp_path_factory, data):
     kind = data.draw(st.sampled_from([pa.int16(), pa.bool_(), MANY, PAIR, WORDS]))
@@ -161,6 +163,7 @@ def test_it_is_served_from_maps_and_says_which_row_of_the_users_file(tmp_path, p
     assert source.locate(ROWS - 1) == f"{paths[1]}, row {ROWS // 2 - 1}"
     assert all(file.path.is_relative_to(prepared) for file in source.files())
     source = ParquetSource(paths, TOKENS)
+    assert source.prefetch is not None
     source.prefetch(np.arange(ROWS))
     again = pickle.loads(pickle.dumps(source))
     assert same(again.take(np.arange(ROWS))["tokens"], source.take(np.arange(ROWS))["tokens"])

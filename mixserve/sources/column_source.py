@@ -83,19 +83,24 @@ class ColumnSource:
         is_backed = all(self._columns[field.spec.source].is_evenly_spaced for field in self._served)
         return self._blocks if is_backed else None
 
+    @property
+    def prefetch(self) -> Callable[[RecordIds], None] | None:
+        """The method that asks the system to read records soon, or None if `blocks` tells where they are."""
+        return None if self.blocks else self._prefetch
+
     def files(self) -> Sequence[OpenFile]:
         """The files that records are read from."""
         found = [owner[0] for owner in self._owners if owner is not None]
         return sorted(found, key=lambda file: str(file.path))
 
-    def prefetch(self, record_ids: RecordIds) -> None:
-        """Ask the system to read these records soon, without waiting for them, unless they seem to be in memory.
-
-        Raises WrongRecord.
-        """
+    def _prefetch(self, record_ids: RecordIds) -> None:
+        """Ask the system to read these records soon, without waiting for them, unless they seem to be in memory."""
         at = self._rows(record_ids)
         for field in self._served:
-            ranges = self._file_ranges(field, at)
+            try:
+                ranges = self._file_ranges(field, at)
+            except WrongRecord:  # it is raised again when the records are read
+                continue
             # Announcing all costs as much as reading them from memory, so ask for a few whether it is needed.
             if not all(file.is_cached(offset) for file, offset, _ in ranges[:: len(ranges) // _ASKED + 1]):
                 for file, offset, size in ranges:
