@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
     from mixserve.serving import MixServer, serve
     from mixserve.sources import (
-        ParquetSource,
         ArrayRecordSource,
         ArraySource,
         FieldSpec,
         HfSource,
         MDSSource,
         MegatronSource,
+        ParquetSource,
         RandomAccessSource,
         Source,
         TFRecordSource,

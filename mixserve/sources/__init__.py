@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from mixserve.sources.array_source import ArraySource
     from mixserve.sources.fields import FieldSpec
     from mixserve.sources.hf_source import HfSource
-    from mixserve.sources.parquet_source import ParquetSource
     from mixserve.sources.mds_source import MDSSource
     from mixserve.sources.megatron_source import MegatronSource
+    from mixserve.sources.parquet_source import ParquetSource
     from mixserve.sources.random_access import RandomAccessSource
     from mixserve.sources.record import RecordCheck, read_record
     from mixserve.sources.reference_source import FollowsReference, ReferenceSource
@@ -41,9 +41,9 @@ __all__ = [
     "FollowsReference",
     "HfSource",
     "KeyedSource",
-    "ParquetSource",
     "MDSSource",
     "MegatronSource",
+    "ParquetSource",
     "RandomAccessSource",
     "RecordCheck",
     "RecordIds",

@@ -94,11 +94,6 @@ class OpenFile:
         if status.st_mtime_ns != self._changed_ns:
             raise SourceChanged(f"{self.path} was written to after it was opened")
 
-    def __del__(self) -> None:
-        # By hand: Python warns of a file that it closes itself.
-        if hasattr(self, "_file"):
-            self._file.close()
-
     def version(self) -> bytes:
         """The SHA-256 of this file's place on this machine, size and time of change: the key of what is kept of it, and
         no identity of its content."""
@@ -107,7 +102,7 @@ class OpenFile:
 
     def is_at_path(self) -> bool:
         """Whether the path leads to this file, as it did when it was opened."""
-        return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
 
     def __reduce__(self) -> Any:
         return OpenFile, (str(self.path),)

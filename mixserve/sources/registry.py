@@ -11,10 +11,10 @@ from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
 from mixserve.sources.kinds.hf import HfConfig
-from mixserve.sources.kinds.parquet import ParquetConfig
 from mixserve.sources.kinds.mds import MDSConfig
-from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
+from mixserve.sources.kinds.parquet import ParquetConfig
+from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.tokens import TokensConfig
 from mixserve.sources.kinds.webdataset import WebDatasetConfig
 
