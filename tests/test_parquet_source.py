@@ -24,8 +24,7 @@ from mixserve.cli.main import app
 from mixserve.sources.open_file import file_of
 from mixserve.sources.prepared import preparing_in
 from tests.arrow_files import RNG, expected, ragged, same, values
-from tests.forked import Forked
-from tests.processes import DEADLINE_S
+from tests.forked import in_a_fork
 from tests.profiles import examples
 
 NUMBERS = [pa.type_for_alias(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -234,6 +233,30 @@ def test_what_is_damaged_is_refused(tmp_path, prepared, damage, said):
     assert not prepared.exists() or list(prepared.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+def test_no_damaged_footer_ends_the_process(tmp_path):
+    whole = pa.table({"tokens": [[1, 2], [], [3]] * 4, "label": [1, 2, 3] * 4})
+    (path, _) = write(tmp_path / "in", whole, group=100)
+    raw = path.read_bytes()
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    rng = np.random.default_rng(0)
+
+    def read_damaged_files() -> int:
+        refused = 0
+        for at in range(footer, len(raw) - 8, 3):
+            damaged = bytearray(raw)
+            damaged[at] ^= int(rng.integers(1, 256))
+            path.write_bytes(damaged)
+            try:
+                ParquetSource(path, [FieldSpec("tokens", "tokens", length=5)])
+            except (ValueError, MemoryError):
+                refused += 1
+            shutil.rmtree(tmp_path / "prepared", ignore_errors=True)
+        return refused
+
+    assert int(in_a_fork(read_damaged_files)) > 50
+
+
 def test_a_file_that_vanished_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.parquet"):
         ParquetSource(tmp_path / "gone.parquet")
@@ -289,21 +312,6 @@ def test_a_damaged_folder_is_named(tmp_path, prepared, name):
             ParquetSource(paths, TOKENS)
     shutil.rmtree(folder)
     ParquetSource(paths, TOKENS)
-
-
-def convert(prepared: str, paths: list[str]) -> None:
-    """A process of its own that opens the source."""
-    with preparing_in(Path(prepared)):
-        print(len(ParquetSource(paths, TOKENS)))
-
-
-def test_of_two_processes_one_converts(tmp_path, prepared):
-    paths = [str(path) for path in write(tmp_path / "in", table(4000), group=500)]
-    both = [Forked(convert, str(prepared), paths, log=tmp_path / f"{i}.log") for i in range(2)]
-    assert [process.wait(DEADLINE_S) for process in both] == [0, 0], [process.log() for process in both]
-    assert [process.log() for process in both] == ["4000\n"] * 2
-    (folder,) = prepared.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["0.values", "1.offsets", "1.values", "columns.json"]
 
 
 def test_a_terminal_shows_a_progress_bar(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ class ParquetFile:
             for group in range(parquet.metadata.num_row_groups):
                 # The footer says how large rows are encoded; in memory they may be a thousand times larger, of which
                 # the group before gives an idea.
-                rows = min(limit, _rows_for(parquet.metadata.row_group(group), names))
+                rows = min(limit, _rows_for(parquet.metadata.row_group(group)))
                 for batch in parquet.iter_batches(rows, row_groups=[group], columns=list(names), use_threads=False):
                     missing = [name for name in names if batch.schema.get_field_index(name) < 0]
                     if missing:  # pyarrow leaves out columns that it does not find
@@ -58,12 +58,10 @@ class ParquetFile:
         self.file.check_unchanged()
 
 
-def _rows_for(group: Arrow, names: Sequence[str]) -> int:
-    """The number of rows of a row group whose encoded values fit into a batch."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    needed = [c.total_uncompressed_size for c in columns if c.path_in_schema.partition(".")[0] in names]
-    size = sum(needed) if needed else group.total_byte_size
-    return max(1, _BATCH_BYTES * group.num_rows // max(1, size))
+def _rows_for(group: Arrow) -> int:
+    """The number of rows of a row group that fit into a batch as they are encoded, with all their columns."""
+    # Not those of the needed columns alone: asking pyarrow for a column's part of a damaged footer ends the process.
+    return max(1, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size))
 
 
 @contextmanager
