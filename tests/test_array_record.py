@@ -146,6 +146,7 @@ def test_groups_are_told_of(tmp_path, caplog):
     assert line.startswith(f"{path} was written with group_size:64: to read one record, up to 64 must be")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_threads_and_a_forked_child_read_the_same(files):
     source = ArrayRecordSource(files, fields=TOKENS)
     expected = taken(source, range(200))["tokens"]

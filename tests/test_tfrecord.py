@@ -207,6 +207,7 @@ def test_files_that_change_after_opening_are_refused(tmp_path):
         taken(source, range(150))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_threads_and_a_forked_child_read_the_same(files):
     source = TFRecordSource(files, record="bytes", fields=BYTES)
     expected = taken(source, range(150))["x"]
