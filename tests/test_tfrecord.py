@@ -24,6 +24,7 @@ from mixserve.sources.open_file import OpenFile
 from mixserve.sources.prepared import preparing_in
 from mixserve.sources.tfrecord_source import index_tfrecord
 from mixserve_client.errors import SourceChanged
+from tests.forked import in_a_fork
 from tests.profiles import examples
 from tests.records import example, taken, tfrecord
 
@@ -140,6 +141,14 @@ def test_without_a_folder_the_index_is_in_memory(files, tmp_path, caplog):
     assert f"the index of {files[0]} is in memory alone" in caplog.messages[0]
 
 
+def test_a_pickle_keeps_its_index_in_the_same_folder(files, tmp_path, kept):
+    source = TFRecordSource(files, record="bytes", fields=BYTES)
+    with preparing_in(tmp_path / "elsewhere"):
+        again = pickle.loads(pickle.dumps(source))
+    assert len(again) == 150
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def refusal(path: Path, content: bytes, ids=(0,)) -> str:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"(?s)..") as raised:
@@ -222,11 +231,7 @@ def test_threads_and_a_forked_child_read_the_same(files):
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    child = os.fork()
-    if child == 0:
-        work()
-        os._exit(len(wrong))
+    assert in_a_fork(lambda: (work(), len(wrong))[1]) == "0"
     for thread in threads:
         thread.join()
     assert not wrong
-    assert os.waitpid(child, 0)[1] == 0

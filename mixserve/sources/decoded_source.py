@@ -12,7 +12,7 @@ from mixserve.sources.decoders import BytesDecoder, Decoder, JsonDecoder, NpyDec
 from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, serve_fields
 from mixserve.sources.open_file import OpenFile
-from mixserve.sources.prepared import prepared_folder, preparing_in
+from mixserve.sources.prepared import chosen_folder, preparing_in
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 
 RECORDS = ("example", "bytes", "npy", "json")
@@ -66,7 +66,7 @@ class DecodedSource:
             raise ValueError("the files have no records")
         self.name = name
         self._store, self._decoder, self._options = store, decoder, options
-        self._arguments, self._prepared = arguments, prepared_folder()
+        self._arguments, self._prepared = arguments, chosen_folder()
         self._served = serve_fields(self._stored(fields), fields)
         for field in self._served:
             _check_default(field)
@@ -169,7 +169,7 @@ def decoder_of(record: str, field: str | None) -> Decoder:
 
 
 def _open_again(
-    source: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], prepared: Path
+    source: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], prepared: Path | None
 ) -> DecodedSource:
     with preparing_in(prepared):
         return source(*args, **kwargs)

@@ -27,6 +27,11 @@ def prepared_folder() -> Path:
         raise FileNotFoundError(f"{error} {_ADVICE}") from None
 
 
+def chosen_folder() -> Path | None:
+    """The folder of the block `preparing_in` that this is in; None if the default holds."""
+    return _chosen.get()
+
+
 @contextmanager
 def preparing_in(folder: Path | None) -> Generator[None, None, None]:
     """Within this block, in this thread, `folder` is the prepared folder; None means the default."""
