@@ -21,13 +21,13 @@ LENGTH = 50
 
 
 class Armed:
-    """Raises `error` while there is one."""
+    """Raises an error of this class while there is one."""
 
-    error: BaseException | None = None
+    error: type[BaseException] | None = None
 
     def check(self) -> None:
         if self.error is not None:
-            raise self.error
+            raise self.error("of a source")  # a new one each time: one object would collect the frames of all
 
 
 ARMED = Armed()
@@ -112,7 +112,7 @@ def single(client: MixClient, mixture: str):
 
 
 def stream(client: MixClient, mixture: str):
-    with client.batches(40, next(keys), mixture=mixture, timeout_s=ENOUGH_S) as batches:
+    with client.batches(40, next(keys), mixture=mixture, prefetch=0, timeout_s=ENOUGH_S) as batches:
         return next(batches)
 
 
@@ -125,7 +125,7 @@ def session(client: MixClient, mixture: str):
 @pytest.mark.parametrize("mixture", ["torch", "grain", "reference", "calls-back", "nested"])
 def test_every_hook_of_a_source_may_raise_anything(client, mixture, error):
     for way in (single, stream, session):
-        ARMED.error = error("of a source")
+        ARMED.error = error
         began = time.monotonic()
         assert type(in_thread(lambda way=way: way(client, mixture))) is ServerFault
         assert time.monotonic() - began < ENOUGH_S / 2
@@ -158,7 +158,7 @@ class Frozen(Exception):
 )
 @pytest.mark.parametrize("way", [single, stream])
 def test_errors_that_cannot_be_shown_or_changed_end_their_call(client, way, error, expected, said):
-    ARMED.error = error("of a source")
+    ARMED.error = error
     raised = in_thread(lambda: way(client, "items"))
     assert type(raised) is expected
     assert said in str(raised)
@@ -176,7 +176,7 @@ def test_a_log_that_exits_does_not_keep_a_call_from_its_end(client, way):
     handler = Exits(logging.ERROR)
     logging.getLogger("mixserve").addHandler(handler)
     try:
-        ARMED.error = OSError("of a source")
+        ARMED.error = OSError
         raised = in_thread(lambda: way(client, "items"))
     finally:
         logging.getLogger("mixserve").removeHandler(handler)
