@@ -29,6 +29,7 @@ LENGTH = 8
 @pytest.fixture
 def look_always(monkeypatch):
     monkeypatch.setattr(file_guard, "_LOOK_S", 0.0)
+    monkeypatch.setattr(file_guard, "_LARGEST_SHARE", 1e9)
 
 
 def tokens(path: Path, count: int = 4096, first: int = 0) -> Path:
@@ -230,3 +231,15 @@ def test_servers_stop_with_open_files_left(tmp_path):
     path = tokens(tmp_path / "a.bin")
     server: MixServer = serve({"train": mixture(path, tokens(tmp_path / "b.bin"))})
     server.stop()
+
+
+@pytest.mark.usefixtures("look_always")
+def test_single_records_of_a_changed_file_are_refused_too(tmp_path):
+    web = tokens(tmp_path / "web.bin")
+    node = mixture(web, tokens(tmp_path / "code.bin"))
+    records = iter(node)
+    next(records)
+    cut(web)
+    with pytest.raises(SourceChanged, match="'web' cannot be read"):
+        for _ in range(4):
+            next(records)

@@ -1,7 +1,6 @@
 """A plan and the sources -> arrays in host memory; every row is written once, to its final place."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from mixserve.mixture.read_ahead import ReadAhead
 from mixserve.mixture.rows import Rows
 from mixserve.mixture.taking import Buffers, read_records
 from mixserve.sources import AnySource, ArrayBacked, is_array_backed
-from mixserve.sources.open_file import OpenFile
+from mixserve.sources.open_file import files_of
 from mixserve_client.schema.fields import Field
 
 
@@ -43,7 +42,7 @@ class HostGather:
         self._source_starts = self._block_starts[self._first_blocks]
         self._rows = {field.name: _by_dtype([b[field.name] for b in all_blocks]) for field in fields if all_blocks}
         self._read_ahead = ReadAhead(all_blocks, sources)
-        self._guard = FileGuard(self._files(), self._names)
+        self._guard = FileGuard({i: files_of(source) for i, source in enumerate(sources)}, self._names)
 
     def is_cold(self) -> bool:
         """Whether records are being read from disks now: then reading several batches at a time is faster."""
@@ -102,17 +101,6 @@ class HostGather:
                 part = np.empty((int(here.sum()), *buffer.shape[1:]), buffer.dtype)
                 table.copy_into(part, places[block_ids[here]], rows[here])
                 buffer[here if slots is None else np.flatnonzero(slots)[here]] = part
-
-    def _files(self) -> dict[int, list[OpenFile]]:
-        """The files of each source: those that its blocks are views of, and those that it names in `files()`."""
-        found = dict[int, list[OpenFile]]()
-        firsts = [*self._first_blocks.tolist(), len(self._block_starts) - 1]
-        for source_id, (source, (first, stop)) in enumerate(zip(self._sources, pairwise(firsts), strict=True)):
-            named: Callable[[], Sequence[OpenFile]] | None = getattr(source, "files", None)
-            of_blocks = [file for of_field in self._read_ahead.files for file in of_field[first:stop]]
-            of_source = [*(() if named is None else named()), *of_blocks]
-            found[source_id] = list({id(file): file for file in of_source if file is not None}.values())
-        return found
 
     def _locate(self, plan: Plan) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"]]:
         """For every planned record, its block and its row in that block."""

@@ -53,11 +53,6 @@ class ReadAhead:
         self._look_at = 0.0
         self._read = 0
 
-    @property
-    def files(self) -> Sequence[Sequence[OpenFile | None]]:
-        """Per field, the file of each block."""
-        return [field.files for field in self._fields]
-
     def is_cold(self) -> bool:
         """Whether rows are being read from disks now."""
         if not self._is_possible:

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 
 from mixserve.error_boundary import is_callers_own, user_code
 from mixserve.failed_read import FailedRead, note_read
+from mixserve.mixture.file_guard import FileGuard
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
 from mixserve.sources.array_like import is_array
+from mixserve.sources.open_file import files_of
 from mixserve_client.schema.text import show
 
 # Grain counts in multiples of the least share, and these must be finite floats.
@@ -60,17 +63,22 @@ def _records(source: Any, name: str) -> grain.IterDataset:
     return grain.MapDataset.source(_Records(source, name)).to_iter_dataset(grain.ReadOptions(0, 0))
 
 
+_ONLY = np.zeros(1, np.int64)  # the number of the source, in a guard of its own
+
+
 class _Records:
     """A source as a random access data source of Grain."""
 
     def __init__(self, source: Any, name: str):
         self._source = source
         self._name = name
+        self._guard = FileGuard({0: files_of(source)}, [name])
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Any:
+        self._guard.check(_ONLY)
         try:
             return read_record(self._source, index)
         except BaseException as error:

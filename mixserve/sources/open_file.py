@@ -5,9 +5,9 @@ import hashlib
 import os
 import stat
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +132,18 @@ def file_of(array: np.ndarray) -> tuple[OpenFile, int] | None:
         setattr(mapped, _ATTRIBUTE, file)
     low = np.lib.array_utils.byte_bounds(array)[0]
     return file, int(low) - int(mapped.__array_interface__["data"][0]) + mapped.offset
+
+
+def files_of(source: Any) -> list[OpenFile]:
+    """The files of a source: those that it names in `files()`, and those of which its `blocks()` are views."""
+    files, blocks = getattr(source, "files", None), getattr(source, "blocks", None)
+    found = list(cast(Iterable[OpenFile], files())) if callable(files) else []
+    if callable(blocks):
+        placed = [
+            file_of(array) for block in cast(Iterable[Mapping[str, np.ndarray]], blocks()) for array in block.values()
+        ]
+        found += [one[0] for one in placed if one is not None]
+    return list({id(file): file for file in found}.values())
 
 
 def map_of(array: np.ndarray) -> "np.memmap | None":
