@@ -6,7 +6,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from mixserve.failed_read import FailedRead, read_note
+from mixserve.failed_read import FailedRead, describe_cause, read_note
 from mixserve_client.errors import MixserveError, ServerFault, Unavailable, class_of
 from mixserve_client.schema.text import shorten
 
@@ -50,7 +50,11 @@ def _told(error: BaseException) -> str:
     note = read_note(error)
     if note is None and not isinstance(error, FailedRead | WrongRecord | StrayEnd):
         return "the server failed on this request"
-    return shorten(note or str(error), _SHOWN)
+    said, cause = str(note or error), error.__cause__ if isinstance(error, FailedRead) else error
+    # Only our own words: the text of any other error may hold what a client must not see, such as credentials.
+    if cause is not None and not isinstance(cause, WrongRecord | StrayEnd | MixserveError):
+        said = said.removesuffix(describe_cause(cause)) + type(cause).__name__
+    return shorten(said, _SHOWN)
 
 
 def is_callers_own(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ class FailedRead(Exception):
         is_one, name = len(record_ids) == 1, shorten(source, _NAME_CHARACTERS)
         what = f"the record {record_ids[0]}" if is_one else f"{len(record_ids)} records"
         together = "" if is_one else " together"
-        failed = cls(f"reading {what} of the source {name!r}{together} failed: {_describe(error)}", slot)
+        failed = cls(f"reading {what} of the source {name!r}{together} failed: {describe_cause(error)}", slot)
         failed.__cause__ = error
         return failed
 
@@ -57,7 +57,7 @@ def naming_source(source: str, what: str) -> Generator[None]:
     except Exception as error:
         if read_note(error) is None:
             name = shorten(source, _NAME_CHARACTERS)
-            note_read(error, f"{what} of the source {name!r} failed: {_describe(error)}")
+            note_read(error, f"{what} of the source {name!r} failed: {describe_cause(error)}")
         raise
 
 
@@ -109,6 +109,7 @@ def position_at(ranges: Sequence[Range], slot: int) -> int:
     raise IndexError(f"the ranges have fewer rows than {slot}")
 
 
-def _describe(error: BaseException) -> str:
+def describe_cause(error: BaseException) -> str:
+    """Class and message of what a source raised: the end of the words of a FailedRead and of a note."""
     kind, said = type(error).__name__, describe_error(error, _CAUSE_CHARACTERS)
     return kind if said == kind else f"{kind}: {said}"

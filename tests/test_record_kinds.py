@@ -38,7 +38,8 @@ def file(tmp_path_factory) -> Path:
         folder / "c4-mds", {"input_ids": "ndarray:uint16"}, [[{"input_ids": np.array(ids, np.uint16)} for ids in IDS]]
     )
     text = PAGE.read_text().partition("## Records that are decoded")[2]
-    (yaml,) = re.findall(r"```yaml\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+    (yaml,) = (block for block in blocks if "array_record" in block)
     (folder / "mixture.yaml").write_text(yaml)
     return folder / "mixture.yaml"
 

@@ -153,7 +153,7 @@ class Frozen(Exception):
     [
         (UnprintableUnavailable, Unavailable, "UnprintableUnavailable"),
         (UnprintablePanic, ServerFault, "of the source '0' failed: UnprintablePanic; "),
-        (Frozen, ServerFault, "of the source '0' failed: Frozen: of a source; "),
+        (Frozen, ServerFault, "of the source '0' failed: Frozen; "),
     ],
 )
 @pytest.mark.parametrize("way", [single, stream])

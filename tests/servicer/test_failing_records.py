@@ -152,9 +152,9 @@ def test_batches_before_a_failing_record_arrive_and_then_an_error_that_names_it(
         for one, other in zip(found, good, strict=True):
             assert_batches_equal(one, other)
         name = ("web", "disk")[source - 1]
-        said = f"at position {position}: reading the record {bad} of the source '{name}' failed: OSError: "
+        said = f"at position {position}: reading the record {bad} of the source '{name}' failed: OSError; "
         assert str(error).startswith(said)
-        assert "the disk is gone" in str(error)
+        assert "the disk is gone" not in str(error)
         assert type(error) is ServerFault
         assert batches.get_state()["position"] == position // SIZE * SIZE
         with pytest.raises(ServerFault, match=f"position {position}"):
@@ -220,20 +220,20 @@ def test_single_batches_and_positions_name_the_record_too(nodes, client, files):
     key = next(keys)
     position, bad = failing_place(client, 1, key)
     files.raises = {bad: KeyError("no such file")}
-    said = f"at position {position}: reading the record {bad} of the source 'web' failed: KeyError: no such file; "
+    said = f"at position {position}: reading the record {bad} of the source 'web' failed: KeyError"
     for read in (
         lambda: client.get_batch_at(position - 50, 60, key),
         lambda: client.get_batch_by_positions([1, position, 2, position], key),
     ):
         with pytest.raises(ServerFault) as caught:
             read()
-        assert str(caught.value).startswith(said)
+        assert str(caught.value).startswith(f"{said}; ")
         assert re.search(r"the server's log has the cause under the id [0-9a-f]{8}$", str(caught.value))
     # In process the source's own error stays what it is.
     with pytest.raises(KeyError) as caught:
         nodes["train"].get_batch_at(position - 50, 60, jax.random.key(key))
     assert caught.value is files.raises[bad]
-    assert caught.value.__notes__ == [said.removesuffix("; ")]
+    assert caught.value.__notes__ == [f"{said}: no such file"]
     with pytest.raises(KeyError):
         nodes["train"].get_batch_at(position, 1, jax.random.key(key))
     assert len(caught.value.__notes__) == 1
@@ -247,7 +247,7 @@ def test_a_session_names_the_record_and_the_index(client, files):
                 ServerFault, match=r"^at index \d of the epoch: reading the record 0 of the source 'web' failed: "
             ):
                 session.next_batch(9)
-        with pytest.raises(ServerFault, match="the source 'web' failed: OSError: gone"):
+        with pytest.raises(ServerFault, match="the source 'web' failed: OSError; "):
             session.process(0, 4096, next(keys))
 
 
@@ -272,8 +272,8 @@ def test_if_no_record_fails_alone_all_are_named():
         source.most, source.reads = 5, []
         with pytest.raises(ServerFault) as caught:
             client.get_batch_at(0, 6, 1)
-    said = "at position 0: reading 6 records of the source 'books' together failed: MemoryError: too many at once"
-    assert str(caught.value).startswith(said)
+    said = "at position 0: reading 6 records of the source 'books' together failed: MemoryError"
+    assert str(caught.value).startswith(f"{said}; ")
     assert source.reads == [6, 1, 1, 1, 1, 1, 1]
 
 
