@@ -1,6 +1,6 @@
 """The objects that a node gets as sources -> sources of a mixture, and Grain's data set of their single records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -10,7 +10,7 @@ from mixserve.error_boundary import is_callers_own, user_code
 from mixserve.failed_read import FailedRead, note_read
 from mixserve.mixture.file_guard import FileGuard
 from mixserve.sources import AnySource, FollowsReference, ReferenceSource, Source, read_record
-from mixserve.sources.array_like import is_array
+from mixserve.sources.array_like import how_to_wrap
 from mixserve.sources.open_file import files_of
 from mixserve_client.schema.text import show
 
@@ -28,16 +28,8 @@ def as_source(source: Any) -> AnySource:
             return ReferenceSource(source)
     raise TypeError(
         "a source needs __len__, element_spec() and take(record_ids) or get_batch_at(start, size, key), "
-        f"got {show(source)}{_hint(source)}"
+        f"got {show(source)}{how_to_wrap(source)}"
     )
-
-
-def _hint(source: Any) -> str:
-    if isinstance(source, type):
-        return ", which is a class: make an object of it"
-    if isinstance(source, Mapping) or is_array(source):
-        return "; wrap an array, or a dict of arrays, in an ArraySource"
-    return "; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
 
 
 def mixed_records(sources: Sequence[Any], shares: Sequence[float], names: Sequence[str]) -> grain.IterDataset:

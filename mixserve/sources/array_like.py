@@ -14,6 +14,15 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
+def how_to_wrap(value: Any) -> str:
+    """What makes a source of `value`, which is none: the end of an error message."""
+    if isinstance(value, type):
+        return ", which is a class: make an object of it"
+    if isinstance(value, Mapping) or is_array(value):
+        return "; wrap an array, or a dict of arrays, in an ArraySource"
+    return "; wrap an object that has __len__ and __getitem__ in a RandomAccessSource"
+
+
 def to_arrays(tree: Any, where: str = "") -> Any:
     """`tree` with an array in place of each list of numbers, or of equally long lists of numbers; the rest stays as it
     is. `where` is the path of `tree` for errors.

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 
+from mixserve.sources.array_like import how_to_wrap
 from mixserve.sources.kinds.base import Function, SourceConfig
 from mixserve.sources.kinds.expanding import expand
 from mixserve.sources.kinds.functions import import_function, running
@@ -35,7 +36,9 @@ class FactoryConfig(SourceConfig):
             source = function(**arguments)
             is_source = isinstance(source, Source | FollowsReference)  # looks at attributes, so user code may run
         if not is_source:
-            raise TypeError(f"function: {self.function} must return a Source, got {show(source)}")
+            raise TypeError(
+                f"function: {self.function} must return a Source, got {show(source, 100)}{how_to_wrap(source)}"
+            )
         return source
 
 
