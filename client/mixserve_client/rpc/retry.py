@@ -13,7 +13,7 @@ from mixserve_client.transport.base import Interrupted, Replies, Reply, Transpor
 from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve_client")
-_LOG_AFTER_S = 5.0
+_LOG_AFTER_S, _LOG_EVERY_S = 5.0, 60.0
 _UNLIMITED_S = 1e8  # gRPC's clocks overflow beyond this
 # Servers may forget a schedule at any time, but one that forgets it this often between two replies cannot keep it.
 _PUBLISH_LIMIT = 8
@@ -230,7 +230,7 @@ class _Backoff:
         self.reset()
 
     def reset(self) -> None:
-        self._first_failure, self._failures, self._logged = 0.0, 0, False
+        self._first_failure, self._failures, self._log_at_s = 0.0, 0, _LOG_AFTER_S
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, None for no limit. Raises DeadlineExceeded."""
@@ -263,9 +263,14 @@ class _Backoff:
                 del error
         if isinstance(error, Unavailable) and silent_s >= self._replicas.patience_s:
             raise Unavailable(f"no server answered for {silent_s:.1f} s (patience_s); last error: {error}") from error
-        if silent_s >= _LOG_AFTER_S and not self._logged:
-            _logger.warning("still waiting for a server, up to %.0f s: %s", self._replicas.patience_s, error)
-            self._logged = True
+        if silent_s >= self._log_at_s:
+            _logger.warning(
+                "still waiting for a server, for %.0f s now, up to %.0f s (patience_s): %s",
+                silent_s,
+                self._replicas.patience_s,
+                error,
+            )
+            self._log_at_s = silent_s + _LOG_EVERY_S
         self._replicas.switch_from(transport)
         # No delay before every replica has failed once: one of the others may answer at once.
         rounds, in_round = divmod(self._failures, len(self._replicas.transports))
