@@ -1,6 +1,7 @@
 """States of iterators: the batches before and after a resume are the plan, each position once, in order."""
 
 import json
+import logging
 import math
 import pickle
 from typing import Any
@@ -287,3 +288,21 @@ def test_a_position_that_workers_share_is_kept_for_a_client_that_is_pickled(clie
     assert batches.get_state()["short"] == 20
     with pytest.raises(InvalidRequest, match="needs stop 20 at most, since the last batch was short"):
         client.batches(8, KEY, worker=(0, 2), stop=64).set_state(batches.get_state())
+
+
+def test_a_schedule_that_a_state_overrides_is_named(client: MixClient, caplog):
+    caplog.set_level(logging.WARNING, "mixserve_client")
+    first, other = [(16, (0.1, 0.1, 0.8))], [(16, (0.8, 0.1, 0.1))]
+    plain = client.batches(8, KEY)
+    scheduled = client.batches(8, KEY, schedule=first)
+    scheduled.schedule_weights((0.8, 0.1, 0.1), from_position=40)
+    for state, schedule in ((plain, None), (scheduled, None), (scheduled, first)):
+        client.batches(8, KEY, schedule=schedule).set_state(state.get_state())
+    assert caplog.messages == []
+    for state, said in ((plain, "here none"), (scheduled, "here [[16, [0.1, 0.1, 0.8]], [40, ")):
+        resumed = client.batches(8, KEY, schedule=other)
+        resumed.set_state(state.get_state())
+        assert resumed.get_state() == state.get_state()
+        assert f"schedule= of this iterator is not used: a state brings its own schedule, {said}" in caplog.messages[-1]
+        assert "pass start=step * batch_size and schedule=[...]" in caplog.messages[-1]
+    assert len(caplog.messages) == 2

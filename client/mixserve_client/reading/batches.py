@@ -1,5 +1,6 @@
 """The batches of one iterator: its position, its selection, and what it has in flight."""
 
+import logging
 from dataclasses import replace
 from typing import Any, Self
 
@@ -9,7 +10,7 @@ from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.in_flight import InFlight
 from mixserve_client.reading.ranges import Shard
 from mixserve_client.reading.reader import Reader
-from mixserve_client.reading.schedule import check_weights_ahead
+from mixserve_client.reading.schedule import Schedule, check_weights_ahead
 from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.state import ReaderState, StreamCheckpoint
 from mixserve_client.reading.window import Window
@@ -18,6 +19,9 @@ from mixserve_client.schema.fields import Batch, Content, Field
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import Weights
+from mixserve_client.schema.text import show
+
+_logger = logging.getLogger("mixserve_client")
 
 
 class Batches:
@@ -151,9 +155,18 @@ class Batches:
             saved.check_mixture(mixture)
         reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline)
         saved.check_worker(self.shard, skips, self._stop_before(reader.end(deadline)))
+        own = Schedule.of(mixture, self._options.schedule)
         # All checks come before this line: a state that is refused changes nothing.
         self._reader, self._skips, self.checkpoint = reader, skips, saved.checkpoint(skips, self.shard)
         self.forget()
+        # A state that continues our own schedule comes from a live change of weights, and surprises no one.
+        if own.entries and own.id not in reader.selection.schedule.ids:
+            _logger.warning(
+                "schedule= of this iterator is not used: a state brings its own schedule, here %s. For other weights "
+                "from here on, load no state, and pass start=step * batch_size and schedule=[...]; or call "
+                "schedule_weights(...) after loading",
+                show(reader.selection.schedule.plain) if reader.selection.schedule.entries else "none",
+            )
 
     def reset(self) -> None:
         """Go back to the beginning."""
