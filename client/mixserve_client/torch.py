@@ -1,7 +1,10 @@
 """Remote batches as PyTorch tensors, and as a data set for PyTorch's loaders. Needs `torch`."""
 # pyright: standard, reportMissingImports=false, reportAttributeAccessIssue=false
 
+import logging
+import os
 import sys
+from dataclasses import fields
 from typing import Any, Self
 
 import numpy as np
@@ -11,14 +14,19 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from mixserve_client.client import MixClient, check_client
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.options import BatchOptions
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.schema.dtypes import DTYPES
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.schedule import copy_pairs
-from mixserve_client.schema.text import show
+from mixserve_client.schema.text import show, show_names
 from mixserve_client.schema.tree import flatten, unflatten
 
+_logger = logging.getLogger("mixserve_client")
+_NAMED = ("batch_size", "key", "shard")
+_OPTIONS = tuple(field.name for field in fields(BatchOptions) if field.name not in (*_NAMED, "worker"))
 _DTYPES = {dtype: getattr(torch, name) for name, dtype in DTYPES.items() if hasattr(torch, name)}
+_warned_of_ranks = False
 
 
 class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
@@ -36,9 +44,10 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
         self, client: MixClient, *, batch_size: int, key: Any, shard: tuple[int, int] | None = None, **options: Any
     ):
         """If `shard` is None, iteration uses the rank and world size of torch.distributed if it is initialised by then,
-        else whole batches. Sends nothing. Raises what `client.batches` raises.
+        else whole batches. `options` are those of `client.batches`. Sends nothing. Raises what `client.batches` raises.
         """
         super().__init__()
+        _check_names(options)
         self._client = check_client(client)
         options |= {name: copy_pairs(options[name]) for name in ("schedule", "skip") if name in options}
         self._options: dict[str, Any] = {"batch_size": batch_size, "key": key_words(key), **options}
@@ -59,6 +68,8 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
         info = get_worker_info()
         if info is not None:
             self._check_can_travel()
+        if info is None or info.id == 0:
+            self._warn_of_ranks_without_group()
         batches = TensorBatches(
             self._batches((0, 1) if info is None else (info.id, info.num_workers)), own=self._can_travel
         )
@@ -72,7 +83,7 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
 
         Raises TypeError if there is no end.
         """
-        return len(self._batches((0, 1)))
+        return _length(self._batches((0, 1)))
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the latest `iter` in this process: that of `BatchIterator.get_state`, in plain JSON types.
@@ -109,9 +120,24 @@ class RemoteIterableDataset(IterableDataset[dict[str, torch.Tensor]]):
     def _own_shard(self) -> tuple[int, int]:
         if self._shard is not None:
             return self._shard
-        if distributed.is_available() and distributed.is_initialized():
+        if _has_group():
             return distributed.get_rank(), distributed.get_world_size()
         return self._rank or (0, 1)
+
+    def _warn_of_ranks_without_group(self) -> None:
+        """Log a warning, once in this process, if a launcher started several ranks and all would read whole batches."""
+        global _warned_of_ranks
+        size = os.environ.get("WORLD_SIZE", "")
+        ranks = int(size) if size.isdecimal() else 1
+        if _warned_of_ranks or ranks == 1 or self._shard is not None or self._own_shard()[1] > 1 or _has_group():
+            return
+        _warned_of_ranks = True
+        _logger.warning(
+            "WORLD_SIZE is %d, but torch.distributed is not initialised, so that every rank reads the same whole "
+            "batches: call torch.distributed.init_process_group(...) before you iterate, or pass "
+            "shard=(rank, world_size) to RemoteIterableDataset(...); shard=(0, 1) if that is what you want",
+            ranks,
+        )
 
     def __repr__(self) -> str:
         options = {name: value for name, value in self._options.items() if name not in ("batch_size", "key")}
@@ -165,7 +191,7 @@ class TensorBatches:
 
     def __len__(self) -> int:
         """How many batches are left. Raises TypeError if there is no end."""
-        return len(self._batches)
+        return _length(self._batches)
 
     def __bool__(self) -> bool:
         return True
@@ -202,6 +228,31 @@ def _tensor(name: str, array: np.ndarray, own: bool) -> torch.Tensor:
     if own and array.flags.c_contiguous and array.flags.aligned and not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return torch.from_numpy(array if array.flags.carray else array.copy()).view(dtype)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Raises TypeError unless these are names of options of a RemoteIterableDataset."""
+    if "worker" in options:
+        raise TypeError(
+            "RemoteIterableDataset(...) takes no worker=: the loader's workers decide it (num_workers= of the loader)"
+        )
+    if unknown := [name for name in options if name not in _OPTIONS]:
+        raise TypeError(
+            f"RemoteIterableDataset(...) has no option {show_names(unknown)}; it has {', '.join((*_NAMED, *_OPTIONS))}"
+        )
+
+
+def _length(batches: BatchIterator) -> int:
+    try:
+        return len(batches)
+    except TypeError:
+        raise TypeError(
+            "this data set has no end, so it has no length; pass stop= to RemoteIterableDataset(...)"
+        ) from None
+
+
+def _has_group() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _torch_dtype(name: str, dtype: np.dtype) -> torch.dtype:

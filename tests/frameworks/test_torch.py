@@ -1,6 +1,7 @@
 """Remote batches as tensors and as a data set for PyTorch's own loaders."""
 
 import gc
+import os
 import pickle
 import re
 import subprocess
@@ -106,8 +107,9 @@ def test_any_number_of_workers_gives_one_stream(connected, workers, options):
 def test_what_has_no_end_has_no_length(connected):
     assert next(iter(loaded(made(connected)))) is not None
     for options in ({}, {"mixture": "typed", "shard": (1, 2)}):
-        with pytest.raises(TypeError, match="no end"):
-            len(made(connected, **options))
+        for endless in (made(connected, **options), iter(made(connected, **options))):
+            with pytest.raises(TypeError, match=r"no end, .*; pass stop= to RemoteIterableDataset\("):
+                len(endless)
     assert len(made(connected, start=20, stop=20)) == 0
     assert len(made(connected, stop=3, shard=(7, 8))) == 1
 
@@ -240,9 +242,58 @@ def test_what_cannot_be_is_refused_at_once(connected, wrong):
 
 
 def test_options_that_are_not_the_callers_are_refused_at_once(connected):
-    for wrong in ({"worker": (0, 2)}, {"nonsense": 1}):
-        with pytest.raises(TypeError, match=next(iter(wrong))):
-            made(connected, **wrong)
+    with pytest.raises(
+        TypeError, match=r"RemoteIterableDataset\(\.\.\.\) takes no worker=: the loader's workers decide"
+    ):
+        made(connected, worker=(0, 2))
+    with pytest.raises(
+        TypeError,
+        match=r"RemoteIterableDataset\(\.\.\.\) has no option nonsense; it has batch_size, key, shard, mixture,",
+    ):
+        made(connected, nonsense=1)
+
+
+def test_a_schedule_that_a_state_overrides_is_named(connected, caplog):
+    batches = connected.batches(SIZE, KEY, mixture="train")
+    next(batches)
+    dataset = made(connected, schedule=[(0, (0.0, 1.0))], stop=3 * SIZE)
+    dataset.load_state_dict(batches.get_state())
+    assert all_plain(loaded(dataset)) == expected(connected, start=SIZE, stop=3 * SIZE)
+    assert [message[:48] for message in caplog.messages] == ["schedule= of this iterator is not used: a state "]
+
+
+GROUPLESS = """
+import os, sys
+from torch.utils.data import DataLoader
+from mixserve_client import MixClient
+from mixserve_client.torch import RemoteIterableDataset
+
+if __name__ == "__main__":
+    client = MixClient.connect(sys.argv[1], patience_s=20)
+    options = {"batch_size": 8, "key": 7, "mixture": "train", "stop": 32}
+    for shard, workers, method in ((None, 0, None), ((0, 1), 0, None), (None, 2, "spawn"), (None, 2, "fork")):
+        dataset = RemoteIterableDataset(client, shard=shard, **options)
+        for _ in range(2):
+            list(DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=method))
+"""
+
+
+@pytest.mark.parametrize(("world_size", "warnings"), [("2", 3), ("1", 0), ("many", 0)])
+def test_ranks_without_a_group_are_warned(address, tmp_path, world_size, warnings):
+    """Once per process: here, and in the first worker of each of two passes that spawn workers."""
+    script = tmp_path / "rank.py"
+    script.write_text(GROUPLESS)
+    environment = os.environ | {"WORLD_SIZE": world_size}
+    ended = subprocess.run(
+        [sys.executable, str(script), address],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+        env=environment,
+    )
+    said = "WORLD_SIZE is 2, but torch.distributed is not initialised, so that every rank reads the same whole batches"
+    assert ended.stderr.count(said) == len(ended.stderr.splitlines()) == warnings, ended.stderr
 
 
 @pytest.mark.parametrize("mixture", ["train", "wide"])

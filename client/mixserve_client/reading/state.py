@@ -141,7 +141,8 @@ class ReaderState:
         if self.worker != shard.worker:
             raise InvalidRequest(
                 f"the state is that of worker {list(self.worker)}, and this is worker {list(shard.worker)}: give "
-                "every worker its own state, and keep their number"
+                "every worker its own state, and keep their number; or load no state, and begin at the position: "
+                "start=step * batch_size, of client.batches(...) or RemoteIterableDataset(...)"
             )
         wanted = ""
         if self.batch_size not in (None, shard.batch_size):
