@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mixserve.address import check_host
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
-from mixserve.sources.kinds.fields import FieldConfig
+from mixserve.sources.kinds.fields import field_section
 from mixserve.sources.registry import KINDS, AnySourceConfig
 from mixserve.yaml_file import read_yaml
 from mixserve_client.schema.sessions import LEAST_TTL_S
@@ -178,7 +178,7 @@ def _section(place: Sequence[Any]) -> type[Section]:
     if len(place) == 3:
         return MixtureConfig
     if len(place) > 6 and place[5] == "fields":
-        return FieldConfig
+        return field_section(KINDS[place[4]])
     return ScheduleEntryConfig if place[2] == "schedule" else KINDS[place[4]]
 
 

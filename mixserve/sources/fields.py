@@ -1,7 +1,7 @@
 """What a source serves of what it stores: which fields, under which names and dtypes, and how it fits ragged ones."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 from mixserve.error_boundary import WrongRecord
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import show_names
+from mixserve_client.schema.tree import flatten
 
 _LENGTHS = np.dtype(np.int32)
 
@@ -106,6 +107,20 @@ class Served:
         """Shape and dtype of the field, and of the field of its lengths if it has one, by name."""
         made = {self.spec.name: (self.shape, self.dtype)}
         return made if self.spec.lengths is None else made | {self.spec.lengths: ((), _LENGTHS)}
+
+
+def choose_names(stored: Iterable[str], wanted: Collection[str] | None, where: object) -> list[str]:
+    """The names that are `wanted`, or all if None. Raises ValueError if one is not stored in the file `where`."""
+    names = list(stored)
+    unknown = [] if wanted is None else sorted(set(wanted) - set(names))
+    if unknown:
+        raise ValueError(f"fields: {where} has the fields {show_names(sorted(names))}, not {show_names(unknown)}")
+    return [name for name in names if wanted is None or name in wanted]
+
+
+def leaf_name(field: str) -> str:
+    """The name of the leaf that the key `field` of a flat record is."""
+    return next(iter(flatten({field: None})))
 
 
 def serve_fields(stored: Mapping[str, Stored | str], wanted: Sequence[FieldSpec] | None) -> list[Served]:

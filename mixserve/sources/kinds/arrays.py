@@ -1,6 +1,6 @@
-"""`kind: arrays`: `.npz` files, or folders of one `.npy` file per field."""
+"""`kind: arrays`: `.npz` and `.safetensors` files, or folders of one `.npy` file per field."""
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -8,9 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from mixserve.sources.fields import choose_names
 from mixserve.sources.kinds.base import Paths, SourceConfig
+from mixserve.sources.kinds.fields import FixedFields, fixed_field_specs
 from mixserve.sources.kinds.files import find_files
 from mixserve.sources.open_file import check_is_regular
+from mixserve.sources.safetensors import map_safetensors
 from mixserve_client.schema.dtypes import dtype_named
 from mixserve_client.schema.text import describe_error, show
 
@@ -19,7 +22,7 @@ _NPY, _ZIP = b"\x93NUMPY", b"PK"
 
 
 class ArraysConfig(SourceConfig):
-    """`.npz` files, or folders of one `.npy` file per field, which are memory-mapped.
+    """`.npz` files; `.safetensors` files, or folders of one `.npy` file per field, which are memory-mapped.
 
     `dtypes` has, by field, the names of dtypes that NumPy's format cannot express, such as bfloat16.
     """
@@ -27,16 +30,24 @@ class ArraysConfig(SourceConfig):
     kind: Literal["arrays"]
     path: Paths
     dtypes: dict[str, str] = Field(default={})
+    fields: FixedFields | None = None
 
     def open(self, folder: Path) -> Any:
         from mixserve.sources.array_source import ArraySource
 
         paths = find_files(self.path, folder, or_folders=True)
-        return ArraySource(*(_arrays(path, self.dtypes) for path in paths), origins=[str(path) for path in paths])
+        specs = fixed_field_specs(self.fields)
+        wanted = None if specs is None else {spec.source for spec in specs}
+        arrays = (_arrays(path, self.dtypes, wanted) for path in paths)
+        return ArraySource(*arrays, origins=[str(path) for path in paths], fields=specs)
 
 
-def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
-    arrays = _read_folder(path) if path.is_dir() else _read_file(path)
+def _arrays(path: Path, dtypes: dict[str, str], wanted: Collection[str] | None) -> dict[str, np.ndarray]:
+    """The `wanted` arrays by name, or all."""
+    if path.is_dir():
+        arrays = _read_folder(path, wanted)
+    else:
+        arrays = map_safetensors(path, wanted) if path.suffix == ".safetensors" else _read_file(path, wanted)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise ValueError(f"path: {path} holds {show(name)}, which is not an array")
@@ -46,14 +57,14 @@ def _arrays(path: Path, dtypes: dict[str, str]) -> dict[str, np.ndarray]:
     return {name: _view_as(name, array, dtypes.get(name)) for name, array in arrays.items()}
 
 
-def _read_folder(path: Path) -> dict[str, np.ndarray]:
-    files = sorted(path.glob("*.npy"))
+def _read_folder(path: Path, wanted: Collection[str] | None) -> dict[str, np.ndarray]:
+    files = {file.stem: file for file in sorted(path.glob("*.npy"))}
     if not files:
         raise ValueError(f"path: the folder {path} holds no .npy files")
-    return {file.stem: _map_file(file) for file in files}
+    return {name: _map_file(files[name]) for name in choose_names(files, wanted, path)}
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def _read_file(path: Path, wanted: Collection[str] | None) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         begin = file.read(len(_NPY))
         if begin == _NPY:
@@ -66,7 +77,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             loaded = np.load(file)
             names = list(loaded)
         arrays = dict[str, np.ndarray]()
-        for name in names:
+        for name in choose_names(names, wanted, path):
             with _naming_damage(path, f"the field {show(name, 100)} of "):
                 arrays[name] = loaded[name]
     if not arrays:
