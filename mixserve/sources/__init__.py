@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mixserve.sources.array_record_source import ArrayRecordSource
     from mixserve.sources.array_source import ArraySource
     from mixserve.sources.fields import FieldSpec
+    from mixserve.sources.hdf5_source import Hdf5Source
     from mixserve.sources.hf_source import HfSource
     from mixserve.sources.mds_source import MDSSource
     from mixserve.sources.megatron_source import MegatronSource
@@ -39,6 +40,7 @@ __all__ = [
     "ElementSpec",
     "FieldSpec",
     "FollowsReference",
+    "Hdf5Source",
     "HfSource",
     "KeyedSource",
     "MDSSource",
@@ -65,6 +67,7 @@ _HOMES = {
     "ArraySource": "array_source",
     "FieldSpec": "fields",
     "FollowsReference": "reference_source",
+    "Hdf5Source": "hdf5_source",
     "HfSource": "hf_source",
     "ParquetSource": "parquet_source",
     "MDSSource": "mds_source",

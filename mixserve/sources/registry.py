@@ -10,6 +10,7 @@ from mixserve.sources.kinds.array_record import ArrayRecordConfig
 from mixserve.sources.kinds.arrays import ArraysConfig
 from mixserve.sources.kinds.base import SourceConfig
 from mixserve.sources.kinds.factory import FactoryConfig
+from mixserve.sources.kinds.hdf5 import Hdf5Config
 from mixserve.sources.kinds.hf import HfConfig
 from mixserve.sources.kinds.mds import MDSConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
@@ -29,6 +30,7 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     WebDatasetConfig,
     MDSConfig,
     MegatronConfig,
+    Hdf5Config,
 )
 
 # By their names under `kind` in the file.
