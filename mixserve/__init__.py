@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TFRecordSource,
         TokenSource,
         WebDatasetSource,
+        ZarrSource,
     )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "TFRecordSource",
     "TokenSource",
     "WebDatasetSource",
+    "ZarrSource",
     "local_client",
     "serve",
 ]
@@ -69,6 +71,7 @@ _HOMES = {
     "TFRecordSource": "mixserve.sources",
     "TokenSource": "mixserve.sources",
     "WebDatasetSource": "mixserve.sources",
+    "ZarrSource": "mixserve.sources",
     "local_client": "mixserve.local",
     "serve": "mixserve.serving",
 }

@@ -266,6 +266,7 @@ def test_pickles_open_the_same_file_or_say_no(layout, tmp_path):
         pickle.loads(pickled)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_threads_and_forked_processes_read_the_right_records(tmp_path):
     array = np.arange(4000 * 8, dtype=np.int32).reshape(4000, 8)
     path = write(tmp_path / "a.h5", {"x": array}, **LAYOUTS["gzip"] | {"chunks": (100, 8)})
@@ -294,6 +295,7 @@ def test_threads_and_forked_processes_read_the_right_records(tmp_path):
     assert not wrong
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_a_forked_process_refuses_a_file_that_was_replaced(tmp_path):
     path = write(tmp_path / "a.h5", {"x": np.zeros((8, 2))}, chunks=(2, 2))
     source = Hdf5Source(path)

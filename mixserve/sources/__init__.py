@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mixserve.sources.tfrecord_source import TFRecordSource
     from mixserve.sources.token_source import TokenSource
     from mixserve.sources.webdataset_source import WebDatasetSource
+    from mixserve.sources.zarr_source import ZarrSource
 
 __all__ = [
     "AnySource",
@@ -55,6 +56,7 @@ __all__ = [
     "TFRecordSource",
     "TokenSource",
     "WebDatasetSource",
+    "ZarrSource",
     "content_bytes",
     "is_array_backed",
     "is_keyed",
@@ -78,6 +80,7 @@ _HOMES = {
     "TFRecordSource": "tfrecord_source",
     "TokenSource": "token_source",
     "WebDatasetSource": "webdataset_source",
+    "ZarrSource": "zarr_source",
     "read_record": "record",
 }
 

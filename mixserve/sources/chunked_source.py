@@ -12,7 +12,7 @@ from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name, serve_
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.open_file import OpenFile
 from mixserve.sources.source import ElementSpec, RecordIds, Records
-from mixserve_client.errors import SourceChanged
+from mixserve_client.errors import MixserveError
 from mixserve_client.schema.text import describe_error, show_names
 from mixserve_client.schema.tree import unflatten
 
@@ -151,10 +151,10 @@ class ChunkedSource:
 
     def _raise_first(self, ids: Sequence[int], error: Exception) -> None:
         """Raise the error of the first record that cannot be read alone, or SourceChanged if a file has changed."""
+        if isinstance(error, MixserveError):  # it is of no record
+            raise error
         for file in self.files():
             file.check_unchanged()
-        if isinstance(error, SourceChanged):
-            raise error
         for record_id in ids:
             number, row = self._rows.place(record_id)
             for field, array in zip(self._served, self._arrays[number], strict=True):

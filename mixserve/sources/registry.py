@@ -18,6 +18,7 @@ from mixserve.sources.kinds.parquet import ParquetConfig
 from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.tokens import TokensConfig
 from mixserve.sources.kinds.webdataset import WebDatasetConfig
+from mixserve.sources.kinds.zarr import ZarrConfig
 
 _KINDS: tuple[type[SourceConfig], ...] = (
     TokensConfig,
@@ -31,6 +32,7 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     MDSConfig,
     MegatronConfig,
     Hdf5Config,
+    ZarrConfig,
 )
 
 # By their names under `kind` in the file.
