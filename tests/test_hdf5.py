@@ -311,6 +311,14 @@ def test_a_forked_process_refuses_a_file_that_was_replaced(tmp_path):
     assert os.waitpid(child, 0)[1] == 0
 
 
+def test_a_file_of_which_only_mapped_data_sets_are_served_is_not_locked(tmp_path):
+    path = write(tmp_path / "a.h5", {"x": np.arange(8)})
+    write(path, {"y": np.arange(8)}, "a", chunks=(2,))
+    source = Hdf5Source(path, fields=[FieldSpec("x", "x")])
+    with h5py.File(path, "r+"):
+        assert taken(source, [5])["x"].tolist() == [5]
+
+
 def test_without_h5py_the_error_says_what_to_install(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", {"x": np.zeros((4, 2))})
     monkeypatch.setitem(sys.modules, "h5py", None)

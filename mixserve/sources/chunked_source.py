@@ -62,9 +62,11 @@ class ChunkedSource:
         """`arguments` of the subclass open the same source again. Raises ValueError, which names the file, if there are
         no records, the served arrays have different lengths, shards differ, or fields cannot be served."""
         self.name = name
-        self._shards, self._kind, self._arguments = list(shards), kind, arguments
+        self._kind, self._arguments = kind, arguments
         self._served = _serve(shards[0], fields)
         self._arrays = [_arrays(shard, self._served, shards[0].label) for shard in shards]
+        # Without the other arrays, which would keep their files open.
+        self._shards = [shard._replace(arrays={}) for shard in shards]
         self._rows = FileRows([arrays[0].shape[0] for arrays in self._arrays])
         if not len(self):
             raise ValueError(f"{shards[0].label} holds no records")
