@@ -505,3 +505,11 @@ def test_wrong_fields_are_named(folder, fields, said):
     result = CliRunner().invoke(app, ["check", str(file)], env={"COLUMNS": "400"})
     assert result.exit_code == 2
     assert re.search(rf"sources\.a.*{said}", result.output + result.stderr), result.output + result.stderr
+
+
+def test_a_field_may_have_a_slash_in_its_name(tmp_path):
+    save_to_disk(tmp_path / "a", [batches_of(pa.table({"a/b": pa.array([1, 2, 3])}), 3)])
+    source = HfSource(tmp_path / "a")
+    blocks = source.blocks() if source.blocks else []
+    assert [list(block) for block in blocks] == [["a~1b"]]  # as leaves of records are called
+    assert list(source.element_spec()) == ["a/b"]

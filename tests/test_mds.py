@@ -305,3 +305,12 @@ def test_folders_with_other_columns_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"other and .*one have different columns"):
         MDSSource([one, other])
     assert refusal(write_mds(tmp_path / "none", {"a": "int"}, [[]])) == "the files have no records"
+
+
+def test_a_field_may_have_a_slash_in_its_name(tmp_path):
+    folder = write_mds(tmp_path / "a", {"x": "int"}, [[{"x": 7}] * 4])
+    source = MDSSource(folder, fields=[FieldSpec("a/b", "x")])
+    assert [list(block) for block in source.blocks()] == [["a~1b"]]
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE), [source])
+    with local_client({"train": node}) as client:
+        assert client.get_batch_at(0, 2, 3)["a/b"].tolist() == [7, 7]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mixserve.error_boundary import WrongRecord
 from mixserve.sources.column import Column, Rows
-from mixserve.sources.fields import Served
+from mixserve.sources.fields import Served, leaf_name
 from mixserve.sources.memory import Memory
 from mixserve.sources.open_file import OpenFile, file_of
 from mixserve.sources.source import ElementSpec, RecordIds, Records
@@ -141,7 +141,7 @@ class ColumnSource:
         return f"{type(self).__name__}({{{fields}}}, length={len(self)})"
 
     def _blocks(self) -> Sequence[Mapping[str, np.ndarray]]:
-        fields = {field.spec.name: self._columns[field.spec.source].blocks() for field in self._served}
+        fields = {leaf_name(field.spec.name): self._columns[field.spec.source].blocks() for field in self._served}
         return [dict(zip(fields, arrays, strict=True)) for arrays in zip(*fields.values(), strict=True)]
 
     def _rows(self, record_ids: Iterable[int]) -> Rows:

@@ -21,7 +21,7 @@ from mixserve.sources.decoders import (
     stored_json,
     stored_like,
 )
-from mixserve.sources.fields import FieldSpec, Served, Stored
+from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.mds_index import Column, Shard, array_dtype, read_index
 from mixserve.sources.open_file import OpenFile
@@ -97,7 +97,10 @@ class MDSSamples:
             rows = file.map()[offsets[0] :].reshape(count, size)
             if count:
                 blocks.append(
-                    {field.spec.name: _column(rows, places[field.spec.source], field.stored) for field in fields}
+                    {
+                        leaf_name(field.spec.name): _column(rows, places[field.spec.source], field.stored)
+                        for field in fields
+                    }
                 )
         return blocks
 
