@@ -16,12 +16,13 @@ from array_record.python import array_record_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve import TokenSource
+from mixserve import MixDataSourcesConfig, MixDataSourcesNode, TokenSource
 from mixserve.descriptors import allow_many_files
 from mixserve.mixture.rows import Rows
 from mixserve.sources.location import locate
 from mixserve.sources.open_file import file_of
 from mixserve.sources.token_files import _is_gzip
+from tests.processes import ONE_SIZE
 from tests.profiles import examples
 from tests.test_cli import run
 
@@ -360,3 +361,11 @@ def test_two_thousand_files_open_in_two_seconds(tmp_path):
     source.content_digest()
     assert time.process_time() - begin < 2  # 0.35 s on a quiet machine
     assert len(source) == (2_000_000 - 128) // 127 + 1
+
+
+def test_a_field_may_have_a_slash_in_its_name():
+    source = TokenSource(np.arange(64, dtype=np.uint16), sequence_length=4, field="a/b")
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE), [source])
+    (record,) = source.take(np.array([3])).values()
+    assert record.tolist() == [[12, 13, 14, 15]]
+    assert list(node.element_spec()) == ["a/b"]

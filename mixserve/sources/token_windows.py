@@ -68,7 +68,7 @@ class Windows:
     @property
     def arrays(self) -> list[np.ndarray]:
         """The rows, in record order, as arrays of windows."""
-        return [block[self._field] for block in self.rows.blocks()]
+        return [next(iter(block.values())) for block in self.rows.blocks()]
 
     def files(self) -> list[OpenFile]:
         """The files that the windows are views of."""
