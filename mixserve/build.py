@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 from mixserve.config import Config, ConfigError, MixtureConfig, load_config
 from mixserve.descriptors import allow_many_files
 from mixserve.failed_read import read_note
+from mixserve.mixture.examine import Examined, examine_leaf
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources.kinds.functions import import_function
 from mixserve.sources.prepared import preparing_in
@@ -17,6 +18,10 @@ from mixserve_client.errors import MixserveError
 from mixserve_client.schema.text import describe_error, shorten
 
 T = TypeVar("T")
+
+# The time for the sample of a source, and for those of all sources.
+_SAMPLE_S, _SAMPLES_S = 0.2, 10.0
+_MOST_SAMPLED = 500  # sources of a mixture; tables show no more
 
 
 def build_nodes(config: Config, file: Path | str, *, placement: str | None = None) -> dict[str, MixDataSourcesNode]:
@@ -44,12 +49,33 @@ def open_nodes(
     return nodes
 
 
-def check_records(nodes: Mapping[str, MixDataSourcesNode], file: Path) -> None:
-    """Read the first and the last record of every source. Raises ConfigError, which names the source."""
-    for name, node in nodes.items():
-        for number, leaf in enumerate(node.mixture.leaf_names):
-            key = f"{_key(name)}.sources.{shorten(leaf, 100)}"
-            _at(file, key, lambda: node.mixture.check_leaf(number))  # noqa: B023
+def examine_sources(
+    nodes: Mapping[str, MixDataSourcesNode], file: Path, *, full: bool, tell: Callable[[int], None]
+) -> dict[str, list[Examined]]:
+    """What is known of the leaves of every mixture. Reads the first record, the last and some between, or all if
+    `full`; `tell` is called with numbers of records that `full` has read.
+
+    Raises ConfigError, which names the source and the first record that cannot be read.
+    """
+    sampled = sum(min(_MOST_SAMPLED, len(node.mixture.leaves)) for node in nodes.values())
+    seconds = min(_SAMPLE_S, _SAMPLES_S / max(1, sampled))
+    return {
+        name: [
+            _at(
+                file,
+                f"{_key(name)}.sources.{shorten(leaf, 100)}",
+                lambda: examine_leaf(
+                    node.mixture,  # noqa: B023
+                    number,  # noqa: B023
+                    seconds=seconds if number < _MOST_SAMPLED else 0,  # noqa: B023
+                    full=full,
+                    tell=tell,
+                ),
+            )
+            for number, leaf in enumerate(node.mixture.leaf_names)
+        ]
+        for name, node in nodes.items()
+    }
 
 
 @contextmanager

@@ -398,7 +398,7 @@ def test_records_that_are_too_long_are_refused_cut_and_counted(folder):
     lengths = HfSource(folder, [FieldSpec("t", "tokens", length=5, lengths="n")]).take(np.arange(40))["n"]
     assert source.take(np.arange(40))["n"].tolist() == np.minimum(lengths, 2).tolist()
     over = lengths[lengths > 2] - 2
-    assert source.too_long() == {"t": (len(over), over.sum())}
+    assert source.too_long() == {"t": (len(over), over.sum(), lengths.sum(), True)}
     worst = int(np.argmax(lengths > 2))
     with pytest.raises(WrongRecord, match=rf"record {worst} has {lengths[worst]} values.*00000-of-.*, row {worst}"):
         HfSource(folder, [FieldSpec("t", "tokens", length=2)]).take(np.arange(40))

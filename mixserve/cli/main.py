@@ -98,6 +98,7 @@ def check(
     config: ConfigFile,
     placement: Placement = None,
     mixture: Annotated[str | None, typer.Option(help="Only this mixture.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all records, in place of a sample.")] = False,
     simulate: Annotated[
         int | None,
         typer.Option(
@@ -112,14 +113,18 @@ def check(
     """Open everything that a configuration file names, and show the mixtures; exit code 2 if something is wrong."""
     with _plain_errors():
         if simulate is None:
-            from mixserve.cli.show import show_file
+            from mixserve.cli.check import run as run_check
             from mixserve_client.errors import InvalidRequest
 
             if plot is not None:
                 raise InvalidRequest(f"--plot needs --simulate N, the number of positions to plan; got --plot {plot}")
-            show_file(config, placement=placement, mixture=mixture)
+            run_check(config, placement=placement, mixture=mixture, full=full)
         else:
             from mixserve.cli.simulate import run
+            from mixserve_client.errors import InvalidRequest
+
+            if full:
+                raise InvalidRequest("--simulate reads no data, and --full reads all: run check twice")
 
             run(config, size=simulate, key=key, mixture=mixture, picture=plot, placement=placement)
 

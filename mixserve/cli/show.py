@@ -1,6 +1,6 @@
 """Descriptions of mixtures -> tables on the terminal."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,31 +12,27 @@ from mixserve_client.schema.text import show_names
 MOST_ROWS = 500  # a terminal takes about a millisecond for a row of a table
 _MOST_ENTRIES = 20
 _MOST_COLUMNS = 6
-
-
-def show_file(config_file: Path, *, placement: str | None, mixture: str | None = None) -> None:
-    """Build the mixtures of a configuration file, read two records of each source, and show the mixtures, or one.
-
-    Raises ConfigError.
-    """
-    # Here: they load JAX, which `mixserve info` does not need.
-    from mixserve.build import check_records
-    from mixserve.cli.opened import open_mixtures
-
-    with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, nodes):
-        check_records({mixture: nodes[mixture]} if mixture in nodes else nodes, config_file)
-        _show_all(client, (mixture,) if mixture else client.mixtures(), None)
+_LEAST_NAME = 12  # longer names are folded before a table is split
+Cells = list[str]
 
 
 def show_server(address: str, timeout_s: float) -> None:
     """Show the mixtures of a running server. Raises MixserveError."""
     with MixClient.connect(address, patience_s=timeout_s) as client:
-        _show_all(client, client.mixtures(timeout_s=timeout_s), timeout_s)
+        console = Console(highlight=False)
+        for name in client.mixtures(timeout_s=timeout_s):
+            show_mixture(console, client.mixture(name, timeout_s=timeout_s))
 
 
-def show_mixture(console: Console, mixture: MixtureDescription) -> None:
-    """Show one mixture: its sources, its schedule if it has one, its fields, and how it is drawn."""
-    console.print(_sources(mixture))
+def show_mixture(
+    console: Console, mixture: MixtureDescription, more: Sequence[Cells] = (), warnings: Sequence[str] = ()
+) -> None:
+    """Show one mixture: its sources, its schedule if it has one, its fields, and how it is drawn.
+
+    `more` are further columns: a header, and a cell for each source.
+    """
+    for table in _sources(console, mixture, more):
+        console.print(table)
     show_rest(console, len(mixture.sources), "sources")
     if len(mixture.schedule) > 1:
         _show_schedule(console, mixture)
@@ -53,6 +49,8 @@ def show_mixture(console: Console, mixture: MixtureDescription) -> None:
         console.print(f"  block size {mixture.block_size:,}, stop {mixture.stop}, {end}")
     console.print(f"  fingerprint {mixture.fingerprint}", soft_wrap=True)
     _show_doubts(console, mixture)
+    for said in warnings:
+        console.print(f"  warning: {said}", markup=False, soft_wrap=True)
 
 
 def _show_doubts(console: Console, mixture: MixtureDescription) -> None:
@@ -72,28 +70,49 @@ def show_rest(console: Console, count: int, what: str) -> None:
         console.print(f"  and {count - MOST_ROWS:,} more {what}")
 
 
-def _show_all(client: MixClient, names: tuple[str, ...], timeout_s: float | None) -> None:
-    console = Console(highlight=False)
-    for name in names:
-        show_mixture(console, client.mixture(name, timeout_s=timeout_s))
-
-
 def _in_passes(mixture: MixtureDescription) -> bool:
     return mixture.sampling == "epoch"
 
 
-def _sources(mixture: MixtureDescription) -> Table:
-    table = Table(title=f"mixture {escape(mixture.name)}", title_justify="left", title_style="bold")
-    table.add_column("source", overflow="fold")
-    table.add_column("records", justify="right")
-    table.add_column("share", justify="right")
+def _sources(console: Console, mixture: MixtureDescription, more: Sequence[Cells]) -> list[Table]:
+    """A table of the sources, or two if the terminal has no room for all columns in one."""
+    columns = _columns(mixture)
+    columns[1:1] = more[:1]  # their sizes, beside the numbers of records
+    columns += more[1:]
+    names = [escape(source.name) for source in mixture.sources[:MOST_ROWS]]
+    widths = [3 + max(len(line) for cell in cells for line in cell.splitlines() or [""]) for cells in columns]
+    name_width = 4 + max(len("source"), min(_LEAST_NAME, max(map(len, names), default=0)))
+    parts, room = [list[Cells]()], console.width - name_width
+    for cells, width in zip(columns, widths, strict=True):
+        if width > room and parts[-1]:
+            parts.append([])
+            room = console.width - name_width
+        parts[-1].append(cells)
+        room -= width
+    tables = [_table(names, part) for part in parts]
+    tables[0].title = f"mixture {escape(mixture.name)}"
+    return tables
+
+
+def _columns(mixture: MixtureDescription) -> list[Cells]:
+    sources = mixture.sources[:MOST_ROWS]
+    columns: list[Cells] = [
+        ["records", *(f"{source.length:,}" for source in sources)],
+        ["share", *(f"{source.weight:.4%}" for source in sources)],
+    ]
     if _in_passes(mixture):
-        table.add_column("first pass, in positions", justify="right")
-    for source in mixture.sources[:MOST_ROWS]:
-        cells = [escape(source.name), f"{source.length:,}", f"{source.weight:.4%}"]
-        if _in_passes(mixture):
-            cells.append("never over" if source.pass_end is None else f"{source.pass_end:,}")
-        table.add_row(*cells)
+        ends = ["never over" if source.pass_end is None else f"{source.pass_end:,}" for source in sources]
+        columns.append(["first pass,\nin positions", *ends])
+    return columns
+
+
+def _table(names: Sequence[str], columns: Sequence[Cells]) -> Table:
+    table = Table(title_justify="left", title_style="bold")
+    table.add_column("source", overflow="fold")
+    for header, *_ in columns:
+        table.add_column(header, justify="right", no_wrap=True)
+    for name, *cells in zip(names, *(cells[1:] for cells in columns), strict=True):
+        table.add_row(name, *cells)
     return table
 
 

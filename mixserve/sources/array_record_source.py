@@ -44,14 +44,20 @@ class ArrayRecordSource(DecodedSource):
         records, or if fields cannot be served; OSError if a file cannot be read.
         """
         decoder = decoder_of(record, field)
+        self._records = ArrayRecords(as_paths(paths))
         super().__init__(
-            ArrayRecords(as_paths(paths)),
+            self._records,
             decoder,
             fields,
             name=name,
             options={"kind": "array_record", "record": record},
             arguments=([paths], {"record": record, "field": field, "fields": fields, "name": name}),
         )
+
+    def warnings(self) -> list[str]:
+        """What makes reading slow, for `mixserve check`."""
+        said = self._records.group_warning()
+        return [] if said is None else [said]
 
 
 def as_paths(paths: Paths) -> list[Path]:
@@ -70,7 +76,8 @@ class ArrayRecords:
         with _gate.no_fork():
             self._readers = [_open(file) for file in self._files]
         self._rows = FileRows([reader.num_records() for reader in self._readers])
-        self._warn_of_groups()
+        if (said := self.group_warning()) is not None:
+            _logger.warning("%s", said)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -127,18 +134,16 @@ class ArrayRecords:
                     f"{file.path}, record {row:,}: cannot be read: {describe_error(error, 300)}"
                 ) from error
 
-    def _warn_of_groups(self) -> None:
+    def group_warning(self) -> str | None:
+        """What to say of the first file whose records are compressed in groups."""
         for file, reader in zip(self._files, self._readers, strict=True):
             found = re.search(r"group_size:(\d+)", reader.writer_options_string() or "")
             if found and found[1] != "1":
-                _logger.warning(
-                    "%s was written with group_size:%s: to read one record, up to %s must be decompressed; write the "
-                    "files with group_size:1 to read them in random order",
-                    file.path,
-                    found[1],
-                    found[1],
+                return (
+                    f"{file.path} was written with group_size:{found[1]}: to read one record, up to {found[1]} must be "
+                    "decompressed; write the files with group_size:1 to read them in random order"
                 )
-                return
+        return None
 
 
 def _open(file: OpenFile) -> Any:

@@ -26,10 +26,19 @@ class Shard(NamedTuple):
 
 
 class LongRecords(NamedTuple):
-    """How many records, and how many of their values, do not fit into the length of a ragged field."""
+    """How many records, and how many of their values, do not fit into the length of a ragged field; the number of all
+    values; and whether the others are cut off, or the records refused."""
 
     records: int
     values: int
+    all_values: int
+    is_cut: bool
+
+    @classmethod
+    def sum(cls, parts: Iterable["LongRecords"]) -> "LongRecords":
+        """Those of several fields together."""
+        records, values, of, cut = zip(*parts, strict=True)
+        return cls(sum(records), sum(values), sum(of), all(cut))
 
 
 class ColumnSource:
@@ -133,7 +142,12 @@ class ColumnSource:
                 # A few pieces at a time: the lengths of all records may not fit into memory.
                 parts = [column.lengths(slice(i, i + 100)) for i in range(0, len(self._starts) - 1, 100)]
                 over = [part[part > room] for part in parts]
-                found[field.spec.name] = LongRecords(sum(map(len, over)), sum(int((o - room).sum()) for o in over))
+                found[field.spec.name] = LongRecords(
+                    sum(map(len, over)),
+                    sum(int((o - room).sum()) for o in over),
+                    sum(int(part.sum()) for part in parts),
+                    field.spec.long == "cut",
+                )
         return found
 
     def __repr__(self) -> str:

@@ -87,6 +87,16 @@ class TokenRecords:
         """Ask the system to read these records soon, without waiting for them."""
         self._layout.prefetch(record_ids)
 
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """The dtype of the tokens as they are stored."""
+        return self._layout.arrays[0].dtype
+
+    @property
+    def vocab_size(self) -> int | None:
+        """What ids must be below, as it was given."""
+        return self._vocab_size
+
     def largest_id(self, *, full: bool = False) -> int | None:
         """The largest id of a sample of the tokens, of all if `full`; None if they are no integers.
 
