@@ -130,6 +130,22 @@ def check(
 
 
 @app.command()
+def init(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files and folders of data.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("mixture.yaml"),
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens in a record, and values of ragged integers.", min=1, max=1 << 30)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Look at files and folders of data, and write a configuration file that serves them."""
+    with _plain_errors():
+        from mixserve.cli.init import run
+
+        run(paths, out=out, sequence_length=sequence_length, force=force)
+
+
+@app.command()
 def info(address: Address, timeout_s: Timeout = 10.0) -> None:
     """Show the mixtures that a running server holds."""
     with _plain_errors():

@@ -163,7 +163,7 @@ def _look_at_ids(leaf: Any, found: Examined, sample: Mapping[str, np.ndarray], *
         stored = leaf.stored_dtype
         highest: int | None = largest(full=full and found.vocab_size is not None)
         if highest is not None:
-            found.widen({name: (highest, highest) for name in list(found.ids)[:1]})
+            found.widen(dict.fromkeys(list(found.ids)[:1], (highest, highest)))
     for name, ids in sample.items():
         said = find_pattern(ids, stored)
         if said is None and stored is not None and stored.itemsize > 2 and found.ids[name][1] >= _LARGEST_ID:
