@@ -213,6 +213,7 @@ def test_a_whole_folder_of_everything(tmp_path, monkeypatch):
         assert part in said
     mixtures = load_config(out).mixtures
     assert len({name for mixture in mixtures.values() for name in mixture.sources}) == len(CASES) + 1
+    assert list(mixtures["test"].sources) == ["test"]
     assert "tokens: uint16[100]" in run("check", out)
     again = run("init", data, "--out", out, code=2)
     assert "exists: give another --out, or --force" in again

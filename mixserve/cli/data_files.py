@@ -23,6 +23,7 @@ _LARGEST_INDEX = 64 << 20
 _ARRAY_RECORD = bytes.fromhex("83af70d10d884a3f")
 _LLM_C = (20240520, 20240801)
 _IDS = (".bin", ".npy", ".ids", ".tokens", ".u16", ".u32")  # files without a header that may have ids
+_BESIDE = ("dataset_dict.json", "dataset_infos.json")  # belong to data sets in the folders beside them
 # What files begin with that no kind serves, and what to do.
 _FOREIGN = (
     (b"\x1f\x8b", "compressed by gzip: decompress it"),
@@ -46,7 +47,10 @@ class Group:
     @cached_property
     def nbytes(self) -> int:
         """The size of the files, of folders that of the first files in them."""
-        inner = (file for path in self.paths for file in (path.rglob("*") if path.is_dir() else [path]))
+        paths = self.paths
+        if self.kind == "megatron":
+            paths = [*paths, *(path.with_suffix(".bin") for path in paths)]
+        inner = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
         return sum(file.stat().st_size for file in islice(inner, 2 * MOST_ENTRIES) if file.is_file())
 
 
@@ -95,7 +99,7 @@ def _visit(folder: Path, looked: Looked) -> None:
             continue
         if looked.is_cut:
             entries = entries[: max(0, MOST_ENTRIES - looked.entries)]
-        files = [Path(entry.path) for entry in entries if entry.is_file()]
+        files = [Path(entry.path) for entry in entries if entry.is_file() and entry.name not in _BESIDE]
         _group_files(here, files, names, looked)
         if not looked.is_cut:
             waiting += [Path(entry.path) for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]

@@ -17,6 +17,11 @@ from mixserve_client.schema.text import shorten
 _MOST_UNKNOWN = 20
 _COMMENT_AT = 60
 _PLAIN = re.compile(r"[A-Za-z_][\w-]*")
+_SPLITS = {
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test",),
+    "train": ("train", "training"),
+}
 _SPECIAL = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
 
@@ -45,7 +50,8 @@ def run(paths: Sequence[Path], *, out: Path, sequence_length: int | None, force:
     for name, sources in mixtures.items():
         for source in sources:
             size = show_bytes(source.group.nbytes)
-            console.print(f"{name}.{source.name}: {source.group.kind}, {_show_path(source)}, {size}", markup=False)
+            said = f"{name}.{source.name}: {source.group.kind}, {_show_path(source)}, {size}"
+            console.print(said, markup=False, soft_wrap=True)
     for path, reason in unknown[:_MOST_UNKNOWN]:
         console.print(f"not recognised: {path}: {reason}", markup=False, soft_wrap=True)
     if len(unknown) > _MOST_UNKNOWN:
@@ -82,21 +88,30 @@ def _agree_on_length(found: Sequence[Proposal], asked: int | None) -> None:
 
 
 def _by_spec(found: Sequence[Proposal]) -> dict[str, list[Proposal]]:
-    """The sources by the name of their mixture: those of a mixture must have one spec."""
+    """The sources by the name of their mixture: those of a mixture must have one spec, and be of one split."""
     mixtures: dict[str, list[Proposal]] = {}
-    specs: list[object] = []
+    specs: dict[str, list[object]] = {}
     for source in found:
-        if source.spec not in specs:
-            specs.append(source.spec)
-        number = specs.index(source.spec) + 1
-        mixtures.setdefault("train" if number == 1 else f"train_{number}", []).append(source)
+        split = _split(source)
+        known = specs.setdefault(split, [])
+        if source.spec not in known:
+            known.append(source.spec)
+        number = known.index(source.spec) + 1
+        mixtures.setdefault(split if number == 1 else f"{split}_{number}", []).append(source)
     return mixtures
+
+
+def _split(source: Proposal) -> str:
+    """Whether the source is of data to train, to validate or to test on, by the words in its path."""
+    path = source.path[0] if len(source.path) == 1 else str(Path(source.path[0]).parent)
+    words = re.split(r"[^a-z]+", "/".join(Path(path.lower()).parts[-3:]))
+    return next((split for word in reversed(words) for split, all_of in _SPLITS.items() if word in all_of), "train")
 
 
 def _lines(mixtures: dict[str, list[Proposal]]) -> Iterator[str]:
     yield "# Written by mixserve init: look at it, change it, and see what it serves with mixserve check."
     if len(mixtures) > 1:
-        yield "# Sources of a mixture must have the same fields: those with others are in mixtures of their own."
+        yield "# Sources with other fields, and those to validate or test on, are in mixtures of their own."
     yield "mixtures:"
     for name, sources in mixtures.items():
         yield f"  {name}:"
