@@ -1,6 +1,7 @@
 """Forks beside calls over gRPC. Each case runs in its own process: a test beside it must not have a server there."""
 
 import asyncio
+import gc
 import itertools
 import os
 import re
@@ -206,6 +207,61 @@ def a_call_that_takes_long_is_not_waited_for(address: str, pid: int) -> None:
     assert in_a_fork(client.mixtures) == "('train',)"
 
 
+def a_collector_that_takes_long_inside_a_call_is_not_waited_for(address: str) -> None:
+    """As that of a dropped DataLoader iterator, which waits for its workers."""
+    fresh, used = (MixClient.connect(address, patience_s=20) for _ in range(2))
+    expected = x(used.get_batch_at(0, 5, 7))
+    collecting, leave = threading.Event(), threading.Event()
+
+    class Dropped:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            collecting.set()
+            leave.wait(SOON_S)
+
+    def collect() -> None:
+        with GATE.hold():
+            gc.collect()
+
+    Dropped()
+    busy = threading.Thread(target=collect)
+    busy.start()
+    collecting.wait(SOON_S)
+    for task in (
+        fresh.mixtures,
+        lambda: used.get_batch_at(0, 5, 7, timeout_s=3),
+        lambda: next(fresh.batches(5, 7, mixture="train")),
+    ):
+        assert in_a_fork(task).startswith(NO_GRPC)
+    leave.set()
+    busy.join()
+    assert in_a_fork(lambda: x(fresh.get_batch_at(0, 5, 7))) == str(expected)
+
+
+def what_ends_calls_is_a_call(address: str) -> None:
+    leave, inside = threading.Event(), threading.Event()
+
+    def end() -> None:
+        with GATE.count():
+            inside.set()
+            leave.wait(SOON_S)
+
+    client = MixClient.connect(address, patience_s=20)
+    busy = threading.Thread(target=end)
+    busy.start()
+    inside.wait(SOON_S)
+    assert in_a_fork(client.mixtures).startswith(NO_GRPC)
+    leave.set()
+    busy.join()
+    assert in_a_fork(client.mixtures) == "('train',)"
+    with client.batches(5, 7) as batches:
+        next(batches)
+    client.close()
+    assert not GATE._calls
+
+
 def a_view_of_a_session_connects_anew(address: str) -> None:
     client = MixClient.connect(address, patience_s=20)
     with client.session("viewed") as session:
@@ -250,6 +306,8 @@ CASES = [
     threads_that_race_make_one_connection,
     a_client_works_whatever_its_parents_threads_are_doing,
     what_is_dropped_leaves_the_parents_alone,
+    a_collector_that_takes_long_inside_a_call_is_not_waited_for,
+    what_ends_calls_is_a_call,
     a_view_of_a_session_connects_anew,
     an_asyncio_client_has_threads_of_its_own,
 ]

@@ -42,9 +42,20 @@ class ForkGate:
         try:
             yield
         finally:
-            with self._changed:
-                self._calls -= 1
-                self._notify_forks()
+            self._leave()
+
+    @contextmanager
+    def count(self) -> Generator[None]:
+        """Count the code inside as a call, without waiting, and in every process: for what ends calls and channels.
+
+        The garbage collector may run that in any thread, also in the one that forks.
+        """
+        with self._changed:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            self._leave()
 
     def check(self) -> None:
         """Raises InvalidRequest if gRPC cannot work in this process."""
@@ -85,6 +96,11 @@ class ForkGate:
         self._streams: dict[int, weakref.ref[Interruptible]] = {}
         self._servers: weakref.WeakSet[object] = weakref.WeakSet()
         self._quiet = True
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._calls -= 1
+            self._notify_forks()
 
     def _notify_forks(self) -> None:
         if self._forking:

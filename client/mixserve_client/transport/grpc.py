@@ -51,7 +51,8 @@ class GrpcTransport:
         with self._lock:
             self._closed = True
             if self._channel is not None:
-                self._channel.close()
+                with GATE.count():
+                    self._channel.close()
 
     def _stub(self, method: str, kind: str) -> Callable[..., Any]:
         with self._lock:
@@ -113,4 +114,6 @@ class _Replies:
         self._call.cancel()
 
     def cancel(self) -> None:
-        self._call.cancel()
+        # The stream may be over, and so out of the gate, before gRPC returns from this.
+        with GATE.count():
+            self._call.cancel()
