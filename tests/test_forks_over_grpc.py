@@ -19,7 +19,10 @@ import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve_client import AsyncMixClient, MixClient
+from mixserve_client.transport.connect import plain_channel
 from mixserve_client.transport.forking import GATE
+from mixserve_client.transport.grpc import GrpcTransport
+from mixserve_client.wire import methods
 from tests.forked import SOON_S, Forked, in_a_fork, wait_for_line
 from tests.processes import DEADLINE_S, ONE_SIZE, freeze
 
@@ -240,25 +243,21 @@ def a_collector_that_takes_long_inside_a_call_is_not_waited_for(address: str) ->
     assert in_a_fork(lambda: x(fresh.get_batch_at(0, 5, 7))) == str(expected)
 
 
-def what_ends_calls_is_a_call(address: str) -> None:
-    leave, inside = threading.Event(), threading.Event()
-
-    def end() -> None:
-        with GATE.count():
-            inside.set()
-            leave.wait(SOON_S)
-
-    client = MixClient.connect(address, patience_s=20)
-    busy = threading.Thread(target=end)
-    busy.start()
-    inside.wait(SOON_S)
-    assert in_a_fork(client.mixtures).startswith(NO_GRPC)
-    leave.set()
-    busy.join()
+def a_thread_that_cancels_is_inside_grpc(address: str) -> None:
+    client, transport = MixClient.connect(address, patience_s=20), GrpcTransport(address, plain_channel)
+    replies = transport.stream(methods.GET_MIXTURE, b"", 5, 1, 1)
+    list(replies)
+    with replies._call._state.condition:  # in which gRPC cancels
+        cancelling = threading.Thread(target=replies.cancel)
+        cancelling.start()
+        deadline = time.monotonic() + SOON_S
+        while not GATE._calls:
+            assert time.monotonic() < deadline, "a cancel does not count as a call"
+            time.sleep(0.001)
+        assert in_a_fork(client.mixtures).startswith(NO_GRPC)
+    cancelling.join()
     assert in_a_fork(client.mixtures) == "('train',)"
-    with client.batches(5, 7) as batches:
-        next(batches)
-    client.close()
+    transport.close()
     assert not GATE._calls
 
 
@@ -307,7 +306,7 @@ CASES = [
     a_client_works_whatever_its_parents_threads_are_doing,
     what_is_dropped_leaves_the_parents_alone,
     a_collector_that_takes_long_inside_a_call_is_not_waited_for,
-    what_ends_calls_is_a_call,
+    a_thread_that_cancels_is_inside_grpc,
     a_view_of_a_session_connects_anew,
     an_asyncio_client_has_threads_of_its_own,
 ]
