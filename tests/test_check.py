@@ -1,6 +1,9 @@
 """What `mixserve check` shows of sources, what it warns of, and what it reads with `--full`."""
 
+import os
+import pty
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mixserve.cli.check import show_bytes
+from mixserve.cli.late_progress import late_progress
 from mixserve.cli.main import app
 from mixserve.mixture.id_patterns import find_pattern
 from tests.arrow_files import save_to_disk
@@ -180,6 +184,29 @@ def test_full_names_the_first_bad_record(tmp_path):
 def test_full_is_no_simulation(tmp_path):
     file = write(tmp_path, tokens(tmp_path, "a", ids_below(99).astype(np.uint16)))
     assert "run check twice" in check(file, "--full", "--simulate", "10", code=2)
+
+
+def test_long_work_shows_a_bar_on_a_terminal(monkeypatch):
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr("mixserve.cli.late_progress._SHOWN_AFTER_S", 0.01)
+        with late_progress("reading all records", 10) as tell:
+            tell(5)
+            shown = b""
+            while b"50%" not in shown:  # the test's own deadline ends it
+                shown += screen.read(4096)
+        assert b"reading all records" in shown
+        monkeypatch.setattr("mixserve.cli.late_progress._SHOWN_AFTER_S", 60.0)
+        terminal.write("nothing between ")
+        with late_progress("short work", 10) as tell:
+            tell(10)
+        terminal.write("and the end")
+        terminal.flush()
+        shown = b""
+        while b"the end" not in shown:
+            shown += screen.read(4096)
+        assert b"short work" not in shown
 
 
 def test_sizes_have_two_or_three_digits():

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from mixserve.cli.main import app
 from mixserve.config import load_config
 from mixserve.sources.registry import KINDS
-from tests import test_mds, test_megatron
+from tests import test_hdf5, test_mds, test_megatron, test_zarr
 from tests.arrow_files import save_to_disk
 from tests.records import example, tfrecord, write_array_record
 
@@ -129,6 +130,26 @@ def write_mds(folder: Path) -> None:
     test_mds.write_mds(folder / "set", {"ids": "ndarray:uint16", "n": "int"}, [samples])
 
 
+def write_safetensors(folder: Path) -> None:
+    for name in ("a", "b"):
+        save_file({"x": np.zeros((4, 3), np.float16), "y": np.zeros(4, np.int32)}, folder / f"{name}.safetensors")
+
+
+def write_hdf5(folder: Path) -> None:
+    for name in ("a", "b"):
+        test_hdf5.write(folder / f"{name}.h5", {"x": np.ones((6, 2), np.float32)})
+
+
+def write_zarr_array(folder: Path) -> None:
+    test_zarr.write(folder / "v3.zarr", np.ones((9, 3), np.int16))
+    test_zarr.write(folder / "v2.zarr", np.ones((9, 3), np.int16), version=2)
+
+
+def write_zarr_group(folder: Path) -> None:
+    test_zarr.group(folder / "g.zarr")
+    test_zarr.write(folder / "g.zarr/x", np.ones((9, 3), np.int16))
+
+
 # What each writes, the kind and some lines of the configuration, without their comments.
 CASES = [
     (write_tokens, "tokens", ('path: "{}/*.bin"', "dtype: uint16", "sequence_length: 2048")),
@@ -171,6 +192,10 @@ CASES = [
         "webdataset",
         ('cls: {from: "cls", as: int32}', 'npy: {from: "npy", length: 8, lengths: npy_length, long: cut}'),
     ),
+    (write_safetensors, "arrays", ('path: "{}/*.safetensors"',)),
+    (write_hdf5, "hdf5", ('path: "{}/*.h5"',)),
+    (write_zarr_array, "zarr", ('path: {"v2": "{}/v2.zarr"}', 'path: {"v3": "{}/v3.zarr"}')),
+    (write_zarr_group, "zarr", ('path: "{}/g.zarr"',)),
     (write_mds, "mds", ('path: "{}/set"',)),
 ]
 
@@ -188,14 +213,13 @@ def test_each_kind_is_recognised_and_served(tmp_path, monkeypatch, write, kind, 
     found = [re.sub(r"  # .*", "", line).strip() for line in text.splitlines()]
     assert f"kind: {kind}" in found, text
     for line in lines:
-        wanted = line.replace("{}", "data")
+        wanted = line.replace("{}", "data", 1)
         assert wanted in found or (wanted.startswith("# ") and wanted in text), text
     run("check", "mixture.yaml")
 
 
 def test_there_is_a_case_for_each_kind():
-    lacking = {"factory", "zarr", "hdf5"}
-    assert {kind for _, kind, _ in CASES} >= KINDS.keys() - lacking
+    assert {kind for _, kind, _ in CASES} == KINDS.keys() - {"factory"}
 
 
 def test_a_whole_folder_of_everything(tmp_path, monkeypatch):
@@ -212,7 +236,9 @@ def test_a_whole_folder_of_everything(tmp_path, monkeypatch):
     for part in ("notes.txt: no kind has files that begin like this", "empty.bin: it is empty", "compressed by gzip"):
         assert part in said
     mixtures = load_config(out).mixtures
-    assert len({name for mixture in mixtures.values() for name in mixture.sources}) == len(CASES) + 1
+    assert (
+        len({name for mixture in mixtures.values() for name in mixture.sources}) == len(CASES) + 2
+    )  # of two splits, and two arrays
     assert list(mixtures["test"].sources) == ["test"]
     assert "tokens: uint16[100]" in run("check", out)
     again = run("init", data, "--out", out, code=2)

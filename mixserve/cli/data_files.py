@@ -95,7 +95,7 @@ def _visit(folder: Path, looked: Looked) -> None:
         kind = _kind_of_folder(here, names)
         if kind is not None:
             beside = [entry.name for entry in here.parent.iterdir()]
-            _add(Group(kind, here.parent, [here], beside), looked)
+            _add(Group(kind, here.parent, [here], beside, _format_of(here) if kind == "zarr" else ""), looked)
             continue
         if looked.is_cut:
             entries = entries[: max(0, MOST_ENTRIES - looked.entries)]
@@ -112,6 +112,16 @@ def _kind_of_folder(folder: Path, names: Sequence[str]) -> str | None:
         return "mds"
     is_zarr = "zarr.json" in names or (folder / ".zgroup").exists() or (folder / ".zarray").exists()
     return "zarr" if is_zarr else None
+
+
+def _format_of(zarr: Path) -> str:
+    if (zarr / ".zarray").exists():
+        return "zarr array"
+    try:
+        found: Any = json.loads((zarr / "zarr.json").read_bytes())
+        return f"zarr {found['node_type']}"
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return "zarr group"
 
 
 def _is_mds(index: Path) -> bool:

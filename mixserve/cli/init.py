@@ -63,7 +63,8 @@ def run(paths: Sequence[Path], *, out: Path, sequence_length: int | None, force:
 
 def _show_path(source: Proposal) -> str:
     count = len(source.group.paths)
-    return f"{source.path[0]}{'' if count == 1 else f' ({count:,} files)'}"
+    first = next(iter(source.path.values())) if isinstance(source.path, dict) else source.path[0]
+    return f"{first}{'' if count == 1 else f' ({count:,} files)'}"
 
 
 def _give_names(found: Sequence[Proposal]) -> None:
@@ -103,7 +104,8 @@ def _by_spec(found: Sequence[Proposal]) -> dict[str, list[Proposal]]:
 
 def _split(source: Proposal) -> str:
     """Whether the source is of data to train, to validate or to test on, by the words in its path."""
-    path = source.path[0] if len(source.path) == 1 else str(Path(source.path[0]).parent)
+    paths = list(source.path.values()) if isinstance(source.path, dict) else source.path
+    path = paths[0] if len(paths) == 1 else str(Path(paths[0]).parent)
     words = re.split(r"[^a-z]+", "/".join(Path(path.lower()).parts[-3:]))
     return next((split for word in reversed(words) for split, all_of in _SPLITS.items() if word in all_of), "train")
 
@@ -127,8 +129,8 @@ def _source_lines(source: Proposal, total: int) -> Iterator[str]:
     count, size = len(source.group.paths), source.group.nbytes
     files = f"{count:,} files, " if count > 1 else ""
     yield _commented(f"kind: {source.group.kind}", f"{files}{show_bytes(size)}")
-    path = json.dumps(source.path[0] if len(source.path) == 1 else source.path, ensure_ascii=False)
-    yield _commented(f"path: {path}", source.comments.get("path", ""))
+    one = source.path[0] if isinstance(source.path, list) and len(source.path) == 1 else source.path
+    yield _commented(f"path: {json.dumps(one, ensure_ascii=False)}", source.comments.get("path", ""))
     for key, value in source.options.items():
         yield _commented(f"{key}: {value}", source.comments.get(key, ""))
     if source.fields:

@@ -33,7 +33,7 @@ class Proposal:
     """A source to write. `options` are keys and values as YAML has them, `comments` are by key."""
 
     group: Group
-    path: list[str]
+    path: list[str] | dict[str, str]  # by field, if each field has a folder of its own
     name: str
     options: dict[str, str] = field(default_factory=dict[str, str])
     comments: dict[str, str] = field(default_factory=dict[str, str])
@@ -83,6 +83,8 @@ def _propose(given: Group, folder: Path, length: int | None) -> Proposal:
         elif group.kind in ("array_record", "tfrecord", "webdataset", "mds"):
             _propose_records(made, length)
         else:
+            if group.what == "zarr array":
+                made.path = {made.name: path[0]}
             made.spec = _spec_of(_open(made, folder))
     except (OSError, ValueError, TypeError, ImportError, KeyError, EOFError, TarError, BadZipFile) as error:
         raise NotServed(describe_error(error, 300)) from error
