@@ -112,19 +112,18 @@ def check(
 ) -> None:
     """Open everything that a configuration file names, and show the mixtures; exit code 2 if something is wrong."""
     with _plain_errors():
-        if simulate is None:
-            from mixserve.cli.check import run as run_check
-            from mixserve_client.errors import InvalidRequest
+        from mixserve_client.errors import InvalidRequest
 
-            if plot is not None:
-                raise InvalidRequest(f"--plot needs --simulate N, the number of positions to plan; got --plot {plot}")
-            run_check(config, placement=placement, mixture=mixture, full=full)
+        if plot is not None and simulate is None:
+            raise InvalidRequest(f"--plot needs --simulate N, the number of positions to plan; got --plot {plot}")
+        if full and simulate is not None:
+            raise InvalidRequest("--simulate reads no data, and --full reads all: run check twice")
+        if simulate is None:
+            from mixserve.cli.check import run
+
+            run(config, placement=placement, mixture=mixture, full=full)
         else:
             from mixserve.cli.simulate import run
-            from mixserve_client.errors import InvalidRequest
-
-            if full:
-                raise InvalidRequest("--simulate reads no data, and --full reads all: run check twice")
 
             run(config, size=simulate, key=key, mixture=mixture, picture=plot, placement=placement)
 
@@ -133,9 +132,7 @@ def check(
 def init(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files and folders of data.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("mixture.yaml"),
-    sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens in a record, and values of ragged integers.", min=1, max=1 << 30)
-    ] = None,
+    sequence_length: Annotated[int | None, typer.Option(help="Length of rows of ids.", min=1, max=1 << 30)] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Look at files and folders of data, and write a configuration file that serves them."""
