@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-cold bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench: $(READY) ## Run the benchmarks against peers and with many clients; resul
 
 bench-plan: $(READY) ## Measure positions planned per second in both modes, and the share of planning in requests
 	$(BIN)/python benchmarks/plan.py
+
+bench-cold: $(READY) ## Measure batches from a cold disk beside preadv; writes 10 GB into the current folder for a while
+	$(BIN)/python benchmarks/cold.py
 
 bench-node: $(READY) .venv-datarax/.ready ## Compare the node's speed with the reference's own implementation
 	$(BIN)/python benchmarks/node.py

@@ -53,7 +53,8 @@ def main() -> None:
         "the page cache of the files was emptied (posix_fadvise DONTNEED); medians, and of ratios the quartiles",
         f"preadv: the same records, read into one array by {THREADS} threads; of ArrayRecord, whose records have no "
         "public addresses, as many blocks of the same size at random places of the same files",
-        "private memory is that of the server's process (smaps_rollup), start is from the command to `serving on`",
+        "private memory is that of the server's process without pages of files (RssAnon), start is from the command to "
+        "`serving on`",
     ]
     report("cold", "Batches from a cold disk", rows, notes)
 
@@ -178,8 +179,9 @@ def serving(config: Path) -> Generator[tuple[str, float, int]]:
 
 
 def private_bytes(process: int) -> int:
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+    """Resident memory without the pages of files, which the system may take back at any time."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 if __name__ == "__main__":
