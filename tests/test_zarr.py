@@ -327,7 +327,7 @@ def test_threads_read_the_right_records(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
 def test_a_forked_process_gets_an_error_and_lives(tmp_path):
-    """tensorstore would abort it, also if it opened the array anew."""
+    """tensorstore would abort it, also if it opened the array again."""
     path = write(tmp_path / "a", np.arange(ROWS))
     source = ZarrSource({"x": path})
     for use in (lambda: taken(source, [3]), lambda: ZarrSource({"x": path})):

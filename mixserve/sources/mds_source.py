@@ -105,12 +105,7 @@ class MDSSamples:
         return blocks
 
     def read(self, record_ids: Sequence[int]) -> list[list[bytes]]:
-        found: list[list[bytes]] = [[]] * len(record_ids)
-        for number, rows, places in self._rows.group(record_ids):
-            file = self._files[number]
-            for place, row, (begin, size) in zip(places, rows, self._ranges(number, rows), strict=True):
-                found[place] = self._split(file, row, file.read(begin, size))
-        return found
+        return self._rows.read(record_ids, self._files, self._ranges, self._split)
 
     def locate(self, record_id: int) -> str:
         number, row = self._rows.place(record_id)

@@ -87,7 +87,7 @@ def _read_head(index: OpenFile) -> tuple[np.dtype, int, int]:
     """The dtype of tokens, and the numbers of sequences and of entries for documents."""
     head = index.read(0, _HEAD.size)
     if head.startswith(_OLD_MAGIC):
-        raise ValueError(f"{index.path} is an index of Megatron's old format; write it anew with preprocess_data.py")
+        raise ValueError(f"{index.path} is an index of Megatron's old format; write it again with preprocess_data.py")
     if not head.startswith(_MAGIC[: len(head)]) or not head:
         raise ValueError(f"{index.path} is no index of Megatron: it begins with {show(head[:16])}")
     if len(head) < _HEAD.size:

@@ -75,12 +75,7 @@ class TFRecords:
         return len(self._rows)
 
     def read(self, record_ids: Sequence[int]) -> list[bytes]:
-        found: list[bytes] = [b""] * len(record_ids)
-        for number, rows, places in self._rows.group(record_ids):
-            file = self._files[number]
-            for place, row, (begin, size) in zip(places, rows, self._ranges(number, rows), strict=True):
-                found[place] = self._data(file, row, file.read(begin, size))
-        return found
+        return self._rows.read(record_ids, self._files, self._ranges, self._data)
 
     def locate(self, record_id: int) -> str:
         number, row = self._rows.place(record_id)
