@@ -51,17 +51,12 @@ class OpenFile:
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on. Raises SourceChanged if the file no longer has them."""
         data = os.pread(self._descriptor, size, offset)
+        # pread returns at most 2 GiB at a time, and a signal may cut it short.
+        while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+            data += more
         if len(data) < size and offset + size <= self.size:
-            # pread returns at most 2 GiB at a time, and a signal may cut it short.
-            parts = [data]
-            while data and sum(map(len, parts)) < size:
-                at = sum(map(len, parts))
-                data = os.pread(self._descriptor, size - at, offset + at)
-                parts.append(data)
-            data = b"".join(parts)
-            if len(data) < size:
-                self.check_unchanged()
-                raise SourceChanged(f"{self.path} ended at byte {offset + len(data):,} while it was read")
+            self.check_unchanged()
+            raise SourceChanged(f"{self.path} ended at byte {offset + len(data):,} while it was read")
         return data
 
     def announce(self, offset: int, size: int) -> None:
