@@ -129,7 +129,7 @@ def test_a_large_index_is_mapped(files, monkeypatch):
     monkeypatch.setattr(kept_index, "_SMALL_BYTES", 100)
     expected = taken(TFRecordSource(files, record="bytes", fields=BYTES), range(150))
     source = TFRecordSource(files, record="bytes", fields=BYTES)
-    assert isinstance(source._store._indices[1], np.memmap)
+    assert isinstance(source._store._records._border[1].__self__.base, np.memmap)
     np.testing.assert_array_equal(taken(source, range(150))["x"], expected["x"])
 
 

@@ -1,4 +1,4 @@
-"""CRC-32C as TFRecord files have it: masked, of many heads at once in NumPy, or of one record by google-crc32c."""
+"""CRC-32C as TFRecord files have it, masked: of heads in NumPy, of records by google-crc32c."""
 
 from collections.abc import Callable
 from functools import cache
@@ -18,21 +18,21 @@ def crcs_of_words(words: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     for column in range(8):
         crc ^= tables[7 - column][mixed[:, column]]
     crc ^= np.uint32(0xFFFFFFFF)
-    return ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(_MASK)
+    return masked(crc)
 
 
 def load_crc() -> Callable[[bytes], int] | None:
-    """The function bytes -> masked checksum; None if google-crc32c is not installed."""
+    """The function bytes -> checksum, not masked; None if google-crc32c is not installed."""
     try:
         from google_crc32c import value
     except ImportError:
         return None
+    return value
 
-    def masked(data: bytes) -> int:
-        crc = value(data)
-        return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
 
-    return masked
+def masked(crc: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Checksums as they are stored."""
+    return ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(_MASK)
 
 
 @cache

@@ -87,7 +87,7 @@ class DecodedSource:
         if ids and (min(ids) < 0 or max(ids) >= len(self)):
             raise IndexError(f"record ids must be in 0..{len(self) - 1}, got {min(ids)} to {max(ids)}")
         records = self._store.read(ids)
-        rows = [self._decode(record, record_id) for record, record_id in zip(records, ids, strict=True)]
+        rows = self._decode(records, ids)
         taken: dict[str, np.ndarray] = {}
         for number, field in enumerate(self._served):
             taken |= self._fit(field, [row[number] for row in rows], ids)
@@ -134,11 +134,15 @@ class DecodedSource:
                 raise
             raise ValueError(f"{self._store.locate(read[-1])}: {error}") from error
 
-    def _decode(self, record: Any, record_id: int) -> list[np.ndarray]:
+    def _decode(self, records: Sequence[Any], ids: Sequence[int]) -> list[list[np.ndarray]]:
+        decode, served = self._decoder.decode, self._served
+        rows: list[list[np.ndarray]] = []
         try:
-            return self._decoder.decode(record, self._served)
+            # One by one: after an error their number is the place of the record that has it.
+            rows.extend(decode(record, served) for record in records)
         except ValueError as error:
-            raise WrongRecord(f"{self._store.locate(record_id)}: {error}") from error
+            raise WrongRecord(f"{self._store.locate(ids[len(rows)])}: {error}") from error
+        return rows
 
     def _fit(self, field: Served, rows: Sequence[np.ndarray], ids: Sequence[int]) -> dict[str, np.ndarray]:
         try:

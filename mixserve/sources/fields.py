@@ -75,24 +75,37 @@ class Served:
         Raises WrongRecord, which names the field and the record, for other dtypes or shapes than stored, and for values
         that are too long.
         """
-        out = np.empty((len(rows), *self.shape), self.dtype)
-        lengths = np.empty(len(rows), _LENGTHS)
-        for place, (row, record_id) in enumerate(zip(rows, record_ids, strict=True)):
-            ragged = self.stored.is_ragged
-            if row.dtype != self.stored.dtype or (row.shape[1:] if ragged else row.shape) != self.stored.shape:
+        stored, shape = self.stored, self.shape
+        # All of them at once first: a test per record costs more than its copy.
+        if {row.dtype for row in rows} - {stored.dtype} or {row.shape[stored.is_ragged :] for row in rows} - {
+            stored.shape
+        }:
+            self._raise_first(rows, record_ids)
+        if not stored.is_ragged:
+            return {self.spec.name: _join(rows, shape, self.dtype)}
+        room, counts = shape[0], [len(row) for row in rows]
+        if max(counts, default=0) > room:
+            for count, record_id in zip(counts, record_ids, strict=True):
+                self.check_length(count, record_id)
+            rows, counts = [row[:room] for row in rows], [min(count, room) for count in counts]
+        if min(counts, default=room) == room:
+            out = _join(rows, shape, self.dtype)
+        else:
+            out = np.full((len(rows), *shape), self.spec.pad, self.dtype)
+            for target, row, count in zip(out, rows, counts, strict=True):
+                target[:count] = row
+        made = {self.spec.name: out}
+        return made if self.spec.lengths is None else made | {self.spec.lengths: np.array(counts, _LENGTHS)}
+
+    def _raise_first(self, rows: Sequence[np.ndarray], record_ids: Iterable[int]) -> None:
+        """Raise WrongRecord for the first row that is of another dtype or shape than stored."""
+        stored = self.stored
+        for row, record_id in zip(rows, record_ids, strict=True):
+            if row.dtype != stored.dtype or row.shape[stored.is_ragged :] != stored.shape:
                 raise WrongRecord(
                     f"the field {self.spec.source!r:.100} of record {record_id} is {row.dtype}{list(row.shape)}, and "
-                    f"the source has {self.stored.dtype}{list(self.stored.shape)} there"
+                    f"the source has {stored.dtype}{list(stored.shape)} there"
                 )
-            if not ragged:
-                out[place] = row
-                continue
-            self.check_length(len(row), record_id)
-            lengths[place] = kept = min(len(row), self.shape[0])
-            out[place, :kept] = row[:kept]
-            out[place, kept:] = self.spec.pad
-        made = {self.spec.name: out}
-        return made if self.spec.lengths is None else made | {self.spec.lengths: lengths}
 
     def check_length(self, length: int, record_id: int) -> None:
         """Raises WrongRecord if so many values are more than the field has room for, and must not be cut."""
@@ -179,3 +192,13 @@ def _check_value(where: str, key: str, value: float, dtype: np.dtype) -> None:
     if np.isnan(value) if dtype.kind in "fcV" and np.isnan(found) else found == value or dtype.kind in "fc":
         return
     raise ValueError(f"{where}: {key}: {value} is not a value of {dtype}")
+
+
+def _join(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Rows of this shape as one array of (rows, *shape)."""
+    out = np.empty((len(rows), *shape), dtype)
+    if rows and shape:
+        np.concatenate(rows, out=out.reshape(-1, *shape[1:]))
+    elif rows:
+        out[:] = rows
+    return out

@@ -1,14 +1,10 @@
 """Numbers of records of several files, one after another -> files and rows in them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-
-from mixserve.sources.open_file import OpenFile
-
-T = TypeVar("T")
 
 
 class FileGroup(NamedTuple):
@@ -38,21 +34,11 @@ class FileRows:
         """The number of the first record of a file."""
         return int(self._firsts[number])
 
-    def read(
-        self,
-        record_ids: Sequence[int],
-        files: Sequence[OpenFile],
-        ranges: Callable[[int, list[int]], Iterable[tuple[int, int]]],
-        parse: Callable[[OpenFile, int, bytes], T],
-    ) -> list[T]:
-        """The records, in this order: `parse(file, row, data)` of the bytes at `ranges(number of the file, rows)`, each
-        an offset and a size."""
-        found: dict[int, T] = {}
-        for number, rows, places in self.group(record_ids):
-            file = files[number]
-            for place, row, (begin, size) in zip(places, rows, ranges(number, rows), strict=True):
-                found[place] = parse(file, row, file.read(begin, size))
-        return [found[place] for place in range(len(record_ids))]
+    def find(self, record_ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The numbers of the files of these records, and their rows in them."""
+        ids = np.asarray(record_ids, np.int64)
+        numbers = np.searchsorted(self._ends, ids, side="right")
+        return numbers.tolist(), (ids - self._firsts[numbers]).tolist()
 
     def group(self, record_ids: Sequence[int]) -> Iterator[FileGroup]:
         """The records, grouped by file."""

@@ -21,8 +21,8 @@ from mixserve.sources.decoders import (
     stored_json,
     stored_like,
 )
+from mixserve.sources.extents import Extents
 from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name
-from mixserve.sources.file_rows import FileRows
 from mixserve.sources.mds_index import Column, Shard, array_dtype, read_index
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.text import show
@@ -69,17 +69,17 @@ class MDSSamples:
                 raise ValueError(f"{folder} and {folders[0]} have different columns")
             self.columns = columns
             shards += found
-        self._files = [OpenFile(shard.path) for shard in shards]
+        files = [OpenFile(shard.path) for shard in shards]
         # Where samples begin, and the last one ends: a copy of 4 bytes per sample, since a map could be cut.
-        self._offsets = [_read_offsets(file, shard) for file, shard in zip(self._files, shards, strict=True)]
-        self._rows = FileRows([shard.samples for shard in shards])
+        self._offsets = [_read_offsets(file, shard) for file, shard in zip(files, shards, strict=True)]
+        self._samples = Extents(files, self._offsets)
         self._variable = [number for number, column in enumerate(self.columns) if column.size is None]
         self._sizes = [column.size or 0 for column in self.columns]
         self._head = Struct(f"<{len(self._variable)}I")
         self._hashes = [shard.hashes for shard in shards]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._samples)
 
     @property
     def is_even(self) -> bool:
@@ -90,7 +90,7 @@ class MDSSamples:
         """The fields of the samples as arrays in the files, mapped, if samples are even."""
         places = dict(zip((column.name for column in self.columns), accumulate([0, *self._sizes]), strict=False))
         blocks: list[dict[str, np.ndarray]] = []
-        for file, offsets in zip(self._files, self._offsets, strict=True):
+        for file, offsets in zip(self.files(), self._offsets, strict=True):
             count, size = len(offsets) - 1, sum(self._sizes)
             if (np.diff(offsets) != size).any():
                 raise ValueError(f"{file.path} has samples that have not {size} bytes, as their columns do")
@@ -105,14 +105,15 @@ class MDSSamples:
         return blocks
 
     def read(self, record_ids: Sequence[int]) -> list[list[bytes]]:
-        return self._rows.read(record_ids, self._files, self._ranges, self._split)
+        samples = self._samples.read(record_ids)
+        return [self._split(record_id, sample) for record_id, sample in zip(record_ids, samples, strict=True)]
 
     def locate(self, record_id: int) -> str:
-        number, row = self._rows.place(record_id)
-        return f"{self._files[number].path}, sample {row:,}, byte {self._offsets[number][row]:,}"
+        file, row, byte = self._samples.place(record_id)
+        return f"{file.path}, sample {row:,}, byte {byte:,}"
 
     def files(self) -> Sequence[OpenFile]:
-        return self._files
+        return self._samples.files
 
     def heads(self) -> Sequence[bytes]:
         return [
@@ -124,23 +125,16 @@ class MDSSamples:
         """A sample is read whole, whichever fields are served."""
 
     def announce(self, record_ids: Sequence[int]) -> None:
-        for number, rows, _ in self._rows.group(record_ids):
-            for begin, size in self._ranges(number, rows):
-                self._files[number].announce(begin, size)
+        self._samples.announce(record_ids)
 
-    def _ranges(self, number: int, rows: list[int]) -> list[tuple[int, int]]:
-        """The first byte and the size of the samples of a shard."""
-        offsets = self._offsets[number]
-        begins, ends = offsets[rows].tolist(), offsets[[row + 1 for row in rows]].tolist()
-        return [(begin, end - begin) for begin, end in zip(begins, ends, strict=True)]
-
-    def _split(self, file: OpenFile, row: int, sample: bytes) -> list[bytes]:
+    def _split(self, record_id: int, sample: bytes) -> list[bytes]:
         """The encoded columns of a sample: the sizes of those that have no fixed one come first, then all of them."""
         head, sizes = self._head.size, self._sizes.copy()
         if len(sample) >= head:
             for number, size in zip(self._variable, self._head.unpack_from(sample), strict=True):
                 sizes[number] = size
         if head + sum(sizes) != len(sample):
+            file, row, _ = self._samples.place(record_id)
             file.check_unchanged()
             raise WrongRecord(f"{file.path}, sample {row:,}: it has {len(sample):,} bytes, and its columns need others")
         columns: list[bytes] = []

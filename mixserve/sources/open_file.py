@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -109,6 +109,16 @@ class OpenFile:
 def map_file(path: Path | str) -> Bytes:
     """The bytes of the file at `path`, mapped read-only. Raises what `OpenFile` does."""
     return OpenFile(path).map()
+
+
+def read_ranges(files: Sequence[OpenFile], offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+    """`sizes[i]` bytes from `offsets[i]` of `files[i]` on, for all i. Raises SourceChanged as `OpenFile.read` does."""
+    pread = os.pread  # a method call for each of them would take half as long as the reads
+    found = [pread(file._descriptor, size, at) for file, at, size in zip(files, offsets, sizes, strict=True)]
+    for place, (data, size) in enumerate(zip(found, sizes, strict=True)):
+        if len(data) != size:
+            found[place] = files[place].read(offsets[place], size)
+    return found
 
 
 def file_of(array: np.ndarray) -> tuple[OpenFile, int] | None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from mixserve.error_boundary import WrongRecord
 from mixserve.sources.array_record_source import Paths, as_paths
-from mixserve.sources.crc32c import crcs_of_words, load_crc
+from mixserve.sources.crc32c import crcs_of_words, load_crc, masked
 from mixserve.sources.decoded_source import DecodedSource, decoder_of
+from mixserve.sources.extents import Extents
 from mixserve.sources.fields import FieldSpec, Served
-from mixserve.sources.file_rows import FileRows
 from mixserve.sources.kept_index import Index, digest_index, kept_index
 from mixserve.sources.open_file import OpenFile
 
@@ -20,7 +20,6 @@ _logger = logging.getLogger("mixserve")
 
 # A record: its length (8 bytes), the checksum of the length (4), the data, the checksum of the data (4).
 _LENGTH = struct.Struct("<Q")
-_CRC = struct.Struct("<I")
 _HEAD_BYTES, _TAIL_BYTES = 12, 4
 # Records that are longer are found by reading their heads alone.
 _BLOCK_BYTES, _LONG_BYTES = 1 << 20, 64 << 10
@@ -60,56 +59,58 @@ class TFRecords:
     """The records of TFRecord files, as bytes."""
 
     def __init__(self, paths: Sequence[Path]):
-        self._files = [OpenFile(path) for path in paths]
+        files = [OpenFile(path) for path in paths]
         # Of each file: where records begin, and at last the size of the file.
-        self._indices = [kept_index("tfrecord/index", file, index_tfrecord) for file in self._files]
-        self._rows = FileRows([len(index) - 1 for index in self._indices])
+        indices = [kept_index("tfrecord/index", file, index_tfrecord) for file in files]
+        self._records, self._heads = Extents(files, indices), [digest_index(index) for index in indices]
         self._crc = load_crc()
         if self._crc is None:
             _logger.warning(
                 "the checksums of the records of %s are not checked: pip install 'mixserve[tfrecord]'",
-                self._files[0].path,
+                files[0].path,
             )
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._records)
 
     def read(self, record_ids: Sequence[int]) -> list[bytes]:
-        return self._rows.read(record_ids, self._files, self._ranges, self._data)
+        stored = self._records.read(record_ids)
+        found = [record[_HEAD_BYTES:-_TAIL_BYTES] for record in stored]
+        lengths = _numbers([record[:8] for record in stored], "<u8")
+        is_whole = lengths == np.fromiter(map(len, found), np.uint64, len(found))
+        is_right = is_whole
+        if self._crc is not None:
+            crcs = _numbers([record[-_TAIL_BYTES:] for record in stored], "<u4")
+            is_right = is_whole & (masked(np.fromiter(map(self._crc, found), np.uint32, len(found))) == crcs)
+        if not is_right.all():
+            worst = int(np.argmin(is_right))
+            file, row, _ = self._records.place(record_ids[worst])
+            file.check_unchanged()
+            what = "its checksum is not that of its data" if is_whole[worst] else "its length is not what it was"
+            raise WrongRecord(f"{file.path}, record {row:,}: the record is damaged: {what}")
+        return found
 
     def locate(self, record_id: int) -> str:
-        number, row = self._rows.place(record_id)
-        return f"{self._files[number].path}, record {row:,}, byte {self._indices[number][row]:,}"
+        file, row, byte = self._records.place(record_id)
+        return f"{file.path}, record {row:,}, byte {byte:,}"
 
     def files(self) -> Sequence[OpenFile]:
-        return self._files
+        return self._records.files
 
     def heads(self) -> Sequence[bytes]:
-        return [digest_index(index) for index in self._indices]
+        return self._heads
 
     def use(self, fields: Sequence[Served]) -> None:
         """A record is read whole, whichever fields are served."""
 
     def announce(self, record_ids: Sequence[int]) -> None:
-        for number, rows, _ in self._rows.group(record_ids):
-            for begin, size in self._ranges(number, rows):
-                self._files[number].announce(begin, size)
+        self._records.announce(record_ids)
 
-    def _ranges(self, number: int, rows: list[int]) -> list[tuple[int, int]]:
-        """The first byte and the size of the rows of a file."""
-        begins = self._indices[number][rows]
-        sizes = self._indices[number][[row + 1 for row in rows]] - begins
-        return list(zip(begins.tolist(), sizes.tolist(), strict=True))
 
-    def _data(self, file: OpenFile, row: int, stored: bytes) -> bytes:
-        """The data of a stored record, checked. Raises SourceChanged or WrongRecord."""
-        data = stored[_HEAD_BYTES:-_TAIL_BYTES]
-        is_whole = len(stored) >= _HEAD_BYTES + _TAIL_BYTES and _LENGTH.unpack_from(stored)[0] == len(data)
-        if is_whole and (self._crc is None or self._crc(data) == _CRC.unpack_from(stored, len(stored) - 4)[0]):
-            return data
-        file.check_unchanged()
-        what = "its checksum is not that of its data" if is_whole else "its length is not what it was"
-        raise WrongRecord(f"{file.path}, record {row:,}: the record is damaged: {what}")
+def _numbers(parts: list[bytes], dtype: str) -> np.ndarray:
+    """A number of each of these bytes; shorter ones are filled up."""
+    size = np.dtype(dtype).itemsize
+    return np.frombuffer(b"".join([part.ljust(size, b"\0") for part in parts]), dtype)
 
 
 def index_tfrecord(file: OpenFile) -> Index:
