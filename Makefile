@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-cold bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-cold bench-sources bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,13 @@ bench-plan: $(READY) ## Measure positions planned per second in both modes, and 
 bench-cold: $(READY) ## Measure batches from a cold disk beside preadv; writes 10 GB into the current folder for a while
 	$(BIN)/python benchmarks/cold.py
 
+LOADERS := $(patsubst benchmarks/sources/readers/%.txt,.venv-peers/%/.ready,$(wildcard benchmarks/sources/readers/*.txt))
+
+# The benchmark leaves out a loader that cannot be installed on this machine, and reports it.
+bench-sources: $(READY) ## Read every kind of data with mixserve, the format's own loader and grain; about 4 GB of loaders
+	-$(MAKE) --keep-going $(LOADERS)
+	$(BIN)/python -m benchmarks.sources
+
 bench-node: $(READY) .venv-datarax/.ready ## Compare the node's speed with the reference's own implementation
 	$(BIN)/python benchmarks/node.py
 	.venv-datarax/bin/python benchmarks/reference_node.py
@@ -77,6 +84,11 @@ bench-node: $(READY) .venv-datarax/.ready ## Compare the node's speed with the r
 peers: $(PEERS) ## Set up the environments of the benchmarks' peers, about 3 GB
 
 .venv-peers/%/.ready: benchmarks/race/peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	touch $@
+
+.venv-peers/%/.ready: benchmarks/sources/readers/%.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python $(PIP) -r $<
 	touch $@

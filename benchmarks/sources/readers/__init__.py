@@ -1,0 +1,1 @@
+"""Ways to read the data: a module each for mixserve, the formats' own loaders and grain."""
