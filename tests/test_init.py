@@ -218,6 +218,16 @@ def test_each_kind_is_recognised_and_served(tmp_path, monkeypatch, write, kind, 
     run("check", "mixture.yaml")
 
 
+def test_lists_of_one_number_and_longer_ones_are_one_field(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_array_record(tmp_path / "a.array_record", [example({"targets": [5] * (1 + i % 3)}) for i in range(6)])
+    run("init", "a.array_record")
+    assert 'targets: {from: "targets", as: int32, length: 4' in Path("mixture.yaml").read_text()
+    run("check", "mixture.yaml")
+    write_array_record(tmp_path / "b.array_record", [b'{"targets": 5}', b'{"targets": [5, 6]}'])
+    assert "no field of its records can be served" in run("init", "b.array_record", "--out", "b.yaml", code=2)
+
+
 def test_there_is_a_case_for_each_kind():
     assert {kind for _, kind, _ in CASES} == KINDS.keys() - {"factory"}
 

@@ -29,6 +29,7 @@ class Seen:
     low: int = 0
     high: int = 0
     has_nulls: bool = False
+    has_lists_of_one: bool = False  # which are numbers unless the field has a length
     count: int = 0
 
 
@@ -66,6 +67,9 @@ def see_records(decoder: Decoder, records: Sequence[Any]) -> dict[str, Seen]:
             )
             (value,) = decoder.decode(record, served)
             here.shapes.add(value.shape)
+            if value.shape == () and not here.has_lists_of_one:
+                listed = decoder.stored([record], [FieldSpec(name, name, length=1)])[name]
+                here.has_lists_of_one = isinstance(listed, Stored) and listed.is_ragged
             if value.dtype.kind in "iu" and value.size:
                 here.low, here.high = min(here.low, int(value.min())), max(here.high, int(value.max()))
     return seen
@@ -112,13 +116,14 @@ def _propose(
     parts, dtype = [f"from: {source}"], stored.dtype
     if any_dtype and dtype == np.int64 and seen.low >= _INT32.min and seen.high <= _INT32.max:
         parts, dtype = [*parts, "as: int32"], np.dtype(np.int32)
-    tails = {shape[1:] for shape in seen.shapes}
     is_ragged = stored.is_ragged or len(seen.shapes) > 1
+    shapes = {shape or (1,) for shape in seen.shapes} if is_ragged and seen.has_lists_of_one else seen.shapes
+    tails = {shape[1:] for shape in shapes}
     spec: Spec = {}
-    if is_ragged and (len(tails) > 1 or () in seen.shapes):
+    if is_ragged and (len(tails) > 1 or () in shapes):
         return Proposed(served, source, f"cannot be served: its shapes differ, such as {sorted(seen.shapes)[:2]}", {})
     if is_ragged:
-        longest = max((shape[0] for shape in seen.shapes), default=0)
+        longest = max((shape[0] for shape in shapes), default=0)
         room = length if length is not None and dtype.kind in "iu" and not seen.is_text else _round_up(longest)
         parts += [f"length: {room}", f"lengths: {served}_length", "long: cut"]
         spec = {served: (dtype.name, (room, *tails.pop())), f"{served}_length": ("int32", ())}
