@@ -1,13 +1,11 @@
 """The commands and their options. Each command imports its code when it runs, so that `health` does not load JAX."""
 
-import os
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from mixserve.cli.plain_errors import plain_errors
 
 app = typer.Typer(
     name="mixserve",
@@ -77,7 +75,7 @@ def serve(
     grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.serve import run
 
         run(
@@ -111,7 +109,7 @@ def check(
     ] = None,
 ) -> None:
     """Open everything that a configuration file names, and show the mixtures; exit code 2 if something is wrong."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve_client.errors import InvalidRequest
 
         if plot is not None and simulate is None:
@@ -130,22 +128,50 @@ def check(
 
 @app.command()
 def init(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Files and folders of data.")],
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="Files and folders of data; with --from, a list of data.")
+    ],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("mixture.yaml"),
     sequence_length: Annotated[int | None, typer.Option(help="Length of rows of ids.", min=1, max=1 << 30)] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    library: Annotated[
+        str | None, typer.Option("--from", help="Whose list it is: megatron, maxtext, olmo or mosaicml.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With --from: where relative paths begin; by default here.")
+    ] = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="With --from: text of paths to replace, as gs://b=/mnt/b; repeat it."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --from olmo: the ids' dtype; by default a guess.")] = None,
 ) -> None:
-    """Look at files and folders of data, and write a configuration file that serves them."""
-    with _plain_errors():
-        from mixserve.cli.init import run
+    """Look at files and folders of data, or at another library's list of them, and write a configuration file."""
+    with plain_errors():
+        if library is None:
+            from mixserve.cli.init import run
 
-        run(paths, out=out, sequence_length=sequence_length, force=force)
+            only = {"--base": base, "--replace": replace, "--dtype": dtype}
+            run(paths, out=out, sequence_length=sequence_length, force=force, only_with_from=only)
+        else:
+            from mixserve.cli.migrate.run import run
+
+            run(
+                library,
+                paths,
+                out=out,
+                sequence_length=sequence_length,
+                force=force,
+                base=base,
+                replace=replace or [],
+                dtype=dtype,
+            )
 
 
 @app.command()
 def info(address: Address, timeout_s: Timeout = 10.0) -> None:
     """Show the mixtures that a running server holds."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.show import show_server
 
         show_server(address, timeout_s)
@@ -175,7 +201,7 @@ def explain(
 ) -> None:
     """Show which records are at a range of positions, and where those of a file's mixture lie; reads no data without
     --show."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.explain import run
 
         run(
@@ -205,7 +231,7 @@ def fetch(
     timeout_s: Timeout = 10.0,
 ) -> None:
     """Fetch one batch from a running server, and show it or write it to a file."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.fetch import run
 
         run(address, start=start, size=size, key=key, mixture=mixture, out=out, timeout_s=timeout_s)
@@ -223,7 +249,7 @@ def bench(
     shared_memory: SharedMemory = None,
 ) -> None:
     """Measure how fast this process gets batches from a running server."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.bench import run
 
         sizes, memory = batch_size or [8, 32, 256, 1024, 4096], _folder("--shared-memory", shared_memory)
@@ -254,7 +280,7 @@ def demo(
     report: Annotated[Path, typer.Option(help="The picture of the run.")] = Path("demo_report.png"),
 ) -> None:
     """Train a small language model while server and trainer are killed, and compare with an undisturbed run."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.demo.run import run
 
         run(steps=steps, folder=folder, report=report)
@@ -268,7 +294,7 @@ def state_list(
     timeout_s: Timeout = 10.0,
 ) -> None:
     """Show the sessions: holders, positions and checkpoints."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.state import show_sessions
 
         show_sessions(address, mixture=mixture, as_json=as_json, timeout_s=timeout_s)
@@ -283,7 +309,7 @@ def state_show(
     timeout_s: Timeout = 10.0,
 ) -> None:
     """Show one session: its holder, position, statistics and checkpoints."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.state import show_session
 
         show_session(address, session, mixture=mixture, as_json=as_json, timeout_s=timeout_s)
@@ -301,7 +327,7 @@ def state_save(
     timeout_s: Timeout = 10.0,
 ) -> None:
     """Save a session's state as a checkpoint; its holder may go on meanwhile."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.state import save
 
         save(address, session, name, keep_last=keep_last, mixture=mixture, timeout_s=timeout_s)
@@ -326,7 +352,7 @@ def state_restore(
     timeout_s: Timeout = 10.0,
 ) -> None:
     """Set a session, known or new, to a checkpoint. No client may hold the session meanwhile."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.state import restore
 
         restore(
@@ -351,7 +377,7 @@ def state_delete(
     timeout_s: Timeout = 10.0,
 ) -> None:
     """Delete a checkpoint, without asking for confirmation."""
-    with _plain_errors():
+    with plain_errors():
         from mixserve.cli.state import delete
 
         delete(address, session, name, mixture=mixture, timeout_s=timeout_s)
@@ -363,37 +389,3 @@ def _folder(name: str, option: str | None) -> bool | str | None:
 
         raise InvalidRequest(f"{name} must be a folder or off, got ''")
     return False if option == "off" else option
-
-
-@contextmanager
-def _plain_errors() -> Generator[None, None, None]:
-    """Prints a user's errors as one plain message and exits with code 2. Other errors keep their traceback."""
-    from mixserve.config import ConfigError
-    from mixserve_client.errors import MixserveError
-    from mixserve_client.schema.text import show
-
-    try:
-        yield
-    except BrokenPipeError:
-        _end_quietly()
-    except (ConfigError, MixserveError, OSError) as error:
-        _end_with(error)
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):
-            _end_quietly()  # this is how rich reports it
-        # From a user's code: our commands raise typer.Exit, which is not a SystemExit.
-        _end_with(ConfigError(f"the code of a source or a statistic called sys.exit({show(error.code)})"))
-
-
-def _end_quietly() -> NoReturn:
-    """End with 0, since the reader of the output, such as `head`, has seen enough."""
-    # Python would write what is left at the end, and fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise typer.Exit(0)
-
-
-def _end_with(error: Exception) -> NoReturn:
-    from mixserve_client.schema.text import shorten
-
-    print(f"mixserve: {shorten(str(error))}", file=sys.stderr)
-    raise typer.Exit(2) from error

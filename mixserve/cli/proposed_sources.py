@@ -17,6 +17,7 @@ from mixserve.cli.data_files import Group, pattern_of
 from mixserve.cli.proposed_fields import Proposed, Spec, propose, see_columns, see_records
 from mixserve.error_boundary import WrongRecord
 from mixserve.mixture.id_patterns import find_pattern
+from mixserve.sources.decoders import Decoder
 from mixserve.sources.registry import KINDS
 from mixserve_client.schema.text import describe_error
 from mixserve_client.schema.tree import flatten
@@ -40,6 +41,7 @@ class Proposal:
     fields: list[Proposed] = field(default_factory=list[Proposed])
     spec: Spec = field(default_factory=Spec)
     ids: int | None = None  # of files of tokens: all in them, of which records can be cut
+    weight: str = "1"
 
 
 class NotServed(ValueError):
@@ -71,7 +73,7 @@ def propose_sources(group: Group, folder: Path, length: int | None) -> tuple[lis
 def _propose(given: Group, folder: Path, length: int | None) -> Proposal:
     """The source of a group. Raises NotServed."""
     group = replace(given)
-    path = [_written(group.folder / name, folder) for name in pattern_of(group)]
+    path = [written_path(group.folder / name, folder) for name in pattern_of(group)]
     made = Proposal(group, path, _name(group))
     try:
         if group.kind in ("tokens", "megatron") or (group.what == "npy" and _are_tokens(group)):
@@ -85,7 +87,7 @@ def _propose(given: Group, folder: Path, length: int | None) -> Proposal:
         else:
             if group.what == "zarr array":
                 made.path = {made.name: path[0]}
-            made.spec = _spec_of(_open(made, folder))
+            made.spec = _spec_of(open_proposed(made, folder))
     except (OSError, ValueError, TypeError, ImportError, KeyError, EOFError, TarError, BadZipFile) as error:
         raise NotServed(describe_error(error, 300)) from error
     if made.fields:
@@ -116,11 +118,11 @@ def _propose_tokens(made: Proposal, folder: Path, length: int | None) -> None:
         group.kind = "tokens"
         sizes = [path.stat().st_size for path in group.paths]
         if group.what == "plain":
-            dtype, reason = _guess_dtype(group.paths, sizes)
+            dtype, reason = guess_dtype(group.paths, sizes)
             made.options["dtype"] = dtype
             made.comments["dtype"] = f"a guess: {reason}"
     made.options["sequence_length"] = "1"
-    source = _open(made, folder)
+    source = open_proposed(made, folder)
     ids = source.stored_dtype
     made.ids = len(source)
     if group.kind == "megatron":  # a record has tokens of one data set
@@ -132,7 +134,7 @@ def _propose_tokens(made: Proposal, folder: Path, length: int | None) -> None:
     set_length(made, min(length or DEFAULT_LENGTH, int(made.ids or 1)), length)
 
 
-def _guess_dtype(files: list[Path], sizes: list[int]) -> tuple[str, str]:
+def guess_dtype(files: list[Path], sizes: list[int]) -> tuple[str, str]:
     """The dtype of ids in files without a header, and why it is likely."""
     file = files[len(files) // 2]
     with file.open("rb") as opened:
@@ -177,7 +179,7 @@ def _propose_arrays(made: Proposal, folder: Path) -> None:
         if len(others) != len(group.paths):
             raise ValueError("give the folder: each .npy file is a field of its records")
         headers = [{path.stem: _npy_header(path) for path in group.paths}]
-        made.path, group.paths = [_written(group.folder, folder)], [group.folder]
+        made.path, group.paths = [written_path(group.folder, folder)], [group.folder]
         made.name = group.folder.resolve().name or "data"
     else:
         headers = [dict(_zip_headers(path)) for path in group.paths]
@@ -243,27 +245,50 @@ def _propose_columns(made: Proposal, length: int | None) -> None:
 
 def _propose_records(made: Proposal, length: int | None) -> None:
     """Formats of records that are decoded: a sample of the records of the first file."""
+    sample = sample_of(made.group)
+    set_record_kind(made, sample)
+    seen = see_records(sample.decoder, sample.records)
+    made.fields = propose(seen, records=len(sample.records), length=length, any_dtype=made.group.kind != "mds")
+
+
+@dataclass
+class Sample:
+    """The first records of a group; `kind` is what its records are, if its kind of files leaves that open."""
+
+    kind: str | None
+    decoder: Decoder
+    records: list[Any]
+    columns: list[str] = field(default_factory=list[str])  # of MDS: name and encoding
+    total: int = 0  # of MDS: all records
+
+
+def sample_of(group: Group) -> Sample:
+    """Raises ValueError or OSError if there are no records, or they cannot be read."""
     from mixserve.sources.decoded_source import decoder_of
     from mixserve.sources.mds_source import ColumnsDecoder, MDSSamples
     from mixserve.sources.webdataset_source import MembersDecoder
 
-    group = made.group
     if group.kind == "mds":
         samples = MDSSamples(group.paths)
-        decoder, records = ColumnsDecoder(samples.columns), samples.read(range(min(_SAMPLE, len(samples))))
+        columns = [f"{column.name}: {column.encoding}" for column in samples.columns]
+        records = samples.read(range(min(_SAMPLE, len(samples))))
+        sample = Sample(None, ColumnsDecoder(samples.columns), records, columns, len(samples))
     elif group.kind == "webdataset":
-        decoder, records = MembersDecoder(), list(_tar_samples(group.paths[0]))
+        sample = Sample(None, MembersDecoder(), list(_tar_samples(group.paths[0])))
     else:
         records = _array_records(group.paths[0]) if group.kind == "array_record" else _tfrecords(group.paths[0])
         kind = _record_kind(records)
-        decoder = decoder_of(kind, None)
-        if kind != "example":
-            made.options["record"] = kind
-            made.comments["record"] = "a guess" if kind == "bytes" else ""
-    if not records:
+        sample = Sample(kind, decoder_of(kind, None), records)
+    if not sample.records:
         raise ValueError("it holds no records, or the first one has more than 4 MB")
-    seen = see_records(decoder, records)
-    made.fields = propose(seen, records=len(records), length=length, any_dtype=made.group.kind != "mds")
+    return sample
+
+
+def set_record_kind(made: Proposal, sample: Sample) -> None:
+    """Say in the options what the records are, unless they are Examples."""
+    if sample.kind not in (None, "example"):
+        made.options["record"] = sample.kind
+        made.comments["record"] = "a guess" if sample.kind == "bytes" else ""
 
 
 def _record_kind(records: list[bytes]) -> str:
@@ -321,13 +346,11 @@ def _tar_samples(path: Path) -> Iterator[dict[str, bytes]]:
         yield sample
 
 
-def _open(made: Proposal, folder: Path) -> Any:
-    """The source, opened as the server does."""
+def open_proposed(made: Proposal, folder: Path) -> Any:
+    """The source, opened as the server does, but without fields. Raises what opening it does."""
     section: dict[str, Any] = {"kind": made.group.kind, "path": made.path, "weight": 1}
-    if "dtype" in made.options:
-        section["dtype"] = made.options["dtype"]
-    if "sequence_length" in made.options:
-        section["sequence_length"] = int(made.options["sequence_length"])
+    section |= {key: made.options[key] for key in ("dtype", "windows") if key in made.options}
+    section |= {key: int(made.options[key]) for key in ("sequence_length", "overlap") if key in made.options}
     return KINDS[made.group.kind].model_validate(section).open(folder)
 
 
@@ -337,7 +360,7 @@ def _spec_of(source: Any) -> Spec:
     }
 
 
-def _written(path: Path, folder: Path) -> str:
+def written_path(path: Path, folder: Path) -> str:
     """The path as it is written in a file in `folder`: relative, if it lies below."""
     absolute, base = (Path(os.path.normpath(one.absolute())) for one in (path, folder))
     return str(absolute.relative_to(base) if absolute.is_relative_to(base) else absolute)

@@ -1,0 +1,1 @@
+"""Other libraries' lists of data -> a configuration file: `mixserve init --from`."""
