@@ -106,7 +106,7 @@ def test_windows_are_those_that_megatron_reads(blend):
         ("-1 web_text_document", "blend.txt, line 1: a weight must be a number of at least 0, got '-1'"),
         ("1 web_text_document\nnan code_text_document", "line 2: a weight must be a number of at least 0, got 'nan'"),
         ("0 web_text_document 0 code_text_document", "all weights are 0"),
-        ("1 web_text_document\n\n1 gone_text_document", "blend.txt, line 3: "),
+        ("1 web_text_document\n\n1 gone_text_document", "blend.txt, line 3: there is no "),
         ("1 s3://bucket/web", "line 1: 's3://bucket/web' is remote"),
         ("", "blend.txt: is empty"),
     ],
@@ -278,7 +278,7 @@ def test_records_are_those_that_olmo_reads(token_files):
         ("\n,a/dolma2/part-0.npy\n", "mix.txt, line 2: must be LABEL,PATH"),
         ("# nothing\n", "mix.txt: has no lines"),
         ("web,a/{TOKENIZER}/part-0.npy\n", "line 1: say what {TOKENIZER} is with --replace '{TOKENIZER}=NAME'"),
-        ("web,a/dolma2/part-7.npy\n", "mix.txt, line 1: "),
+        ("web,a/dolma2/part-0.npy\nweb,a/dolma2/part-7.npy\n", "mix.txt, line 2: there is no "),
         ("web,weka://x/part-0.npy\n", "line 1: 'weka://x/part-0.npy' is remote"),
     ],
 )
@@ -335,7 +335,7 @@ def test_streams_with_repeat_and_choose_are_weighed_by_their_samples(streams):
     foundry("web: {local: web, repeat: 0.5}", "code: {local: code, choose: 100}", "more: {local: code}")
     text = made("mosaicml", "run.yaml")
     assert weights() == {"web": 10, "code": 100, "more": 8}
-    assert "20 records, times repeat 0.5" in text
+    assert "number of records: 20, times repeat 0.5" in text
 
 
 def test_streams_as_a_list_and_a_data_set_alone(streams):
@@ -348,6 +348,15 @@ def test_streams_as_a_list_and_a_data_set_alone(streams):
     assert weights() == {"data": 20}
 
 
+def test_ids_that_old_data_sets_have_as_bytes(here):
+    ids = np.arange(2 * 16).reshape(2, 16)
+    Path("web").mkdir()
+    write_mds(Path("web/train"), {"tokens": "bytes"}, [[{"tokens": row.tobytes()} for row in ids]])
+    foundry("web: {local: web}")
+    made("mosaicml", "run.yaml")
+    np.testing.assert_array_equal(opened("web").take(np.arange(2))["tokens"].view(np.int64), ids)
+
+
 @pytest.mark.parametrize(
     ("stream", "said"),
     [
@@ -356,7 +365,7 @@ def test_streams_as_a_list_and_a_data_set_alone(streams):
         ("web: 3", "streams.web: must be a mapping, got 3"),
         ("web: {proportion: 1}", "streams.web: local: must be a path, got None"),
         ("web: {local: '${nothing}'}", "streams.web.local: the file does not say what '${nothing}' is"),
-        ("web: {local: gone}", "streams.web: "),
+        ("web: {local: gone}", "streams.web: there is no "),
         ("web: {remote: 's3://b/web'}", "is remote, and mixserve reads files of this machine"),
         ("web: {local: web, split: val}", "streams.web: "),
     ],

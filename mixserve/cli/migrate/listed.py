@@ -25,6 +25,11 @@ class Listed:
     where: str  # its place in the list, for errors: "blend.txt, line 3"
     weight: float | int | None = None
     repeat: float | int = 1
+    places: list[str] = field(default_factory=list[str])  # of each path, if they have places of their own
+
+    def place_of(self, number: int) -> str:
+        """The place of a path in the list."""
+        return self.places[number] if self.places else self.where
 
 
 @dataclass

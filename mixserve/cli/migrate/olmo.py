@@ -61,7 +61,9 @@ def _by_label(found: Iterable[tuple[str, str, str]]) -> list[Listed]:
     sources: dict[tuple[str, int], Listed] = {}
     for label, path, where in found:
         again = times[label, path] = times.get((label, path), 0) + 1
-        sources.setdefault((label, again), Listed(label, [], where)).paths.append(path)
+        source = sources.setdefault((label, again), Listed(label, [], where))
+        source.paths.append(path)
+        source.places.append(where)
     return list(sources.values())
 
 
