@@ -74,6 +74,21 @@ def test_prefixes_of_megatron_without_weights_have_the_shares_of_their_windows(b
     assert all("as" not in section for section in sections().values())
 
 
+def test_very_small_and_very_large_weights_stay_exact(blend):
+    made(
+        "megatron",
+        "1e-7",
+        "web_text_document",
+        "12345678.5",
+        "code_text_document",
+        "1e22",
+        "books_text_document",
+        "--sequence-length",
+        33,
+    )
+    assert weights() == {"web": 1e-7, "code": 12345678.5, "books": 1e22}
+
+
 def test_a_file_of_a_megatron_blend(blend):
     Path("blend.txt").write_text("30 web_text_document\n70\nbooks_text_document.bin 5 web_text_document\n")
     made("megatron", "blend.txt", "--sequence-length", 33)
@@ -109,6 +124,8 @@ def test_windows_are_those_that_megatron_reads(blend):
         ("1 web_text_document\n\n1 gone_text_document", "blend.txt, line 3: there is no "),
         ("1 s3://bucket/web", "line 1: 's3://bucket/web' is remote"),
         ("", "blend.txt: is empty"),
+        ("1 web\0_text_document", "blend.txt, line 1: "),
+        ("1 " + "a" * 5000, "blend.txt, line 1: "),
     ],
 )
 def test_malformed_blends_of_megatron(blend, text, said):
@@ -277,6 +294,7 @@ def test_records_are_those_that_olmo_reads(token_files):
         ("web,a,b\n", "mix.txt, line 1: must be LABEL,PATH"),
         ("\n,a/dolma2/part-0.npy\n", "mix.txt, line 2: must be LABEL,PATH"),
         ("# nothing\n", "mix.txt: has no lines"),
+        ("a\0,b\n", "mix.txt, line 1: "),
         ("web,a/{TOKENIZER}/part-0.npy\n", "line 1: say what {TOKENIZER} is with --replace '{TOKENIZER}=NAME'"),
         ("web,a/dolma2/part-0.npy\nweb,a/dolma2/part-7.npy\n", "mix.txt, line 2: there is no "),
         ("web,weka://x/part-0.npy\n", "line 1: 'weka://x/part-0.npy' is remote"),
@@ -332,9 +350,11 @@ def test_streams_with_proportions(streams):
 
 
 def test_streams_with_repeat_and_choose_are_weighed_by_their_samples(streams):
-    foundry("web: {local: web, repeat: 0.5}", "code: {local: code, choose: 100}", "more: {local: code}")
+    foundry(
+        "web: {local: web, repeat: 0.5}", "code: {local: code, choose: 100}", "more: {local: code, repeat: 987654.3}"
+    )
     text = made("mosaicml", "run.yaml")
-    assert weights() == {"web": 10, "code": 100, "more": 8}
+    assert weights() == {"web": 10, "code": 100, "more": 8 * 987654.3}
     assert "number of records: 20, times repeat 0.5" in text
 
 
@@ -386,6 +406,10 @@ def test_streams_that_do_not_fit_together(streams):
 
 
 # All
+
+
+def test_a_list_without_an_end_is_refused(here):
+    assert "/dev/zero: a list may have at most 64 MiB, and this is larger" in refused("olmo", "/dev/zero")
 
 
 def test_options_that_do_not_fit(here):

@@ -74,11 +74,12 @@ class Places:
 
 def read_text(path: Path) -> str:
     """The text of a list. Raises OSError, or InvalidRequest if it is not a text of a sensible size."""
-    size = path.stat().st_size
-    if size > _LARGEST_LIST:
-        raise InvalidRequest(f"{path}: a list may have at most {_LARGEST_LIST >> 20} MiB, and this has {size:,} bytes")
+    with path.open("rb") as file:
+        content = file.read(_LARGEST_LIST + 1)
+    if len(content) > _LARGEST_LIST:
+        raise InvalidRequest(f"{path}: a list may have at most {_LARGEST_LIST >> 20} MiB, and this is larger")
     try:
-        return path.read_text("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path}: must be a text in UTF-8, not data: {error}") from error
 

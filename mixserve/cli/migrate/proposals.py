@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,16 @@ def _naming(listed: Listed) -> Iterator[None]:
 def _start(kind: str, listed: Listed, places: Places, folder: Path) -> Proposal:
     """The source with its paths, and the files that they match."""
     ending = ".idx" if kind == "megatron" else ""
-    here = [places.local(path, listed.place_of(number)) for number, path in enumerate(listed.paths)]
-    for number, path in enumerate(here):
-        if not has_magic(str(path)) and not Path(f"{path}{ending}").exists():
-            raise InvalidRequest(f"{listed.place_of(number)}: there is no {path}{ending}")
     with _naming(listed):
+        here = [places.local(path, listed.place_of(number)) for number, path in enumerate(listed.paths)]
+        for number, path in enumerate(here):
+            if not has_magic(str(path)) and not Path(f"{path}{ending}").exists():
+                raise InvalidRequest(f"{listed.place_of(number)}: there is no {path}{ending}")
         found = find_files([f"{path.absolute()}{ending}" for path in here], folder, or_folders=kind == "mds")
     group = Group(kind, found[0].parent, found, [])
     made = Proposal(group, [written_path(path, folder) for path in here], listed.name)
     if listed.weight is not None:
-        made.weight, made.comments["weight"] = str(listed.weight), ""
+        made.weight, made.comments["weight"] = _show_number(listed.weight), ""
     return made
 
 
@@ -131,9 +132,14 @@ def _open_tokens(source: Proposal, listed: Listed, folder: Path) -> Any:
 
 def _weigh(source: Proposal, listed: Listed, records: int) -> None:
     if listed.weight is None:
-        source.weight = f"{records * listed.repeat:g}" if listed.repeat != 1 else str(records)
+        source.weight = _show_number(records * listed.repeat)
         times = f": {records:,}, times repeat {listed.repeat}" if listed.repeat != 1 else ""
         source.comments["weight"] = f"its number of records{times}"
+
+
+def _show_number(number: float) -> str:
+    """The number as YAML reads it: `1e-07` would be a text."""
+    return format(Decimal(repr(number)), "f")
 
 
 def _propose_records(made: Sequence[Proposal], listed: Sequence[Listed], length: int | None) -> None:
