@@ -40,8 +40,9 @@ test-pythons: ## Run the tests under every installed Python from 3.11 on, each i
 test-examples: $(READY) ## Run the examples and the code in docs; takes minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 tests/examples
 
-crash: $(READY) ## Kill servers 200 times during saves, restores and reads of sessions; takes ten minutes
-	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} $(BIN)/python -m pytest -s tests/crash
+crash: $(READY) ## Kill servers 200 times during saves, restores and reads of sessions, and hold 1,000; takes ten minutes
+	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} MIXSERVE_SESSIONS=$${MIXSERVE_SESSIONS:-1000} \
+	  $(BIN)/python -m pytest -s tests/crash tests/test_sessions_live.py
 
 parquet: $(READY) ## Convert 5 GB of Parquet in under 2 GB of memory, killed ten times on the way; needs 20 GB of disk
 	MIXSERVE_PARQUET_MB=$${MIXSERVE_PARQUET_MB:-5000} MIXSERVE_PARQUET_KILLS=$${MIXSERVE_PARQUET_KILLS:-10} \

@@ -559,7 +559,7 @@ def train(folder: Path) -> None:
 
 def test_a_killed_process_goes_on_at_exactly_the_next_record(tmp_path):
     whole = whole_epoch()
-    for at in sorted(random.Random(0).sample(range(1, len(whole) - 20), 20)):
+    for at in sorted(random.Random(0).sample(range(1, len(whole) - 20), 8)):
         process = Forked(train, tmp_path, log=tmp_path / f"{at}.log")
         wait_for_record(tmp_path / "seen.txt", at, process)
         process.kill(DEADLINE_S)

@@ -31,7 +31,7 @@ from tests.crash.server import MIXTURE, make_node
 from tests.forked import Forked, wait_for_line
 from tests.processes import DEADLINE_S
 
-KILLS = int(os.environ.get("MIXSERVE_CRASH_KILLS") or 10)
+KILLS = int(os.environ.get("MIXSERVE_CRASH_KILLS") or 6)
 SEED = int(os.environ.get("MIXSERVE_CRASH_SEED") or random.SystemRandom().randrange(1 << 32))
 TRAINERS = 3
 LONGEST_LIFE_S = 0.8
