@@ -1,34 +1,43 @@
 """`mixserve check`: every source opened and sampled, or read whole -> tables and warnings."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from mixserve.build import examine_sources
+from mixserve.build import LeaveOut, examine_sources, list_undecodable, read_lists, skipping
 from mixserve.cli.late_progress import late_progress
 from mixserve.cli.opened import open_mixtures
 from mixserve.cli.show import MOST_ROWS, Cells, show_mixture
+from mixserve.config import load_config
 from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.examine import Examined
 from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.sampling import FIRST
-from mixserve_client.schema.text import show_names
+from mixserve.mixture.scan import Scanned
+from mixserve.sources.skipped import path_of
+from mixserve_client.schema.text import shorten, show_names
 
 _MOST_WEIGHTS = 8
+_MOST_SKIPPED = 5  # of a source, whose reasons are shown
 
 
 def run(config_file: Path, *, placement: str | None, mixture: str | None, full: bool) -> None:
-    """Build the mixtures of a configuration file, read records of each source, and show the mixtures, or one.
+    """Build the mixtures of a configuration file, read records of each source, and show the mixtures, or one. With
+    `full`, list the records to leave out first.
 
     Raises ConfigError.
     """
-    with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, nodes):
+    scanned = _list_undecodable(config_file, mixture) if full else {}
+    # Of other mixtures than the one that was asked for, there may be no lists yet.
+    leave_out = _listed_only(config_file, {name for name, _ in scanned}) if scanned else None
+    with open_mixtures(config_file, placement=placement, mixture=mixture, leave_out=leave_out) as (client, nodes):
         shown = {mixture: nodes[mixture]} if mixture in nodes else dict(nodes)
         records = sum(sum(map(len, node.mixture.leaves)) for node in shown.values())
         with late_progress("reading all records" if full else "reading a sample", records if full else None) as tell:
-            found = examine_sources(shown, config_file, full=full, tell=tell)
+            found = examine_sources(shown, config_file, full=full, tell=tell, scanned=scanned)
         console = Console(highlight=False)
         for name, node in shown.items() if mixture is None or mixture in nodes else [(mixture, None)]:
             described = client.mixture(name)  # raises if the name is unknown
@@ -36,6 +45,42 @@ def run(config_file: Path, *, placement: str | None, mixture: str | None, full: 
                 of_sources = _join(node.mixture, found[name])
                 warnings = _warnings(node.mixture, of_sources)
                 show_mixture(console, described, _columns(of_sources[:MOST_ROWS], full=full), warnings)
+        _show_scanned(console, config_file, scanned)
+
+
+def _list_undecodable(config_file: Path, mixture: str | None) -> dict[tuple[str, str], Scanned]:
+    """Write the list of the records to leave out; what was found, by mixture and source."""
+    config = load_config(config_file)
+    if mixture is not None and mixture not in config.mixtures:
+        return {}
+    chosen = {name: sources for name, sources in skipping(config).items() if mixture in (None, name)}
+    if not any(chosen.values()):
+        return {}
+    with late_progress("looking for records that cannot be decoded", None) as tell:
+        return list_undecodable(config, config_file, mixture, tell)
+
+
+def _listed_only(config_file: Path, mixtures: Collection[str]) -> LeaveOut:
+    lists = read_lists(config_file)
+
+    def leave_out(mixture: str, name: str, source: Any, content_id: str | None) -> Any:
+        return lists.leave_out(mixture, name, source, content_id) if mixture in mixtures else source
+
+    return leave_out
+
+
+def _show_scanned(console: Console, config_file: Path, scanned: Mapping[tuple[str, str], Scanned]) -> None:
+    """Say how many records of each source are left out, and what is wrong with the first few."""
+    for (mixture, source), found in scanned.items():
+        where = f"{shorten(mixture, 100)}: {shorten(source, 100)}"
+        console.print(f"{where}: {len(found.bad):,} records left out", markup=False, soft_wrap=True)
+        for record_id, why in islice(found.bad.items(), _MOST_SKIPPED):
+            console.print(f"  record {record_id:,}: {why}", markup=False, soft_wrap=True)
+        if len(found.bad) > _MOST_SKIPPED:
+            console.print(f"  and {len(found.bad) - _MOST_SKIPPED:,} more")
+    if scanned:
+        path = path_of(config_file)
+        console.print(f"{path} lists them; copy it to all servers of the mixture", markup=False, soft_wrap=True)
 
 
 def show_bytes(count: int) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mixserve.descriptors import allow_many_files
-from mixserve.error_boundary import WrongRecord
 from mixserve.sources.decoded_source import DecodedSource, decoder_of
 from mixserve.sources.fields import FieldSpec, Served
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.fork_gate import ForkGate
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.undecodable import UnreadRecord
 from mixserve_client.errors import SourceChanged
 from mixserve_client.schema.text import describe_error
 
@@ -130,9 +130,9 @@ class ArrayRecords:
             try:
                 reader.read([row])
             except RuntimeError as error:
-                raise WrongRecord(
-                    f"{file.path}, record {row:,}: cannot be read: {describe_error(error, 300)}"
-                ) from error
+                failed = UnreadRecord(f"{file.path}, record {row:,}: cannot be read: {describe_error(error, 300)}")
+                failed.file = file
+                raise failed from error
 
     def group_warning(self) -> str | None:
         """What to say of the first file whose records are compressed in groups."""

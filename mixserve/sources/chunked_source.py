@@ -6,12 +6,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from mixserve.error_boundary import WrongRecord
 from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name, serve_fields
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.open_file import OpenFile
 from mixserve.sources.source import ElementSpec, RecordIds, Records
+from mixserve.sources.undecodable import UnreadRecord
 from mixserve_client.errors import MixserveError
 from mixserve_client.schema.text import describe_error, show_names
 from mixserve_client.schema.tree import unflatten
@@ -163,7 +163,7 @@ class ChunkedSource:
                 try:
                     array.begin_read(np.array([row]))()
                 except (OSError, ValueError) as alone:
-                    raise WrongRecord(
+                    raise UnreadRecord(
                         f"the field {field.spec.source!r:.100} of the record {record_id} cannot be read: "
                         f"{describe_error(alone, 500)}; {self.locate(record_id)}"
                     ) from alone

@@ -83,7 +83,7 @@ class ColumnSource:
             try:
                 found |= self._columns[field.spec.source].take(field, at)
             except WrongRecord as error:
-                raise WrongRecord(self._explain(error, field, at)) from error
+                raise type(error)(self._explain(error, field, at)) from error
         return found
 
     @property

@@ -1,6 +1,7 @@
 """Stored records that must be decoded, and a decoder -> a source."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from mixserve.sources.source import ElementSpec, RecordIds, Records
 
 RECORDS = ("example", "bytes", "npy", "json")
 FIELD = "data"
+_MOST_ERRORS = 64  # of records, while the fields are looked for
 
 
 class RecordStore(Protocol):
@@ -120,19 +122,34 @@ class DecodedSource:
         return f"{type(self).__name__}({{{fields}}}, length={len(self)})"
 
     def _stored(self, fields: Sequence[FieldSpec] | None) -> Any:
-        read: list[int] = []
-
-        def records() -> Iterator[Any]:
-            for record_id in range(len(self._store)):
-                read.append(record_id)
-                yield self._store.read([record_id])[0]
-
+        """The stored fields, by the first records that can be decoded. Raises the error of the first record if none of
+        the first few can be: then the data are something else."""
+        errors: list[ValueError] = []
+        records = self._decodable(fields, errors)
         try:
-            return self._decoder.stored(records(), fields)
-        except ValueError as error:
-            if isinstance(error, WrongRecord):
-                raise
-            raise ValueError(f"{self._store.locate(read[-1])}: {error}") from error
+            first = next(records, None)
+            if first is None:
+                raise errors[0]
+            return self._decoder.stored(chain([first], records), fields)
+        finally:
+            errors.clear()  # they lead to this frame
+
+    def _decodable(self, fields: Sequence[FieldSpec] | None, errors: list[ValueError]) -> Iterator[Any]:
+        """The records that can be decoded alone, until too many cannot be; their errors are appended to `errors`."""
+        for record_id in range(len(self._store)):
+            try:
+                record = self._store.read([record_id])[0]
+                self._decoder.stored([record], fields)
+            except WrongRecord as error:
+                errors.append(error)
+            except ValueError as error:
+                located = ValueError(f"{self._store.locate(record_id)}: {error}")
+                located.__cause__ = error
+                errors.append(located)
+            else:
+                yield record
+            if len(errors) == _MOST_ERRORS:
+                return
 
     def _decode(self, records: Sequence[Any], ids: Sequence[int]) -> list[list[np.ndarray]]:
         decode, served = self._decoder.decode, self._served
@@ -153,7 +170,7 @@ class DecodedSource:
                     field.fit([row], [record_id])
                 except WrongRecord as error:
                     said = f"{self._store.locate(record_id)}: {error}{_hint(field, row)}"
-                    raise WrongRecord(said) from None
+                    raise type(error)(said) from None
             raise
 
 

@@ -154,7 +154,9 @@ def _npy_header(head: bytes) -> tuple[np.dtype, tuple[int, ...], bool]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(file)
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy takes the header for Python, and garbled ones raise errors of many classes
         raise ValueError(f"it is not an .npy array: {error}") from None
     if dtype.hasobject or dtype.names is not None or dtype.kind in "SUV":
         raise ValueError(f"an .npy array of {dtype} cannot be served: it must be of numbers")

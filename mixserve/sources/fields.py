@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
+from mixserve.sources.undecodable import LongRecord
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import show_names
 from mixserve_client.schema.tree import flatten
@@ -72,8 +73,8 @@ class Served:
     def fit(self, rows: Sequence[np.ndarray], record_ids: Iterable[int]) -> dict[str, np.ndarray]:
         """The field, and the field of its lengths if it has one, of records whose stored values are `rows`.
 
-        Raises WrongRecord, which names the field and the record, for other dtypes or shapes than stored, and for values
-        that are too long.
+        Raises WrongRecord, which names the field and the record, for other dtypes or shapes than stored, and LongRecord
+        for values that are too long.
         """
         stored, shape = self.stored, self.shape
         # All of them at once first: a test per record costs more than its copy.
@@ -108,9 +109,9 @@ class Served:
                 )
 
     def check_length(self, length: int, record_id: int) -> None:
-        """Raises WrongRecord if so many values are more than the field has room for, and must not be cut."""
+        """Raises LongRecord if so many values are more than the field has room for, and must not be cut."""
         if self.spec.long == "refuse" and length > self.shape[0]:
-            raise WrongRecord(
+            raise LongRecord(
                 f"the field {self.spec.source!r:.100} of the record {record_id} has {length} values, more than its "
                 f"length {self.shape[0]}: give a larger length, or long: cut"
             )

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -27,10 +27,14 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
-    """A source in the file. A subclass adds `kind`, a Literal with one name, and the keys of that kind."""
+    """A source in the file. A subclass adds `kind`, a Literal with one name, and the keys of that kind.
+
+    With `on_error: skip`, records that cannot be decoded are left out, if `mixserve check --full` has listed them.
+    """
 
     weight: Weight | None = None
     content_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    on_error: Literal["raise", "skip"] = "raise"
 
     def open(self, folder: Path) -> Any:
         """Open the source; paths are relative to `folder`. Errors name the key, and the file if there is one.
