@@ -102,7 +102,9 @@ class _Scan:
         for record_id in range(first, stop) if stop - first > 1 else ():
             try:
                 self._take(record_id, record_id + 1)
-            except Exception as alone:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as alone:
                 if not is_undecodable(alone):
                     return ValueError(str(FailedRead.of(self._name, [record_id], 0, alone)))
         return ValueError(str(FailedRead.of(self._name, range(first, stop), 0, error)))
