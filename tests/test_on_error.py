@@ -32,6 +32,7 @@ from tests.records import tfrecord, write_array_record
 from tests.test_mds import write_mds
 from tests.test_webdataset import tar
 
+PAGE = Path(__file__).parent.parent / "docs/sources.md"
 COUNT = 40
 BAD = (0, 7, 8, 39)
 GOOD = [number for number in range(COUNT) if number not in BAD]
@@ -569,3 +570,16 @@ def test_one_mixture_may_be_listed_alone(listed):
 def test_garbled_headers_of_npy_are_value_errors(garbled):
     with pytest.raises(ValueError, match=r"it is not an \.npy array: "):
         read_npy(npy(1).replace(garbled[0], garbled[1], 1))
+
+
+def test_the_file_of_the_page(tmp_path):
+    text = PAGE.read_text().partition("### Records that cannot be decoded")[2].partition("\n#")[0]
+    (yaml,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/a.tar").write_bytes(
+        tar([(f"{n:03}.npy", npy(n)[: -1 if n in BAD else None]) for n in range(COUNT)])
+    )
+    file = tmp_path / "mixture.yaml"
+    file.write_text(f"{yaml}server: {{prepared: prepared}}\n")
+    assert "train: web: 4 records left out" in check(file, "--full")
+    check(file)

@@ -42,7 +42,7 @@ def test_the_configuration_takes_the_kinds_of_the_table(tmp_path):
 def test_a_kind_has_its_own_keys_in_messages(tmp_path, kind):
     said = refusal(tmp_path, f"{{kind: {kind}, nothing: 1}}")
     (allowed,) = re.findall(r"\.nothing: unknown key; allowed here are (.*)", said)
-    assert set(allowed.split(", ")) == {"weight", "content_id", "kind"} | keys_of(kind)
+    assert set(allowed.split(", ")) == {"weight", "content_id", "on_error", "kind"} | keys_of(kind)
 
 
 def test_every_file_of_a_kind_has_a_line_in_the_table():

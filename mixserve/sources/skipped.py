@@ -143,7 +143,7 @@ def path_of(config_file: Path) -> Path:
 
 def identity(source: Source, content_id: str | None) -> bytes:
     """What a list is of: the SHA-256 of the source's digest, else of its `content_id`; empty if there is neither."""
-    # The digest first, although the fingerprint takes the id: ids are of the data before a disk damaged them, too.
+    # The digest first, although the fingerprint takes the id: a disk may damage data that keep their id.
     digest, own = content_bytes(source), _own_id(source, content_id)
     if not digest and own is None:
         return b""
