@@ -167,7 +167,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ("mixtures: {x: {sources: {a: {weight: 1}}}}", "mixtures.x.sources.a: "),
         (
             "mixtures: {x: {sources: {a: {kind: tokens, paths: a, dtype: uint16, sequence_length: 16, weight: 1}}}}",
-            "a.paths: unknown key; allowed here are weight, content_id, on_error, kind, path, dtype, sequence_length, as, f",
+            "a.paths: unknown key; allowed here are weight, content_id, on_error, kind, path, dtype, sequence_length",
         ),
         (
             "mixtures: {x: {sources: {a: {kind: arrays, path: a.npz}}}}",
