@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mixserve.cli.console import open_console
 from mixserve_client import MixClient, MixtureDescription
 
 _WARM_UP_S = 0.3  # not measured: connecting, shared memory, and the first plans
@@ -28,7 +29,7 @@ def run(
     address: str, *, sizes: list[int], seconds: float, key: int, mixture: str | None, shared_memory: bool | str
 ) -> None:
     """Read batches of each size for `seconds` seconds, and show a table. Raises MixserveError."""
-    console = Console(highlight=False)
+    console = open_console()
     with MixClient.connect(address, patience_s=10, shared_memory=shared_memory) as client:
         description = client.mixture(mixture)
         with Progress(console=Console(stderr=True), transient=True) as progress:

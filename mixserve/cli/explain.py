@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.console import open_console
+from mixserve.cli.plain import plain
 from mixserve.cli.show import MOST_ROWS, show_rest
 from mixserve.sessions.storage import open_regular
 from mixserve.sources.location import locate
@@ -83,10 +85,12 @@ def run(
     records: bool,
     whole: bool,
     every_row: bool,
+    as_json: bool,
     timeout_s: float,
 ) -> None:
     """Show source and record of [start, start + size), up to the mixture's end, or of the batch number `batch` of a run
-    that began at `start` (default 0); with `records` also the rows, and with `whole` every number of them.
+    that began at `start` (default 0); with `records` also the rows, and with `whole` every number of them. `as_json`
+    writes all of that for scripts.
 
     Raises ConfigError and MixserveError.
     """
@@ -96,7 +100,7 @@ def run(
         # A default would answer with the records of another run, and nothing would look wrong.
         raise InvalidRequest("--key is needed: the key= of the run, as in client.batches(…, key=7); or a --state of it")
     state = {} if state_file is None else _load_state(state_file)
-    console = Console(highlight=False)
+    console = open_console()
     with _client(target, timeout_s, mixture or state.get("mixture")) as (client, nodes, call_s):
         if state_file is not None:
             state = _check_state(client, state, state_file, mixture, call_s)
@@ -116,11 +120,15 @@ def run(
         else:
             # Not from the state's position: batches of a run count from its first.
             start, asked = _place_of_batch(batch, batch_size, start or 0, reader.skips)
-            console.print(f"batch {batch:,}: the positions {start:,} to {start + asked - 1:,}")
+            if not as_json:
+                console.print(f"batch {batch:,}: the positions {start:,} to {start + asked - 1:,}")
         end = client.end(mixture=reader.mixture.name, schedule=reader.schedule, timeout_s=call_s)
         if end is not None and start >= end:
             raise OutOfRange(f"the mixture ends at position {end}: start must be below that, got {start}")
         size = asked if end is None else min(asked, end - start)
+        if as_json:
+            _print_rows(reader, start, size, records=records)
+            return
         parts = _choose_rows(start, size, every_row)
         _show_rows(console, reader, parts)
         if size < asked:
@@ -260,3 +268,32 @@ def _show_records(console: Console, reader: _Reader, start: int, size: int, *, w
                 shown = np.array2string(record, threshold=max(1, most), edgeitems=8, prefix="  ")
                 more = "" if record.size <= most else f" ({record.size:,} numbers; --whole shows all)"
                 console.print(f"  {name or 'record'}: {shown}{more}", markup=False, soft_wrap=True)
+
+
+def _print_rows(reader: _Reader, start: int, size: int, *, records: bool) -> None:
+    """Write a JSON list with an object for each row, each on a line. Memory does not grow with `size`."""
+    before = "["
+    for at in range(start, start + size, _ROWS_AT_ONCE):
+        here = min(_ROWS_AT_ONCE, start + size - at)
+        for row in _rows(reader, at, here):
+            if records and not row["skipped"]:
+                fields = reader.records(row["position"], 1)
+                row["fields"] = {name or "record": plain(np.asarray(array[0])) for name, array in fields.items()}
+            print(before, json.dumps(row), sep="\n", end="")
+            before = ","
+    print("\n]")
+
+
+def _rows(reader: _Reader, start: int, size: int) -> Generator[dict[str, Any]]:
+    """What the table shows of each row; `where` is None if the source does not know."""
+    plan = reader.plan(start, size)
+    locations, names = reader.locations(plan) or [""] * size, reader.mixture.leaves
+    columns = plan["source_id"].tolist(), plan["record_id"].tolist(), locations, reader.kept(start, size).tolist()
+    for position, (source, record, where, kept) in enumerate(zip(*columns, strict=True), start):
+        yield {
+            "position": position,
+            "source": names[source],
+            "record": record,
+            "where": where or None,
+            "skipped": not kept,
+        }

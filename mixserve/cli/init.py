@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from mixserve.cli.check import show_bytes
+from mixserve.cli.console import open_console
 from mixserve.cli.data_files import MOST_ENTRIES, look_at
 from mixserve.cli.proposed_sources import Proposal, propose_sources, set_length
 from mixserve.cli.written_mixtures import check_out, give_names, print_next, write_mixtures
@@ -39,7 +38,7 @@ def run(
         proposed, refused = propose_sources(group, out.parent, sequence_length)
         found += proposed
         unknown += refused
-    console = Console(highlight=False)
+    console = open_console()
     if not found:
         said = "".join(f"\n  {path}: {reason}" for path, reason in unknown[:_MOST_UNKNOWN])
         raise InvalidRequest(f"no data was recognised in {', '.join(paths)}{said}")

@@ -187,9 +187,7 @@ def explain(
         typer.Option(help="A batch by its number: 0 is the one at position --start (0). Needs --batch-size."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a batch, over all shards.")] = None,
-    key: Annotated[
-        int | None, typer.Option(help="Seed of the run's key, in 0..2^32-1; needed without --state.")
-    ] = None,
+    key: Annotated[int | None, typer.Option(help="Seed of the run's key, 0..2^32-1; needed without --state.")] = None,
     mixture: MixtureName = None,
     show: Annotated[bool, typer.Option("--show", help="Read the records, and show them too.")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="With --show: every number of large arrays.")] = False,
@@ -197,10 +195,10 @@ def explain(
         Path | None, typer.Option(help="JSON of an iterator's get_state(): mixture, key, position, schedule, skips.")
     ] = None,
     every_row: Annotated[bool, typer.Option("--all", help="Show every row, even if there are many.")] = False,
+    as_json: AsJson = False,
     timeout_s: Timeout = 10.0,
 ) -> None:
-    """Show which records are at a range of positions, and where those of a file's mixture lie; reads no data without
-    --show."""
+    """Show which records are at a range of positions, and where they lie if a file is given; reads data for --show."""
     with plain_errors():
         from mixserve.cli.explain import run
 
@@ -216,6 +214,7 @@ def explain(
             records=show or whole,
             whole=whole,
             every_row=every_row,
+            as_json=as_json,
             timeout_s=timeout_s,
         )
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.console import open_console
 from mixserve_client import MixClient, MixtureDescription
 from mixserve_client.schema.text import show_names
 
@@ -19,7 +20,7 @@ Cells = list[str]
 def show_server(address: str, timeout_s: float) -> None:
     """Show the mixtures of a running server. Raises MixserveError."""
     with MixClient.connect(address, patience_s=timeout_s) as client:
-        console = Console(highlight=False)
+        console = open_console()
         for name in client.mixtures(timeout_s=timeout_s):
             show_mixture(console, client.mixture(name, timeout_s=timeout_s))
 

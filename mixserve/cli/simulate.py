@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.console import open_console
 from mixserve.cli.opened import open_mixtures
 from mixserve.cli.show import MOST_ROWS, show_mixture, show_rest
 from mixserve.cli.simulated_picture import draw
@@ -29,7 +29,7 @@ def run(
 
     Raises ConfigError, MixserveError and OSError.
     """
-    console = Console(highlight=False)
+    console = open_console()
     with open_mixtures(config_file, placement=placement, mixture=mixture) as (client, nodes):
         names = (mixture,) if mixture else client.mixtures()
         if picture is not None:

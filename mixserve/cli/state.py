@@ -1,7 +1,6 @@
 """`mixserve state`: shows a running server's sessions and checkpoints; saves, restores and deletes checkpoints."""
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,6 +13,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.console import open_console
+from mixserve.cli.plain import plain
 from mixserve_client import MixClient
 from mixserve_client.errors import (
     CorruptCheckpoint,
@@ -43,7 +44,7 @@ def show_sessions(address: str, *, mixture: str | None, as_json: bool, timeout_s
     if as_json:
         _print_json([asdict(session) for session in sessions])
         return
-    console = Console(highlight=False)
+    console = open_console()
     if not sessions:
         of = "" if mixture is None else f" of the mixture {mixture!r}"
         console.print(f"{address} knows no session{of}", markup=False, soft_wrap=True)
@@ -88,7 +89,7 @@ def show_session(address: str, name: str, *, mixture: str | None, as_json: bool,
         del described["damaged"]
         _print_json(described | {"operation_stats": counts, "statistics": statistics, "problem": problem})
         return
-    console = Console(highlight=False)
+    console = open_console()
     console.print(f"session {session.name} of the mixture {session.mixture}", style="bold", markup=False)
     if problem:
         console.print(f"  {problem}", markup=False, soft_wrap=True)
@@ -253,25 +254,7 @@ def _lines(path: str, value: Any) -> Iterator[str]:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_plain(value), indent=1))
-
-
-def _plain(value: Any) -> Any:
-    """`value` for JSON: arrays as lists; NaN and infinities, which JSON does not have, as strings."""
-    match value:
-        case Mapping():
-            return {str(key): _plain(child) for key, child in value.items()}
-        case list() | tuple():
-            return [_plain(child) for child in value]
-        case np.ndarray():
-            # Dtypes from outside NumPy (bfloat16, float8, …) have no `tolist` that JSON can write.
-            return _plain((value if value.dtype.isbuiltin == 1 else value.astype(np.float64)).tolist())
-        case complex():
-            return str(value)
-        case float() if not math.isfinite(value):
-            return str(value)
-        case _:
-            return value
+    print(json.dumps(plain(value), indent=1))
 
 
 def _time(saved_at: float) -> str:
