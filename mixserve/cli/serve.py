@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mixserve.address import join_address
 from mixserve.config import Config, ConfigError, check_seconds, load_config
+from mixserve.listening import holding
 from mixserve.sources.kinds.expanding import expand
 
 _logger = logging.getLogger("mixserve")
@@ -69,14 +70,15 @@ def run(
     state_dir = None if state_dir is None else state_dir.absolute()
     memory = _choose("shared_memory", shared_memory, config.server.shared_memory, config_file)
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
-    with _compiling(
-        config, _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
-    ):
+    cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
+    # Opening may take minutes: that the port is taken should be said before.
+    with holding(address) as held, _compiling(config, cache):
         from mixserve.build import build_nodes, starting
         from mixserve.serving import serve
 
         nodes = build_nodes(config, config_file, placement=placement)
         _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
+        held.close()
         with starting(config_file):
             server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
     _logger.info(

@@ -1,10 +1,8 @@
 """A servicer on a gRPC port: starts, warms up, answers, drains."""
 
 import atexit
-import errno
 import logging
 import os
-import socket
 import threading
 import weakref
 from collections.abc import Generator, Mapping
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from mixserve.address import check_address
+from mixserve.listening import check_listening, holding, listening_error
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.calls import CallCounter
@@ -27,7 +25,6 @@ from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve_client.errors import MixserveError, Unavailable, class_of
-from mixserve_client.schema.text import show
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
@@ -225,20 +222,20 @@ def serve(
     `journal_days` days is deleted. Raises ValueError for bad arguments, and OSError if the server cannot listen at
     `address` or use the folder.
     """
-    _check(address)  # before nodes are placed and folders locked
     with ExitStack() as opened:
-        memory = open_shared_memory(shared_memory)
-        if memory is not None:
-            opened.callback(memory.close)
-        services = Services(
-            nodes,
-            placement=placement,
-            slots=memory,
-            state_dir=state_dir,
-            session_ttl_s=session_ttl_s,
-            journal_days=journal_days,
-        )
-        opened.callback(services.close)
+        with holding(address):  # before nodes are placed and folders locked
+            memory = open_shared_memory(shared_memory)
+            if memory is not None:
+                opened.callback(memory.close)
+            services = Services(
+                nodes,
+                placement=placement,
+                slots=memory,
+                state_dir=state_dir,
+                session_ttl_s=session_ttl_s,
+                journal_days=journal_days,
+            )
+            opened.callback(services.close)
         server = MixServer(services, address, memory)
         opened.pop_all()
     try:
@@ -250,52 +247,11 @@ def serve(
 
 
 def _bind(server: grpc.Server, address: str) -> str:
-    _check(address)
-    if address.startswith("unix:"):
-        _check_socket_is_free(address)
+    check_listening(address)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise _bind_error(address) from error
+        raise listening_error(address) from error
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _check(address: str) -> None:
-    """Raises OSError that says what is wrong with the address; gRPC does not."""
-    try:
-        check_address(address)
-    except ValueError as error:
-        raise OSError(errno.EINVAL, f"cannot listen on {show(address)}: {error}") from error
-
-
-def _check_socket_is_free(address: str) -> None:
-    """Raises OSError if another server listens on the socket, or its path is taken."""
-    # gRPC removes an existing socket and binds its own, even if another server is listening on it.
-    path = address.removeprefix("unix:").removeprefix("//")
-    if not path.startswith("\0") and not Path(path).parent.is_dir():
-        raise OSError(errno.ENOENT, f"cannot listen on {address}: there is no folder {Path(path).parent}")
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(path) == 0:
-            raise OSError(errno.EADDRINUSE, f"cannot listen on {address}: another server does; choose another path")
-    if os.path.lexists(path) and not Path(path).is_socket():
-        what = "a folder" if Path(path).is_dir() else "a file that is not a socket"
-        raise OSError(errno.EEXIST, f"cannot listen on {address}: this path is {what}; choose another path")
-
-
-def _bind_error(address: str) -> OSError:
-    """The reason that the server cannot listen at `address`."""
-    # gRPC does not give the reason, so we bind a socket ourselves: that fails with the operating system's error.
-    host, _, port = address.rpartition(":")
-    hint = "choose another address, or port 0 for a free port"
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, sockaddr = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(sockaddr)
-    except OSError as error:
-        return OSError(error.errno, f"cannot listen on {address}: {error.strerror}; {hint}")
-    except ValueError:
-        pass
-    return OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address}: it must be host:port or unix:///path; {hint}")
