@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.text import describe_error, shorten
@@ -11,6 +11,21 @@ from mixserve_client.schema.text import describe_error, shorten
 P = ParamSpec("P")
 T = TypeVar("T")
 _NAME_CHARACTERS, _CAUSE_CHARACTERS = 100, 500
+
+
+class Read(NamedTuple):
+    """Where a single record is from: the name of its source, and its number there, if that is known."""
+
+    source: str
+    record: int | None
+
+
+def at_index(index: int, read: Read | None) -> str:
+    """The record at `index` of an epoch, read from `read`, in the words of errors."""
+    if read is None:
+        return f"the record at index {index} of the epoch"
+    what = "a record" if read.record is None else f"the record {read.record}"
+    return f"at index {index} of the epoch: {what} of the source {shorten(read.source, _NAME_CHARACTERS)!r}"
 
 
 class FailedRead(Exception):
@@ -25,10 +40,12 @@ class FailedRead(Exception):
 
     @classmethod
     def of(cls, source: str, record_ids: Sequence[int], slot: int, error: BaseException) -> "FailedRead":
-        """For `error`, which the source called `source` raised when it was asked for these records."""
-        is_one, name = len(record_ids) == 1, shorten(source, _NAME_CHARACTERS)
-        what = f"the record {record_ids[0]}" if is_one else f"{len(record_ids)} records"
-        together = "" if is_one else " together"
+        """For `error`, which the source called `source` raised when it was asked for these records; of none, if it is
+        unknown for which.
+        """
+        count, name = len(record_ids), shorten(source, _NAME_CHARACTERS)
+        what = "a record" if count == 0 else f"the record {record_ids[0]}" if count == 1 else f"{count} records"
+        together = " together" if count > 1 else ""
         failed = cls(f"reading {what} of the source {name!r}{together} failed: {describe_cause(error)}", slot)
         failed.__cause__ = error
         return failed

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from mixserve.failed_read import FailedRead, naming_source
+from mixserve.failed_read import FailedRead, Read, naming_source
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS, Content, check_id, identify
 from mixserve.mixture.epoch import EpochPlanner
@@ -92,13 +92,13 @@ class Mixture:
         """Whether the mixture has batches; if not, its records can still be iterated."""
         return not isinstance(self._fields, NotNumeric)
 
-    def check_record(self, record: Any, index: int) -> None:
-        """Raises WrongRecord if the record at `index` of an epoch is not what the sources declare.
+    def check_record(self, record: Any, index: int, read: Read | None = None) -> None:
+        """Raises WrongRecord if the record at `index` of an epoch, from `read`, is not what the sources declare.
 
         Accepts anything if a source's records are not numeric, since such a mixture declares nothing.
         """
         if self._record_check is not None:
-            self._record_check.check(record, index)
+            self._record_check.check(record, index, read)
 
     @cached_property
     def _record_check(self) -> RecordCheck | None:

@@ -1,6 +1,7 @@
 """A mixture and positions -> batches as JAX arrays, eager or inside a compiled program."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.plan import Planner, traceable
 from mixserve.sources import ReferenceSource
+from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.fields import Field
+from mixserve_client.schema.keys import IMPLEMENTATION, key_words
 from mixserve_client.schema.tree import flatten
 
 _ALIGNMENT = 64
@@ -139,3 +142,22 @@ def _narrow(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
             "batch; enable x64 in JAX, store a narrower dtype, or read it through a client, which keeps 64 bits"
         )
     return narrow
+
+
+def check_traced_start(start: Tracer) -> None:
+    """Raises InvalidRequest unless it is one integer."""
+    if start.shape != () or not jnp.issubdtype(start.dtype, jnp.integer):
+        raise InvalidRequest(f"start must be an integer, got shape {start.shape} and dtype {start.dtype}")
+
+
+def traced_words(key: Any) -> UInt32[Array, "2"]:
+    """The two words of a key, traced or not. Raises InvalidRequest."""
+    if not isinstance(key, Tracer):
+        return jnp.asarray(key_words(key))
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if str(jax.random.key_impl(key)) != IMPLEMENTATION:
+            raise InvalidRequest(f"key must be of the implementation {IMPLEMENTATION}, got {jax.random.key_impl(key)}")
+        key = jax.random.key_data(key)
+    if key.dtype != jnp.uint32 or key.shape != (2,):
+        raise InvalidRequest(f"key must be one key of two uint32 words, got shape {key.shape} and dtype {key.dtype}")
+    return key

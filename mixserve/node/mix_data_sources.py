@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
@@ -26,15 +25,16 @@ from mixserve.module import DataSourceModule
 from mixserve.module.holders import DeviceData, ModuleOwned, OpaqueHolder
 from mixserve.module.state import State, below, check_same_shape, pop_entry
 from mixserve.node.batch_cache import BatchCache
-from mixserve.node.batches import eager_batch, jax_dtype, traced_batch
-from mixserve.node.children import as_source, mixed_records
+from mixserve.node.batches import check_traced_start, eager_batch, jax_dtype, traced_batch, traced_words
+from mixserve.node.children import as_source, forget_last_read, last_read, mixed_records
 from mixserve.node.config import MixDataSourcesConfig
 from mixserve.node.pending_rows import PendingRows
 from mixserve.node.record_stream import RecordStream
+from mixserve.node.rows import Rows
 from mixserve.sources import AnySource, ElementSpec, ReferenceSource
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.fields import Content
-from mixserve_client.schema.keys import IMPLEMENTATION, key_words
+from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.positions import Range, check_positions
 from mixserve_client.schema.text import show
 from mixserve_client.schema.tree import unflatten
@@ -136,12 +136,12 @@ class MixDataSourcesNode(DataSourceModule):
             raise InvalidRequest("key is required: without a key a batch is not defined; pass jax.random.key(seed)")
         if isinstance(start, Tracer):
             check_positions(0, size)
-            _check_traced_start(start)
+            check_traced_start(start)
         else:
             start, size = check_positions(start, size)
         mixture, on_device = self.mixture, self._device_data.get_value()
         if isinstance(start, Tracer) or isinstance(key, Tracer):
-            return unflatten(traced_batch(mixture, on_device, _traced_words(key), start, size))
+            return unflatten(traced_batch(mixture, on_device, traced_words(key), start, size))
         words = key_words(key)
         if self._cache.value is not None:
             make = partial(eager_batch, mixture, on_device, words, start, size)
@@ -177,15 +177,17 @@ class MixDataSourcesNode(DataSourceModule):
         nothing has moved.
         """
         _, size = check_positions(0, size)
-        before, records = self._index(), list[Any]()
+        before, rows = self._index(), Rows()
         try:
-            records.extend(islice(_NodeIterator(self), size))
-            if not records:
+            with suppress(StopIteration):
+                while len(rows) < size:
+                    forget_last_read()
+                    record, read = next(self), last_read()
+                    self.mixture.check_record(record, before + len(rows), read)
+                    rows.add(record, read)
+            if not rows:
                 raise StopIteration
-            for index, record in enumerate(records, before):
-                self.mixture.check_record(record, index)
-            with user_code("stacking records"):
-                return jax.tree.map(lambda *leaves: np.stack(leaves), *records)
+            return rows.stack(before)
         except BaseException:
             self.index.set_value(before)
             raise
@@ -380,20 +382,3 @@ def _child(source: Any) -> AnySource | Mixture:
     if isinstance(source, MixDataSourcesNode) and type(source).get_batch_at is MixDataSourcesNode.get_batch_at:
         return source.mixture
     return as_source(source)
-
-
-def _check_traced_start(start: Tracer) -> None:
-    if start.shape != () or not jnp.issubdtype(start.dtype, jnp.integer):
-        raise InvalidRequest(f"start must be an integer, got shape {start.shape} and dtype {start.dtype}")
-
-
-def _traced_words(key: Any) -> UInt32[Array, "2"]:
-    if not isinstance(key, Tracer):
-        return jnp.asarray(key_words(key))
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if str(jax.random.key_impl(key)) != IMPLEMENTATION:
-            raise InvalidRequest(f"key must be of the implementation {IMPLEMENTATION}, got {jax.random.key_impl(key)}")
-        key = jax.random.key_data(key)
-    if key.dtype != jnp.uint32 or key.shape != (2,):
-        raise InvalidRequest(f"key must be one key of two uint32 words, got shape {key.shape} and dtype {key.dtype}")
-    return key

@@ -10,6 +10,7 @@ from mixserve.failed_read import read_note
 from mixserve.module import kept_statistics
 from mixserve.module.state import Frozen, State
 from mixserve.node import MixDataSourcesNode
+from mixserve.node.children import forget_last_read, last_read
 from mixserve.node.record_stream import EpochEnded
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, StorageFailed
@@ -139,13 +140,14 @@ def _start_epoch(on: Subject, _: Arguments) -> None:
 
 def _next_record(on: Subject, _: Arguments) -> Any:
     before = int(on.node.index.get_value())
+    forget_last_read()
     try:
         record = next(on.node)
     except StopIteration:
         return Ended()
 
     try:
-        on.node.mixture.check_record(record, before)
+        on.node.mixture.check_record(record, before, last_read())
     except BaseException:  # without a journal the session is not read again, so it must not have moved
         on.node.index.set_value(before)
         raise

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord, user_code
+from mixserve.failed_read import Read, at_index
 from mixserve_client.schema.fields import Field
 from mixserve_client.schema.tree import flatten
 
@@ -32,10 +33,10 @@ class RecordCheck:
         self._is_flat = not any(not field.name or "/" in field.name or "~" in field.name for field in fields)
         self._as_jax = as_jax
 
-    def check(self, record: Any, index: int) -> None:
-        """Raises WrongRecord if `record`, at `index` of an epoch, is not as declared."""
+    def check(self, record: Any, index: int, read: Read | None = None) -> None:
+        """Raises WrongRecord if `record`, at `index` of an epoch, is not as declared. `read` says where it is from."""
         if not (self._is_flat and self._is_plain(record)):
-            self._check_leaves(record, f"the record at index {index} of the epoch")
+            self._check_leaves(record, at_index(index, read))
 
     def _is_plain(self, record: Any) -> bool:
         """Whether the record is a flat dict of arrays as declared: nearly all are, and this takes a microsecond."""
@@ -49,7 +50,7 @@ class RecordCheck:
 
     def _check_leaves(self, record: Any, where: str) -> None:
         try:
-            with user_code(where):
+            with user_code("{}", where):
                 leaves = {name: np.asarray(leaf) for name, leaf in flatten(record).items()}
         except (TypeError, ValueError) as error:
             raise WrongRecord(f"{where} cannot be read: {error!s:.300}") from error

@@ -250,11 +250,11 @@ def test_a_session_serves_no_record_that_is_not_what_the_mixture_declares(tmp_pa
     with local_client({"train": node}, state_dir=tmp_path if folder else None) as client:
         session = client.session("run")
         for _ in range(2):
-            with pytest.raises(ServerFault, match="the record at index 5 of the epoch"):
+            with pytest.raises(ServerFault, match=r"^at index 5 of the epoch: the record 5 of the source '0' "):
                 session.next_batch(10)
         assert ids(session.next_batch(5)) == [0, 1, 2, 3, 4]
         for _ in range(2):
-            with pytest.raises(ServerFault, match="the record at index 5 of the epoch"):
+            with pytest.raises(ServerFault, match=r"^at index 5 of the epoch: the record 5 of the source '0' "):
                 next(session)
         assert session.get_state()["index"] == 5
         for read in (lambda: session.process(0, 500, 7), lambda: client.get_batch_at(0, 500, 7)):
@@ -264,7 +264,9 @@ def test_a_session_serves_no_record_that_is_not_what_the_mixture_declares(tmp_pa
 
 def test_the_message_says_what_came_and_what_was_declared():
     node = node_of(RandomAccessSource(Records(lambda: WRONG["dtype"])))
-    said = r"index 5 of the epoch must have the leaf 'id' as int64\[\], as the mixture declares, got float32\[\]"
+    said = (
+        r"the record 5 of the source '0' must have the leaf 'id' as int64\[\], as the mixture declares, got float32\[\]"
+    )
     with pytest.raises(WrongRecord, match=said):
         node.next_batch(10)
     assert node.index.get_value() == 0
