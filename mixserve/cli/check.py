@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from mixserve.build import LeaveOut, examine_sources, list_undecodable, read_lists, skipping
+from mixserve.cli.console import open_console
 from mixserve.cli.late_progress import late_progress
 from mixserve.cli.opened import open_mixtures
 from mixserve.cli.show import MOST_ROWS, Cells, show_mixture
@@ -38,7 +39,7 @@ def run(config_file: Path, *, placement: str | None, mixture: str | None, full: 
         records = sum(sum(map(len, node.mixture.leaves)) for node in shown.values())
         with late_progress("reading all records" if full else "reading a sample", records if full else None) as tell:
             found = examine_sources(shown, config_file, full=full, tell=tell, scanned=scanned)
-        console = Console(highlight=False)
+        console = open_console()
         for name, node in shown.items() if mixture is None or mixture in nodes else [(mixture, None)]:
             described = client.mixture(name)  # raises if the name is unknown
             if node is not None:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from mixserve.cli.console import open_console
 from mixserve.cli.migrate import maxtext, megatron, mosaicml, olmo
 from mixserve.cli.migrate.listed import Mix, Places
 from mixserve.cli.migrate.proposals import propose_mix
@@ -51,7 +50,7 @@ def run(
         give_names(sources)
     notes = [f"Written by mixserve init --from {library}: look at it, and see what it serves with mixserve check."]
     write_mixtures(out, mixtures, [*notes, *mix.notes], mix.options)
-    console = Console(highlight=False)
+    console = open_console()
     for name, sources in mixtures.items():
         console.print(f"{name}: {len(sources):,} sources of kind {mix.kind}", markup=False, soft_wrap=True)
     for note in mix.notes:
