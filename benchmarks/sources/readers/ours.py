@@ -9,6 +9,7 @@ from benchmarks.sources.contestant import BATCH, Read
 from benchmarks.sources.work import LENGTH
 from mixserve.build import open_nodes
 from mixserve.mixture.leaves import Plan
+from mixserve_client.transport.allocator import keep_freed_memory
 
 _WINDOWS = f"sequence_length: {LENGTH + 1}, overlap: 1"
 _BYTES = f"field: data, fields: {{data: {{from: data, length: {LENGTH * 4}}}}}"
@@ -83,6 +84,7 @@ def _open(folder: Path, source: str) -> Read:
         f"server: {{prepared: prepared}}\nmixtures: {{train: {{sources: {{data: {{{source}, weight: 1}}}}}}}}\n"
     )
     mixture = open_nodes(config)["train"].mixture
+    keep_freed_memory()  # as every server does
     gather, fields, numbers = mixture.host_gather, mixture.fields, np.zeros(BATCH, np.int32)
 
     def read(record_ids: np.ndarray) -> np.ndarray:
