@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.work import ROOT
+from benchmarks.common.environments import python_of
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,7 @@ class Entry:
 
     def python(self) -> Path:
         """The interpreter to run it with. Raises FileNotFoundError if its environment has not been built."""
-        if self.environment is None:
-            return Path(sys.executable)
-        folder = Path(".venv-peers") / self.environment
-        if not (ROOT / folder / ".ready").exists():
-            raise FileNotFoundError(f"there is no environment {folder}: make {folder}/.ready says why")
-        return ROOT / folder / "bin" / "python"
+        return python_of(self.environment)
 
 
 TCP = "mixserve tcp"

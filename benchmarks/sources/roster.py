@@ -1,10 +1,9 @@
 """Which kinds are read, by whom, and in which environment."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common.work import ROOT
+from benchmarks.common.environments import python_of
 
 OURS = "mixserve"
 GRAIN = "grain"
@@ -25,12 +24,7 @@ class Entry:
 
     def python(self) -> Path:
         """The interpreter to run it with. Raises FileNotFoundError if its environment has not been built."""
-        if self.environment is None:
-            return Path(sys.executable)
-        folder = Path(".venv-peers") / self.environment
-        if not (ROOT / folder / ".ready").exists():
-            raise FileNotFoundError(f"there is no environment {folder}: make {folder}/.ready says why")
-        return ROOT / folder / "bin" / "python"
+        return python_of(self.environment)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from mixserve.disk import sync, write_and_sync
 from mixserve.module.state import State
 from mixserve.sessions.manifest import (
     CHECKPOINT_BYTES,
@@ -34,7 +35,7 @@ from mixserve.sessions.manifest import (
     verify,
 )
 from mixserve.sessions.orbax_files import read_orbax, write_orbax
-from mixserve.sessions.storage import StateFolder, make_folder, storing, sync_folder
+from mixserve.sessions.storage import StateFolder, make_folder, storing
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.sessions import is_name
@@ -180,8 +181,8 @@ class Checkpoints:
             )
         manifest["sha256"] = manifest_hash(manifest)
         # After all other files, which `hash_files` has synced: a manifest on disk means a complete checkpoint.
-        _write_and_sync(made / MANIFEST, json.dumps(manifest, indent=1).encode())
-        sync_folder(made)
+        write_and_sync(made / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync(made)
         return manifest
 
     def _put_into_place(self, made: Path, session: str, name: str) -> None:
@@ -194,7 +195,7 @@ class Checkpoints:
             with self._lock:
                 number = max((checkpoint.number for checkpoint in self._find_all(session)), default=0) + 1
                 made.rename(place / f"{name}.{number:010d}")
-            sync_folder(place)
+            sync(place)
 
     def _look_up(self, session: str, name: str, look: Callable[[_Found], T]) -> T:
         """`look` at the newest checkpoint of that name, and again at its successor if it was replaced meanwhile.
@@ -268,10 +269,3 @@ def _describe_at(checkpoint: _Found) -> dict[str, Any]:
 
 def _is_there(checkpoint: _Found) -> bool:
     return os.path.lexists(checkpoint.path)
-
-
-def _write_and_sync(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

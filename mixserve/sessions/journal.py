@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from mixserve.sessions.storage import StateFolder, bytes_below, make_folder, open_regular, sync_folder
+from mixserve.disk import sync
+from mixserve.sessions.storage import StateFolder, bytes_below, make_folder, open_regular
 from mixserve_client.errors import CorruptCheckpoint
 
 _MAGIC = b"mixserve journal 1\n"
@@ -110,7 +111,7 @@ class Journal:
             with self._folder.writing():
                 make_folder(self.path.parent)
                 made.replace(self.path)
-                sync_folder(self.path.parent)  # or a loss of power could undo the rename
+                sync(self.path.parent)  # or a loss of power could undo the rename
         except OSError:
             made.unlink(missing_ok=True)
             raise

@@ -13,7 +13,8 @@ from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
-from mixserve.sessions.storage import open_regular, sync_folder
+from mixserve.disk import sync
+from mixserve.sessions.storage import open_regular
 from mixserve_client.errors import CorruptCheckpoint
 from mixserve_client.schema.sessions import is_name
 
@@ -39,7 +40,7 @@ def hash_files(folder: Path) -> dict[str, Any]:
                 os.fsync(opened.fileno())
                 size, digest = os.fstat(opened.fileno()).st_size, _digest(opened)
             hashes[str(path.relative_to(folder))] = {"bytes": size, "sha256": digest}
-        sync_folder(Path(place))
+        sync(Path(place))
     return dict(sorted(hashes.items()))
 
 

@@ -20,6 +20,7 @@ from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote
 
+from mixserve.disk import sync
 from mixserve_client.errors import StorageFailed
 from mixserve_client.schema.text import show
 
@@ -117,7 +118,7 @@ class StateFolder:
         away = self.unfinished()
         with self.writing():
             path.rename(away)
-            sync_folder(path.parent)
+            sync(path.parent)
         self.grow(-bytes_below(away))
         if away.is_dir() and not away.is_symlink():
             shutil.rmtree(away, ignore_errors=True)
@@ -217,19 +218,10 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
     try:
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError:
         path.rmdir()  # or the next call would find the folder, and not sync it
         raise
-
-
-def sync_folder(path: Path) -> None:
-    """Sync a folder's entries to disk: files created, renamed or removed in it. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _folder_name(mixture: str) -> str:

@@ -3,16 +3,15 @@
 import logging
 import re
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from mixserve.descriptors import allow_many_files
-from mixserve.sources.decoded_source import DecodedSource, decoder_of
-from mixserve.sources.fields import FieldSpec, Served
+from mixserve.sources.fields import Served
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.fork_gate import ForkGate
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.record_files import RecordFilesSource
 from mixserve.sources.undecodable import UnreadRecord
 from mixserve_client.errors import SourceChanged
 from mixserve_client.schema.text import describe_error
@@ -23,49 +22,24 @@ _logger = logging.getLogger("mixserve")
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _FOOTER_BYTES = 64 << 10
 _gate = ForkGate()
-Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
-class ArrayRecordSource(DecodedSource):
-    """Record r is the record r of the files, one after another, decoded as `record` says."""
+class ArrayRecordSource(RecordFilesSource):
+    """Record r is the record r of the files, one after another, decoded as `record` says.
 
-    def __init__(
-        self,
-        paths: Paths,
-        *,
-        record: str = "example",
-        field: str | None = None,
-        fields: Sequence[FieldSpec] | None = None,
-        name: str | None = None,
-    ):
-        """`record` is `example`, `bytes`, `npy` or `json`; `field` names the one field of `bytes` and `npy`.
+    Raises ValueError also for files that are cut, damaged or of another format.
+    """
 
-        Raises ValueError, which names the file, for files that are damaged or of another format, if there are no
-        records, or if fields cannot be served; OSError if a file cannot be read.
-        """
-        decoder = decoder_of(record, field)
-        self._records = ArrayRecords(as_paths(paths))
-        super().__init__(
-            self._records,
-            decoder,
-            fields,
-            name=name,
-            options={"kind": "array_record", "record": record},
-            arguments=([paths], {"record": record, "field": field, "fields": fields, "name": name}),
-        )
+    kind = "array_record"
+
+    @staticmethod
+    def open_records(paths: Sequence[Path]) -> "ArrayRecords":
+        return ArrayRecords(paths)
 
     def warnings(self) -> list[str]:
         """What makes reading slow, for `mixserve check`."""
-        said = self._records.group_warning()
+        said = self.records.group_warning()
         return [] if said is None else [said]
-
-
-def as_paths(paths: Paths) -> list[Path]:
-    """One path or several. Raises ValueError if there are none."""
-    found = [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
-    if not found:
-        raise ValueError("a source needs at least one file, got none")
-    return found
 
 
 class ArrayRecords:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mixserve.sources.array_record_source import Paths, as_paths
 from mixserve.sources.chunked_source import ChunkedSource, Shard, StoredArray
 from mixserve.sources.fields import FieldSpec
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.paths import Paths, as_paths
 from mixserve_client.errors import SourceChanged
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import describe_error

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from os import PathLike
 from pathlib import Path
 from struct import Struct
 
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
-from mixserve.sources.array_record_source import as_paths
 from mixserve.sources.decoded_source import DecodedSource
 from mixserve.sources.decoders import (
     first_of_each,
@@ -25,9 +23,9 @@ from mixserve.sources.extents import Extents
 from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name
 from mixserve.sources.mds_index import Column, Shard, array_dtype, read_index
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.paths import Paths, as_paths
 from mixserve_client.schema.text import show
 
-Folders = str | PathLike[str] | Sequence[str | PathLike[str]]
 _U32 = np.dtype("<u4")
 
 
@@ -40,7 +38,7 @@ class MDSSource(DecodedSource):
 
     blocks: Callable[[], Sequence[Mapping[str, np.ndarray]]]  # of array-backed ones alone
 
-    def __init__(self, folders: Folders, *, fields: Sequence[FieldSpec] | None = None, name: str | None = None):
+    def __init__(self, folders: Paths, *, fields: Sequence[FieldSpec] | None = None, name: str | None = None):
         """Raises ValueError, which names the file, for shards that are compressed, or are not as their index says, if
         there are no samples, or if fields cannot be served; OSError if a file cannot be read."""
         samples = MDSSamples(as_paths(folders))

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from mixserve.cache_folder import user_cache_folder
+from mixserve.disk import sync
 from mixserve.sources.progress import tell
 
 _VARIABLE = "MIXSERVE_PREPARED"
@@ -76,9 +77,9 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
     _remove(unfinished)  # a process that was killed may have left it; the lock says that none is writing it
     try:
         make(unfinished)
-        _synchronize(unfinished)
+        _sync_all(unfinished)
         unfinished.rename(path)
-        _synchronize(path.parent, below=False)
+        sync(path.parent)
     except BaseException:
         _remove(unfinished)
         raise
@@ -141,16 +142,12 @@ def _make_folder(folder: Path) -> None:
             part.mkdir(mode=0o700, exist_ok=True)
 
 
-def _synchronize(path: Path, *, below: bool = True) -> None:
-    """Wait until the file, or the folder and all `below` it, are on the disk."""
-    if below and path.is_dir():
+def _sync_all(path: Path) -> None:
+    """Wait until the file, or the folder and all below it, are on the disk."""
+    if path.is_dir():
         for entry in path.iterdir():
-            _synchronize(entry)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            _sync_all(entry)
+    sync(path)
 
 
 def _remove(path: Path) -> None:

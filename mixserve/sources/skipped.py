@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field, StrictInt, ValidationError
 
+from mixserve.disk import replace_file
 from mixserve.sources.kinds.base import Section
 from mixserve.sources.open_file import check_is_regular
 from mixserve.sources.source import Source, content_bytes, is_array_backed, is_keyed
@@ -118,20 +118,7 @@ class SkipLists:
             for mixture, of_mixture in self._lists.items()
         }
         content = json.dumps({"version": 1, "mixtures": lists}, sort_keys=True) + "\n"
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with unfinished.open("w", encoding="ascii") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(self.path, content.encode("ascii"))
 
 
 def path_of(config_file: Path) -> Path:

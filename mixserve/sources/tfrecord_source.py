@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mixserve.error_boundary import WrongRecord
-from mixserve.sources.array_record_source import Paths, as_paths
 from mixserve.sources.crc32c import crcs_of_words, load_crc, masked
-from mixserve.sources.decoded_source import DecodedSource, decoder_of
 from mixserve.sources.extents import Extents
-from mixserve.sources.fields import FieldSpec, Served
+from mixserve.sources.fields import Served
 from mixserve.sources.kept_index import Index, digest_index, kept_index
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.record_files import RecordFilesSource
 
 _logger = logging.getLogger("mixserve")
 
@@ -26,33 +25,17 @@ _BLOCK_BYTES, _LONG_BYTES = 1 << 20, 64 << 10
 _COMPRESSED = {b"\x1f\x8b": "GZIP", b"\x78\x01": "ZLIB", b"\x78\x9c": "ZLIB", b"\x78\xda": "ZLIB"}
 
 
-class TFRecordSource(DecodedSource):
-    """Record r is the record r of the files, one after another, decoded as `record` says."""
+class TFRecordSource(RecordFilesSource):
+    """Record r is the record r of the files, one after another, decoded as `record` says.
 
-    def __init__(
-        self,
-        paths: Paths,
-        *,
-        record: str = "example",
-        field: str | None = None,
-        fields: Sequence[FieldSpec] | None = None,
-        name: str | None = None,
-    ):
-        """`record` is `example`, `bytes`, `npy` or `json`; `field` names the one field of `bytes` and `npy`.
+    Reads each file once, in blocks or by heads, and keeps an index of it.
+    """
 
-        Reads each file once, in blocks or by heads, and keeps an index of it. Raises ValueError, which names the file
-        and the record, for files that are compressed, damaged or of another format, if there are no records, or if
-        fields cannot be served; OSError if a file cannot be read.
-        """
-        decoder = decoder_of(record, field)
-        super().__init__(
-            TFRecords(as_paths(paths)),
-            decoder,
-            fields,
-            name=name,
-            options={"kind": "tfrecord", "record": record},
-            arguments=([paths], {"record": record, "field": field, "fields": fields, "name": name}),
-        )
+    kind = "tfrecord"
+
+    @staticmethod
+    def open_records(paths: Sequence[Path]) -> "TFRecords":
+        return TFRecords(paths)
 
 
 class TFRecords:

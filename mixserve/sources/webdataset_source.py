@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mixserve.sources.array_record_source import Paths, as_paths
 from mixserve.sources.decoded_source import DecodedSource
 from mixserve.sources.decoders import (
     first_of_each,
@@ -23,6 +22,7 @@ from mixserve.sources.fields import FieldSpec, Served, Stored
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.kept_index import Index, digest_index, kept_index
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.paths import Paths, as_paths
 from mixserve.sources.tar_index import index_tar, pack_index, unpack_index
 from mixserve_client.schema.text import show
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from mixserve.sources.array_record_source import Paths, as_paths
 from mixserve.sources.chunked_source import ChunkedSource, Shard, StoredArray
 from mixserve.sources.digest import digest_files, spread
 from mixserve.sources.fields import FieldSpec
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.paths import Paths, as_paths
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import describe_error, show

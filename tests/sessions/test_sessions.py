@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
+from mixserve.disk import sync
 from mixserve.serving import session_threads
 from mixserve.sessions import Sessions, StateFolder, storage
 from mixserve_client import (
@@ -638,7 +639,7 @@ def test_threads_that_share_a_session_take_turns(connect):
 
 def test_syncing_a_folder_needs_one(tmp_path):
     with pytest.raises(StorageFailed, match="No such file"), storage.storing("a thing"):
-        storage.sync_folder(tmp_path / "none")
+        sync(tmp_path / "none")
 
 
 @pytest.mark.parametrize("ttl_s", [0, -1, float("nan"), float("inf")])

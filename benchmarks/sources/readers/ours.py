@@ -1,5 +1,6 @@
 """mixserve, as a server reads for a batch: the records of a plan, gathered into one array."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,73 +13,36 @@ from mixserve.mixture.leaves import Plan
 from mixserve_client.transport.allocator import keep_freed_memory
 
 _WINDOWS = f"sequence_length: {LENGTH + 1}, overlap: 1"
-_BYTES = f"field: data, fields: {{data: {{from: data, length: {LENGTH * 4}}}}}"
+_BYTES = f"record: bytes, field: data, fields: {{data: {{from: data, length: {LENGTH * 4}}}}}"
 _FIXED = "fields: {tokens: tokens}"
 _RAGGED = f"fields: {{tokens: {{from: tokens, length: {LENGTH}}}}}"
 _EXAMPLE = "record: example, fields: {tokens: {from: tokens, as: int64}}"
+_SOURCES = {
+    "tokens": f"kind: tokens, path: '*.bin', dtype: uint16, {_WINDOWS}",
+    "arrays": "kind: arrays, path: rows",
+    "safetensors": "kind: arrays, path: rows.safetensors",
+    "megatron": f"kind: megatron, path: ids, {_WINDOWS}",
+    "megatron_shuffled": f"kind: megatron, path: ids, {_WINDOWS}, order: {{seed: 1234}}",
+    "hf": f"kind: hf, path: ., {_RAGGED}",
+    "parquet": f"kind: parquet, path: '*.parquet', {_RAGGED}",
+    "array_record": f"kind: array_record, path: '*.array_record', {_BYTES}",
+    "array_record_example": f"kind: array_record, path: '*.array_record', {_EXAMPLE}",
+    "tfrecord": f"kind: tfrecord, path: '*.tfrecord', {_BYTES}",
+    "tfrecord_example": f"kind: tfrecord, path: '*.tfrecord', {_EXAMPLE}",
+    "webdataset": "kind: webdataset, path: '*.tar', fields: {tokens: npy}",
+    "mds": f"kind: mds, path: ., {_FIXED}",
+    "hdf5": f"kind: hdf5, path: rows.h5, {_FIXED}",
+    "zarr": "kind: zarr, path: {tokens: tokens.zarr}",
+}
 
 
-def tokens(folder: Path) -> Read:
-    return _open(folder, f"kind: tokens, path: '*.bin', dtype: uint16, {_WINDOWS}")
+def __getattr__(name: str) -> Any:
+    if name not in _SOURCES:
+        raise AttributeError(name)
+    return partial(_open, _SOURCES[name])
 
 
-def arrays(folder: Path) -> Read:
-    return _open(folder, "kind: arrays, path: rows")
-
-
-def safetensors(folder: Path) -> Read:
-    return _open(folder, "kind: arrays, path: rows.safetensors")
-
-
-def megatron(folder: Path) -> Read:
-    return _open(folder, f"kind: megatron, path: ids, {_WINDOWS}")
-
-
-def megatron_shuffled(folder: Path) -> Read:
-    return _open(folder, f"kind: megatron, path: ids, {_WINDOWS}, order: {{seed: 1234}}")
-
-
-def hf(folder: Path) -> Read:
-    return _open(folder, f"kind: hf, path: ., {_RAGGED}")
-
-
-def parquet(folder: Path) -> Read:
-    return _open(folder, f"kind: parquet, path: '*.parquet', {_RAGGED}")
-
-
-def array_record(folder: Path) -> Read:
-    return _open(folder, f"kind: array_record, path: '*.array_record', record: bytes, {_BYTES}")
-
-
-def array_record_example(folder: Path) -> Read:
-    return _open(folder, f"kind: array_record, path: '*.array_record', {_EXAMPLE}")
-
-
-def tfrecord(folder: Path) -> Read:
-    return _open(folder, f"kind: tfrecord, path: '*.tfrecord', record: bytes, {_BYTES}")
-
-
-def tfrecord_example(folder: Path) -> Read:
-    return _open(folder, f"kind: tfrecord, path: '*.tfrecord', {_EXAMPLE}")
-
-
-def webdataset(folder: Path) -> Read:
-    return _open(folder, "kind: webdataset, path: '*.tar', fields: {tokens: npy}")
-
-
-def mds(folder: Path) -> Read:
-    return _open(folder, f"kind: mds, path: ., {_FIXED}")
-
-
-def hdf5(folder: Path) -> Read:
-    return _open(folder, f"kind: hdf5, path: rows.h5, {_FIXED}")
-
-
-def zarr(folder: Path) -> Read:
-    return _open(folder, "kind: zarr, path: {tokens: tokens.zarr}")
-
-
-def _open(folder: Path, source: str) -> Read:
+def _open(source: str, folder: Path) -> Read:
     config = folder / "mixture.yaml"
     config.write_text(
         f"server: {{prepared: prepared}}\nmixtures: {{train: {{sources: {{data: {{{source}, weight: 1}}}}}}}}\n"

@@ -1,13 +1,16 @@
 """What kinds of sources share whose records are decoded: the keys `record`, `field` and `fields`."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from mixserve.sources.fields import FieldSpec
-from mixserve.sources.kinds.base import Name
+from mixserve.sources.kinds.base import Name, Paths, SourceConfig
 from mixserve.sources.kinds.fields import FieldConfig, as_section, field_specs
+from mixserve.sources.kinds.files import find_files
 
 Record = Literal["example", "bytes", "npy", "json"]
 
@@ -30,3 +33,21 @@ def record_field_specs(fields: RecordFields | None) -> list[FieldSpec] | None:
         replace(spec, default=() if isinstance(field.default, list) else field.default)
         for spec, field in zip(specs, fields.values(), strict=True)
     ]
+
+
+class RecordFilesConfig(SourceConfig):
+    """Files of records. `record` says what a record is; `field` names the one field of `bytes` and `npy`."""
+
+    path: Paths
+    record: Record = "example"
+    field: Name | None = None
+    fields: RecordFields | None = None
+
+    def open_with(self, source: Callable[..., Any], folder: Path) -> Any:
+        """The source of the files, made by `source`. Raises what it raises."""
+        return source(
+            find_files(self.path, folder),
+            record=self.record,
+            field=self.field,
+            fields=record_field_specs(self.fields),
+        )
