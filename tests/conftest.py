@@ -31,23 +31,28 @@ TRANSPORTS = ("in-process", "grpc", "shared memory")
 # The files that take longest. `make test` begins with them, in this order: near its end no process must be busy with a
 # long file when the others have no file left.
 LONGEST = (
-    "test_nnx.py",
     "test_demo.py",
     "test_children.py",
     "test_node.py",
-    "client/test_client.py",
+    "test_nnx.py",
     "sessions/test_sessions.py",
+    "client/test_shared_memory.py",
+    "client/test_client.py",
     "test_sessions_live.py",
     "test_cli.py",
-    "client/test_remote_node.py",
-    "client/test_shared_memory.py",
+    "test_formats_together.py",
+    "test_iteration.py",
     "mixture/test_programs.py",
+    "client/test_remote_node.py",
     "test_cli_sampling.py",
     "test_server.py",
-    "mixture/test_plan.py",
+    "test_config_bounds.py",
     "crash/test_crash.py",
-    "test_iteration.py",
-    "servicer/test_attacked.py",
+    "client/test_aio.py",
+    "client/test_lifetimes.py",
+    "test_on_error.py",
+    "test_cli_records.py",
+    "mixture/test_plan.py",
 )
 
 
