@@ -15,6 +15,7 @@ from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.scan import Scanned, scan_leaf
 from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
 from mixserve.sources.kinds.base import SourceConfig
+from mixserve.sources.kinds.expanding import expand
 from mixserve.sources.kinds.functions import import_function
 from mixserve.sources.prepared import preparing_in
 from mixserve.sources.skipped import SkipLists, SkippedRecords, check_can_skip, identity, most_skipped
@@ -43,7 +44,8 @@ def build_nodes(
     path, prepared = Path(file), config.server.prepared
     if leave_out is None and any(skipping(config).values()):
         leave_out = read_lists(path).leave_out
-    with preparing_in(None if prepared is None else (path.parent / prepared).absolute()):
+    folder = None if prepared is None else _at(path, "server.prepared", lambda: expand(prepared, path.parent))
+    with preparing_in(None if folder is None else (path.parent / folder).absolute()):
         return {
             name: _at(path, _key(name), lambda: _node(mixture, path, name, placement, leave_out))  # noqa: B023
             for name, mixture in config.mixtures.items()

@@ -1,5 +1,6 @@
 """Files that change under a server: refused, named, and the rest goes on; and cold files are announced."""
 
+import errno
 import os
 import resource
 import signal
@@ -16,6 +17,8 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixS
 from mixserve.mixture import file_guard, read_ahead
 from mixserve.mixture.gather import HostGather
 from mixserve.mixture.leaves import Plan
+from mixserve.node import children
+from mixserve.sources import open_file
 from mixserve.sources.open_file import OpenFile, file_of, map_file
 from mixserve_client import MixClient, SourceChanged, Unavailable
 from mixserve_client.schema.fields import Field
@@ -29,6 +32,7 @@ LENGTH = 8
 @pytest.fixture
 def look_always(monkeypatch):
     monkeypatch.setattr(file_guard, "_LOOK_S", 0.0)
+    monkeypatch.setattr(open_file, "_LOOK_S", 0.0)
     monkeypatch.setattr(file_guard, "_LARGEST_SHARE", 1e9)
 
 
@@ -243,3 +247,87 @@ def test_single_records_of_a_changed_file_are_refused_too(tmp_path):
     with pytest.raises(SourceChanged, match="'web' cannot be read"):
         for _ in range(4):
             next(records)
+
+
+def stale(*_: object) -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+@pytest.mark.usefixtures("look_always")
+def test_a_file_that_its_server_has_lost_is_one_that_has_changed(tmp_path, monkeypatch):
+    web, code = tokens(tmp_path / "web.bin"), tokens(tmp_path / "code.bin", first=1)
+    guard = file_guard.FileGuard({0: [OpenFile(web)], 1: [OpenFile(code)]}, ["web", "code"])
+    gone, fstat = guard._files[0][0]._descriptor, os.fstat
+    monkeypatch.setattr(os, "fstat", lambda descriptor: stale() if descriptor == gone else fstat(descriptor))
+    guard.check(np.array([1]))  # the others go on, also in the look that notices it
+    for _ in range(2):
+        with pytest.raises(SourceChanged, match=r"'web' cannot be read: .*web.bin can no longer be read: Stale file"):
+            guard.check(np.array([0]))
+
+
+def test_a_file_is_looked_at_twice_a_second_however_many_ask(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_guard, "_LOOK_S", 0.0)
+    file = OpenFile(tokens(tmp_path / "web.bin"))
+    looks, fstat = [0], os.fstat
+
+    def count(descriptor: int) -> os.stat_result:
+        looks[0] += 1
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", count)
+    file._look_at = 0.0
+    for _ in range(50):
+        file_guard.FileGuard({0: [file]}, ["web"]).check(np.array([0]))
+    assert looks[0] == 1
+    cut(file.path)
+    file._look_at = 0.0
+    for _ in range(2):  # a later guard need not find out again
+        with pytest.raises(SourceChanged, match="has 4,096 bytes now"):
+            file_guard.FileGuard({0: [file]}, ["web"]).check(np.array([0]))
+    assert looks[0] == 2
+
+
+def test_a_single_record_that_cannot_be_read_names_the_file_that_was_cut(tmp_path, monkeypatch):
+    path = tokens(tmp_path / "web.bin")
+    monkeypatch.setattr(open_file, "_LOOK_S", 1e9)
+    monkeypatch.setattr(file_guard, "_LOOK_S", 1e9)  # no look but the one after the error
+
+    class Reads(TokenSource):
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            raise RuntimeError(f"no record {index}")
+
+    sources = [Reads(path, sequence_length=LENGTH, dtype="uint16", name="web")]
+    node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE), sources)
+    records = children._Records(node.mixture.leaves[0], "web")
+    assert records._guard._files
+    monkeypatch.setattr(children, "read_record", lambda source, index: source[index])
+    cut(path)
+    with pytest.raises(SourceChanged, match=r"web\.bin has 4,096 bytes now"):
+        records[3]
+
+
+def test_a_hint_that_fails_is_no_error(tmp_path, monkeypatch, caplog):
+    file = OpenFile(tokens(tmp_path / "web.bin"))
+    monkeypatch.setattr(os, "posix_fadvise", stale, raising=False)
+    file.announce(0, 16)
+
+    class Source:
+        calls = 0
+
+        def prefetch(self, record_ids: np.ndarray) -> None:
+            Source.calls += 1
+            stale()
+
+    ahead = read_ahead.ReadAhead([], [Source()])
+    for _ in range(3):
+        ahead.prefetch(np.zeros(4, np.int32), np.arange(4))
+    assert Source.calls == 1
+    assert "the prefetch of a source failed" in caplog.text
+
+
+def test_bytes_that_a_file_never_had_are_no_short_read(tmp_path):
+    file = OpenFile(tokens(tmp_path / "web.bin"))
+    assert file.read(8190, 2) == file.map()[8190:].tobytes()
+    assert len(file.read_head(1 << 20)) == 8192
+    with pytest.raises(SourceChanged, match="ended at byte 8,192, and bytes up to 8,193 were to be read"):
+        file.read(8191, 2)

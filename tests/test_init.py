@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+from mixserve.cli import proposed_sources
 from mixserve.cli.main import app
 from mixserve.config import load_config
 from mixserve.sources.registry import KINDS
@@ -304,3 +305,14 @@ def test_few_entries_of_a_large_folder_are_looked_at(tmp_path, monkeypatch):
     said = run("init", tmp_path, "--out", tmp_path / "m.yaml")
     assert "there is more" in said
     run("check", tmp_path / "m.yaml")
+
+
+def test_large_members_of_tars_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(proposed_sources, "_HEAD_BYTES", 1 << 10)
+    path = tmp_path / "large.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, size in (("a.bin", 8), ("b.bin", 1 << 20)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            archive.addfile(info, io.BytesIO(bytes(size)))
+    assert [sample["bin"] for sample in proposed_sources._tar_samples(path)] == [bytes(8)]

@@ -10,6 +10,7 @@ import pytest
 from mixserve.build import build_nodes
 from mixserve.config import ConfigError, load_config
 from mixserve.sources.prepared import kept, prepared_folder, preparing_in
+from tests.records import tfrecord
 
 DIGEST = bytes(range(32))
 
@@ -160,3 +161,19 @@ def test_what_killed_processes_left_under_other_digests_is_removed(tmp_path):
         go_on.set()
         busy.join()
         assert {path.name[0] for path in tmp_path.iterdir()} == {"y", "z"}
+
+
+def test_the_folder_in_the_file_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FAST", str(tmp_path / "fast"))
+    (tmp_path / "a.tfrecord").write_bytes(tfrecord([b"1"]))
+    source = "{kind: tfrecord, path: a.tfrecord, record: bytes, fields: {x: {from: data, length: 1}}, weight: 1}"
+    for folder, made in (("~/kept", "home/kept"), ("$FAST/kept", "fast/kept")):
+        config = tmp_path / "mixture.yaml"
+        config.write_text(f"server: {{prepared: {folder}}}\nmixtures: {{m: {{sources: {{a: {source}}}}}}}\n")
+        build_nodes(load_config(config), config)
+        assert (tmp_path / made / "tfrecord").is_dir()
+    config.write_text(f"server: {{prepared: $NONE/kept}}\nmixtures: {{m: {{sources: {{a: {source}}}}}}}\n")
+    with pytest.raises(ConfigError, match=r"server.prepared: .*'NONE'"):
+        build_nodes(load_config(config), config)
+    assert not (tmp_path / "~").exists()

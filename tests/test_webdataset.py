@@ -339,3 +339,73 @@ def test_threads_read_the_same(files):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_names_with_dots_do_not_fill_the_memory(tmp_path, monkeypatch):
+    """Each of 3,000 samples has an extension of its own: a place for each of them in each sample would be 144 MB."""
+    monkeypatch.setattr(tar_index, "_FEW_CELLS", 1 << 16)
+    path = tmp_path / "dots.tar"
+    path.write_bytes(tar((f"{number:06}.17{number:06}.jpg", b"") for number in range(3000)))
+    said = r"3,000 different extensions in 3,000 samples, such as 17000000.jpg, .* first dot of a member's name"
+    with pytest.raises(ValueError, match=said):
+        WebDatasetSource(path)
+
+
+def test_many_extensions_of_one_sample_are_served(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_index, "_FEW_CELLS", 0)
+    path = tmp_path / "frames.tar"
+    path.write_bytes(tar((f"{number:03}.{frame}.bin", bytes([frame])) for number in range(4) for frame in range(50)))
+    source = WebDatasetSource(path, fields=[FieldSpec("x", "49.bin", None, 1)])
+    assert taken(source, [2])["x"].tolist() == [[49]]
+
+
+def index_file(folder: Path) -> Path:
+    (found,) = folder.glob("webdataset/index/*/index-*")
+    return found
+
+
+def test_a_large_index_that_is_damaged_is_made_again(files, kept, monkeypatch, caplog):
+    from mixserve.sources import kept_index
+
+    monkeypatch.setattr(kept_index, "_SMALL_BYTES", 100)
+    files[0].write_bytes(tar(members(SAMPLES)))
+    expected = taken(WebDatasetSource(files[0], fields=FIELDS), range(120))
+    path = index_file(kept)
+    content = bytearray(path.read_bytes())
+    at = len(content) - 32 - 8 * 4 * 3  # the byte at which a member begins, of a sample near the end
+    content[at : at + 8] = (int.from_bytes(content[at : at + 8], "little") - 512).to_bytes(8, "little")
+    path.write_bytes(content)
+    source = WebDatasetSource(files[0], fields=FIELDS)
+    assert "is damaged; it is made again" in caplog.text
+    np.testing.assert_array_equal(taken(source, range(120))["x"], expected["x"])
+    assert path.read_bytes() != bytes(content)
+
+
+def test_an_index_replaces_that_of_the_file_before(files, kept):
+    for size in range(1, 4):
+        files[0].write_bytes(tar(members(SAMPLES[:size])))
+        assert len(WebDatasetSource(files[0], fields=FIELDS)) == size
+        assert len(list(kept.glob("webdataset/index/*/*"))) == 1
+
+
+def test_two_that_find_the_same_damaged_index_both_get_it(files, kept):
+    WebDatasetSource(files[0], fields=FIELDS)
+    for _ in range(20):
+        path = index_file(kept)
+        path.write_bytes(b"\0" * 40)
+        barrier, found = threading.Barrier(2), list[object]()
+
+        def read(barrier: threading.Barrier = barrier, found: list[object] = found) -> None:
+            barrier.wait()
+            with preparing_in(kept):
+                try:
+                    found.append(len(WebDatasetSource(files[0], fields=FIELDS)))
+                except BaseException as error:
+                    found.append(error)
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == [len(WebDatasetSource(files[0], fields=FIELDS))] * 2

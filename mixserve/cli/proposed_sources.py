@@ -19,6 +19,7 @@ from mixserve.error_boundary import WrongRecord
 from mixserve.mixture.id_patterns import find_pattern
 from mixserve.sources.decoders import Decoder
 from mixserve.sources.registry import KINDS
+from mixserve.sources.tar_index import split_name
 from mixserve_client.schema.text import describe_error
 from mixserve_client.schema.tree import flatten
 
@@ -280,7 +281,7 @@ def sample_of(group: Group) -> Sample:
         kind = _record_kind(records)
         sample = Sample(kind, decoder_of(kind, None), records)
     if not sample.records:
-        raise ValueError("it holds no records, or the first one has more than 4 MB")
+        raise ValueError("it holds no records, or the first one is too large to look at")
     return sample
 
 
@@ -330,18 +331,19 @@ def _tar_samples(path: Path) -> Iterator[dict[str, bytes]]:
     last, count, size = None, 0, 0
     with open_tar(path, "r:") as archive:
         for member in archive:
-            folder, _, base = member.name.rpartition("/")
-            key, _, extension = base.partition(".")
-            if not member.isfile() or not key or not extension:
+            key, extension = split_name(member.name)
+            if not member.isfile() or not extension:
                 continue
-            if (folder, key) != last and sample:
+            if key != last and sample:
                 yield sample
                 sample, count = {}, count + 1
-                if count == _SAMPLE or size > 16 * _HEAD_BYTES:
+                if count == _SAMPLE:
                     return
-            last, size = (folder, key), size + member.size
+            last, size = key, size + member.size
+            if size > 16 * _HEAD_BYTES:  # before it is read; the samples before it say enough, if there are any
+                return
             opened = archive.extractfile(member)
-            sample[extension.lower()] = opened.read() if opened is not None else b""
+            sample[extension] = opened.read() if opened is not None else b""
     if sample:
         yield sample
 

@@ -5,6 +5,7 @@ announced first, the disk reads them at the same time: about ten times as many r
 system call per row, half as much as copying a small row, so it is done only while pages are missing.
 """
 
+import logging
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from mixserve.error_boundary import is_callers_own
 from mixserve.sources.open_file import OpenFile, file_of
+
+_logger = logging.getLogger("mixserve")
 
 _LOOK_S = 0.01  # between two looks at how much this process has read from disks
 _WARM_BATCHES = 16  # so many in a row before announcing ends: a part of the data may be in memory
@@ -48,6 +52,7 @@ class ReadAhead:
         fields = [_Blocks([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())]
         self._fields = [field for field in fields if any(file is not None for file in field.files)]
         self._prefetching = {i: source.prefetch for i, source in enumerate(sources) if callable(_hook(source))}
+        self._failed = set[int]()
         self._is_possible = bool(self._fields or self._prefetching)
         self._cold = _WARM_BATCHES
         self._look_at = 0.0
@@ -88,8 +93,15 @@ class ReadAhead:
         """Tell the sources that have a `prefetch` which records are read next, while `is_cold()`."""
         for source_id, hook in self._prefetching.items():
             here = record_ids[source_ids == source_id]
-            if len(here):
-                hook(here)
+            if len(here) and source_id not in self._failed:
+                try:
+                    hook(here)
+                except BaseException as error:
+                    if is_callers_own(error):
+                        raise
+                    # Only a hint: reading the records says what is wrong.
+                    self._failed.add(source_id)
+                    _logger.warning("the prefetch of a source failed, and is not called again", exc_info=error)
         if not self._fields:
             self._cold = max(0, self._cold - 1)
 

@@ -139,6 +139,8 @@ class _Records:
             return read_record(self._source, index)
         except BaseException as error:
             if not is_callers_own(error):
+                self._guard.look()  # what failed may be a file that was cut
+                self._guard.check(_ONLY)
                 note_read(error, str(FailedRead.of(self._name, [index], 0, error)))
             raise
         finally:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +24,13 @@ _DIGESTED = 1 << 20
 
 
 def kept_index(name: str, file: OpenFile, make: Callable[[OpenFile], Index]) -> Index:
-    """What `make(file)` returns, made again only if the file has changed.
+    """What `make(file)` returns, made again only if the file has changed: then it replaces that of the file before.
 
     If the prepared folder cannot be used, the index is in memory alone. Raises what `make` does.
     """
     made: list[Index] = []
+    # A folder for each path: it has few files, however many are indexed.
+    name = f"{name}/{hashlib.sha256(os.fsencode(file.path.absolute())).hexdigest()[:32]}/index"
 
     def write(path: Path) -> None:
         begin = time.monotonic()
@@ -45,12 +48,22 @@ def kept_index(name: str, file: OpenFile, make: Callable[[OpenFile], Index]) -> 
                 return found
             _logger.warning("the index %s of %s is damaged; it is made again", path, file.path)
             path.unlink(missing_ok=True)
-            kept(name, file.version(), write)
+            path = kept(name, file.version(), write)
+            if not made and (found := _read(path)) is not None:
+                return found  # another process was faster
+        _remove_others(path)
     except OSError as error:
         if not made:
             made.append(make(file))  # the error may be its own
         _logger.warning("the index of %s is in memory alone: %s", file.path, error)
-    return made[0]
+    return made[0] if made else make(file)
+
+
+def _remove_others(path: Path) -> None:
+    """Remove the indexes of what lay at the same path before. Who has mapped one keeps it."""
+    for other in path.parent.glob("index-*"):
+        if other.name != path.name:
+            other.unlink(missing_ok=True)
 
 
 def digest_index(index: Index) -> bytes:
@@ -68,5 +81,10 @@ def _read(path: Path) -> Index | None:
         content = path.read_bytes()
         whole = content[size:] == hashlib.sha256(content[:size]).digest()
         return np.frombuffer(content[:size], _DTYPE).astype(np.int64) if whole else None
-    # Not checked whole: that would read it all. Those who use an index check each record that they read with it.
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for at in range(0, size, _SMALL_BYTES):
+            digest.update(file.read(min(_SMALL_BYTES, size - at)))
+        if file.read() != digest.digest():
+            return None
     return np.memmap(path, _DTYPE, "r", shape=(size // _DTYPE.itemsize,))

@@ -85,7 +85,7 @@ def prefix_of(path: str | PathLike[str]) -> str:
 
 def _read_head(index: OpenFile) -> tuple[np.dtype, int, int]:
     """The dtype of tokens, and the numbers of sequences and of entries for documents."""
-    head = index.read(0, _HEAD.size)
+    head = index.read_head(_HEAD.size)
     if head.startswith(_OLD_MAGIC):
         raise ValueError(f"{index.path} is an index of Megatron's old format; write it again with preprocess_data.py")
     if not head.startswith(_MAGIC[: len(head)]) or not head:

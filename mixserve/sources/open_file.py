@@ -4,8 +4,10 @@ import errno
 import hashlib
 import os
 import stat
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,6 +19,7 @@ from mixserve_client.errors import SourceChanged
 
 T = TypeVar("T")
 _ATTRIBUTE = "_mixserve_open_file"
+_LOOK_S = 0.5
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -34,6 +37,8 @@ class OpenFile:
         status = os.fstat(self._descriptor)
         self.size, self._changed_ns = status.st_size, status.st_mtime_ns
         self._inode = status.st_ino
+        self._look_at = time.monotonic() + _LOOK_S
+        self._seen: str | None = None  # what was wrong at the last look
 
     def map(self) -> Bytes:
         """The file's bytes, mapped read-only; arrays made of them keep this file open."""
@@ -49,21 +54,29 @@ class OpenFile:
         return mapped
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on. Raises SourceChanged if the file no longer has them."""
+        """`size` bytes from `offset` on. Raises SourceChanged if the file does not have them, OSError."""
         data = os.pread(self._descriptor, size, offset)
         # pread returns at most 2 GiB at a time, and a signal may cut it short.
         while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
             data += more
-        if len(data) < size and offset + size <= self.size:
+        if len(data) < size:
             self.check_unchanged()
-            raise SourceChanged(f"{self.path} ended at byte {offset + len(data):,} while it was read")
+            raise SourceChanged(
+                f"{self.path} ended at byte {offset + len(data):,}, and bytes up to {offset + size:,} were to be read: "
+                "what is known of it is of another file"
+            )
         return data
 
+    def read_head(self, size: int) -> bytes:
+        """The first `size` bytes, or all if there are fewer. Raises what `read` does."""
+        return self.read(0, min(size, self.size))
+
     def announce(self, offset: int, size: int) -> None:
-        """Ask the system to read these bytes soon, without waiting for them."""
+        """Ask the system to read these bytes soon, without waiting for them. Errors are left to those who read them."""
         # Of the two system calls this one lets go of the interpreter's lock; mmap's madvise does not.
         if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def is_cached(self, offset: int) -> bool:
         """Whether the page at `offset` is in memory. True also if the system cannot say."""
@@ -81,13 +94,29 @@ class OpenFile:
 
         Looks at the open file and not at its path, so that a file may be replaced by renaming another to its name.
         """
-        status = os.fstat(self._descriptor)
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError as error:  # where a server has the file, it may have been removed there
+            raise SourceChanged(f"{self.path} can no longer be read: {error.strerror}") from error
         if status.st_size != self.size:
             raise SourceChanged(
                 f"{self.path} has {status.st_size:,} bytes now; it had {self.size:,} when it was opened"
             )
         if status.st_mtime_ns != self._changed_ns:
             raise SourceChanged(f"{self.path} was written to after it was opened")
+
+    def check_lately(self) -> None:
+        """As `check_unchanged`, by what was seen at most half a second ago: for many who read the same file."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            try:
+                self.check_unchanged()
+                self._seen = None
+            except SourceChanged as error:
+                self._seen = str(error)
+        if self._seen is not None:
+            raise SourceChanged(self._seen)
 
     def version(self) -> bytes:
         """The SHA-256 of this file's place on this machine, size and time of change: the key of what is kept of it, and

@@ -59,7 +59,7 @@ def _read_head(file: OpenFile) -> tuple[dict[str, Any], int]:
     """The tensors' entries, and the byte at which their data begin."""
     if file.size < _LENGTH_BYTES:
         raise ValueError("it is empty" if file.size == 0 else f"it has only {file.size} bytes")
-    length = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
+    length = int.from_bytes(file.read_head(_LENGTH_BYTES), "little")
     if length > min(file.size - _LENGTH_BYTES, _LARGEST_HEAD):
         raise ValueError(
             f"its head would have {length:,} bytes, and the file has {file.size:,}: it is cut, or of another format"

@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from mixserve.sources.kept_index import Index
 from mixserve.sources.open_file import OpenFile
-from mixserve_client.schema.text import show
+from mixserve_client.schema.text import show, show_names
 
 _BLOCK = 512
 # Members that are longer are found by reading their headers, and a little of what follows them, alone.
 _READ_BYTES, _READ_AFTER_LONG, _LONG_BYTES = 1 << 20, 4 << 10, 64 << 10
+# A sample has a place for each extension of the file: at most so many places, or so many per member.
+_FEW_CELLS, _LARGEST_SHARE = 1 << 20, 16
 _LONGEST_HEADER = 1 << 20  # of an extended header, which has names
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _META = re.compile(r"(^|/)__[^/]*__($|/)")  # WebDataset's own files
@@ -69,7 +71,7 @@ def _group(file: OpenFile, members: Iterator[_Member]) -> TarIndex:
     found: list[tuple[int, int, int, int]] = []  # sample, name, byte and size
     seen: set[str] = set()
     for name, begin, size in members:
-        key, extension = _split(name)
+        key, extension = split_name(name)
         if not extension:
             continue
         if key != last:
@@ -79,6 +81,13 @@ def _group(file: OpenFile, members: Iterator[_Member]) -> TarIndex:
             raise ValueError(f"{file.path} has the member {show(name)} twice in one sample")
         seen.add(extension)
         found.append((row, names.setdefault(extension, len(names)), begin, size))
+    cells = (row + 1) * len(names)
+    if cells > _FEW_CELLS and cells > _LARGEST_SHARE * len(found):
+        raise ValueError(
+            f"{file.path} has {len(names):,} different extensions in {row + 1:,} samples, such as "
+            f"{show_names(list(names)[:3])}: what follows the first dot of a member's name is its extension, so names "
+            "of samples must have no dots"
+        )
     table = np.full((row + 1, len(names), 2), -1, np.int64)
     if found:
         numbers = np.array(found, np.int64)
@@ -86,7 +95,7 @@ def _group(file: OpenFile, members: Iterator[_Member]) -> TarIndex:
     return TarIndex(list(names), table)
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """The key of the sample, with its folders, and the extension; an empty extension if it is no member of a sample."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")

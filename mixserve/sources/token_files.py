@@ -52,7 +52,7 @@ def open_token_file(path: Path, dtype: np.dtype | None, header: Header = "auto")
     if header == "none":
         found = None
     else:
-        head = file.read(0, _HEAD_BYTES)
+        head = file.read_head(_HEAD_BYTES)
         found = _read_header(file, head, header)
         if found is None and header == "auto":
             _check_not_foreign(file, head)
@@ -127,7 +127,7 @@ def _check_not_foreign(file: OpenFile, head: bytes) -> None:
     found = next((known[1:] for known in _FOREIGN if head.startswith(known[0])), None)
     if text.startswith(_MARKUP):
         found = "a web page or an XML document", "a server's answer was probably saved in place of the file"
-    elif head.startswith(b"\x1f\x8b") and _is_gzip(file.read(0, _GZIP_BYTES)):
+    elif head.startswith(b"\x1f\x8b") and _is_gzip(file.read_head(_GZIP_BYTES)):
         found = "compressed by gzip", "decompress it"
     elif _is_arrow_stream(head):
         found = "an Arrow stream", "kind: hf serves folders of them"
