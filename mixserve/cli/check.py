@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mixserve.build import LeaveOut, examine_sources, list_undecodable, read_lists, skipping
+from mixserve.build import LeaveOut, read_lists, skipping
+from mixserve.checked import examine_sources, list_undecodable
 from mixserve.cli.console import open_console
 from mixserve.cli.late_progress import late_progress
 from mixserve.cli.opened import open_mixtures

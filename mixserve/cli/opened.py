@@ -4,8 +4,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixserve.build import LeaveOut, open_nodes, starting
+from mixserve.build import LeaveOut, open_nodes
 from mixserve.local import local_client
+from mixserve.located import starting
 from mixserve.node import MixDataSourcesNode
 from mixserve_client import MixClient
 

@@ -73,7 +73,8 @@ def run(
     cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
     # Opening may take minutes: that the port is taken should be said before.
     with holding(address) as held, _compiling(config, cache):
-        from mixserve.build import build_nodes, starting
+        from mixserve.build import build_nodes
+        from mixserve.located import starting
         from mixserve.serving import serve
 
         nodes = build_nodes(config, config_file, placement=placement)
