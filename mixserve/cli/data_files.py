@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mixserve.sources import magic
 from mixserve.sources.crc32c import crcs_of_words
 from mixserve.sources.registry import KINDS
 
@@ -20,17 +21,15 @@ MOST_ENTRIES = 5000
 _HEAD_BYTES = 1024
 _LOOKED_AT = 8  # files of a folder that have one ending
 _LARGEST_INDEX = 64 << 20
-_ARRAY_RECORD = bytes.fromhex("83af70d10d884a3f")
-_LLM_C = (20240520, 20240801)
 _IDS = (".bin", ".npy", ".ids", ".tokens", ".u16", ".u32")  # files without a header that may have ids
 _BESIDE = ("dataset_dict.json", "dataset_infos.json")  # belong to data sets in the folders beside them
 # What files begin with that no kind serves, and what to do.
 _FOREIGN = (
-    (b"\x1f\x8b", "compressed by gzip: decompress it"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd: decompress it"),
-    (b"\xfd7zXZ\0", "compressed by xz: decompress it"),
-    (b"ARROW1\0\0", "an Arrow file alone: kind hf serves folders that save_to_disk wrote"),
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file with git lfs pull"),
+    (magic.GZIP, "compressed by gzip: decompress it"),
+    (magic.ZSTD, "compressed by zstd: decompress it"),
+    (magic.XZ, "compressed by xz: decompress it"),
+    (magic.ARROW, "an Arrow file alone: kind hf serves folders that save_to_disk wrote"),
+    (magic.GIT_LFS, "a Git LFS pointer: fetch the file with git lfs pull"),
 )
 
 
@@ -174,18 +173,18 @@ def _kind_of(file: Path) -> tuple[str, str]:
         return "", f"it cannot be read: {error.strerror}"
     if not head:
         return "", "it is empty"
-    for magic, said in _FOREIGN:
-        if head.startswith(magic):
+    for begin, said in _FOREIGN:
+        if head.startswith(begin):
             return "", said
-    for magic, kind, what in (
-        (b"MMIDIDX\0\0", "megatron", ""),
-        (b"PAR1", "parquet", ""),
-        (_ARRAY_RECORD, "array_record", ""),
-        (b"\x89HDF\r\n\x1a\n", "hdf5", ""),
-        (b"\x93NUMPY", "arrays", "npy"),
-        (b"PK\x03\x04", "arrays", "npz"),
+    for begin, kind, what in (
+        (magic.MEGATRON_INDEX, "megatron", ""),
+        (magic.PARQUET, "parquet", ""),
+        (magic.ARRAY_RECORD, "array_record", ""),
+        (magic.HDF5, "hdf5", ""),
+        (magic.NPY, "arrays", "npy"),
+        (magic.ZIP, "arrays", "npz"),
     ):
-        if head.startswith(magic):
+        if head.startswith(begin):
             return kind, what
     if head[257:262] == b"ustar":
         return "webdataset", ""
@@ -194,7 +193,7 @@ def _kind_of(file: Path) -> tuple[str, str]:
     if file.suffix == ".safetensors" and head[8:9] == b"{":
         return "arrays", "safetensors"
     if file.suffix in _IDS:
-        is_llm_c = int.from_bytes(head[:4], "little") in _LLM_C
+        is_llm_c = int.from_bytes(head[:4], "little") in magic.LLM_C_DTYPES
         return "tokens", "llm.c" if is_llm_c else "plain"
     return "", "no kind has files that begin like this"
 

@@ -13,6 +13,7 @@ from mixserve.sources.column import Column, Piece
 from mixserve.sources.column_source import ColumnSource, Shard
 from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, serve_fields
+from mixserve.sources.magic import ARROW
 from mixserve.sources.memory import Memory, address_of
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.text import show, show_names
@@ -210,7 +211,7 @@ def _read_stream(mapped: np.ndarray, columns: Sequence[int] | None) -> tuple[Arr
     arrow = import_arrow()
     if not len(mapped):
         raise ValueError("the file is empty")
-    if bytes(mapped[:6]) == b"ARROW1":
+    if bytes(mapped[: len(ARROW)]) == ARROW:
         raise ValueError("this is a file in Arrow's file format, and save_to_disk writes streams")
     options = arrow.ipc.IpcReadOptions(included_fields=columns, use_threads=False)
     input_ = arrow.BufferReader(arrow.py_buffer(mapped))

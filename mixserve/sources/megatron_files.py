@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
 from mixserve.sources.digest import digest_files
+from mixserve.sources.magic import MEGATRON_INDEX
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.text import show
 
-_MAGIC = b"MMIDIDX\0\0"
 _OLD_MAGIC = b"TNTIDX\0\0"
 _HEAD = struct.Struct("<9sQBQQ")
 _DTYPES = {
@@ -88,7 +88,7 @@ def _read_head(index: OpenFile) -> tuple[np.dtype, int, int]:
     head = index.read_head(_HEAD.size)
     if head.startswith(_OLD_MAGIC):
         raise ValueError(f"{index.path} is an index of Megatron's old format; write it again with preprocess_data.py")
-    if not head.startswith(_MAGIC[: len(head)]) or not head:
+    if not head.startswith(MEGATRON_INDEX[: len(head)]) or not head:
         raise ValueError(f"{index.path} is no index of Megatron: it begins with {show(head[:16])}")
     if len(head) < _HEAD.size:
         raise ValueError(f"{index.path} was cut: it has {index.size} bytes, and the head alone has {_HEAD.size}")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve.sources.kept_index import Index
+from mixserve.sources.magic import GZIP, XZ, ZSTD
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.text import show, show_names
 
@@ -18,7 +19,7 @@ _READ_BYTES, _READ_AFTER_LONG, _LONG_BYTES = 1 << 20, 4 << 10, 64 << 10
 # A sample has a place for each extension of the file: at most so many places, or so many per member.
 _FEW_CELLS, _LARGEST_SHARE = 1 << 20, 16
 _LONGEST_HEADER = 1 << 20  # of an extended header, which has names
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_COMPRESSED = {GZIP: "gzip", b"BZ": "bzip2", XZ[:2]: "xz", ZSTD[:2]: "zstd"}
 _META = re.compile(r"(^|/)__[^/]*__($|/)")  # WebDataset's own files
 _WITH_DATA, _WITHOUT_DATA = b"0\0007", b"123456"  # types of members
 

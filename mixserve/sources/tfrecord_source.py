@@ -12,6 +12,7 @@ from mixserve.sources.crc32c import crcs_of_words, load_crc, masked
 from mixserve.sources.extents import Extents
 from mixserve.sources.fields import Served
 from mixserve.sources.kept_index import Index, digest_index, kept_index
+from mixserve.sources.magic import GZIP
 from mixserve.sources.open_file import OpenFile
 from mixserve.sources.record_files import RecordFilesSource
 
@@ -22,7 +23,7 @@ _LENGTH = struct.Struct("<Q")
 _HEAD_BYTES, _TAIL_BYTES = 12, 4
 # Records that are longer are found by reading their heads alone.
 _BLOCK_BYTES, _LONG_BYTES = 1 << 20, 64 << 10
-_COMPRESSED = {b"\x1f\x8b": "GZIP", b"\x78\x01": "ZLIB", b"\x78\x9c": "ZLIB", b"\x78\xda": "ZLIB"}
+_COMPRESSED = {GZIP: "GZIP", b"\x78\x01": "ZLIB", b"\x78\x9c": "ZLIB", b"\x78\xda": "ZLIB"}
 
 
 class TFRecordSource(RecordFilesSource):

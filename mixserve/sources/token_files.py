@@ -8,14 +8,26 @@ from typing import Literal
 
 import numpy as np
 
+from mixserve.sources.magic import (
+    ARRAY_RECORD,
+    ARROW,
+    GIT_LFS,
+    GZIP,
+    HDF5,
+    LLM_C_DTYPES,
+    MEGATRON_INDEX,
+    NPY,
+    PARQUET,
+    XZ,
+    ZIP,
+    ZSTD,
+)
 from mixserve.sources.open_file import OpenFile
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import describe_error, show
 
 Header = Literal["auto", "none", "llm.c", "npy"]
 
-_NPY_MAGIC = b"\x93NUMPY"
-_LLM_C_DTYPES = {20240520: np.dtype(np.uint16), 20240801: np.dtype(np.uint32)}  # by the magic number
 _LLM_C_HEAD_BYTES = 256 * 4
 _HEAD_BYTES = 16 << 10  # has every header whole
 _GZIP_BYTES = 64 << 10
@@ -23,15 +35,15 @@ _GZIP_PROOF_BYTES = 4096  # random bytes never decompress to so many without an 
 
 # The first bytes, what the file is, and what to do with it.
 _FOREIGN = (
-    (b"PK\x03\x04", "a zip archive, as .npz and .pt files are", "kind: arrays serves .npz files"),
-    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself with: git lfs pull"),
-    (b"PAR1", "a Parquet file", "kind: parquet serves it"),
-    (b"ARROW1\0\0", "an Arrow file", "kind: hf serves folders of Arrow files"),
-    (bytes.fromhex("83af70d10d884a3f"), "an ArrayRecord or Riegeli file", "kind: array_record serves it"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "kind: hdf5 serves it"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it"),
-    (b"\xfd7zXZ\0", "compressed by xz", "decompress it"),
-    (b"MMIDIDX\0\0", "the index of a Megatron data set", "kind: megatron serves the data set"),
+    (ZIP, "a zip archive, as .npz and .pt files are", "kind: arrays serves .npz files"),
+    (GIT_LFS, "a Git LFS pointer", "fetch the file itself with: git lfs pull"),
+    (PARQUET, "a Parquet file", "kind: parquet serves it"),
+    (ARROW, "an Arrow file", "kind: hf serves folders of Arrow files"),
+    (ARRAY_RECORD, "an ArrayRecord or Riegeli file", "kind: array_record serves it"),
+    (HDF5, "an HDF5 file", "kind: hdf5 serves it"),
+    (ZSTD, "compressed by zstd", "decompress it"),
+    (XZ, "compressed by xz", "decompress it"),
+    (MEGATRON_INDEX, "the index of a Megatron data set", "kind: megatron serves the data set"),
 )
 _MARKUP = (b"<!doctype html", b"<html", b"<?xml")
 
@@ -80,17 +92,17 @@ def _plain_ids(file: OpenFile, dtype: np.dtype | None) -> np.ndarray:
 def _read_header(file: OpenFile, head: bytes, header: Header) -> tuple[np.dtype, int, int] | None:
     """Dtype, first byte and number of the ids, None if the file has no header and needs none."""
     magic = int.from_bytes(head[:4], "little")
-    if header in ("auto", "npy") and head.startswith(_NPY_MAGIC):
+    if header in ("auto", "npy") and head.startswith(NPY):
         found = _read_npy_header(file, head)
-    elif header in ("auto", "llm.c") and magic in _LLM_C_DTYPES and len(head) >= 12:
-        found = _LLM_C_DTYPES[magic], _LLM_C_HEAD_BYTES, int.from_bytes(head[8:12], "little", signed=True)
+    elif header in ("auto", "llm.c") and magic in LLM_C_DTYPES and len(head) >= 12:
+        found = LLM_C_DTYPES[magic], _LLM_C_HEAD_BYTES, int.from_bytes(head[8:12], "little", signed=True)
     elif header == "auto":
         return None
     else:
         raise ValueError(f"{file.path} does not begin with a header of {header}, but with {show(head[:16])}")
     dtype, offset, count = found
     if file.size != offset + count * dtype.itemsize:
-        kind = "npy" if head.startswith(_NPY_MAGIC) else "llm.c"
+        kind = "npy" if head.startswith(NPY) else "llm.c"
         raise ValueError(
             f"{file.path} begins with a header of {kind} that announces {count:,} ids of {dtype}, which makes "
             f"{offset + count * dtype.itemsize:,} bytes, and has {file.size:,}: it was cut or changed. If its first "
@@ -127,7 +139,7 @@ def _check_not_foreign(file: OpenFile, head: bytes) -> None:
     found = next((known[1:] for known in _FOREIGN if head.startswith(known[0])), None)
     if text.startswith(_MARKUP):
         found = "a web page or an XML document", "a server's answer was probably saved in place of the file"
-    elif head.startswith(b"\x1f\x8b") and _is_gzip(file.read_head(_GZIP_BYTES)):
+    elif head.startswith(GZIP) and _is_gzip(file.read_head(_GZIP_BYTES)):
         found = "compressed by gzip", "decompress it"
     elif _is_arrow_stream(head):
         found = "an Arrow stream", "kind: hf serves folders of them"

@@ -12,13 +12,14 @@ from mixserve.sources.fields import choose_names
 from mixserve.sources.kinds.base import Paths, SourceConfig
 from mixserve.sources.kinds.fields import FixedFields, fixed_field_specs
 from mixserve.sources.kinds.files import find_files
+from mixserve.sources.magic import NPY, ZIP
 from mixserve.sources.open_file import check_is_regular
 from mixserve.sources.safetensors import map_safetensors
 from mixserve_client.schema.dtypes import dtype_named
 from mixserve_client.schema.text import describe_error, show
 
 # How files begin that NumPy writes.
-_NPY, _ZIP = b"\x93NUMPY", b"PK"
+_ZIP = ZIP[:2]  # those that are empty or split begin otherwise
 
 
 class ArraysConfig(SourceConfig):
@@ -66,8 +67,8 @@ def _read_folder(path: Path, wanted: Collection[str] | None) -> dict[str, np.nda
 
 def _read_file(path: Path, wanted: Collection[str] | None) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
-        begin = file.read(len(_NPY))
-        if begin == _NPY:
+        begin = file.read(len(NPY))
+        if begin == NPY:
             raise ValueError(f"path: {path} is one array; use an .npz file, or a folder of one .npy file per field")
         if begin[: len(_ZIP)] != _ZIP:
             found = f"begins with {show(begin)}" if begin else "is empty"
