@@ -19,7 +19,6 @@ import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve_client import AsyncMixClient, MixClient
-from mixserve_client.transport.connect import plain_channel
 from mixserve_client.transport.forking import GATE
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import methods
@@ -244,7 +243,7 @@ def a_collector_that_takes_long_inside_a_call_is_not_waited_for(address: str) ->
 
 
 def a_thread_that_cancels_is_inside_grpc(address: str) -> None:
-    client, transport = MixClient.connect(address, patience_s=20), GrpcTransport(address, plain_channel)
+    client, transport = MixClient.connect(address, patience_s=20), GrpcTransport(address)
     replies = transport.stream(methods.GET_MIXTURE, b"", 5, 1, 1)
     list(replies)
     with replies._call._state.condition:  # in which gRPC cancels

@@ -7,6 +7,7 @@
 
 from mixserve_client.aio import AsyncBatchIterator, AsyncMixClient, AsyncSession, AsyncSessionView
 from mixserve_client.client import MixClient
+from mixserve_client.credentials import TlsOptions
 from mixserve_client.errors import (
     CorruptCheckpoint,
     CorruptReply,
@@ -63,6 +64,7 @@ __all__ = [
     "SourceChanged",
     "SourceDescription",
     "StorageFailed",
+    "TlsOptions",
     "Unauthenticated",
     "Unavailable",
     "UnknownCheckpoint",

@@ -4,9 +4,11 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
+from mixserve_client.credentials import TlsOptions
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
 from mixserve_client.options import BatchOptions, ConnectOptions
 from mixserve_client.reading.batches import Batches
@@ -59,15 +61,36 @@ class MixClient:
 
     @classmethod
     def connect(
-        cls, address: str | Iterable[str], *, patience_s: float = 600.0, shared_memory: bool | str = True
+        cls,
+        address: str | Iterable[str],
+        *,
+        patience_s: float = 600.0,
+        shared_memory: bool | str = True,
+        tls: bool | str | PathLike[str] | TlsOptions | None = None,
+        token: str | None = None,
+        token_file: str | PathLike[str] | None = None,
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
         Never blocks: the first call connects. `patience_s` is how many seconds a call keeps trying to reach a server.
         A server on this host, run by the same user, passes batches in shared memory. Set `shared_memory` to the folder
-        of that server's socket if it is not /dev/shm, or to False to force gRPC. Raises InvalidRequest.
+        of that server's socket if it is not /dev/shm, or to False to force gRPC.
+
+        - `tls` encrypts, and checks that the server is the one of `address`: True trusts the authorities that gRPC
+          brings, a path those in that file (PEM), and `TlsOptions` has a certificate of the client's own too.
+        - `token` is what `mixserve token new` printed, or `token_file` the path of a file that has it. Pickles of the
+          client have the path, and the token only if it was given as text.
+
+        Files are read again when they change. Raises InvalidRequest.
         """
-        options = ConnectOptions(address, patience_s=patience_s, shared_memory=shared_memory)
+        options = ConnectOptions(
+            address,
+            patience_s=patience_s,
+            shared_memory=shared_memory,
+            tls=tls,
+            token=token,
+            token_file=token_file,
+        )
         return cls._of(MixtureCatalog.connect(options))
 
     @classmethod

@@ -1,9 +1,12 @@
 """Options of a client's connection and of its iterators. Frozen, valid by construction, picklable."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from itertools import zip_longest
+from os import PathLike
 from typing import Any, cast
 
+from mixserve_client.credentials import TlsOptions, TokenOptions
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.schema.checks import check_integer, check_mixture, check_pair, check_seconds, check_truth
@@ -19,6 +22,9 @@ class ConnectOptions:
     address: str | Iterable[str]
     patience_s: float = 600.0
     shared_memory: bool | str = True
+    tls: bool | str | PathLike[str] | TlsOptions | None = None
+    token: str | None = field(default=None, repr=False)
+    token_file: str | PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
@@ -32,6 +38,26 @@ class ConnectOptions:
         folder: Any = self.shared_memory
         if not isinstance(folder, bool | str) or folder == "":
             raise InvalidRequest(f"shared_memory must be True, False or a folder, got {folder!r:.100}")
+        object.__setattr__(self, "tls", TlsOptions.of(self.tls))
+        given = TokenOptions(self.token, self.token_file)
+        object.__setattr__(self, "token", given.token)
+        object.__setattr__(self, "token_file", given.token_file)
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        # Pickles of older clients have fewer options.
+        for one, value in zip_longest(fields(self), state, fillvalue=None):
+            assert one is not None
+            object.__setattr__(self, one.name, value)
+
+    @property
+    def tls_options(self) -> TlsOptions | None:
+        """The files of TLS; None without TLS."""
+        return cast(TlsOptions | None, self.tls)
+
+    @property
+    def token_options(self) -> TokenOptions:
+        """The token, or where it is."""
+        return TokenOptions(self.token, self.token_file)
 
     @property
     def addresses(self) -> tuple[str, ...]:

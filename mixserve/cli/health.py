@@ -5,7 +5,6 @@
 from contextlib import closing
 
 from mixserve_client.errors import MixserveError
-from mixserve_client.transport.connect import plain_channel
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import health
 
@@ -13,7 +12,7 @@ from mixserve_client.wire import health
 def probe(address: str, timeout_s: float) -> str:
     """SERVING or NOT_SERVING, as the server at `address` answers; otherwise the error that came instead."""
     try:
-        with closing(GrpcTransport(address, plain_channel)) as transport:
+        with closing(GrpcTransport(address)) as transport:
             return health.decode_status(transport.call(health.CHECK, b"", timeout_s))
     except MixserveError as error:
         return f"{type(error).__name__}: {error}"

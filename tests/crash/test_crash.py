@@ -22,7 +22,6 @@ import pytest
 
 from mixserve import MixDataSourcesNode, local_client
 from mixserve_client import MixClient, Session, Unavailable
-from mixserve_client.transport.connect import plain_channel
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import methods
 from mixserve_client.wire.value import encode_value
@@ -496,7 +495,7 @@ class LosingTransport(GrpcTransport):
     """Loses a session's call: its request, or its answer after it has arrived. `meanwhile` runs at that moment."""
 
     def __init__(self, target: str, meanwhile: Callable[[], None]):
-        super().__init__(target, plain_channel)
+        super().__init__(target)
         self.loses = ""
         self.answers = list[bytes]()
         self._meanwhile = meanwhile

@@ -3,15 +3,17 @@
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from typing import Any, cast
 
 import grpc
 
+from mixserve_client.credentials import TokenOptions
 from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted
+from mixserve_client.transport.channel import Channel
+from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
@@ -19,11 +21,11 @@ from mixserve_client.wire.error import ERROR_METADATUM, error_of
 class GrpcTransport:
     """One server, by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
 
-    def __init__(self, target: str, open_channel: Callable[[str], grpc.Channel]):
+    def __init__(self, target: str, credentials: Credentials | None = None):
+        """Without `credentials`, in plain text and without a token."""
         self._target = check_address(target)
-        self._open_channel = open_channel
-        self._channel: grpc.Channel | None = None
-        self._methods: dict[str, Callable[..., Any]] = {}
+        self._credentials = Credentials(None, TokenOptions()) if credentials is None else credentials
+        self._channel: Channel | None = None
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
         self._closed = False
@@ -34,7 +36,12 @@ class GrpcTransport:
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
         with GATE.hold(), self._convert_errors():
-            return self._stub(method, "unary_unary")(request, timeout=timeout_s)
+            channel = self._current_channel()
+            try:
+                call = channel.take(method, "unary_unary")
+                return call(request, timeout=timeout_s, metadata=self._credentials.metadata())
+            finally:
+                channel.put_back()
 
     def stream(
         self,
@@ -45,25 +52,33 @@ class GrpcTransport:
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
         with GATE.hold(), self._convert_errors():
-            return _Replies(self._stub(method, "unary_stream")(request, timeout=timeout_s), self._convert_errors)
+            channel = self._current_channel()
+            try:
+                call = channel.take(method, "unary_stream")
+                replies_to_come = call(request, timeout=timeout_s, metadata=self._credentials.metadata())
+            except BaseException:
+                channel.put_back()
+                raise
+            return _Replies(replies_to_come, self._convert_errors, channel.put_back)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             if self._channel is not None:
-                with GATE.count():
-                    self._channel.close()
+                self._channel.close()
 
-    def _stub(self, method: str, kind: str) -> Callable[..., Any]:
+    def _current_channel(self) -> Channel:
+        """The channel for a new call: another one if the files of TLS have changed."""
         with self._lock:
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again")
             if self._channel is None:
                 keep_freed_memory()
-                self._channel = self._open_channel(self._target)
-            if method not in self._methods:
-                self._methods[method] = getattr(self._channel, kind)(method)
-            return self._methods[method]
+                self._channel = Channel(self._target, self._credentials)
+            elif self._channel.version != self._credentials.channel_version():
+                old, self._channel = self._channel, Channel(self._target, self._credentials)
+                old.retire()
+            return self._channel
 
     @contextmanager
     def _convert_errors(self) -> Generator[None]:
@@ -91,14 +106,21 @@ class GrpcTransport:
 
 
 class _Replies:
-    def __init__(self, call: Any, convert_errors: Callable[[], AbstractContextManager[None]]):
+    def __init__(
+        self, call: Any, convert_errors: Callable[[], AbstractContextManager[None]], put_back: Callable[[], None]
+    ):
         self._call = call
         self._convert_errors = convert_errors
         self._interrupted = False
         number = GATE.add(self)
-        # False: the call has ended already, and gRPC will not call back.
-        if not call.add_callback(partial(GATE.remove, number)):
+
+        def ended() -> None:
             GATE.remove(number)
+            put_back()
+
+        # False: the call has ended already, and gRPC will not call back.
+        if not call.add_callback(ended):
+            ended()
 
     def __iter__(self) -> Iterator[bytes]:
         try:

@@ -1,0 +1,64 @@
+"""A gRPC channel that can be replaced while its streams run."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mixserve_client.transport.credentials import Credentials
+from mixserve_client.transport.forking import GATE
+from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
+
+# The limit on replies admits one row of the largest size; what reads a smaller kind of reply checks its own limit.
+# gRPC pings no peer by default, so a call to one that froze, or whose host is gone, would wait forever.
+_OPTIONS = [
+    ("grpc.max_receive_message_length", LARGEST_REPLY_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # also the time limit of one attempt to connect
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_http_proxy", 0),  # gRPC obeys http_proxy by default; web proxies seldom reach data servers
+]
+
+
+class Channel:
+    """A channel under the credentials of the moment; connects at its first call. A call takes it, and returns it."""
+
+    def __init__(self, target: str, credentials: Credentials):
+        """Raises InvalidRequest if a file of TLS cannot be used."""
+        self.version = credentials.channel_version()
+        self._channel = credentials.open_channel(target, _OPTIONS)
+        self._methods: dict[str, Callable[..., Any]] = {}
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._is_retired = False
+
+    def take(self, method: str, kind: str) -> Callable[..., Any]:
+        """The method, for one call, after which `put_back` must be called."""
+        with self._lock:
+            self._calls += 1
+            if method not in self._methods:
+                self._methods[method] = getattr(self._channel, kind)(method)
+            return self._methods[method]
+
+    def put_back(self) -> None:
+        """A call has ended."""
+        with self._lock:
+            self._calls -= 1
+            is_last = self._is_retired and self._calls == 0
+        if is_last:
+            self.close()
+
+    def retire(self) -> None:
+        """Close the channel when its last call has ended."""
+        with self._lock:
+            self._is_retired = True
+            is_idle = self._calls == 0
+        if is_idle:
+            self.close()
+
+    def close(self) -> None:
+        """End the calls in flight, and the channel."""
+        with GATE.count():
+            self._channel.close()

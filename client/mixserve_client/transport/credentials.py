@@ -1,0 +1,104 @@
+"""The files of a client's credentials, as they are now -> gRPC channels and metadata."""
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+
+from mixserve_client.credentials import TlsOptions, TokenOptions, check_token
+from mixserve_client.errors import InvalidRequest
+
+Metadata = tuple[tuple[str, str], ...]
+# Of one file: None if it is not there.
+_Version = tuple[int, int, int] | None
+
+_LOOK_EVERY_S = 1.0
+_LARGEST_FILE = 1 << 20
+AUTHORIZATION = "authorization"
+
+
+class Credentials:
+    """Who the client is, and whom it trusts, on every new connection and call. Thread-safe.
+
+    Files are looked at once per second at most.
+    """
+
+    def __init__(self, tls: TlsOptions | None, token: TokenOptions):
+        self._tls, self._token = tls, token
+        self._lock = threading.Lock()
+        self._looked_at = -_LOOK_EVERY_S
+        self._versions: dict[str, _Version] = {}  # of the files, by path
+        self._paths = [os.fspath(path) for path in (tls and (tls.ca, tls.certificate, tls.key)) or () if path]
+        self._token_version: _Version = None  # of the file that the metadata are of
+        self._metadata = () if token.token is None else _bearer(token.token)
+
+    def channel_version(self) -> object:
+        """Equal as long as the files of TLS are the same: with another one, open a new channel."""
+        if not self._paths:
+            return None
+        with self._lock:
+            self._look()
+            return tuple(self._versions[path] for path in self._paths)
+
+    def open_channel(self, target: str, options: Sequence[tuple[str, str | int]]) -> grpc.Channel:
+        """A channel that connects at its first call. Raises InvalidRequest if a file cannot be used."""
+        if self._tls is None:
+            return grpc.insecure_channel(target, options=options)
+        ca, certificate, key = (
+            None if path is None else _read(os.fspath(path), f"tls: {name}")
+            for name, path in (("ca", self._tls.ca), ("certificate", self._tls.certificate), ("key", self._tls.key))
+        )
+        for name, content in (("ca", ca), ("certificate", certificate), ("key", key)):
+            if content is not None and b"-----BEGIN " not in content:
+                raise InvalidRequest(f"tls: {name}: {getattr(self._tls, name)} is no file in PEM: it has no BEGIN line")
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
+
+    def metadata(self) -> Metadata:
+        """What to send with a call. Raises InvalidRequest if the file of the token cannot be used."""
+        path = self._token.token_file
+        if path is None:
+            return self._metadata
+        with self._lock:
+            self._look()
+            version = self._versions[os.fspath(path)]
+            if not self._metadata or version != self._token_version:
+                content = _read(os.fspath(path), "token_file")
+                self._metadata = _bearer(check_token(content.decode("ascii", "replace"), f"token_file {path}"))
+                self._token_version = version
+            return self._metadata
+
+    def _look(self) -> None:
+        """Look at the files, unless that was just done."""
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        token = self._token.token_file
+        paths = self._paths if token is None else [*self._paths, os.fspath(token)]
+        self._versions = {path: _version(path) for path in paths}
+
+
+def _bearer(token: str) -> Metadata:
+    return ((AUTHORIZATION, f"Bearer {token}"),)
+
+
+def _version(path: str) -> _Version:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read(path: str, name: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise InvalidRequest(f"{name}: {path} cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_FILE:
+        raise InvalidRequest(f"{name}: {path} has more than {_LARGEST_FILE >> 20} MiB")
+    return content
