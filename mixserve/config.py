@@ -102,7 +102,8 @@ class MixtureConfig(Section):
 class ServerConfig(Section):
     """Options of the server: address, folder of shared memory, folder of sessions and checkpoints (None: none), seconds
     of silence after which a session is free, folder of compiled programs (true: the user's cache folder), and folder of
-    what sources prepare, such as indexes (None: in the user's cache folder).
+    what sources prepare, such as indexes (None: in the user's cache folder). `tokens` is the file of `mixserve token`
+    whose tokens calls need.
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -112,6 +113,7 @@ class ServerConfig(Section):
     session_ttl_s: Seconds = 900.0
     compilation_cache: bool | Annotated[str, Field(min_length=1)] = True
     prepared: str | None = Field(default=None, min_length=1)
+    tokens: str | None = Field(default=None, min_length=1)
 
 
 class Config(Section):

@@ -42,7 +42,7 @@ def read_yaml(path: Path, is_name: IsName = lambda _: False) -> Any:
     Raises OSError if the file cannot be read, and BadYaml if it is too large, is not YAML, has a key twice, or exceeds
     this module's limits.
     """
-    return parse_yaml(_read_text(path), is_name=is_name)
+    return parse_yaml(read_text(path), is_name=is_name)
 
 
 def parse_yaml(text: str, loader: Any = _Loader, is_name: IsName = lambda _: False) -> Any:
@@ -54,13 +54,14 @@ def parse_yaml(text: str, loader: Any = _Loader, is_name: IsName = lambda _: Fal
     return _Reader(is_name).read(yaml.parse(text, loader))
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, most_bytes: int = LARGEST_FILE_BYTES) -> str:
+    """The text of the regular file at `path`. Raises OSError, and BadYaml if it is too large or is not UTF-8."""
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise BadYaml("must be a regular file, not a pipe, socket or device")
-        content = file.read(LARGEST_FILE_BYTES + 1)
-    if len(content) > LARGEST_FILE_BYTES:
-        raise BadYaml(f"may have at most {LARGEST_FILE_BYTES >> 20} MiB, and is larger")
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise BadYaml(f"may have at most {most_bytes >> 20} MiB, and is larger")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mixserve.cli.connecting import Connection
 from mixserve.cli.console import open_console
 from mixserve_client import MixClient, MixtureDescription
 
@@ -26,11 +27,18 @@ class Measured:
 
 
 def run(
-    address: str, *, sizes: list[int], seconds: float, key: int, mixture: str | None, shared_memory: bool | str
+    address: str,
+    connection: Connection,
+    *,
+    sizes: list[int],
+    seconds: float,
+    key: int,
+    mixture: str | None,
+    shared_memory: bool | str,
 ) -> None:
     """Read batches of each size for `seconds` seconds, and show a table. Raises MixserveError."""
     console = open_console()
-    with MixClient.connect(address, patience_s=10, shared_memory=shared_memory) as client:
+    with connection.connect(address, patience_s=10, shared_memory=shared_memory) as client:
         description = client.mixture(mixture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("measuring", total=len(sizes) * seconds)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.connecting import Connection
 from mixserve.cli.console import open_console
 from mixserve.cli.plain import plain
 from mixserve.cli.show import MOST_ROWS, show_rest
@@ -74,6 +75,7 @@ class _Reader:
 
 def run(
     target: str,
+    connection: Connection,
     *,
     start: int | None,
     size: int | None,
@@ -101,7 +103,7 @@ def run(
         raise InvalidRequest("--key is needed: the key= of the run, as in client.batches(…, key=7); or a --state of it")
     state = {} if state_file is None else _load_state(state_file)
     console = open_console()
-    with _client(target, timeout_s, mixture or state.get("mixture")) as (client, nodes, call_s):
+    with _client(target, connection, timeout_s, mixture or state.get("mixture")) as (client, nodes, call_s):
         if state_file is not None:
             state = _check_state(client, state, state_file, mixture, call_s)
         described = client.mixture(mixture or state.get("mixture"), timeout_s=call_s)
@@ -149,13 +151,13 @@ def _place_of_batch(batch: int, batch_size: int, first: int, skips: Skips) -> Ra
 
 @contextmanager
 def _client(
-    target: str, timeout_s: float, mixture: str | None
+    target: str, connection: Connection, timeout_s: float, mixture: str | None
 ) -> Generator[tuple[MixClient, Mapping[str, Any], float | None], None, None]:
     """A client of the file's mixtures, or of the server; the file's nodes; and the timeout of calls."""
     file = Path(target)
     # A missing mixture.yaml should say so, and not be looked up as a host name.
     if not (file.exists() or file.suffix in (".yaml", ".yml")):
-        with MixClient.connect(target, patience_s=timeout_s) as client:
+        with connection.connect(target, patience_s=timeout_s) as client:
             yield client, {}, timeout_s
         return
     from mixserve.cli.opened import open_mixtures  # here: it loads JAX, which a running server's address does not need

@@ -4,15 +4,21 @@
 
 from contextlib import closing
 
+from mixserve.cli.connecting import Connection
+from mixserve_client.credentials import TlsOptions, TokenOptions
 from mixserve_client.errors import MixserveError
+from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import health
 
 
-def probe(address: str, timeout_s: float) -> str:
+def probe(address: str, timeout_s: float, connection: Connection | None = None) -> str:
     """SERVING or NOT_SERVING, as the server at `address` answers; otherwise the error that came instead."""
     try:
-        with closing(GrpcTransport(address)) as transport:
+        given = (connection or Connection()).credentials()
+        # No token: health needs none, so it should not travel.
+        credentials = Credentials(TlsOptions.of(given.get("tls")), TokenOptions())
+        with closing(GrpcTransport(address, credentials)) as transport:
             return health.decode_status(transport.call(health.CHECK, b"", timeout_s))
     except MixserveError as error:
         return f"{type(error).__name__}: {error}"

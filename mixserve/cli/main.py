@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
+from mixserve.cli.arguments import (
+    Address,
+    AsJson,
+    CompilationCache,
+    ConfigFile,
+    MixtureName,
+    Placement,
+    SharedMemory,
+    Timeout,
+)
+from mixserve.cli.connecting import Connection, connecting
 from mixserve.cli.plain_errors import plain_errors
+from mixserve.cli.state_commands import state
+from mixserve.cli.token_commands import token
 
 app = typer.Typer(
     name="mixserve",
@@ -14,10 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-state = typer.Typer(
-    help="The sessions that a running server knows, and their checkpoints.", no_args_is_help=True, add_completion=False
-)
 app.add_typer(state, name="state")
+app.add_typer(token, name="token")
 
 
 def _show_version(wanted: bool) -> None:
@@ -35,26 +46,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="MIXTURE.YAML", help="The configuration file.")]
-Address = Annotated[str, typer.Argument(metavar="ADDR", help="host:port or unix:///path of a running server.")]
-MixtureName = Annotated[str | None, typer.Option(help="The mixture; required if there are several.")]
-Placement = Annotated[str | None, typer.Option(help="Where rows are gathered: auto, host or device.")]
-SharedMemory = Annotated[
-    str | None, typer.Option(help="Folder for the sockets of shared memory on this host; off for none.")
-]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
-CompilationCache = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FOLDER|off",
-        help="Cache folder of compiled programs, for quick starts; by default the user's.",
-    ),
-]
-SessionName = Annotated[str, typer.Argument(metavar="SESSION", help="The session's name.")]
-CheckpointName = Annotated[str, typer.Argument(metavar="NAME", help="The checkpoint's name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for scripts.")]
 
 
 @app.command()
@@ -169,17 +160,20 @@ def init(
 
 
 @app.command()
-def info(address: Address, timeout_s: Timeout = 10.0) -> None:
+@connecting
+def info(address: Address, connection: Connection, timeout_s: Timeout = 10.0) -> None:
     """Show the mixtures that a running server holds."""
     with plain_errors():
         from mixserve.cli.show import show_server
 
-        show_server(address, timeout_s)
+        show_server(address, connection, timeout_s)
 
 
 @app.command()
+@connecting
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A configuration file, or a running server's ADDR.")],
+    connection: Connection,
     start: Annotated[int | None, typer.Option(help="First position; by default the state's, or 0.")] = None,
     size: Annotated[int | None, typer.Option(help="Number of rows (32).")] = None,
     batch: Annotated[
@@ -204,6 +198,7 @@ def explain(
 
         run(
             target,
+            connection,
             start=start,
             size=size,
             batch=batch,
@@ -220,8 +215,10 @@ def explain(
 
 
 @app.command()
+@connecting
 def fetch(
     address: Address,
+    connection: Connection,
     start: Annotated[int, typer.Option(help="First position.")] = 0,
     size: Annotated[int, typer.Option(help="Number of rows.")] = 8,
     key: Annotated[int, typer.Option(help="Seed of the key, in 0..2^32-1.")] = 0,
@@ -233,12 +230,14 @@ def fetch(
     with plain_errors():
         from mixserve.cli.fetch import run
 
-        run(address, start=start, size=size, key=key, mixture=mixture, out=out, timeout_s=timeout_s)
+        run(address, connection, start=start, size=size, key=key, mixture=mixture, out=out, timeout_s=timeout_s)
 
 
 @app.command()
+@connecting
 def bench(
     address: Address,
+    connection: Connection,
     batch_size: Annotated[
         list[int] | None, typer.Option(help="Rows of a batch; repeat it for several sizes.", min=1)
     ] = None,
@@ -254,6 +253,7 @@ def bench(
         sizes, memory = batch_size or [8, 32, 256, 1024, 4096], _folder("--shared-memory", shared_memory)
         run(
             address,
+            connection,
             sizes=sizes,
             seconds=seconds,
             key=key,
@@ -263,11 +263,12 @@ def bench(
 
 
 @app.command()
-def health(address: Address, timeout_s: Timeout = 5.0) -> None:
+@connecting
+def health(address: Address, connection: Connection, timeout_s: Timeout = 5.0) -> None:
     """Ask a server whether it is serving: exit code 0 if so, else 1."""
     from mixserve.cli.health import probe
 
-    status = probe(address, timeout_s)
+    status = probe(address, timeout_s, connection)
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
 
@@ -283,103 +284,6 @@ def demo(
         from mixserve.demo.run import run
 
         run(steps=steps, folder=folder, report=report)
-
-
-@state.command("list")
-def state_list(
-    address: Address,
-    mixture: Annotated[str | None, typer.Option(help="Only the sessions of this mixture.")] = None,
-    as_json: AsJson = False,
-    timeout_s: Timeout = 10.0,
-) -> None:
-    """Show the sessions: holders, positions and checkpoints."""
-    with plain_errors():
-        from mixserve.cli.state import show_sessions
-
-        show_sessions(address, mixture=mixture, as_json=as_json, timeout_s=timeout_s)
-
-
-@state.command("show")
-def state_show(
-    address: Address,
-    session: SessionName,
-    mixture: MixtureName = None,
-    as_json: AsJson = False,
-    timeout_s: Timeout = 10.0,
-) -> None:
-    """Show one session: its holder, position, statistics and checkpoints."""
-    with plain_errors():
-        from mixserve.cli.state import show_session
-
-        show_session(address, session, mixture=mixture, as_json=as_json, timeout_s=timeout_s)
-
-
-@state.command("save")
-def state_save(
-    address: Address,
-    session: SessionName,
-    name: CheckpointName,
-    keep_last: Annotated[
-        int | None, typer.Option(help="Delete all but this many of the session's newest checkpoints.", min=1)
-    ] = None,
-    mixture: MixtureName = None,
-    timeout_s: Timeout = 10.0,
-) -> None:
-    """Save a session's state as a checkpoint; its holder may go on meanwhile."""
-    with plain_errors():
-        from mixserve.cli.state import save
-
-        save(address, session, name, keep_last=keep_last, mixture=mixture, timeout_s=timeout_s)
-
-
-@state.command("restore")
-def state_restore(
-    address: Address,
-    session: SessionName,
-    name: CheckpointName,
-    source: Annotated[
-        str | None, typer.Option("--from", metavar="OTHER_SESSION", help="The session that the checkpoint belongs to.")
-    ] = None,
-    take_over: Annotated[bool, typer.Option("--take-over", help="Take the session from its holder.")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start the session over first; needed if its journal is damaged.")
-    ] = False,
-    ignore_fingerprint: Annotated[
-        bool, typer.Option("--ignore-fingerprint", help="Accept another mixture's checkpoint: resume at its index.")
-    ] = False,
-    mixture: MixtureName = None,
-    timeout_s: Timeout = 10.0,
-) -> None:
-    """Set a session, known or new, to a checkpoint. No client may hold the session meanwhile."""
-    with plain_errors():
-        from mixserve.cli.state import restore
-
-        restore(
-            address,
-            session,
-            name,
-            source=source,
-            take_over=take_over,
-            fresh=fresh,
-            strict=not ignore_fingerprint,
-            mixture=mixture,
-            timeout_s=timeout_s,
-        )
-
-
-@state.command("delete")
-def state_delete(
-    address: Address,
-    session: SessionName,
-    name: CheckpointName,
-    mixture: MixtureName = None,
-    timeout_s: Timeout = 10.0,
-) -> None:
-    """Delete a checkpoint, without asking for confirmation."""
-    with plain_errors():
-        from mixserve.cli.state import delete
-
-        delete(address, session, name, mixture=mixture, timeout_s=timeout_s)
 
 
 def _folder(name: str, option: str | None) -> bool | str | None:

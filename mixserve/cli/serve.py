@@ -11,6 +11,8 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mixserve.access.entries import BadTokens
+from mixserve.access.tokens import read_tokens
 from mixserve.address import join_address
 from mixserve.config import Config, ConfigError, check_seconds, load_config
 from mixserve.listening import holding
@@ -71,6 +73,7 @@ def run(
     memory = _choose("shared_memory", shared_memory, config.server.shared_memory, config_file)
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
     cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
+    tokens = _token_file(config, config_file)
     # Opening may take minutes: that the port is taken should be said before.
     with holding(address) as held, _compiling(config, cache):
         from mixserve.build import build_nodes
@@ -81,7 +84,9 @@ def run(
         _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
         held.close()
         with starting(config_file):
-            server = serve(nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s)
+            server = serve(
+                nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s, tokens=tokens
+            )
     _logger.info(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
     )
@@ -139,11 +144,24 @@ def _choose(key: str, flag: bool | str | None, configured: bool | str, config_fi
 
 
 def _folder(key: str, configured: str, config_file: Path) -> Path:
-    """The folder that the file has under `key`, relative to the file. Raises ConfigError."""
+    """The folder or file that the file has under `key`, relative to the file. Raises ConfigError."""
     try:
         return config_file.parent / expand(configured, config_file.parent)
     except ValueError as error:
         raise ConfigError(f"{config_file}: server.{key}: {error}") from error
+
+
+def _token_file(config: Config, config_file: Path) -> Path | None:
+    """The file of tokens, if there is one, after a look at what it has. Raises ConfigError and OSError."""
+    if config.server.tokens is None:
+        return None
+    path = _folder("tokens", config.server.tokens, config_file)
+    try:
+        count = len(read_tokens(path))
+    except BadTokens as error:
+        raise ConfigError(f"{config_file}: server.tokens: {error}") from error
+    _logger.info("calls need one of %d tokens of %s", count, path)
+    return path
 
 
 def _address(host: str, port: int) -> str:

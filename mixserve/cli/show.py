@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.connecting import Connection
 from mixserve.cli.console import open_console
-from mixserve_client import MixClient, MixtureDescription
+from mixserve_client import MixtureDescription
 from mixserve_client.schema.text import show_names
 
 MOST_ROWS = 500  # a terminal takes about a millisecond for a row of a table
@@ -17,9 +18,9 @@ _LEAST_NAME = 12  # longer names are folded before a table is split
 Cells = list[str]
 
 
-def show_server(address: str, timeout_s: float) -> None:
+def show_server(address: str, connection: Connection, timeout_s: float) -> None:
     """Show the mixtures of a running server. Raises MixserveError."""
-    with MixClient.connect(address, patience_s=timeout_s) as client:
+    with connection.connect(address, patience_s=timeout_s) as client:
         console = open_console()
         for name in client.mixtures(timeout_s=timeout_s):
             show_mixture(console, client.mixture(name, timeout_s=timeout_s))

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from mixserve.cli.connecting import Connection
 from mixserve.cli.console import open_console
 from mixserve.cli.plain import plain
 from mixserve_client import MixClient
@@ -37,9 +38,11 @@ _FLAGS: dict[type[MixserveError], str] = {
 }
 
 
-def show_sessions(address: str, *, mixture: str | None, as_json: bool, timeout_s: float) -> None:
+def show_sessions(
+    address: str, connection: Connection, *, mixture: str | None, as_json: bool, timeout_s: float
+) -> None:
     """Show the sessions of one mixture, or of all. Raises MixserveError."""
-    with MixClient.connect(address, patience_s=timeout_s) as client:
+    with connection.connect(address, patience_s=timeout_s) as client:
         sessions = client.sessions(mixture=mixture, timeout_s=timeout_s)
     if as_json:
         _print_json([asdict(session) for session in sessions])
@@ -70,9 +73,11 @@ def show_sessions(address: str, *, mixture: str | None, as_json: bool, timeout_s
             console.print(f"  {session.name}: {session.damaged}", markup=False, soft_wrap=True)
 
 
-def show_session(address: str, name: str, *, mixture: str | None, as_json: bool, timeout_s: float) -> None:
+def show_session(
+    address: str, connection: Connection, name: str, *, mixture: str | None, as_json: bool, timeout_s: float
+) -> None:
     """Show one session and its checkpoints. Raises MixserveError."""
-    with MixClient.connect(address, patience_s=timeout_s) as client:
+    with connection.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(name, mixture=mixture, timeout_s=timeout_s)
         session = _find_session(client, view, timeout_s)
         counts, statistics, problem = None, None, ""
@@ -106,10 +111,17 @@ def show_session(address: str, name: str, *, mixture: str | None, as_json: bool,
 
 
 def save(
-    address: str, session: str, name: str, *, keep_last: int | None, mixture: str | None, timeout_s: float
+    address: str,
+    connection: Connection,
+    session: str,
+    name: str,
+    *,
+    keep_last: int | None,
+    mixture: str | None,
+    timeout_s: float,
 ) -> None:
     """Save a checkpoint, and describe it. Raises MixserveError."""
-    with MixClient.connect(address, patience_s=timeout_s) as client:
+    with connection.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(session, mixture=mixture, timeout_s=timeout_s)
         saved = view.save_checkpoint(name, keep_last=keep_last)
     print(f"saved {_describe(saved, view)}")
@@ -117,6 +129,7 @@ def save(
 
 def restore(
     address: str,
+    connection: Connection,
     name: str,
     checkpoint: str,
     *,
@@ -129,7 +142,7 @@ def restore(
 ) -> None:
     """Set the session to a checkpoint, and say where it is then. Raises MixserveError."""
     check_name("session", name)
-    with MixClient.connect(address, patience_s=timeout_s) as client:
+    with connection.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(source or name, mixture=mixture, timeout_s=timeout_s)
         # Before the session is opened: that would create an unknown session, or start one over, for nothing.
         found = _find_checkpoint(client, view, checkpoint, strict, timeout_s)
@@ -151,9 +164,11 @@ def restore(
     print(f"the session {name!r} of the mixture {view.mixture!r}{begun} stands at epoch {epoch}, index {index}")
 
 
-def delete(address: str, session: str, name: str, *, mixture: str | None, timeout_s: float) -> None:
+def delete(
+    address: str, connection: Connection, session: str, name: str, *, mixture: str | None, timeout_s: float
+) -> None:
     """Delete a checkpoint, and describe it. Raises MixserveError."""
-    with MixClient.connect(address, patience_s=timeout_s) as client:
+    with connection.connect(address, patience_s=timeout_s) as client:
         view = client.view_session(session, mixture=mixture, timeout_s=timeout_s)
         check_name("checkpoint", name)
         _find_session(client, view, timeout_s)

@@ -1,15 +1,16 @@
-"""The mixtures that a server hosts, by name."""
+"""The mixtures that a server hosts, by name. Callers get those that they may use, and do not learn of others."""
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 
+from mixserve.access.identity import check_mixture, usable
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, UnknownMixture
 
 
 class Mixtures:
-    """Iteration is in order of name."""
+    """Iteration, by the server itself, is over all in order of name."""
 
     def __init__(self, nodes: Mapping[str, MixDataSourcesNode], placement: str | None = None):
         """`placement` overrides every node's own. Raises ValueError without nodes, and for unprintable names."""
@@ -29,27 +30,32 @@ class Mixtures:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The mixtures' names, sorted."""
-        return tuple(self._mixtures)
+        """The names of the mixtures that the caller may use, sorted."""
+        return tuple(usable(self._mixtures))
 
     def __iter__(self) -> Iterator[HostedMixture]:
         return iter(self._mixtures.values())
 
     def get(self, name: str) -> HostedMixture:
-        """The mixture called `name`, which may be empty if the server has only one.
+        """The mixture called `name`, which may be empty if the caller may use only one.
 
-        Raises UnknownMixture, and InvalidRequest for an empty name if there are several.
+        Raises PermissionDenied, UnknownMixture, and InvalidRequest for an empty name if there are several.
         """
-        known = f"{', '.join(map(repr, self._mixtures)):.1000}"
-        if not name:
-            if len(self._mixtures) > 1:
-                raise InvalidRequest(f"mixture is required: this server has several; it must be one of {known}")
-            return next(iter(self._mixtures.values()))
-        try:
-            return self._mixtures[name]
-        except KeyError:
-            shown = f"{name!r:.100}"
-            raise UnknownMixture(f"mixture must be one of {known}, got {shown}") from None
+        if name:
+            check_mixture(name)
+            try:
+                return self._mixtures[name]
+            except KeyError:
+                raise UnknownMixture(f"mixture must be one of {self._known()}, got {f'{name!r:.100}'}") from None
+        names = self.names
+        if len(names) > 1:
+            raise InvalidRequest(f"mixture is required: this server has several; it must be one of {self._known()}")
+        if not names:
+            raise UnknownMixture("this server has none of the mixtures that this token is for")
+        return self._mixtures[names[0]]
+
+    def _known(self) -> str:
+        return f"{', '.join(map(repr, self.names)) or 'none':.1000}"
 
     def check_contents(self) -> None:
         """Raises ValueError if two mixtures have the same fingerprint, and records that are known to differ."""

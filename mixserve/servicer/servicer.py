@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
+from mixserve.access.identity import check_mixture
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.mixture.sampling import check_end
@@ -16,7 +17,7 @@ from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.stream_reply import MadeReply, StreamReply
 from mixserve.servicer.turns import Turns
-from mixserve_client.errors import InvalidRequest
+from mixserve_client.errors import InvalidRequest, PermissionDenied
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Content, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
@@ -151,6 +152,7 @@ class MixServicer:
         has_sent = False
         try:
             for message, lacking in self._made_replies(selection, key, wanted):
+                check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
                 yield message
                 has_sent = True
                 if lacking:
@@ -158,7 +160,7 @@ class MixServicer:
             else:
                 return
         except Exception as error:
-            if not has_sent:
+            if not has_sent or isinstance(error, PermissionDenied):
                 raise
             lacking = describe_error(error)
         # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from mixserve.access.audit import audit
 from mixserve.error_boundary import error_boundary
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.sessions import Sessions
-from mixserve_client.errors import InvalidRequest, UnknownMixture
-from mixserve_client.schema.sessions import HeldSession
+from mixserve_client.errors import InvalidRequest, PermissionDenied, UnknownMixture
+from mixserve_client.schema.sessions import CallRequest, HeldSession
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import check_small
 from mixserve_client.wire.session import (
@@ -72,16 +73,35 @@ class SessionServicer:
     def _decode_known(self, request: bytes) -> list[HeldSession]:
         known: list[HeldSession] = []
         for held in decode_held(request):
-            # Its mixture may be gone since a restart. One such lease must not fail the renewal of the others.
-            with suppress(UnknownMixture, InvalidRequest):
+            # Its mixture may be gone since a restart, or not be the caller's any more. One such lease must not fail the
+            # renewal of the others.
+            with suppress(UnknownMixture, InvalidRequest, PermissionDenied):
                 known.append(held._replace(mixture=self._mixtures.get(held.mixture).name))
         return known
 
     def _list(self, request: bytes) -> bytes:
         name = decode_list_request(request)
-        return encode_sessions(self._sessions.describe(self._mixtures.get(name).name if name else ""))
+        names = [self._mixtures.get(name).name] if name else self._mixtures.names
+        return encode_sessions(found for mixture in names for found in self._sessions.describe(mixture))
 
     def _call(self, request: bytes) -> bytes:
         wanted = decode_call_request(request)
-        mixture = self._mixtures.get(wanted.mixture)
-        return encode_call_reply(self._sessions.call(replace(wanted, mixture=mixture.name)))
+        wanted = replace(wanted, mixture=self._mixtures.get(wanted.mixture).name)
+        reply = encode_call_reply(self._sessions.call(wanted))
+        _audit(wanted)
+        return reply
+
+
+_AUDITED = {
+    "save_checkpoint": "checkpoint-saved",
+    "restore_checkpoint": "checkpoint-restored",
+    "delete_checkpoint": "checkpoint-deleted",
+}
+
+
+def _audit(answered: CallRequest) -> None:
+    """Record what the call did to checkpoints. A call that is sent again, since its answer was lost, has two lines."""
+    event, given = _AUDITED.get(answered.operation), answered.arguments
+    if event is not None:
+        about = {"checkpoint": given.get("name"), "of": given.get("session"), "keep_last": given.get("keep_last")}
+        audit(event, mixture=answered.mixture, session=answered.name, **about)

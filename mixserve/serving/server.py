@@ -6,29 +6,32 @@ import os
 import threading
 import weakref
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 import grpc
 
+from mixserve.access.tokens import TokenFile
 from mixserve.listening import check_listening, holding, listening_error
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.calls import CallCounter
+from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
-from mixserve.serving.reflection import add_reflection
+from mixserve.serving.reflection import METHOD as REFLECTION_METHOD
+from mixserve.serving.reflection import Reflection
 from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
+from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
-from mixserve_client.errors import MixserveError, Unavailable, class_of
+from mixserve_client.errors import Unavailable
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
-from mixserve_client.wire.error import error_metadata, error_text
 from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 
 _logger = logging.getLogger("mixserve")
@@ -49,8 +52,17 @@ _EXIT_S = 1.0
 class MixServer:
     """A running server, made by `serve`. `address` is where it listens. As a context manager, stops at the end."""
 
-    def __init__(self, services: Services, address: str, memory: SharedMemory | None = None):
-        """`memory` has the slots of `services`; the server closes both. Raises OSError if it cannot listen."""
+    def __init__(
+        self,
+        services: Services,
+        address: str,
+        memory: SharedMemory | None = None,
+        tokens: TokenFile | None = None,
+    ):
+        """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them.
+
+        Raises OSError if it cannot listen.
+        """
         # Raises in a process that was forked while a thread was inside gRPC: a server there would hang.
         GATE.check()
         keep_freed_memory()
@@ -61,12 +73,11 @@ class MixServer:
         self._streams = StreamThreads()
         self._threads = CallThreads(_THREADS, "mixserve-call")
         self._server = grpc.server(self._threads, options=_OPTIONS)
-        self._sessions = SessionThreads(services.state.end_silent)
-        self._server.add_generic_rpc_handlers((self._mix_handlers(), self._state_handlers()))
+        self._guard = Guard(tokens)
+        self._sessions = SessionThreads(services.state.end_silent, self._guard.report)
+        self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
+        self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
         self._health = Health(self._server)
-        self._reflection = add_reflection(
-            self._server, (methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME)
-        )
         try:
             self.address = _bind(self._server, address)
         except BaseException:
@@ -101,10 +112,11 @@ class MixServer:
         # We count calls ourselves. gRPC's grace would not end while a health watcher stays, and a call that has
         # returned may still have its last reply to send.
         finished = self._calls.wait_for_none(grace_s)
+        self._guard.close()
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         GATE.remove_server(self)
         self._health.close()
-        self._reflection.shutdown()
+        self._reflection.close()
         self._threads.shutdown()
         self._streams.close()
         self._sessions.close()
@@ -136,27 +148,41 @@ class MixServer:
         state = self._not_ready or "is serving"
         return f"MixServer({self.address!r}, mixtures={list(self._services.mixtures)}, {state.partition(':')[0]})"
 
-    def _mix_handlers(self) -> grpc.GenericRpcHandler:
-        calls = self._services.mix.methods
-        handlers = {_name(path): grpc.unary_unary_rpc_method_handler(partial(self._answer, path)) for path in calls}
-        for path in self._services.mix.streams:
-            handlers[_name(path)] = self._streams.handler(partial(self._stream, path))
-        return grpc.method_handlers_generic_handler(methods.SERVICE_NAME, handlers)
+    def _handlers(self) -> dict[str, MakeHandler]:
+        handlers: dict[str, MakeHandler] = {
+            REFLECTION_METHOD: self._reflection.handler,
+            **{path: partial(self._pure_handler, path) for path in self._services.mix.methods},
+            **{path: partial(self._stream_handler, path) for path in self._services.mix.streams},
+            **{path: partial(self._session_handler, path) for path in self._services.state.methods},
+        }
+        return handlers
 
-    def _state_handlers(self) -> grpc.GenericRpcHandler:
-        calls = self._services.state.methods
-        handlers = {_name(path): self._sessions.handler(path, partial(self._answer, path)) for path in calls}
-        return grpc.method_handlers_generic_handler(methods.STATE_SERVICE_NAME, handlers)
+    def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
+        return grpc.unary_unary_rpc_method_handler(partial(self._answer, path, admission))
 
-    def _answer(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
-        with self._calls, _statuses(context):
+    def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
+        return self._streams.handler(partial(self._stream, path, admission))
+
+    def _session_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
+        return self._sessions.handler(path, partial(self._answer, path, admission))
+
+    def _answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
+        with self._calls, statuses(context), admission.acting(context):
             self._check_ready()
             return self._services.handle(method, request)
 
-    def _stream(self, method: str, request: bytes, context: grpc.ServicerContext) -> Generator[bytes]:
-        with self._calls, _statuses(context):
-            self._check_ready()
-            for reply in self._services.stream(method, request):
+    def _stream(
+        self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
+    ) -> Generator[bytes]:
+        acting = admission.acting(context)
+        with self._calls, statuses(context), closing(self._services.stream(method, request)) as replies:
+            with acting:
+                self._check_ready()
+            while True:
+                with acting:  # not around the yield: the next reply must see rights that were taken away meanwhile
+                    reply = next(replies, None)
+                if reply is None:
+                    return
                 yield reply
                 # A stream may end after any reply: the client asks another replica for the rest.
                 if self._not_ready is not None:
@@ -177,30 +203,6 @@ def _end_all_calls() -> None:
         server.end_calls()
 
 
-@contextmanager
-def _statuses(context: grpc.ServicerContext) -> Generator[None]:
-    """Ends the call with the gRPC status of a MixserveError, and never with what is not an Exception.
-
-    gRPC would not answer the call then, and its client would wait for ever.
-    """
-    try:
-        yield
-    except GeneratorExit:  # not an error: the reader is gone
-        raise
-    except MixserveError as error:
-        # Several error classes share a code, so the class travels as a trailing metadatum.
-        context.set_trailing_metadata(error_metadata(error))
-        context.abort(getattr(grpc.StatusCode, class_of(error).code), error_text(error))
-    except BaseException as error:
-        if isinstance(error, Exception):
-            raise
-        raise RuntimeError(f"{type(error).__name__} while the call was answered") from error
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
 def serve(
     nodes: Mapping[str, MixDataSourcesNode],
     address: str = "127.0.0.1:0",
@@ -210,6 +212,7 @@ def serve(
     state_dir: Path | str | None = None,
     session_ttl_s: float = TTL_S,
     journal_days: float = JOURNAL_DAYS,
+    tokens: Path | str | None = None,
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
 
@@ -219,9 +222,13 @@ def serve(
 
     Sessions and checkpoints are kept in the folder `state_dir`; without one, sessions end with the server. If a holder
     is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
-    `journal_days` days is deleted. Raises ValueError for bad arguments, and OSError if the server cannot listen at
-    `address` or use the folder.
+    `journal_days` days is deleted.
+
+    `tokens` is a file of `mixserve token new`, which is read again when it changes: calls need one of its tokens, and
+    its role decides what they may do. Raises ValueError for bad arguments, and OSError if the server cannot listen at
+    `address`, use the folder or read the file.
     """
+    token_file = None if tokens is None else TokenFile(tokens)
     with ExitStack() as opened:
         with holding(address):  # before nodes are placed and folders locked
             memory = open_shared_memory(shared_memory)
@@ -236,7 +243,7 @@ def serve(
                 journal_days=journal_days,
             )
             opened.callback(services.close)
-        server = MixServer(services, address, memory)
+        server = MixServer(services, address, memory, token_file)
         opened.pop_all()
     try:
         server.start()

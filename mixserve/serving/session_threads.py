@@ -18,16 +18,16 @@ _LOOK_EVERY_S = 10.0
 
 
 class SessionThreads:
-    """Answers calls, openings, listings and all else, each in their own threads. Calls `end_silent` every 10 s."""
+    """Answers calls, openings, listings and all else, each in their own threads. Calls `regularly` every 10 s."""
 
-    def __init__(self, end_silent: Callable[[], None]):
+    def __init__(self, *regularly: Callable[[], None]):
         self._threads = {
             methods.CALL_SESSION: CallThreads(_CALLS, "mixserve-session"),
             methods.OPEN_SESSION: CallThreads(_OPENINGS, "mixserve-opening"),
             methods.LIST_SESSIONS: CallThreads(_LISTINGS, "mixserve-listing"),
         }
         self._other_threads = CallThreads(_OTHERS, "mixserve-lease")
-        self._end_silent = end_silent
+        self._regularly = regularly
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)
 
@@ -56,7 +56,8 @@ class SessionThreads:
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):
-            try:
-                self._end_silent()
-            except BaseException:  # this thread must live: without it no session would ever leave memory
-                _logger.exception("cannot end the leases of silent sessions; trying again in %.0f s", _LOOK_EVERY_S)
+            for call in self._regularly:
+                try:
+                    call()
+                except BaseException:  # this thread must live: without it no session would ever leave memory
+                    _logger.exception("cannot end the leases of silent sessions; trying again in %.0f s", _LOOK_EVERY_S)

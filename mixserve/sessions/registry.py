@@ -11,6 +11,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
+from mixserve.access.audit import audit
 from mixserve.error_boundary import error_boundary
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
@@ -96,6 +97,7 @@ class Sessions:
                 session.renew()
             else:
                 self._check_free(key, session, request)
+                held_by = session.holder if self._is_held(session) else None
                 if request.fresh and not session.is_new:
                     session = entry.session = self._begin(key)
                 session.hold(request)
@@ -104,6 +106,7 @@ class Sessions:
                 if request.lease in self._released:
                     session.release()
                     raise SessionTaken(f"the session {key.name!r} was released before it was open; open it again")
+                _audit_opening(key, request, held_by)
             return OpenedSession(self._ttl_s, session.sequence, session.index, session.epoch, session.was_resumed)
 
     def call(self, request: CallRequest) -> CallReply:
@@ -146,6 +149,7 @@ class Sessions:
                 self._enter(key) as session,
             ):
                 if session.lease == lease:
+                    audit("session-released", mixture=mixture, session=name, holder=session.holder)
                     session.release()
                     session.dropped = self._folder is not None  # its journal has it; without a folder only memory does
 
@@ -286,6 +290,12 @@ class Sessions:
                     if is_free and path.stat().st_mtime < oldest:
                         folder.remove(path)
                         _logger.info("deleted the journal %s: not used for %g days", path, self._journal_days)
+
+
+def _audit_opening(key: Key, request: OpenRequest, held_by: str | None) -> None:
+    event = "session-opened" if held_by is None else "session-taken-over"
+    about = {"holder": request.holder or None, "from": held_by, "fresh": "yes" if request.fresh else None}
+    audit(event, mixture=key.mixture, session=key.name, **about)
 
 
 def _silent_s(session: Session) -> float:

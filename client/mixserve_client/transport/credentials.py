@@ -10,6 +10,7 @@ import grpc
 
 from mixserve_client.credentials import TlsOptions, TokenOptions, check_token
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.forks import renew_in_forks
 
 Metadata = tuple[tuple[str, str], ...]
 # Of one file: None if it is not there.
@@ -28,12 +29,16 @@ class Credentials:
 
     def __init__(self, tls: TlsOptions | None, token: TokenOptions):
         self._tls, self._token = tls, token
-        self._lock = threading.Lock()
+        self._renew()
+        renew_in_forks(self, Credentials._renew)
         self._looked_at = -_LOOK_EVERY_S
         self._versions: dict[str, _Version] = {}  # of the files, by path
         self._paths = [os.fspath(path) for path in (tls and (tls.ca, tls.certificate, tls.key)) or () if path]
         self._token_version: _Version = None  # of the file that the metadata are of
         self._metadata = () if token.token is None else _bearer(token.token)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
 
     def channel_version(self) -> object:
         """Equal as long as the files of TLS are the same: with another one, open a new channel."""
@@ -63,12 +68,29 @@ class Credentials:
             return self._metadata
         with self._lock:
             self._look()
-            version = self._versions[os.fspath(path)]
-            if not self._metadata or version != self._token_version:
-                content = _read(os.fspath(path), "token_file")
-                self._metadata = _bearer(check_token(content.decode("ascii", "replace"), f"token_file {path}"))
-                self._token_version = version
-            return self._metadata
+            return self._read_token(os.fspath(path))
+
+    def has_another_token(self, sent: Metadata) -> bool:
+        """Whether the file of the token has another one by now than `sent`."""
+        path = self._token.token_file
+        if path is None:
+            return False
+        with self._lock:
+            self._looked_at = -_LOOK_EVERY_S
+            self._look()
+            try:
+                return self._read_token(os.fspath(path)) != sent
+            except InvalidRequest:  # the next call raises it
+                return False
+
+    def _read_token(self, path: str) -> Metadata:
+        """The metadata of the token's file, read if it has changed. Needs the lock."""
+        version = self._versions[path]
+        if not self._metadata or version != self._token_version:
+            content = _read(path, "token_file")
+            self._metadata = _bearer(check_token(content.decode("ascii", "replace"), f"token_file {path}"))
+            self._token_version = version
+        return self._metadata
 
     def _look(self) -> None:
         """Look at the files, unless that was just done."""

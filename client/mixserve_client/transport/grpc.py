@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -13,7 +14,7 @@ from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted
 from mixserve_client.transport.channel import Channel
-from mixserve_client.transport.credentials import Credentials
+from mixserve_client.transport.credentials import Credentials, Metadata
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
@@ -35,11 +36,11 @@ class GrpcTransport:
         return f"grpc {self._target}"
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
-        with GATE.hold(), self._convert_errors():
+        with GATE.hold(), self._convert_errors(metadata := self._credentials.metadata()):
             channel = self._current_channel()
             try:
                 call = channel.take(method, "unary_unary")
-                return call(request, timeout=timeout_s, metadata=self._credentials.metadata())
+                return call(request, timeout=timeout_s, metadata=metadata)
             finally:
                 channel.put_back()
 
@@ -51,15 +52,15 @@ class GrpcTransport:
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
-        with GATE.hold(), self._convert_errors():
+        with GATE.hold(), self._convert_errors(metadata := self._credentials.metadata()):
             channel = self._current_channel()
             try:
                 call = channel.take(method, "unary_stream")
-                replies_to_come = call(request, timeout=timeout_s, metadata=self._credentials.metadata())
+                replies_to_come = call(request, timeout=timeout_s, metadata=metadata)
             except BaseException:
                 channel.put_back()
                 raise
-            return _Replies(replies_to_come, self._convert_errors, channel.put_back)
+            return _Replies(replies_to_come, partial(self._convert_errors, metadata), channel.put_back)
 
     def close(self) -> None:
         with self._lock:
@@ -81,20 +82,20 @@ class GrpcTransport:
             return self._channel
 
     @contextmanager
-    def _convert_errors(self) -> Generator[None]:
-        """Raise what gRPC raises inside as our errors."""
+    def _convert_errors(self, sent: Metadata) -> Generator[None]:
+        """Raise what gRPC raises inside as our errors. `sent` are the call's metadata."""
         try:
             yield
         except grpc.RpcError as error:
             # gRPC raises the stream object itself as the error, so its traceback would make a cycle through the frames
             # of all callers: what they hold, also batches in shared memory, would wait for Python's cycle collector.
-            raise self._convert(error) from error.with_traceback(None)
+            raise self._convert(error, sent) from error.with_traceback(None)
         except ValueError as error:  # what grpc raises if another thread has closed the channel
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again") from error
             raise
 
-    def _convert(self, error: grpc.RpcError) -> MixserveError:
+    def _convert(self, error: grpc.RpcError, sent: Metadata) -> MixserveError:
         assert isinstance(error, grpc.Call)
         metadata = tuple(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
         code, details = error.code().name, error.details() or ""
@@ -102,6 +103,8 @@ class GrpcTransport:
             details = f"{self._target}: {details}"
             # CANCELLED may mean that the connection broke, or that the server ended the call in order to stop: retry.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
+        if code == "UNAUTHENTICATED" and self._credentials.has_another_token(sent):
+            return Unavailable(f"the token has changed since the call began, and the old one is refused: {details}")
         return error_of(code, details, metadata)
 
 

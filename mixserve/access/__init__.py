@@ -1,0 +1,1 @@
+"""Who may do what: roles, identities, token files, and records of what was done."""
