@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mixserve.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from mixserve.access.certificates import ServerTls
     from mixserve.local import local_client
     from mixserve.module import DataSourceModule, StructuralConfig
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
@@ -40,6 +41,7 @@ __all__ = [
     "MixServer",
     "ParquetSource",
     "RandomAccessSource",
+    "ServerTls",
     "Source",
     "StructuralConfig",
     "TFRecordSource",
@@ -66,6 +68,7 @@ _HOMES = {
     "MixServer": "mixserve.serving",
     "ParquetSource": "mixserve.sources",
     "RandomAccessSource": "mixserve.sources",
+    "ServerTls": "mixserve.access.certificates",
     "Source": "mixserve.sources",
     "StructuralConfig": "mixserve.module",
     "TFRecordSource": "mixserve.sources",

@@ -99,11 +99,22 @@ class MixtureConfig(Section):
         return tuple((entry.start, tuple(entry.weights[name] for name in self.sources)) for entry in later)
 
 
+class TlsConfig(Section):
+    """The server's certificate and key, and the authorities of its clients' certificates (None: clients need none)."""
+
+    certificate: str = Field(min_length=1)
+    key: str = Field(min_length=1)
+    client_ca: str | None = Field(default=None, min_length=1)
+
+
 class ServerConfig(Section):
     """Options of the server: address, folder of shared memory, folder of sessions and checkpoints (None: none), seconds
     of silence after which a session is free, folder of compiled programs (true: the user's cache folder), and folder of
-    what sources prepare, such as indexes (None: in the user's cache folder). `tokens` is the file of `mixserve token`
-    whose tokens calls need.
+    what sources prepare, such as indexes (None: in the user's cache folder).
+
+    Who may reach it, and what they may do: files of TLS (None: plain text), the file of `mixserve token` whose tokens
+    calls need (None: none), whether other machines may reach it without TLS and credentials, and the address that
+    answers health alone (no port: none).
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -113,6 +124,10 @@ class ServerConfig(Section):
     session_ttl_s: Seconds = 900.0
     compilation_cache: bool | Annotated[str, Field(min_length=1)] = True
     prepared: str | None = Field(default=None, min_length=1)
+    tls: TlsConfig | None = None
+    insecure: bool = False
+    health_host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
+    health_port: int | None = Field(default=None, ge=0, le=65535)
     tokens: str | None = Field(default=None, min_length=1)
 
 
@@ -176,7 +191,7 @@ def _section(place: Sequence[Any]) -> type[Section]:
     if len(place) == 1:
         return Config
     if place[0] == "server":
-        return ServerConfig
+        return TlsConfig if len(place) > 2 and place[1] == "tls" else ServerConfig
     if len(place) == 3:
         return MixtureConfig
     if len(place) > 6 and place[5] == "fields":

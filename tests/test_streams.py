@@ -14,6 +14,7 @@ import pytest
 from mixserve import MixServer, serve
 from mixserve.cli.health import probe
 from mixserve.serving import streams
+from mixserve.serving.threads import CountingThreads
 from mixserve_client import MixClient
 from mixserve_client.reading import ranges as ranges_module
 from mixserve_client.reading.ranges import StridedRange
@@ -244,7 +245,7 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
 
 def test_nobody_waits_while_a_thread_is_free():
     """Otherwise a stream would end early for another one that is about to begin."""
-    threads, go = streams._CountingThreads(2, "test"), threading.Event()
+    threads, go = CountingThreads(2, "test"), threading.Event()
     try:
         seen = list[int]()
         for _ in range(4):

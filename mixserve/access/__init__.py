@@ -1,1 +1,1 @@
-"""Who may do what: roles, identities, token files, and records of what was done."""
+"""Who may reach a server, and what they may do there; without gRPC."""

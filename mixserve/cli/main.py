@@ -64,6 +64,12 @@ def serve(
     ] = None,
     compilation_cache: CompilationCache = None,
     grace_s: Annotated[float, typer.Option(help="Seconds that running calls have to finish after SIGTERM.")] = 30.0,
+    health_port: Annotated[
+        int | None, typer.Option(help="Port that answers health alone, in plain text.", min=0, max=65535)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let other machines connect without TLS or credentials.")
+    ] = False,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
     with plain_errors():
@@ -79,6 +85,8 @@ def serve(
             session_ttl_s=session_ttl_s,
             compilation_cache=_folder("--compilation-cache", compilation_cache),
             grace_s=grace_s,
+            insecure=insecure,
+            health_port=health_port,
         )
 
 

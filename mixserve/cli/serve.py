@@ -14,9 +14,9 @@ from pathlib import Path
 from mixserve.access.entries import BadTokens
 from mixserve.access.tokens import read_tokens
 from mixserve.address import join_address
+from mixserve.cli.reach import beside, reachable
 from mixserve.config import Config, ConfigError, check_seconds, load_config
 from mixserve.listening import holding
-from mixserve.sources.kinds.expanding import expand
 
 _logger = logging.getLogger("mixserve")
 
@@ -36,6 +36,8 @@ def run(
     session_ttl_s: float | None,
     compilation_cache: bool | str | None,
     grace_s: float,
+    insecure: bool = False,
+    health_port: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Flags override the file. Raises ConfigError and OSError."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
@@ -68,14 +70,16 @@ def run(
     config = load_config(config_file)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
     if state_dir is None and config.server.state_dir is not None:
-        state_dir = _folder("state_dir", config.server.state_dir, config_file)
+        state_dir = beside("state_dir", config.server.state_dir, config_file)
     state_dir = None if state_dir is None else state_dir.absolute()
     memory = _choose("shared_memory", shared_memory, config.server.shared_memory, config_file)
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
     cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
     tokens = _token_file(config, config_file)
-    # Opening may take minutes: that the port is taken should be said before.
-    with holding(address) as held, _compiling(config, cache):
+    reach = reachable(config.server, config_file, insecure=insecure, health_port=health_port)
+    # Opening may take minutes: that the port is taken, or that others can reach it, should be said before.
+    with holding(address) as held, reach.holding_health() as held_health, _compiling(config, cache):
+        reach.check(address, has_tokens=tokens is not None)
         from mixserve.build import build_nodes
         from mixserve.located import starting
         from mixserve.serving import serve
@@ -83,9 +87,19 @@ def run(
         nodes = build_nodes(config, config_file, placement=placement)
         _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
         held.close()
+        held_health.close()
         with starting(config_file):
             server = serve(
-                nodes, address, shared_memory=memory, state_dir=state_dir, session_ttl_s=ttl_s, tokens=tokens
+                nodes,
+                address,
+                shared_memory=memory,
+                state_dir=state_dir,
+                session_ttl_s=ttl_s,
+                tokens=tokens,
+                tls=reach.tls,
+                insecure=reach.insecure,
+                health_port=reach.health_port,
+                health_host=reach.health_host,
             )
     _logger.info(
         "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
@@ -140,22 +154,14 @@ def _choose(key: str, flag: bool | str | None, configured: bool | str, config_fi
     """The flag, else the file's value under `key`. Raises ConfigError."""
     if flag is not None:
         return flag
-    return str(_folder(key, configured, config_file)) if isinstance(configured, str) else configured
-
-
-def _folder(key: str, configured: str, config_file: Path) -> Path:
-    """The folder or file that the file has under `key`, relative to the file. Raises ConfigError."""
-    try:
-        return config_file.parent / expand(configured, config_file.parent)
-    except ValueError as error:
-        raise ConfigError(f"{config_file}: server.{key}: {error}") from error
+    return str(beside(key, configured, config_file)) if isinstance(configured, str) else configured
 
 
 def _token_file(config: Config, config_file: Path) -> Path | None:
     """The file of tokens, if there is one, after a look at what it has. Raises ConfigError and OSError."""
     if config.server.tokens is None:
         return None
-    path = _folder("tokens", config.server.tokens, config_file)
+    path = beside("tokens", config.server.tokens, config_file)
     try:
         count = len(read_tokens(path))
     except BadTokens as error:

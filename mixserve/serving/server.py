@@ -6,20 +6,26 @@ import os
 import threading
 import weakref
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from mixserve.access.certificates import Certificates, ServerTls
+from mixserve.access.exposure import check_exposure
 from mixserve.access.tokens import TokenFile
-from mixserve.listening import check_listening, holding, listening_error
+from mixserve.address import join_address
+from mixserve.listening import holding
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
+from mixserve.serving.binding import bind
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
+from mixserve.serving.health_port import HealthPort
 from mixserve.serving.reflection import METHOD as REFLECTION_METHOD
 from mixserve.serving.reflection import Reflection
 from mixserve.serving.session_threads import SessionThreads
@@ -57,11 +63,15 @@ class MixServer:
         services: Services,
         address: str,
         memory: SharedMemory | None = None,
+        *,
         tokens: TokenFile | None = None,
+        certificates: Certificates | None = None,
+        health_address: str | None = None,
     ):
-        """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them.
+        """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them. Without
+        `certificates`, no TLS.
 
-        Raises OSError if it cannot listen.
+        `health_address` is where health alone is answered as well, in plain text. Raises OSError if it cannot listen.
         """
         # Raises in a process that was forked while a thread was inside gRPC: a server there would hang.
         GATE.check()
@@ -77,10 +87,15 @@ class MixServer:
         self._sessions = SessionThreads(services.state.end_silent, self._guard.report)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
-        self._health = Health(self._server)
+        self._health = Health()
+        self._health.add_to(self._server)
+        self._health_port: HealthPort | None = None
         try:
-            self.address = _bind(self._server, address)
+            self.address = bind(self._server, address, certificates)
+            if health_address is not None:
+                self._health_port = HealthPort(self._health, health_address)
         except BaseException:
+            self._server.stop(None)  # or it would keep the port if only that of health is taken
             self._streams.close()
             self._sessions.close()
             raise
@@ -89,10 +104,18 @@ class MixServer:
         GATE.add_server(self)
         _made.add(self)
 
+    @property
+    def health_address(self) -> str | None:
+        """Where the server answers health alone, if it does so on a port of its own."""
+        return None if self._health_port is None else self._health_port.address
+
     def start(self) -> None:
         """Listen, warm up, then serve. Earlier calls get Unavailable, and clients retry."""
         # The port opens first, so that health probes and clients get an answer while programs compile.
         self._server.start()
+        if self._health_port is not None:
+            self._health_port.start()
+            _logger.info("health on %s", self._health_port.address)
         self._sessions.start()
         self._services.warm_up()
         self._not_ready = None
@@ -114,6 +137,8 @@ class MixServer:
         finished = self._calls.wait_for_none(grace_s)
         self._guard.close()
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
+        if self._health_port is not None:
+            self._health_port.stop()
         GATE.remove_server(self)
         self._health.close()
         self._reflection.close()
@@ -213,6 +238,10 @@ def serve(
     session_ttl_s: float = TTL_S,
     journal_days: float = JOURNAL_DAYS,
     tokens: Path | str | None = None,
+    tls: ServerTls | Mapping[str, Any] | None = None,
+    insecure: bool = False,
+    health_port: int | None = None,
+    health_host: str = "127.0.0.1",
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
 
@@ -224,13 +253,29 @@ def serve(
     is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
     `journal_days` days is deleted.
 
-    `tokens` is a file of `mixserve token new`, which is read again when it changes: calls need one of its tokens, and
-    its role decides what they may do. Raises ValueError for bad arguments, and OSError if the server cannot listen at
-    `address`, use the folder or read the file.
+    `tokens` is a file of `mixserve token new`: calls need one of its tokens, and its role decides what they may do.
+    `tls` has the server's certificate and key, and with `client_ca` only clients with a certificate may connect. These
+    files are read again when they change. An `address` that other machines can reach requires `tls`, and `tokens` or
+    `client_ca`, unless `insecure`. At `health_host:health_port` the server answers health alone, always in plain text
+    and to everybody.
+
+    Raises ValueError for bad arguments, and OSError if the server cannot listen at `address`, use the folder or read a
+    file.
     """
     token_file = None if tokens is None else TokenFile(tokens)
+    files = ServerTls.of(tls)
+    health_address = None if health_port is None else join_address(health_host, health_port)
     with ExitStack() as opened:
-        with holding(address):  # before nodes are placed and folders locked
+        with holding(address), nullcontext() if health_address is None else holding(health_address):
+            # Before nodes are placed and folders locked.
+            certificates = None if files is None else Certificates(files)
+            check_exposure(
+                address,
+                has_tls=files is not None,
+                has_client_ca=files is not None and files.client_ca is not None,
+                has_tokens=token_file is not None,
+                insecure=insecure,
+            )
             memory = open_shared_memory(shared_memory)
             if memory is not None:
                 opened.callback(memory.close)
@@ -243,7 +288,14 @@ def serve(
                 journal_days=journal_days,
             )
             opened.callback(services.close)
-        server = MixServer(services, address, memory, token_file)
+        server = MixServer(
+            services,
+            address,
+            memory,
+            tokens=token_file,
+            certificates=certificates,
+            health_address=health_address,
+        )
         opened.pop_all()
     try:
         server.start()
@@ -251,14 +303,3 @@ def serve(
         server.stop(grace_s=0)
         raise
     return server
-
-
-def _bind(server: grpc.Server, address: str) -> str:
-    check_listening(address)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise listening_error(address) from error
-    if address.startswith("unix:"):
-        return address
-    return f"{address.rpartition(':')[0]}:{port}"

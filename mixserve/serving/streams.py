@@ -4,12 +4,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
-from typing import Any
 
 import grpc
 
-from mixserve.serving.threads import CallThreads
+from mixserve.serving.threads import CountingThreads
 
 _logger = logging.getLogger("mixserve")
 
@@ -27,7 +25,7 @@ class StreamThreads:
     """Runs streams in their own threads, apart from single calls."""
 
     def __init__(self) -> None:
-        self._threads = _CountingThreads(_THREADS, "mixserve-stream")
+        self._threads = CountingThreads(_THREADS, "mixserve-stream")
         self._sending: dict[grpc.ServicerContext, float] = {}
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-stalled", daemon=True)
@@ -74,34 +72,3 @@ class StreamThreads:
                         context.cancel()
                     except BaseException:  # such as SystemExit from a handler of the log: this thread must live
                         _logger.exception("cannot end a stalled stream")
-
-
-class _CountingThreads(CallThreads):
-    """Counts the tasks that wait because all threads are busy."""
-
-    def __init__(self, count: int, name: str):
-        super().__init__(count, name)
-        self._counting = threading.Lock()
-        self._most = count
-        self._in_flight = 0  # submitted, and not ended
-
-    @property
-    def waiting(self) -> int:
-        """How many tasks have no thread."""
-        # Not the length of the queue: a task that was just submitted waits there until an idle thread wakes up, and
-        # would end a stream for nothing.
-        return max(0, self._in_flight - self._most)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        self._count(1)
-        return super().submit(self._run, fn, *args, **kwargs)
-
-    def _run(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            self._count(-1)
-
-    def _count(self, by: int) -> None:
-        with self._counting:
-            self._in_flight += by

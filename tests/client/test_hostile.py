@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mixserve.servicer import Services
 from mixserve_client import CorruptReply, Field, FingerprintMismatch, MixClient, MixserveError, Overloaded
 from mixserve_client.sessions.session import Session
-from mixserve_client.transport import channel
+from mixserve_client.transport import channel as channel_module
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import frame, methods
 from mixserve_client.wire import mixture as wire_mixture
@@ -498,10 +498,10 @@ def test_a_path_for_shared_memory_that_is_none_is_not_followed(hostile, services
 
 
 def test_a_reply_beyond_what_any_server_may_send_is_not_taken_nor_asked_for_again(hostile, monkeypatch):
-    options = dict(channel._OPTIONS)
+    options = dict(channel_module._OPTIONS)
     assert options["grpc.max_receive_message_length"] == LARGEST_REPLY_BYTES
     options["grpc.max_receive_message_length"] = 1 << 20  # a gibibyte would take long
-    monkeypatch.setattr(channel, "_OPTIONS", list(options.items()))
+    monkeypatch.setattr(channel_module, "_OPTIONS", list(options.items()))
     answers, address = hostile
     answers.answer = lambda method, request: [bytes(2 << 20)]
     with MixClient.connect(address) as client:

@@ -26,7 +26,11 @@ from tests.processes import DEADLINE_S, write_mixture
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "mixserve-test"
-HEALTH = ("mixserve", "health", "127.0.0.1:50051")
+HEALTH = ("mixserve", "health", "127.0.0.1:50052")
+# The default command, for a mixture without TLS.
+SERVE = (
+    "serve", "/data/mixture.yaml", "--host", "0.0.0.0", "--port", "50051", "--health-port", "50052", "--insecure"
+)  # fmt: skip
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init")
 READ_SHARED = """
 from mixserve_client import MixClient
@@ -123,7 +127,7 @@ def start(engine: Engine, image: str, data: Path, cache: str):
     """Starts the image: `start(FLAGS, ARGUMENTS)`."""
     started: list[Container] = []
 
-    def start(flags: tuple[str, ...] = (), arguments: tuple[str, ...] = ()) -> Container:
+    def start(flags: tuple[str, ...] = (), arguments: tuple[str, ...] = SERVE) -> Container:
         container = Container(engine, f"{IMAGE}-{uuid.uuid4().hex[:12]}")
         volumes = ("--volume", f"{data}:/data:ro", "--volume", f"{cache}:/cache")
         started.append(container)
@@ -174,6 +178,10 @@ def test_serves_read_only_and_stops_at_sigterm(engine, data, start):
         np.testing.assert_array_equal(served["tokens"], client.get_batch_at(0, 8, key=7)["tokens"], strict=True)
 
 
+def test_without_credentials_the_default_command_says_what_to_add(engine, image, data):
+    engine("run", "--rm", "--volume", f"{data}:/data:ro", image, exit_code=2)
+
+
 def test_an_early_stop_ends_it(engine, start):
     began = time.monotonic()
     assert start(("--stop-timeout", "60")).stop() in (0, 143)
@@ -188,7 +196,7 @@ def test_other_commands(engine, image, data):
 def test_shared_memory_between_containers(engine, image, data, start):
     with volume(engine, "--opt", "type=tmpfs", "--opt", "device=tmpfs") as shared:
         mounted = ("--volume", f"{shared}:/shared")
-        server = start(mounted, ("serve", "mixture.yaml", "--port", "50051", "--shared-memory", "/shared"))
+        server = start(mounted, (*SERVE, "--shared-memory", "/shared"))
         server.wait_until_healthy()
         beside = ("run", "--rm", *HARDENED, *mounted, "--network", f"container:{server.name}", "--entrypoint", "python")
         assert "shared memory" in engine(*beside, image, "-c", READ_SHARED)
@@ -201,7 +209,7 @@ def test_shared_memory_between_containers(engine, image, data, start):
 def test_sessions_survive_their_container(engine, start):
     with volume(engine) as kept:
         flags = ("--publish", "127.0.0.1::50051", "--volume", f"{kept}:/state")
-        arguments = ("serve", "mixture.yaml", "--host", "0.0.0.0", "--port", "50051", "--state-dir", "/state")
+        arguments = (*SERVE, "--state-dir", "/state")
         for index in (0, 8):
             server = start(flags, arguments)
             server.wait_until_healthy()

@@ -1,6 +1,7 @@
 """The files of a client's credentials, as they are now -> gRPC channels and metadata."""
 
 import os
+import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -40,6 +41,11 @@ class Credentials:
     def _renew(self) -> None:
         self._lock = threading.Lock()
 
+    @property
+    def tls(self) -> TlsOptions | None:
+        """The files of TLS; None without TLS."""
+        return self._tls
+
     def channel_version(self) -> object:
         """Equal as long as the files of TLS are the same: with another one, open a new channel."""
         if not self._paths:
@@ -59,6 +65,9 @@ class Credentials:
         for name, content in (("ca", ca), ("certificate", certificate), ("key", key)):
             if content is not None and b"-----BEGIN " not in content:
                 raise InvalidRequest(f"tls: {name}: {getattr(self._tls, name)} is no file in PEM: it has no BEGIN line")
+        _check_pair(self._tls)
+        if target.startswith("unix"):  # gRPC would look for the socket's path in the certificate
+            options = [*options, ("grpc.ssl_target_name_override", "localhost")]
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
 
     def metadata(self) -> Metadata:
@@ -101,6 +110,20 @@ class Credentials:
         token = self._token.token_file
         paths = self._paths if token is None else [*self._paths, os.fspath(token)]
         self._versions = {path: _version(path) for path in paths}
+
+
+def _check_pair(tls: TlsOptions) -> None:
+    """Raises InvalidRequest unless the client's key belongs to its certificate: gRPC would say nothing of that."""
+    if tls.certificate is None or tls.key is None:
+        return
+    try:
+        # A password, so that OpenSSL does not ask for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(tls.certificate, tls.key, password="")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"tls: certificate and key do not fit each other, are damaged, or the key has a password: "
+            f"{tls.certificate}, {tls.key}: {error}"
+        ) from error
 
 
 def _bearer(token: str) -> Metadata:

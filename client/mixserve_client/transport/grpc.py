@@ -1,6 +1,8 @@
 """Moves requests over a gRPC channel; only this module turns gRPC's statuses into our errors."""
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -9,14 +11,18 @@ from typing import Any, cast
 import grpc
 
 from mixserve_client.credentials import TokenOptions
-from mixserve_client.errors import MixserveError, Unavailable
+from mixserve_client.errors import InvalidRequest, MixserveError, Unauthenticated, Unavailable
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted
 from mixserve_client.transport.channel import Channel
 from mixserve_client.transport.credentials import Credentials, Metadata
+from mixserve_client.transport.diagnosis import Diagnosis
 from mixserve_client.transport.forking import GATE
+from mixserve_client.transport.sockets import check_owner, socket_of
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
+
+_logger = logging.getLogger("mixserve_client")
 
 
 class GrpcTransport:
@@ -26,7 +32,10 @@ class GrpcTransport:
         """Without `credentials`, in plain text and without a token."""
         self._target = check_address(target)
         self._credentials = Credentials(None, TokenOptions()) if credentials is None else credentials
+        self._socket = socket_of(self._target)
+        self._diagnosis = Diagnosis(self._target, self._credentials.tls)
         self._channel: Channel | None = None
+        self._refused: object = None  # version of files that cannot be used
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
         self._closed = False
@@ -36,7 +45,7 @@ class GrpcTransport:
         return f"grpc {self._target}"
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
-        with GATE.hold(), self._convert_errors(metadata := self._credentials.metadata()):
+        with GATE.hold(), self._convert_errors(_until(timeout_s), metadata := self._metadata()):
             channel = self._current_channel()
             try:
                 call = channel.take(method, "unary_unary")
@@ -52,21 +61,31 @@ class GrpcTransport:
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
     ) -> "_Replies":
-        with GATE.hold(), self._convert_errors(metadata := self._credentials.metadata()):
-            channel = self._current_channel()
-            try:
-                call = channel.take(method, "unary_stream")
-                replies_to_come = call(request, timeout=timeout_s, metadata=metadata)
-            except BaseException:
-                channel.put_back()
-                raise
-            return _Replies(replies_to_come, partial(self._convert_errors, metadata), channel.put_back)
+        with GATE.hold():
+            metadata = self._metadata()
+            convert_errors = partial(self._convert_errors, _until(timeout_s), metadata)
+            with convert_errors():
+                channel = self._current_channel()
+                try:
+                    call = channel.take(method, "unary_stream")
+                    replies_to_come = call(request, timeout=timeout_s, metadata=metadata)
+                except BaseException:
+                    channel.put_back()
+                    raise
+                return _Replies(replies_to_come, convert_errors, channel.put_back)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             if self._channel is not None:
                 self._channel.close()
+
+    def _metadata(self) -> Metadata:
+        """What to send with a call. Raises Unauthenticated rather than send a token to another user's socket."""
+        metadata = self._credentials.metadata()
+        if metadata and self._socket is not None:
+            check_owner(self._socket)
+        return metadata
 
     def _current_channel(self) -> Channel:
         """The channel for a new call: another one if the files of TLS have changed."""
@@ -76,36 +95,53 @@ class GrpcTransport:
             if self._channel is None:
                 keep_freed_memory()
                 self._channel = Channel(self._target, self._credentials)
-            elif self._channel.version != self._credentials.channel_version():
-                old, self._channel = self._channel, Channel(self._target, self._credentials)
-                old.retire()
+            elif (version := self._credentials.channel_version()) not in (self._channel.version, self._refused):
+                self._replace(self._channel, version)
             return self._channel
 
+    def _replace(self, old: Channel, version: object) -> None:
+        """Open a channel with the files of TLS as they are now; keep `old` if these cannot be used."""
+        try:
+            self._channel = Channel(self._target, self._credentials)
+        except InvalidRequest as error:  # they may be half-written, and change again
+            self._refused = version
+            _logger.error("%s: %s; the client goes on with the files that it had", self._target, error)
+        else:
+            old.retire()
+
     @contextmanager
-    def _convert_errors(self, sent: Metadata) -> Generator[None]:
-        """Raise what gRPC raises inside as our errors. `sent` are the call's metadata."""
+    def _convert_errors(self, until: float | None, sent: Metadata) -> Generator[None]:
+        """Raise what gRPC raises inside as our errors. The call ends at the time `until`; `sent` are its metadata."""
         try:
             yield
         except grpc.RpcError as error:
             # gRPC raises the stream object itself as the error, so its traceback would make a cycle through the frames
             # of all callers: what they hold, also batches in shared memory, would wait for Python's cycle collector.
-            raise self._convert(error, sent) from error.with_traceback(None)
+            raise self._convert(error, until, sent) from error.with_traceback(None)
         except ValueError as error:  # what grpc raises if another thread has closed the channel
             if self._closed:
                 raise Unavailable(f"the client of {self._target} is closed; connect again") from error
             raise
 
-    def _convert(self, error: grpc.RpcError, sent: Metadata) -> MixserveError:
+    def _convert(self, error: grpc.RpcError, until: float | None, sent: Metadata) -> MixserveError:
         assert isinstance(error, grpc.Call)
         metadata = tuple(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
         code, details = error.code().name, error.details() or ""
         if ERROR_METADATUM not in dict(metadata):
+            if code == "UNAVAILABLE":
+                reason = self._diagnosis.reason(details, None if until is None else until - time.monotonic())
+                if reason is not None:  # trying again would not help
+                    return Unauthenticated(f"{self._target}: {reason}")
             details = f"{self._target}: {details}"
             # CANCELLED may mean that the connection broke, or that the server ended the call in order to stop: retry.
             code = "UNAVAILABLE" if code == "CANCELLED" else code
         if code == "UNAUTHENTICATED" and self._credentials.has_another_token(sent):
             return Unavailable(f"the token has changed since the call began, and the old one is refused: {details}")
         return error_of(code, details, metadata)
+
+
+def _until(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
 
 
 class _Replies:

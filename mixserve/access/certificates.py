@@ -1,0 +1,171 @@
+"""The files of a server's TLS: checked before they are used, and read again when they change."""
+
+import logging
+import ssl
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, cast
+
+from mixserve_client.schema.text import show
+
+_logger = logging.getLogger("mixserve")
+
+_LARGEST_FILE = 1 << 20
+_NAMES = ("certificate", "key", "client_ca")
+# Of each file: time of change, size, inode; None if it is not there.
+_Versions = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """The files of a server's TLS, in PEM: its `certificate` (or a chain that begins with it) and the `key` to it.
+
+    With `client_ca`, every client needs a certificate that these authorities have signed. Raises ValueError.
+    """
+
+    certificate: str | PathLike[str]
+    key: str | PathLike[str]
+    client_ca: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in _NAMES:
+            given: Any = getattr(self, name)
+            if given is None and name == "client_ca":
+                continue
+            if not isinstance(given, str | PathLike) or not fspath(cast("str | PathLike[str]", given)):
+                raise ValueError(f"tls: {name} must be the path of a file in PEM, got {show(given)}")
+            # Links stay: where secrets are mounted, a link leads to the newest ones.
+            path = Path(cast("str | PathLike[str]", given)).expanduser().absolute()
+            object.__setattr__(self, name, str(path))
+
+    @classmethod
+    def of(cls, given: Any) -> "ServerTls | None":
+        """The files that ServerTls or a mapping with its names stand for; None for None. Raises ValueError."""
+        if given is None or isinstance(given, cls):
+            return given
+        if isinstance(given, Mapping):
+            options = cast(Mapping[Any, Any], given)
+            if {"certificate", "key"} <= options.keys() <= set(_NAMES):
+                return cls(**options)
+        raise ValueError(
+            f"tls must be ServerTls(certificate=…, key=…, client_ca=…) or a mapping with these names, got {show(given)}"
+        )
+
+
+class Pair(NamedTuple):
+    """What the files hold: they fit each other."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class Certificates:
+    """The newest files that fit each other. Thread-safe."""
+
+    def __init__(self, tls: ServerTls):
+        """Raises ValueError, which names the file and says what is wrong with it."""
+        self._tls = tls
+        self._paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
+        self._lock = threading.Lock()
+        self._seen = self._versions()
+        self.first = self._load()
+
+    @property
+    def requires_clients(self) -> bool:
+        """Whether a client needs a certificate."""
+        return self._tls.client_ca is not None
+
+    def changed(self) -> Pair | None:
+        """What the files hold, if that fits and is new since the last call; otherwise None.
+
+        One line in the log says why files that have changed are not used; what was in use stays in use then.
+        """
+        with self._lock:
+            versions = self._versions()
+            if versions == self._seen:
+                return None
+            try:
+                pair = self._load()
+            except ValueError as error:
+                self._seen = versions
+                _logger.error("%s; the server goes on with the certificate that it had", error)
+                return None
+            # The files are being written: what was read may not belong together. The next connection looks again.
+            if self._versions() != versions:
+                return None
+            self._seen = versions
+            _logger.info("new connections use the certificate that %s has now", self._tls.certificate)
+            return pair
+
+    def _versions(self) -> _Versions:
+        return tuple(_version(path) for path in self._paths)
+
+    def _load(self) -> Pair:
+        """Raises ValueError."""
+        tls = self._tls
+        certificate, key = _read("certificate", tls.certificate), _read("key", tls.key)
+        _check_certificates("certificate", tls.certificate, certificate)
+        if b"PRIVATE KEY-----" not in key:
+            raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
+        _check_pair(tls)
+        client_ca = None if tls.client_ca is None else _read("client_ca", tls.client_ca)
+        if client_ca is not None:
+            _check_certificates("client_ca", tls.client_ca, client_ca)
+        return Pair(certificate, key, client_ca)
+
+
+def _check_certificates(name: str, path: object, content: bytes) -> None:
+    """Raises ValueError unless `content` has certificates in PEM, all of them whole."""
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise ValueError(f"tls: {name}: {path} has no certificate in PEM (no line BEGIN CERTIFICATE)")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=content.decode("ascii", "replace"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(f"tls: {name}: {path} has a damaged certificate, or is not complete: {error}") from error
+
+
+def _check_pair(tls: ServerTls) -> None:
+    """Raises ValueError unless the key can be read, and belongs to the certificate."""
+
+    def refuse() -> NoReturn:  # without it, OpenSSL would ask for the password at the terminal
+        raise ValueError(f"tls: key: {tls.key} is encrypted; a server needs a key without a password")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password=refuse)
+    except ssl.SSLError as error:
+        # For keys of another kind than the certificate, such as RSA and EC, the reason is NO_CERTIFICATE_ASSIGNED.
+        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"):
+            raise ValueError(
+                f"tls: key: {tls.key} is not the key of {tls.certificate}; the first certificate in that file must be "
+                f"the server's own"
+            ) from error
+        if error.reason:  # such as EE_KEY_TOO_SMALL: the security level of this machine's OpenSSL
+            raise ValueError(f"tls: {tls.certificate} with {tls.key} is refused by OpenSSL: {error}") from error
+        raise ValueError(f"tls: key: {tls.key} is damaged, or not a key in PEM: {error}") from error
+    except OSError as error:
+        raise ValueError(f"tls: {tls.certificate} or {tls.key} cannot be read: {error.strerror}") from error
+
+
+def _version(path: str | PathLike[str]) -> tuple[int, int, int] | None:
+    try:
+        status = Path(path).stat()  # through links
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _read(name: str, path: str | PathLike[str]) -> bytes:
+    """Raises ValueError."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise ValueError(f"tls: {name}: {path} cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"tls: {name}: {path} has more than {_LARGEST_FILE >> 20} MiB")
+    return content

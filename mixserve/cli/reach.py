@@ -1,0 +1,63 @@
+"""Who may reach a server, as its file and flags say."""
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixserve.access.certificates import Certificates, ServerTls
+from mixserve.access.exposure import check_exposure
+from mixserve.address import join_address
+from mixserve.config import ConfigError, ServerConfig
+from mixserve.listening import holding
+from mixserve.sources.kinds.expanding import expand
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The arguments of `serve` that say who may reach the server."""
+
+    config_file: Path
+    tls: ServerTls | None
+    insecure: bool
+    health_host: str
+    health_port: int | None
+
+    def check(self, address: str, *, has_tokens: bool) -> None:
+        """Raises ConfigError if a file of TLS cannot be used, or if others could reach `address` unchecked."""
+        try:
+            if self.tls is not None:
+                Certificates(self.tls)
+            check_exposure(
+                address,
+                has_tls=self.tls is not None,
+                has_client_ca=self.tls is not None and self.tls.client_ca is not None,
+                has_tokens=has_tokens,
+                insecure=self.insecure,
+            )
+        except ValueError as error:
+            raise ConfigError(f"{self.config_file}: server: {error}") from error
+
+    def holding_health(self) -> AbstractContextManager[ExitStack]:
+        """Reserves the port of health, if there is one. Raises OSError."""
+        return ExitStack() if self.health_port is None else holding(join_address(self.health_host, self.health_port))
+
+
+def reachable(server: ServerConfig, config_file: Path, *, insecure: bool, health_port: int | None) -> Reach:
+    """What the file and the flags say. Raises ConfigError."""
+    tls = server.tls
+    files = None if tls is None else {name: value for name, value in tls.model_dump().items() if value is not None}
+    return Reach(
+        config_file,
+        None if files is None else ServerTls(**{n: beside(f"tls.{n}", path, config_file) for n, path in files.items()}),
+        insecure or server.insecure,
+        server.health_host,
+        server.health_port if health_port is None else health_port,
+    )
+
+
+def beside(key: str, configured: str, config_file: Path) -> Path:
+    """The path that the file has under `key`, relative to the file. Raises ConfigError."""
+    try:
+        return config_file.parent / expand(configured, config_file.parent)
+    except ValueError as error:
+        raise ConfigError(f"{config_file}: server.{key}: {error}") from error
