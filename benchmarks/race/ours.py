@@ -27,7 +27,7 @@ def contestant(way: str) -> Contestant:
     if way == "in-process":
         from mixserve import local_client
 
-        return _contestant(local_client({"train": _node()}))
+        return _contestant(local_client({"train": node()}))
     server = start_server(__name__, way)
     client = MixClient.connect(server.address, shared_memory=way == "shared-memory")
     return _contestant(client, server)
@@ -53,11 +53,11 @@ def serve(way: str) -> Iterator[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         address = f"unix://{folder}/socket" if way == "unix" else "127.0.0.1:0"
-        with mixserve.serve({"train": _node()}, address) as server:
+        with mixserve.serve({"train": node()}, address) as server:
             yield server.address
 
 
-def _node() -> "MixDataSourcesNode":
+def node() -> "MixDataSourcesNode":
     from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 
     sources = [ArraySource({"tokens": records}) for records in load()]
