@@ -295,6 +295,8 @@ def test_npy_records_may_be_ragged_and_not_of_objects(tmp_path):
     good = npy(np.arange(3))
     assert "record 1: it is not an .npy array" in refusal(tmp_path, [good, b"abc"], record="npy")
     assert "record 0: it is not an .npy array" in refusal(tmp_path, [b""], record="npy")
+    wrapped = good[:128].replace(b"(3,), }" + b" " * 20, b"(4294967296, 4294967296), }")
+    assert f"has 0 bytes of values, and needs {8 << 64}" in refusal(tmp_path, [good, wrapped], record="npy")
     assert "has 23 bytes of values, and needs 24" in refusal(tmp_path, [good, good[:-1]], record="npy")
     assert "cannot be served: it must be of numbers" in refusal(
         tmp_path, [npy(np.array([{}]), allow_pickle=True)], record="npy"

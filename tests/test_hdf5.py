@@ -154,6 +154,11 @@ REFUSED = {
     ),
     "never written": (lambda file: file.create_dataset("x", (3,), "i4"), "were never written"),
     "half written": (half_written, "1 of its 4 chunks were never written"),
+    # In 64 bits, the product of its numbers of chunks is 0.
+    "too many chunks": (
+        lambda file: file.create_dataset("x", (1 << 32, 1 << 32), "i4", chunks=(1, 1)),
+        "18,446,744,073,709,551,616 of its 18,446,744,073,709,551,616 chunks were never written",
+    ),
     "no shape": (lambda file: file.create_dataset("x", data=h5py.Empty("i4")), "it is empty, without a shape"),
     "no rows": (lambda file: file.create_dataset("x", data=np.zeros((0, 2))), "holds no records"),
     "only groups": (lambda file: file.create_group("x"), "holds no arrays"),

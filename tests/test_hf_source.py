@@ -513,3 +513,16 @@ def test_a_field_may_have_a_slash_in_its_name(tmp_path):
     blocks = source.blocks() if source.blocks else []
     assert [list(block) for block in blocks] == [["a~1b"]]  # as leaves of records are called
     assert list(source.element_spec()) == ["a/b"]
+
+
+def test_a_number_of_rows_of_more_bits_than_a_product_has_is_refused(tmp_path):
+    rows = 1003  # no other number in the file
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(4 * rows, dtype=np.int32)), 4)
+    folder = save_to_disk(tmp_path / "in", [batches_of(pa.table({"x": pairs}), rows)])
+    path = folder / "data-00000-of-00001.arrow"
+    whole = path.read_bytes()
+    assert len(HfSource(folder)) == rows
+    for wrong in (1 << 62, (1 << 60) + 1, rows + 1):  # times 4, the first one is 0 in 64 bits
+        path.write_bytes(whole.replace(rows.to_bytes(8, "little"), wrong.to_bytes(8, "little")))
+        with pytest.raises(ValueError, match=rf"{path}: the field 'x': a block has {wrong:,} rows, and values for"):
+            HfSource(folder)

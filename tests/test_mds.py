@@ -265,6 +265,15 @@ def test_an_index_that_is_wrong_is_refused(tmp_path, edit, why):
     assert str(folder) in said
 
 
+@pytest.mark.parametrize(("shape", "size"), [("9" * 20, 16), ("4294967296,4294967296", 0)])
+def test_a_shape_of_more_bytes_than_64_bits_count_is_refused(tmp_path, shape, size):
+    folder = write_mds(tmp_path / "x", {"a": "ndarray:uint16:8"}, [[{"a": np.zeros(8, np.uint16)}]])
+    wrong = {"column_encodings": [f"ndarray:uint16:{shape}"], "column_sizes": [size]}
+    said = refusal(edited(folder, lambda index: [shard.update(wrong) for shard in index["shards"]]))
+    assert said.startswith(str(folder / "index.json"))
+    assert f"says that values of 'a' (ndarray:uint16:{shape}) have {size} bytes; they have" in said
+
+
 def test_files_that_are_not_as_they_should_be(tmp_path):
     folder = write_mds(tmp_path / "x", {"a": "int", "b": "bytes"}, [[{"a": 1, "b": b"12"}, {"a": 2, "b": b""}]])
     shard = folder / "shard.00000.mds"

@@ -128,7 +128,10 @@ def find_piece(name: str, array: Arrow, first_row: int, *, nulls: bool) -> Piece
     """Where the rows of the column `name` lie; the first of them is `first_row` in its file. Raises ValueError, which
     names the column, for null values that are not allowed and for damaged arrays."""
     try:
-        return piece_of(array, nulls=nulls)
+        piece, layout = piece_of(array, nulls=nulls), layout_of(array.type)
+        if layout.offsets is None and piece.first + piece.rows * layout.width > piece.stored:
+            raise ValueError(f"a block has {piece.rows:,} rows, and values for fewer: the file is damaged")
+        return piece
     except NullFound as found:
         said = "a list inside of a list that is null" if found.is_inner else "a null value"
         advice = "" if found.is_inner else "; give the field a value for them, such as null: 0"

@@ -1,5 +1,6 @@
 """A column in pieces -> the served field of any records: fixed rows are gathered, ragged ones padded and cut."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Layout(NamedTuple):
     @property
     def width(self) -> int:
         """The number of values of a fixed row, or of an item of a ragged one."""
-        return int(np.prod(self.stored.shape, dtype=np.int64))
+        return math.prod(self.stored.shape)
 
 
 class Rows(NamedTuple):
@@ -64,7 +65,10 @@ class Column:
         self._width = layout.width
         table = np.array(pieces, np.int64).reshape(-1, len(Piece._fields))
         rows, values, stored, first, offsets, valid, valid_first, item_valid, item_valid_first = table.T
-        if layout.offsets is None and (first + rows * self._width > stored).any():
+        if (rows < 0).any() or (first < 0).any():
+            raise ValueError("a block has a negative number of rows or values")
+        # Divided and not multiplied: the numbers of a damaged file may have a product of more than 64 bits.
+        if layout.offsets is None and ((first > stored) | (rows > (stored - first) // self._width)).any():
             raise ValueError("a block holds fewer values than its rows need")
         begin = self._index(values - memory.lowest, layout.dtype, bits=layout.bits)
         self._first, self._end = begin + first, begin + stored

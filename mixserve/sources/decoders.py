@@ -1,6 +1,7 @@
 """Bytes of one record -> arrays, for records that are raw bytes, an `.npy` file or JSON."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -139,8 +140,8 @@ def read_npy(data: bytes) -> np.ndarray:
     begin = 8 + length_size
     end = begin + int.from_bytes(data[8:begin], "little")
     dtype, shape, is_fortran = _npy_header(data[:end])
-    count = int(np.prod(shape, dtype=np.int64))
-    if len(data) != end + count * dtype.itemsize:
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or len(data) != end + count * dtype.itemsize:
         raise ValueError(f"the .npy array has {len(data) - end} bytes of values, and needs {count * dtype.itemsize}")
     array = np.frombuffer(data, dtype, count, end) if count else np.empty(0, dtype)
     array = array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)

@@ -19,6 +19,9 @@ class FileRows:
     """Where the records of files lie that have `counts` records."""
 
     def __init__(self, counts: Sequence[int]):
+        """Raises ValueError if they have 2^63 records or more in all."""
+        if sum(counts) >= 1 << 63:
+            raise ValueError(f"the files have {sum(counts):,} records in all, and a source may have 2^63 - 1")
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._firsts = self._ends - np.asarray(counts, np.int64)
 

@@ -1,6 +1,7 @@
 """HDF5 files -> a source. Contiguous data sets are mapped; h5py reads those in chunks."""
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -160,7 +161,7 @@ def _contiguous(data: Hdf5, dtype: np.dtype, mapped: np.ndarray) -> StoredArray 
 
 def _chunked(reader: _Reader, path: str, data: Hdf5) -> StoredArray | str:
     h5py = import_h5py()
-    expected = int(np.prod([-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True)]))
+    expected = math.prod(-(-size // chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
     if (written := data.id.get_num_chunks()) < expected:
         # HDF5 would give their fill value, without an error.
         return f"{expected - written:,} of its {expected:,} chunks were never written"

@@ -1,6 +1,7 @@
 """`index.json` of MosaicML's MDS format -> its shards and columns, checked."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def parse_column(name: str, encoding: str, size: int | None) -> Column:
         found = found._replace(kind="decimals have no dtype; write them as float64 or int64")
     needed = None
     if found.kind == "array" and found.dtype is not None and found.shape is not None:
-        needed = found.dtype.itemsize * int(np.prod(found.shape, dtype=np.int64))
+        needed = found.dtype.itemsize * math.prod(found.shape)
     if needed != size and found.kind in ("array", "bytes", *_TEXTS):
         raise ValueError(f"says that values of {name!r:.100} ({encoding:.100}) have {size} bytes; they have {needed}")
     return found

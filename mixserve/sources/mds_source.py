@@ -1,6 +1,7 @@
 """MosaicML's MDS data sets -> a source."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -195,7 +196,7 @@ def _read_offsets(file: OpenFile, shard: Shard) -> np.ndarray:
 
 def _column(rows: np.ndarray, place: int, stored: Stored) -> np.ndarray:
     """The values at a place in every row of bytes."""
-    size = stored.dtype.itemsize * int(np.prod(stored.shape, dtype=np.int64))
+    size = stored.dtype.itemsize * math.prod(stored.shape)
     return rows[:, place : place + size].view(stored.dtype).reshape(len(rows), *stored.shape)
 
 

@@ -101,7 +101,7 @@ def _read_header(file: OpenFile, head: bytes, header: Header) -> tuple[np.dtype,
     else:
         raise ValueError(f"{file.path} does not begin with a header of {header}, but with {show(head[:16])}")
     dtype, offset, count = found
-    if file.size != offset + count * dtype.itemsize:
+    if count < 0 or file.size != offset + count * dtype.itemsize:
         kind = "npy" if head.startswith(NPY) else "llm.c"
         raise ValueError(
             f"{file.path} begins with a header of {kind} that announces {count:,} ids of {dtype}, which makes "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -120,7 +121,7 @@ def _digest(array: StoredArray) -> bytes:
     """The SHA-256 of all values up to 64 MiB, else of 64 spread pieces."""
     assert isinstance(array, _Array)
     digest = hashlib.sha256()
-    rows, row_bytes = array.shape[0], max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
+    rows, row_bytes = array.shape[0], max(1, math.prod(array.shape[1:]) * array.dtype.itemsize)
     pieces = spread(rows, row_bytes)
     if len(pieces) == 1:
         # In whole chunks, so that none is decoded twice.
