@@ -1,5 +1,6 @@
 """Parquet files -> the types of their columns, and their rows, in batches that fit into little memory."""
 
+import io
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ class ParquetFile:
         self.path = path
         self.file = OpenFile(path)
         self.footer = _read_footer(self.file)
-        with _opened(path) as parquet:
+        with _opened(self.file) as parquet:
             self.rows: int = parquet.metadata.num_rows
             self.schema = parquet.schema_arrow
         twice = {name for name in self.schema.names if self.schema.names.count(name) > 1}
@@ -40,7 +41,7 @@ class ParquetFile:
     def batches(self, names: Sequence[str]) -> Iterator[Arrow]:
         """The rows in order, with these columns at least. Raises ValueError, which names the file, for damaged data."""
         count = 0
-        with _opened(self.path) as parquet:
+        with _opened(self.file) as parquet:
             limit = _FIRST_ROWS
             for group in range(parquet.metadata.num_row_groups):
                 # The footer says how large rows are encoded; in memory they may be a thousand times larger, of which
@@ -64,14 +65,43 @@ def _rows_for(group: Arrow) -> int:
     return max(1, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size))
 
 
+class _Reader(io.RawIOBase):
+    """The bytes of an open file, for pyarrow: its path may lead to another file by now, which has another digest."""
+
+    def __init__(self, file: OpenFile):
+        super().__init__()
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Raises SourceChanged if the file no longer has these bytes."""
+        rest = max(0, self._file.size - self._at)
+        data = self._file.read(self._at, rest if size < 0 else min(size, rest))
+        self._at += len(data)
+        return data
+
+
 @contextmanager
-def _opened(path: Path) -> Generator[Arrow, None, None]:
+def _opened(file: OpenFile) -> Generator[Arrow, None, None]:
     """Names the file in errors of pyarrow's."""
+    path = file.path
     arrow, parquet = import_arrow(), import_arrow("pyarrow.parquet")
     try:
         # Without pre_buffer, which keeps whole groups in memory.
         with parquet.ParquetFile(
-            str(path), pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
+            _Reader(file), pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True
         ) as found:
             yield found
     except (arrow.ArrowException, OSError) as error:

@@ -16,7 +16,7 @@ from mixserve.sources.digest import digest_files, spread
 from mixserve.sources.fields import FieldSpec
 from mixserve.sources.open_file import OpenFile
 from mixserve.sources.paths import Paths, as_paths
-from mixserve_client.errors import InvalidRequest
+from mixserve_client.errors import InvalidRequest, SourceChanged
 from mixserve_client.schema.dtypes import dtype_name
 from mixserve_client.schema.text import describe_error, show
 
@@ -207,7 +207,11 @@ def _open(folders: Mapping[str, Path], is_filled: bool) -> tuple[list[OpenFile],
         )
         for file in files
     ]
-    return files, {name: _wait(future) for name, future in zip(folders, opening, strict=True)}
+    arrays = {name: _wait(future) for name, future in zip(folders, opening, strict=True)}
+    for file in files:
+        if not file.is_at_path():
+            raise SourceChanged(f"{file.path} was replaced while it was opened")
+    return files, arrays
 
 
 def _wait(opening: Any) -> StoredArray | str:

@@ -13,8 +13,9 @@ from mixserve.sources.kinds.base import Paths, SourceConfig
 from mixserve.sources.kinds.fields import FixedFields, fixed_field_specs
 from mixserve.sources.kinds.files import find_files
 from mixserve.sources.magic import NPY, ZIP
-from mixserve.sources.open_file import check_is_regular
+from mixserve.sources.open_file import OpenFile
 from mixserve.sources.safetensors import map_safetensors
+from mixserve_client.errors import SourceChanged
 from mixserve_client.schema.dtypes import dtype_named
 from mixserve_client.schema.text import describe_error, show
 
@@ -87,13 +88,15 @@ def _read_file(path: Path, wanted: Collection[str] | None) -> dict[str, np.ndarr
 
 
 def _map_file(file: Path) -> np.ndarray:
-    check_is_regular(file)
+    opened = OpenFile(file)
     with _naming_damage(file):
         loaded = np.load(file, mmap_mode="r")
         if not isinstance(loaded, np.ndarray):
             loaded.close()
             raise ValueError("it is an .npz file under the name of an .npy file")
-        return loaded
+    if not opened.is_at_path():  # NumPy opens the path twice, once for the header
+        raise SourceChanged(f"{file} was replaced while it was opened")
+    return loaded
 
 
 @contextmanager
