@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -301,17 +302,74 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, prepared):
     assert len(ParquetSource(paths)) == 20_000
 
 
-@pytest.mark.parametrize("name", ["columns.json", "0.values", "1.offsets"])
-def test_a_damaged_folder_is_named(tmp_path, prepared, name):
+def other_version(manifest: bytes) -> bytes:
+    return manifest.replace(b'"version": 2', b'"version": 9')
+
+
+def other_rows(manifest: bytes) -> bytes:
+    return manifest.replace(b"20", b"19", 1).replace(b"20", b"21", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, lambda data: b"") for name in ("columns.json", "0.values", "1.offsets")),
+        *((name, lambda data: data[:-1]) for name in ("columns.json", "0.values")),
+        ("0.values", lambda data: data[:-8] + b"damaged!"),
+        ("1.offsets", lambda data: data[:8] + data[16:] + data[-8:]),
+        ("columns.json", other_version),
+        ("columns.json", other_rows),
+        ("columns.json", lambda data: b'{"version": 2}'),
+        ("columns.json", lambda data: b"[" * 100_000),
+        ("columns.json", None),
+        ("0.values", None),
+    ],
+)
+def test_a_damaged_folder_is_converted_again(tmp_path, prepared, caplog, name, damage):
+    paths = write(tmp_path / "in", table(), group=20)
+    records = ParquetSource(paths, TOKENS).take(np.arange(ROWS))
+    (folder,) = prepared.iterdir()
+    whole = (folder / name).read_bytes()
+    if damage is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(damage(whole))
+        assert (folder / name).read_bytes() != whole
+    again = ParquetSource(paths, TOKENS).take(np.arange(ROWS))
+    assert {name: array.tobytes() for name, array in again.items()} == {
+        name: array.tobytes() for name, array in records.items()
+    }
+    assert re.search(rf"{folder} is damaged: .*; it is made again", caplog.text)
+    assert (folder / name).read_bytes() == whole
+    assert list(prepared.iterdir()) == [folder]
+
+
+def test_a_damaged_folder_that_cannot_be_removed_is_named(tmp_path, prepared):
     paths = write(tmp_path / "in", table())
     ParquetSource(paths, TOKENS)
     (folder,) = prepared.iterdir()
-    for damaged in (b"", (folder / name).read_bytes()[:-1], bytes(len((folder / name).read_bytes()))):
-        (folder / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{folder} is damaged.*; remove it, and it is made again"):
-            ParquetSource(paths, TOKENS)
-    shutil.rmtree(folder)
-    ParquetSource(paths, TOKENS)
+    (folder / "0.values").write_bytes(b"")
+    prepared.joinpath(f".{folder.name}.damaged.lock").mkdir()
+    with pytest.raises(ValueError, match=f"{folder} is damaged, and cannot be removed .*: remove it, and start again"):
+        ParquetSource(paths, TOKENS)
+
+
+def test_many_threads_make_a_damaged_folder_again_once(tmp_path, prepared, caplog):
+    paths = write(tmp_path / "in", table())
+    records = ParquetSource(paths, TOKENS).take(np.arange(ROWS))
+    (folder,) = prepared.iterdir()
+    caplog.set_level("INFO", "mixserve")
+    (folder / "0.values").write_bytes(b"")
+
+    def read(_: int) -> dict[str, np.ndarray]:
+        with preparing_in(prepared):
+            return ParquetSource(paths, TOKENS).take(np.arange(ROWS))
+
+    with ThreadPoolExecutor(8) as threads:
+        for found in threads.map(read, range(8)):
+            assert all(same(found[name], records[name]) for name in records)
+    assert caplog.text.count(": done") == 1
+    assert list(prepared.iterdir()) == [folder]
 
 
 def test_a_terminal_shows_a_progress_bar(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 the records of the other."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -1,22 +1,30 @@
 """Columns that were converted from another format: a folder of raw values and offsets, and a list of its files."""
 
-import hashlib
+import fcntl
 import json
-from collections.abc import Sequence
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mixserve.sources.column import Layout, Piece
+from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import Stored
 from mixserve.sources.memory import address_of
-from mixserve.sources.open_file import map_file
+from mixserve.sources.open_file import OpenFile
+from mixserve.sources.prepared import kept
+
+_logger = logging.getLogger("mixserve")
 
 _MANIFEST = "columns.json"
-_VERSION = 1
-_HEAD_BYTES = 64 << 10
+# In the names of folders: a version of mixserve that writes other files does not find those of this one.
+_VERSION = 2
 _OFFSETS = np.dtype(np.int64)
+_DIGEST = "sha256"
 
 
 class ColumnWriter:
@@ -61,11 +69,9 @@ class _Output:
         self._path = path
         self._file = path.open("xb", buffering=0)
         self._size = 0
-        self._head = hashlib.sha256()
 
     def write(self, array: np.ndarray) -> None:
         data = array.reshape(-1).view(np.uint8).data
-        self._head.update(data[: max(0, _HEAD_BYTES - self._size)])
         self._size += len(data)
         try:
             while data:
@@ -78,7 +84,7 @@ class _Output:
             self._file.close()
         except OSError as error:
             raise self._explain(error) from error
-        return {"file": self._path.name, "bytes": self._size, "head": self._head.hexdigest()}
+        return {"file": self._path.name, "bytes": self._size}
 
     def _explain(self, error: OSError) -> OSError:
         size = f"after {self._size:,} bytes of this file"
@@ -88,7 +94,13 @@ class _Output:
 def write_manifest(folder: Path, columns: Sequence[dict[str, Any]], shard_rows: Sequence[int], **more: Any) -> None:
     """Write the list of the folder's files. `more` is returned by `open_converted` as it is."""
     content = {"version": _VERSION, "columns": list(columns), "rows": list(shard_rows), **more}
-    (folder / _MANIFEST).write_text(json.dumps(content, indent=1))
+    files = [OpenFile(folder / file["file"]) for column in columns for file in column["files"]]
+    (folder / _MANIFEST).write_text(json.dumps(content | {_DIGEST: _digest(files, content)}, indent=1))
+
+
+def _digest(files: Sequence[OpenFile], content: dict[str, Any]) -> str:
+    """Of the manifest without its digest, and of the files: all of their bytes, or the pieces that `spread` says."""
+    return digest_files(files, {key: value for key, value in content.items() if key != _DIGEST}).hex()
 
 
 class Converted(NamedTuple):
@@ -101,20 +113,63 @@ class Converted(NamedTuple):
     manifest: dict[str, Any]
 
 
+def keep_converted(name: str, digest: bytes, make: Callable[[Path], None]) -> Converted:
+    """What `make(folder)` writes, from the prepared folder: made if it is not there, and again if it is damaged.
+
+    Raises ValueError, which names the folder, if that cannot be removed, or is damaged at once; OSError if the prepared
+    folder cannot be used; and what `make` raises.
+    """
+    named = f"{name}-v{_VERSION}"
+    folder = kept(named, digest, make)
+    try:
+        return open_converted(folder)
+    except ValueError as error:
+        _logger.warning("%s; it is made again", error)
+    _remove_damaged(folder)
+    return open_converted(kept(named, digest, make))
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove the folder, unless another process has made it again by now."""
+    # Names by which `kept` removes it if this process is killed here.
+    aside, lock = (folder.with_name(f".{folder.name}.damaged.{kind}") for kind in ("unfinished", "lock"))
+    try:
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            try:
+                open_converted(folder)
+            except ValueError:
+                shutil.rmtree(aside, ignore_errors=True)
+                with suppress(FileNotFoundError):  # another process has removed it, and makes it again
+                    folder.rename(aside)
+                    shutil.rmtree(aside)
+            finally:
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} is damaged, and cannot be removed ({error}): remove it, and start again") from error
+
+
 def open_converted(folder: Path) -> Converted:
-    """Map the files of `folder`. Raises ValueError, which names the folder, if they are not as they were written."""
+    """Map the files of `folder`. Raises ValueError, which names the folder, if they are not as they were written;
+    OSError if one cannot be read."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+        if manifest["version"] != _VERSION:
+            raise ValueError(f"it has the version {manifest['version']!s:.20}, not {_VERSION}")
         found = Converted([], {}, {}, manifest["rows"], manifest)
-        for column in manifest["columns"]:
-            _open_column(folder, column, found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is damaged: {error!s:.300}; remove it, and it is made again") from error
+        opened = [[_open_file(folder, file) for file in column["files"]] for column in manifest["columns"]]
+        # Before they are used: numbers of a damaged manifest may be anything.
+        if _digest([file for files in opened for file in files], manifest) != manifest[_DIGEST]:
+            raise ValueError("its bytes are others than were written")
+        for column, files in zip(manifest["columns"], opened, strict=True):
+            _open_column(column, files, found)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder} is damaged: {error!s:.300}") from error
     return found
 
 
-def _open_column(folder: Path, column: dict[str, Any], found: Converted) -> None:
-    maps = [_open_file(folder, file) for file in column["files"]]
+def _open_column(column: dict[str, Any], files: Sequence[OpenFile], found: Converted) -> None:
+    maps = [file.map() for file in files]
     found.maps.extend(maps)
     stored = Stored(np.dtype(column["dtype"]), tuple(column["shape"]), column["ragged"])
     layout = Layout(stored, stored.dtype, offsets=_OFFSETS if stored.is_ragged else None)
@@ -132,10 +187,8 @@ def _open_column(folder: Path, column: dict[str, Any], found: Converted) -> None
     ]
 
 
-def _open_file(folder: Path, file: dict[str, Any]) -> np.ndarray:
-    mapped = map_file(folder / file["file"])
-    if len(mapped) != file["bytes"]:
-        raise ValueError(f"{file['file']} has {len(mapped):,} bytes, not {file['bytes']:,}")
-    if hashlib.sha256(mapped[:_HEAD_BYTES].tobytes()).hexdigest() != file["head"]:
-        raise ValueError(f"the first bytes of {file['file']} are others than were written")
-    return mapped
+def _open_file(folder: Path, file: dict[str, Any]) -> OpenFile:
+    opened = OpenFile(folder / file["file"])
+    if opened.size != file["bytes"]:
+        raise ValueError(f"{file['file']} has {opened.size:,} bytes, not {file['bytes']:,}")
+    return opened

@@ -10,13 +10,13 @@ from typing import Any
 from mixserve.sources.arrow import stored_fields
 from mixserve.sources.column import Column
 from mixserve.sources.column_source import ColumnSource, Shard
-from mixserve.sources.converted import open_converted
+from mixserve.sources.converted import keep_converted
 from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, serve_fields
 from mixserve.sources.memory import Memory
 from mixserve.sources.parquet_conversion import convert
 from mixserve.sources.parquet_files import ParquetFile
-from mixserve.sources.prepared import kept, prepared_folder, preparing_in
+from mixserve.sources.prepared import prepared_folder, preparing_in
 from mixserve_client.schema.text import show_names
 
 File = str | PathLike[str]
@@ -57,8 +57,7 @@ class ParquetSource(ColumnSource):
         options = {"kind": "parquet", "rows": [file.rows for file in inputs], "nulls": nulls}
         self._input_digest = digest_files([file.file for file in inputs], options, [file.footer for file in inputs])
         self._arguments = ([str(path) for path in paths], fields, name, prepared_folder())
-        folder = kept("parquet", self._input_digest, lambda made: convert(inputs, types, nulls, made))
-        converted = open_converted(folder)
+        converted = keep_converted("parquet", self._input_digest, lambda made: convert(inputs, types, nulls, made))
         memory = Memory(converted.maps)
         columns = {source: Column(converted.layouts[source], converted.pieces[source], memory) for source in types}
         shards = [Shard(file.path, [file.rows]) for file in inputs]
