@@ -1,6 +1,7 @@
 """ArrayRecord files: the records of the format's own library, from many files, threads and processes."""
 
 import json
+import math
 import os
 import pickle
 import resource
@@ -353,3 +354,43 @@ def test_options_that_do_not_fit_are_refused(files):
         ArrayRecordSource(files, record="xml")
     with pytest.raises(ValueError, match="field: the records have names"):
         ArrayRecordSource(files, field="x")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "dtype", "said"),
+    [
+        ("1", "16777217", "float32", "has the number 16777217, which float32 does not have"),
+        ("1.5", "9007199254740993", None, "has the number 9007199254740993, which float64 does not have"),
+        ("1.5", "9223372036854775807", None, "has the number 9223372036854775807, which float64 does not have"),
+        ("[1.5]", "[0.5, 9007199254740993]", None, "has the integer 9007199254740993 among other numbers"),
+        ("[1, 2]", "[1, 9223372036854775809]", None, "has the integer 9223372036854775809 among other numbers"),
+        ("1", "70000", "float16", "has the number 70000, which float16 does not have; choose a wider as:"),
+        ("1", "-9223372036854775808", "float16", "has the number -9223372036854775808, which float16 does not have"),
+        ("1.5", "1e300", "float32", r"has the number 1e+300, which float32 does not have"),
+        ("[1.5]", "[1e300, 0.5]", "float32", "has the number 1e+300, which float32 does not have"),
+        ("1.5", "1e400", None, "has the number '1e400', which is too large for float64"),
+        ("[1, 2]", '"hi"', "uint8", "must be numbers, as in the first record that has it, got 'hi'"),
+        ('"hi"', "[1, 2]", None, "must be text or bytes, as in the first record that has it, got [1, 2]"),
+    ],
+)
+def test_json_numbers_that_a_dtype_does_not_have_are_refused(tmp_path, first, second, dtype, said):
+    length = 2 if first[0] in '["' else None
+    fields = [FieldSpec("x", "x", None if dtype is None else np.dtype(dtype), length)]
+    records = [f'{{"x": {value}}}'.encode() for value in (first, second)]
+    found = refusal(tmp_path, records, record="json", fields=fields)
+    assert f"record 1: the field 'x' {said}" in found
+
+
+def test_fractions_of_json_are_rounded_and_what_is_not_finite_stays(tmp_path):
+    values = [0.1, math.inf, -math.inf, math.nan, 16777216, 1e30]
+    path = write_array_record(tmp_path / "x", (json.dumps({"x": value}).encode() for value in values))
+    source = ArrayRecordSource(path, record="json", fields=[FieldSpec("x", "x", np.dtype(np.float32))])
+    assert np.array_equal(taken(source, range(6))["x"], np.array(values, np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize(("first", "second"), [([1, 2], b"AB"), (b"AB", [1, 2])])
+def test_an_example_with_bytes_for_numbers_is_refused(tmp_path, first, second):
+    records = [example({"x": value}) for value in (first, second)]
+    found = refusal(tmp_path, records, fields=[FieldSpec("x", "x", np.dtype(np.uint8), 4)])
+    assert "record 1: the field 'x' must be " in found
+    assert "as in the first record that has it, got" in found

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class JsonDecoder:
 
     def decode(self, record: bytes, fields: Sequence[Served]) -> list[np.ndarray]:
         found = _object(record)
-        return [_json_value(found, field) for field in fields]
+        return [_json_value(found, field, record) for field in fields]
 
 
 _READ_FOR_FIELDS = 64
@@ -102,7 +102,7 @@ def wanted_of(name: str, wanted: Sequence[FieldSpec] | None) -> tuple[bool, np.d
 def stored_bytes(data: bytes, name: str, wanted: Sequence[FieldSpec] | None) -> Stored:
     """The stored field of these bytes: ragged, unless it is wanted without a length."""
     is_fixed = any(spec.source == name and spec.length is None for spec in wanted or ())
-    return Stored(np.dtype(np.uint8), (len(data),)) if is_fixed else Stored(np.dtype(np.uint8), is_ragged=True)
+    return Stored(np.dtype(np.uint8), (len(data),) if is_fixed else (), is_ragged=not is_fixed, is_text=True)
 
 
 def stored_like(array: np.ndarray, name: str, wanted: Sequence[FieldSpec] | None) -> Stored:
@@ -132,6 +132,21 @@ def to_integers(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not (cast == array).all():
         raise ValueError(f"has values from {array.min()} to {array.max()}, which do not all fit into as: {dtype}")
     return cast
+
+
+def to_int(data: bytes) -> int:
+    """The decimal number in these bytes. Raises ValueError; Python would also take `4_5`, and that is not 45."""
+    if b"_" in data:
+        raise ValueError("has an underscore")
+    return int(data)
+
+
+def to_float(data: bytes) -> float:
+    """The decimal number in these bytes. Raises ValueError, also for a finite one that would become infinite."""
+    found = float(data)
+    if b"_" in data or (math.isinf(found) and b"inf" not in data.lower()):
+        raise ValueError("has an underscore, or is too large")
+    return found
 
 
 def read_npy(data: bytes) -> np.ndarray:
@@ -185,7 +200,7 @@ def stored_json(data: bytes, name: str, wanted: Sequence[FieldSpec] | None) -> S
 
 def json_array(data: bytes, field: Served) -> np.ndarray:
     """The value of a field that is a JSON text of its own. Raises ValueError."""
-    return _array(_parse(data), field)
+    return _array(_parse(data), field, data)
 
 
 def _stored_value(value: Any, name: str, wanted: Sequence[FieldSpec] | None) -> Stored | str:
@@ -203,26 +218,73 @@ def _stored_value(value: Any, name: str, wanted: Sequence[FieldSpec] | None) -> 
     return Stored(dtype, stored.shape, stored.is_ragged) if is_possible and dtype is not None else stored
 
 
-def _json_value(record: Mapping[str, Any], field: Served) -> np.ndarray:
+def _json_value(record: Mapping[str, Any], field: Served, data: bytes) -> np.ndarray:
     value = record.get(field.spec.source)
     if value is None:
         return missing(field)
     try:
-        return _array(value, field)
+        return _array(value, field, data)
     except ValueError as error:
         raise name_field(error, field) from None
 
 
-def _array(value: Any, field: Served) -> np.ndarray:
+def _array(value: Any, field: Served, data: bytes) -> np.ndarray:
+    """The array of `value`, which the JSON text `data` has."""
     dtype = field.stored.dtype
+    if isinstance(value, str) != field.stored.is_text:
+        refuse_text(field, show(value))
     if isinstance(value, str):
         return np.frombuffer(value.encode(), np.uint8)
     array = _numbers(value)
     if array.size == 0 and field.stored.is_ragged:
         return np.empty((0, *field.stored.shape), dtype)
+    if array.dtype.kind == "f":
+        if _is_small(array):
+            return array.astype(dtype) if dtype.kind == "f" else array
+        _check_integers(value)
+        json.loads(data, parse_float=_check_finite)
     if array.dtype.kind == "i" and dtype.kind in "iu":
         return to_integers(array, dtype)
-    return array.astype(dtype) if array.dtype.kind in "if" and dtype.kind == "f" else array
+    return _to_floats(array, dtype) if array.dtype.kind in "if" and dtype.kind == "f" else array
+
+
+def refuse_text(field: Served, found: str) -> None:
+    """Raises ValueError: a record has text or bytes for numbers, or the other way round. As bytes, a text would be
+    numbers too."""
+    what = "text or bytes" if field.stored.is_text else "numbers"
+    raise ValueError(f"must be {what}, as in the first record that has it, got {found}")
+
+
+def _is_small(array: np.ndarray) -> bool:
+    """Whether all absolute values are surely below 2^11, up to which float16 has all integers."""
+    if array.ndim == 0:
+        return abs(array.item()) < 1 << 11
+    flat = array.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return flat.dot(flat).item() < 1 << 22  # a third of the time of looking at each
+
+
+def _check_finite(text: str) -> float:
+    if math.isinf(found := float(text)):
+        raise ValueError(f"has the number {show(text)}, which is too large for float64; infinity is Infinity there")
+    return found
+
+
+def _to_floats(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Numbers in a float dtype. Raises ValueError if an integer would be rounded, or another number become infinite;
+    fractions are rounded, as they are when JSON is read."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = array.astype(dtype)
+        is_held = np.isfinite(made)
+        if array.dtype.kind == "i":
+            is_held &= made.astype(np.float64).astype(np.int64) == array
+        else:
+            is_held |= ~np.isfinite(array)
+    if not is_held.all():
+        raise ValueError(f"has the number {array[~is_held].flat[0]}, which {dtype} does not have; choose a wider as:")
+    return made
 
 
 def _numbers(value: Any) -> np.ndarray:
@@ -233,6 +295,15 @@ def _numbers(value: Any) -> np.ndarray:
     if array.dtype.kind not in "bif":
         raise ValueError(f"must be numbers of up to 64 bits, lists of them, or a text, got {show(value)}")
     return array
+
+
+def _check_integers(value: Any) -> None:
+    """Raises ValueError if an integer among floats is rounded."""
+    if isinstance(value, list):
+        for item in cast(list[Any], value):
+            _check_integers(item)
+    elif isinstance(value, int) and int(float(value)) != value:
+        raise ValueError(f"has the integer {value} among other numbers, and float64 does not have it")
 
 
 def name_field(error: ValueError, field: Served) -> ValueError:

@@ -8,7 +8,15 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from mixserve.sources.decoders import first_of_each, missing, name_field, stored_bytes, to_integers, wanted_of
+from mixserve.sources.decoders import (
+    first_of_each,
+    missing,
+    name_field,
+    refuse_text,
+    stored_bytes,
+    to_integers,
+    wanted_of,
+)
 from mixserve.sources.fields import FieldSpec, Served, Stored
 
 _INT64, _FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)
@@ -41,6 +49,8 @@ def _value(features: Any, field: Served) -> np.ndarray:
         return missing(field)
     values = getattr(feature, kind).value
     try:
+        if (kind == "bytes_list") != stored.is_text and values:
+            refuse_text(field, kind.replace("_", " "))
         if kind == "bytes_list":
             if len(values) == 1:
                 return np.frombuffer(values[0], np.uint8)

@@ -19,11 +19,13 @@ _LENGTHS = np.dtype(np.int32)
 @dataclass(frozen=True)
 class Stored:
     """A stored field: its dtype, and its shape in a record. `is_ragged`: its first axis, which `shape` leaves out, has
-    another length in every record."""
+    another length in every record. `is_text`: its values are the bytes of a text or of other data, and no numbers, in
+    formats whose records may have either."""
 
     dtype: np.dtype
     shape: tuple[int, ...] = ()
     is_ragged: bool = False
+    is_text: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from mixserve.sources.decoders import (
     stored_bytes,
     stored_json,
     stored_like,
+    to_float,
+    to_int,
 )
 from mixserve.sources.extents import Extents
 from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name
@@ -215,7 +217,7 @@ def _as_json(column: Column, data: bytes) -> bytes:
     if column.kind == "json":
         return data
     try:
-        return json.dumps((int if column.kind == "str_int" else float)(data)).encode()
+        return json.dumps(to_int(data) if column.kind == "str_int" else to_float(data)).encode()
     except ValueError:
         raise ValueError(f"must be a number, got {show(data)}") from None
 

@@ -15,6 +15,7 @@ from mixserve.sources.decoders import (
     stored_bytes,
     stored_json,
     stored_like,
+    to_int,
     to_integers,
     wanted_of,
 )
@@ -165,6 +166,6 @@ def _value(record: Mapping[str, bytes], field: Served) -> np.ndarray:
 
 def _number(data: bytes) -> np.ndarray:
     try:
-        return np.array(int(data), np.int64)
+        return np.array(to_int(data), np.int64)
     except (ValueError, OverflowError):
         raise ValueError(f"must be a decimal number of 64 bits, got {show(data)}") from None
