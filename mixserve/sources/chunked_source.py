@@ -10,6 +10,7 @@ from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, Stored, leaf_name, serve_fields
 from mixserve.sources.file_rows import FileRows
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.reopened import Arguments, reduce_to_paths
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve.sources.undecodable import UnreadRecord
 from mixserve_client.errors import MixserveError
@@ -57,7 +58,7 @@ class ChunkedSource:
         *,
         kind: str,
         name: str | None,
-        arguments: tuple[Sequence[Any], Mapping[str, Any]],
+        arguments: Arguments,
     ):
         """`arguments` of the subclass open the same source again. Raises ValueError, which names the file, if there are
         no records, the served arrays have different lengths, shards differ, or fields cannot be served."""
@@ -111,7 +112,7 @@ class ChunkedSource:
         return digest_files(self.files(), self._options(), self._heads())
 
     def __reduce__(self) -> Any:
-        return _reopen, (type(self), *self._arguments, self.content_digest())
+        return reduce_to_paths(self, self._arguments)
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}: {spec.dtype.name}{list(spec.shape)}" for name, spec in self._specs().items())
@@ -168,13 +169,6 @@ class ChunkedSource:
                         f"{describe_error(alone, 500)}; {self.locate(record_id)}"
                     ) from alone
         raise error
-
-
-def _reopen(source: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], digest: bytes) -> ChunkedSource:
-    found = source(*args, **kwargs)
-    if found.content_digest() != digest:
-        raise ValueError(f"{found!r:.200} holds other records than when the source was pickled")
-    return found
 
 
 def _serve(shard: Shard, fields: Sequence[FieldSpec] | None) -> list[Served]:

@@ -1,8 +1,7 @@
 """Stored records that must be decoded, and a decoder -> a source."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -13,7 +12,8 @@ from mixserve.sources.decoders import BytesDecoder, Decoder, JsonDecoder, NpyDec
 from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import FieldSpec, Served, serve_fields
 from mixserve.sources.open_file import OpenFile
-from mixserve.sources.prepared import chosen_folder, preparing_in
+from mixserve.sources.prepared import chosen_folder
+from mixserve.sources.reopened import Arguments, reduce_to_paths
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 
 RECORDS = ("example", "bytes", "npy", "json")
@@ -58,7 +58,7 @@ class DecodedSource:
         *,
         name: str | None,
         options: Mapping[str, Any],
-        arguments: tuple[Sequence[Any], Mapping[str, Any]],
+        arguments: Arguments,
     ):
         """`options` change the records, and enter the digest; `arguments` of the subclass open the same source again.
 
@@ -114,7 +114,7 @@ class DecodedSource:
         return digest_files(self._store.files(), options, self._store.heads())
 
     def __reduce__(self) -> Any:
-        return _open_again, (type(self), *self._arguments, self._prepared)
+        return reduce_to_paths(self, self._arguments, self._prepared)
 
     def __repr__(self) -> str:
         spec = self.element_spec()
@@ -187,13 +187,6 @@ def decoder_of(record: str, field: str | None) -> Decoder:
     from mixserve.sources.examples import ExampleDecoder
 
     return ExampleDecoder()
-
-
-def _open_again(
-    source: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], prepared: Path | None
-) -> DecodedSource:
-    with preparing_in(prepared):
-        return source(*args, **kwargs)
 
 
 def _describe(field: Served) -> list[Any]:

@@ -16,6 +16,7 @@ from mixserve.sources.fields import FieldSpec, Served, serve_fields
 from mixserve.sources.magic import ARROW
 from mixserve.sources.memory import Memory, address_of
 from mixserve.sources.open_file import OpenFile
+from mixserve.sources.reopened import Arguments, reduce_to_paths
 from mixserve_client.schema.text import show, show_names
 
 Folder = str | PathLike[str]
@@ -56,7 +57,7 @@ class HfSource(ColumnSource):
             for served in loading.served
             if served.spec.source in loading.dictionaries
         }
-        self._arguments = ([str(folder) for folder in given], fields, name)
+        self._arguments: Arguments = [[str(folder) for folder in given]], {"fields": fields, "name": name}
 
     def content_digest(self) -> bytes:
         """The identity of the content in a mixture's fingerprint."""
@@ -65,14 +66,7 @@ class HfSource(ColumnSource):
         return digest_files(self._files, options, self._heads)
 
     def __reduce__(self) -> Any:
-        return _reopen, (*self._arguments, self.content_digest())
-
-
-def _reopen(folders: Sequence[str], fields: Sequence[FieldSpec] | None, name: str | None, digest: bytes) -> HfSource:
-    source = HfSource(folders, fields, name=name)
-    if source.content_digest() != digest:
-        raise ValueError(f"{show_names(folders)} hold other records than when the source was pickled")
-    return source
+        return reduce_to_paths(self, self._arguments)
 
 
 def _files_of(folder: Path) -> list[Path]:

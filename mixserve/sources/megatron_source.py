@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -54,7 +55,8 @@ class MegatronSource(TokenRecords):
         length, stride = checked_stride(sequence_length, overlap)
         segments = check_truth("segments", segments)
         seed = _seed(order)
-        opened = [open_megatron(prefix) for prefix in _prefixes(prefixes)]
+        given = _prefixes(prefixes)
+        opened = [open_megatron(prefix) for prefix in given]
         parts = [Part(files.label, files.tokens) for files in opened]
         stored = [part.tokens for part in parts]
         served = served_dtype(stored, checked_dtype("as_dtype", as_dtype), "all data sets of a MegatronSource")
@@ -79,6 +81,20 @@ class MegatronSource(TokenRecords):
             segments=segments,
             eod=eod,
             vocab_size=vocab_size,
+        )
+        self._arguments = (
+            [[str(Path(prefix).absolute()) for prefix in given]],
+            {
+                "sequence_length": length,
+                "overlap": length - stride,
+                "segments": segments,
+                "eod": eod,
+                "order": order,
+                "as_dtype": served,
+                "field": field,
+                "name": name,
+                "vocab_size": vocab_size,
+            },
         )
 
     def _digest_options(self) -> dict[str, Any]:

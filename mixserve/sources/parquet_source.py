@@ -16,8 +16,8 @@ from mixserve.sources.fields import FieldSpec, Served, serve_fields
 from mixserve.sources.memory import Memory
 from mixserve.sources.parquet_conversion import convert
 from mixserve.sources.parquet_files import ParquetFile
-from mixserve.sources.prepared import prepared_folder, preparing_in
-from mixserve_client.schema.text import show_names
+from mixserve.sources.prepared import prepared_folder
+from mixserve.sources.reopened import Arguments, reduce_to_paths
 
 File = str | PathLike[str]
 
@@ -56,7 +56,8 @@ class ParquetSource(ColumnSource):
             raise ValueError(f"{paths[0]} holds no records")
         options = {"kind": "parquet", "rows": [file.rows for file in inputs], "nulls": nulls}
         self._input_digest = digest_files([file.file for file in inputs], options, [file.footer for file in inputs])
-        self._arguments = ([str(path) for path in paths], fields, name, prepared_folder())
+        self._arguments: Arguments = [[str(path) for path in paths]], {"fields": fields, "name": name}
+        self._prepared = prepared_folder()
         converted = keep_converted("parquet", self._input_digest, lambda made: convert(inputs, types, nulls, made))
         memory = Memory(converted.maps)
         columns = {source: Column(converted.layouts[source], converted.pieces[source], memory) for source in types}
@@ -73,17 +74,7 @@ class ParquetSource(ColumnSource):
         return hashlib.sha256(self._input_digest + fields.encode()).digest()
 
     def __reduce__(self) -> Any:
-        return _reopen, (*self._arguments, self.content_digest())
-
-
-def _reopen(
-    files: Sequence[str], fields: Sequence[FieldSpec] | None, name: str | None, prepared: Path, digest: bytes
-) -> ParquetSource:
-    with preparing_in(prepared):
-        source = ParquetSource(files, fields, name=name)
-    if source.content_digest() != digest:
-        raise ValueError(f"{show_names(files)} hold other records than when the source was pickled")
-    return source
+        return reduce_to_paths(self, self._arguments, self._prepared)
 
 
 def _nulls(served: Sequence[Served]) -> dict[str, float | None]:

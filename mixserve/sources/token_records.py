@@ -11,6 +11,7 @@ import numpy as np
 from mixserve.sources.digest import digest_blocks
 from mixserve.sources.open_file import OpenFile
 from mixserve.sources.pieces import Pieces
+from mixserve.sources.reopened import Arguments, reduce_to_paths
 from mixserve.sources.segments import segments_by_end
 from mixserve.sources.source import ElementSpec, RecordIds, Records
 from mixserve.sources.token_ids import largest_id
@@ -23,6 +24,9 @@ from mixserve_client.schema.text import show
 class TokenRecords:
     """Records of `length` tokens in the field `field`. With segments also, int32 and of the same length,
     `{field}_segment_ids` (from 1; 0 is padding) and `{field}_positions` (from 0 in each segment)."""
+
+    # Of the subclass, if all tokens are in files: a pickle has their paths. None if it must have the tokens.
+    _arguments: Arguments | None = None
 
     def __init__(
         self,
@@ -106,6 +110,11 @@ class TokenRecords:
         locate = layout.locate if isinstance(layout, Windows) else layout.locate_token
         return largest_id(layout.arrays, self._vocab_size, locate, full=full)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._arguments is None:
+            return _new, (type(self),), self.__dict__
+        return reduce_to_paths(self, self._arguments)
+
     def content_digest(self) -> bytes:
         """The identity of the content in a mixture's fingerprint."""
         digest = digest_blocks({self._field: array} for array in self._layout.arrays)
@@ -122,6 +131,10 @@ class TokenRecords:
             f"{type(self).__name__}({self._field}: {self._as_dtype.name}[{self._layout.length}], length={len(self)}"
             f"{added})"
         )
+
+
+def _new(source: type[TokenRecords]) -> TokenRecords:
+    return source.__new__(source)
 
 
 def checked_stride(length: Any, overlap: Any) -> tuple[int, int]:

@@ -80,13 +80,34 @@ class TokenSource(TokenRecords):
         segments = pack is not None if segments is None else check_truth("segments", segments)
         _check_packing(pack, long, pad, overlap, segments=segments, eod=eod)
         stored = checked_dtype("dtype", dtype)
-        arrays = [_open_tokens(part, stored, header) for part in _inputs(tokens)]
+        inputs = _inputs(tokens)
+        arrays = [_open_tokens(part, stored, header) for part in inputs]
         served = served_dtype(arrays, checked_dtype("as_dtype", as_dtype), "all inputs of a TokenSource")
         if vocab_size is not None:
             vocab_size = check_integer("vocab_size", vocab_size, 1)
         if eod is not None:
             eod = check_token("eod", eod, arrays[0].dtype, vocab_size)
         pad = check_token("pad", pad, served)
+        if all(isinstance(part, str | PathLike) for part in inputs):
+            self._arguments = (
+                [[str(Path(part).absolute()) for part in inputs]],
+                {
+                    "sequence_length": length,
+                    "dtype": stored,
+                    "as_dtype": served,
+                    "field": field,
+                    "name": name,
+                    "header": header,
+                    "overlap": overlap,
+                    "windows": windows,
+                    "vocab_size": vocab_size,
+                    "eod": eod,
+                    "segments": segments,
+                    "pack": pack,
+                    "long": long,
+                    "pad": pad,
+                },
+            )
         parts = [Part(_label(number, array), array) for number, array in enumerate(arrays)]
         per_file = windows == "per_file"
         self._packing: dict[str, Any] = {}
