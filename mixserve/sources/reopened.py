@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mixserve.sources.prepared import preparing_in
-from mixserve_client.schema.text import show_names
+from mixserve_client.schema.text import shorten
 
 # The positional arguments of a source's class, of which the first is its paths, and those with names.
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
@@ -35,4 +35,4 @@ def _show(paths: Any) -> str:
     if isinstance(paths, str | PathLike):
         return str(cast(Any, paths))
     given = cast(Any, paths)
-    return show_names(map(str, given.values() if isinstance(given, Mapping) else given))
+    return shorten(", ".join(map(str, given.values() if isinstance(given, Mapping) else given)), 500)
