@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -195,6 +196,12 @@ def test_even_samples_are_array_backed(folder, tmp_path):
         file, byte = file_of(found[1]) or pytest.fail("no file")
         assert file.path.name == "shard.00002.mds"
         assert file.read(byte, found[1][0].nbytes) == found[1][0].tobytes()
+    long = FieldSpec("x", "x", length=1, long="cut", lengths="n")
+    for fields in ([long], [long, FieldSpec("label", "label")]):
+        padded = MDSSource(tmp_path / "x", fields=fields)
+        assert not is_array_backed(padded)
+        node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE), [padded])
+        assert node.get_batch_at(0, 2, jax.random.key(0))["x"].shape == (2, 1, 3)
     node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE), [source])
     with local_client({"m": node}) as client:
         batch = client.get_batch_at(0, 9, 0)
@@ -323,3 +330,13 @@ def test_a_field_may_have_a_slash_in_its_name(tmp_path):
     node = MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE), [source])
     with local_client({"train": node}) as client:
         assert client.get_batch_at(0, 2, 3)["a/b"].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value"), [("str_int", b"4_5"), ("str_float", b"4_5"), ("str_float", b"1e400"), ("str_int", b"x")]
+)
+def test_texts_that_are_no_numbers_are_refused(tmp_path, encoding, value):
+    folder = write_mds(tmp_path / "x", {"a": encoding}, [[{"a": b"1"}, {"a": value}]])
+    assert f"the field 'a' must be a number, got {value!r}" in refusal(folder)
+    folder = write_mds(tmp_path / "y", {"a": "str_float"}, [[{"a": b" -inf "}, {"a": b"nan"}]])
+    assert str(taken(MDSSource(folder), [0, 1])["a"].tolist()) == "[-inf, nan]"

@@ -36,7 +36,8 @@ class MDSSource(DecodedSource):
     """Record r is the sample r of the data sets, one after another: folders with an `index.json` and its shards.
 
     Arrays and numbers have their dtypes, `json`, `str_int` and `str_float` are numbers or lists of numbers, and `str`,
-    `bytes`, `jpeg`, `png` and `pil` are bytes. If all columns have values of one size, the source is array-backed.
+    `bytes`, `jpeg`, `png` and `pil` are bytes. If all columns have values of one size, and no field a length, the
+    source is array-backed.
     """
 
     blocks: Callable[[], Sequence[Mapping[str, np.ndarray]]]  # of array-backed ones alone
@@ -53,7 +54,8 @@ class MDSSource(DecodedSource):
             options={"kind": "mds", "columns": [column[:3] for column in samples.columns]},
             arguments=([folders], {"fields": fields, "name": name}),
         )
-        if samples.is_even:
+        # A length pads or cuts, or has a field of its own: those are no bytes of the file.
+        if samples.is_even and not any(field.stored.is_ragged for field in self._served):
             blocks = samples.blocks(self._served)
             self.blocks = lambda: blocks
 
