@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import resource
 import threading
 from io import BytesIO
@@ -250,7 +251,7 @@ def test_features_of_every_kind(tmp_path):
 
 
 def test_what_a_record_lacks_has_its_default(tmp_path):
-    rows = [{"a": 1}, {"b": [1, 2], "a": None}, {"b": [], "c": [3, 4]}]
+    rows = [{"a": 1}, {"b": [1, 2], "a": None}, {"b": [], "c": [3, 4], "f": 0.5}]
     path = write_array_record(tmp_path / "x", map(example, rows))
     fields = [
         FieldSpec("a", "a", INT32, default=-1),
@@ -261,10 +262,15 @@ def test_what_a_record_lacks_has_its_default(tmp_path):
     assert batch["a"].tolist() == [1, -1, -1]
     assert (batch["b"].tolist(), batch["n"].tolist()) == ([[0, 0, 0], [1, 2, 0], [0, 0, 0]], [0, 2, 0])
     assert batch["c"].tolist() == [[9, 9], [9, 9], [3, 4]]
+    for default in (math.nan, 0.1, math.inf):
+        floats = ArrayRecordSource(path, fields=[FieldSpec("f", "f", default=default)])
+        assert np.array_equal(taken(floats, [0, 2])["f"], np.array([default, 0.5], np.float32), equal_nan=True)
     for spec, why in (
         (FieldSpec("a", "a", default=()), r"\[\] is for fields with a length"),
         (FieldSpec("b", "b", None, 3, default=1), r"must be \[\] for a field with a length"),
         (FieldSpec("a", "a", INT32, default=0.5), "0.5 is not a value of int32"),
+        (FieldSpec("a", "a", INT32, default=1 << 70), "1180591620717411303424 is not a value of int32"),
+        (FieldSpec("f", "f", default=1e300), r"1e\+300 is not a value of float32"),
     ):
         with pytest.raises(ValueError, match=rf"fields\.{spec.name}\.default: .*{why}"):
             ArrayRecordSource(path, fields=[spec])
@@ -377,8 +383,7 @@ def test_json_numbers_that_a_dtype_does_not_have_are_refused(tmp_path, first, se
     length = 2 if first[0] in '["' else None
     fields = [FieldSpec("x", "x", None if dtype is None else np.dtype(dtype), length)]
     records = [f'{{"x": {value}}}'.encode() for value in (first, second)]
-    found = refusal(tmp_path, records, record="json", fields=fields)
-    assert f"record 1: the field 'x' {said}" in found
+    assert f"record 1: the field 'x' {said}" in refusal(tmp_path, records, record="json", fields=fields)
 
 
 def test_fractions_of_json_are_rounded_and_what_is_not_finite_stays(tmp_path):
@@ -392,5 +397,4 @@ def test_fractions_of_json_are_rounded_and_what_is_not_finite_stays(tmp_path):
 def test_an_example_with_bytes_for_numbers_is_refused(tmp_path, first, second):
     records = [example({"x": value}) for value in (first, second)]
     found = refusal(tmp_path, records, fields=[FieldSpec("x", "x", np.dtype(np.uint8), 4)])
-    assert "record 1: the field 'x' must be " in found
-    assert "as in the first record that has it, got" in found
+    assert re.search("record 1: the field 'x' must be .* as in the first record that has it, got", found)

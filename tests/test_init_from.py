@@ -118,6 +118,7 @@ def test_windows_are_those_that_megatron_reads(blend):
     [
         ("0.3 web_text_document\n0.7\n", "blend.txt, line 2: weights and prefixes must alternate, but '0.7'"),
         ("0.3 web_text_document\nx code_text_document", "blend.txt, line 2: a weight must be a number"),
+        ("4_5 web_text_document", "blend.txt, line 1: a weight must be a number of at least 0, got '4_5'"),
         ("-1 web_text_document", "blend.txt, line 1: a weight must be a number of at least 0, got '-1'"),
         ("1 web_text_document\nnan code_text_document", "line 2: a weight must be a number of at least 0, got 'nan'"),
         ("0 web_text_document 0 code_text_document", "all weights are 0"),

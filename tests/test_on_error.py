@@ -17,6 +17,7 @@ from mixserve import TokenSource, local_client, serve
 from mixserve.build import build_nodes
 from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
+from mixserve.sources.skipped import SkipLists, SkippedRecords
 from mixserve.sources.source import is_array_backed
 from mixserve.sources.without import SourceWithout
 from mixserve_client import MixClient, ServerFault
@@ -340,3 +341,14 @@ def test_the_file_of_the_page(tmp_path):
     file.write_text(f"{yaml}server: {{prepared: prepared}}\n")
     assert "train: web: 4 records left out" in check(file, "--full")
     check(file)
+
+
+def test_a_list_that_servers_would_refuse_is_not_written(tmp_path):
+    lists = SkipLists.read(tmp_path / "mixture.yaml")
+    for number in range(10):
+        ids = list(range(10**12, 10**12 + 500_000))
+        lists.put("m", f"s{number}", SkippedRecords(content="0" * 64, records=10**13, skipped=ids))
+    said = r"mixture.skipped.json would have 75,\d\d\d,\d\d\d bytes for 5,000,000 records of all sources, and may have"
+    with pytest.raises(ValueError, match=said):
+        lists.write()
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import numpy as np
 from mixserve.error_boundary import WrongRecord
 from mixserve.sources.decoders import BytesDecoder, Decoder, JsonDecoder, NpyDecoder
 from mixserve.sources.digest import digest_files
-from mixserve.sources.fields import FieldSpec, Served, serve_fields
+from mixserve.sources.fields import FieldSpec, Served, has_value, serve_fields
 from mixserve.sources.open_file import OpenFile
 from mixserve.sources.prepared import chosen_folder
 from mixserve.sources.reopened import Arguments, reduce_to_paths
@@ -205,7 +205,7 @@ def _check_default(field: Served) -> None:
             raise ValueError(f"{where}: must be [] for a field with a length (pad fills it), got {default}")
     elif isinstance(default, tuple):
         raise ValueError(f"{where}: [] is for fields with a length; this one needs a number")
-    elif np.array(default).astype(field.stored.dtype) != default:
+    elif not has_value(field.stored.dtype, default):
         raise ValueError(f"{where}: {default} is not a value of {field.stored.dtype}")
 
 

@@ -1,6 +1,7 @@
 """What a source serves of what it stores: which fields, under which names and dtypes, and how it fits ragged ones."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -189,12 +190,22 @@ def _serve(stored: Mapping[str, Stored | str], spec: FieldSpec) -> Served:
 
 
 def _check_value(where: str, key: str, value: float, dtype: np.dtype) -> None:
-    with np.errstate(all="ignore"):
-        found = np.array(value).astype(dtype)
-    # What is rounded, such as 0.1 of float32, is taken; NaN is a value of its own.
-    if np.isnan(value) if dtype.kind in "fcV" and np.isnan(found) else found == value or dtype.kind in "fc":
-        return
-    raise ValueError(f"{where}: {key}: {value} is not a value of {dtype}")
+    if not has_value(dtype, value):
+        raise ValueError(f"{where}: {key}: {value} is not a value of {dtype}")
+
+
+def has_value(dtype: np.dtype, value: float) -> bool:
+    """Whether the dtype has the value, or one to which it is rounded, such as 0.1 of float32."""
+    try:
+        with np.errstate(all="ignore"):
+            given = np.array(value)
+            found = given.astype(dtype)
+            is_same = dtype.kind not in "fc" and bool(found.astype(given.dtype) == given)
+    except OverflowError:  # an integer of more than 64 bits
+        return False
+    if dtype.kind in "fcV" and np.isnan(found):
+        return bool(np.isnan(value))
+    return is_same or bool(dtype.kind in "fc" and (np.isfinite(found) or math.isinf(value)))
 
 
 def _join(rows: Sequence[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

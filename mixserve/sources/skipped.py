@@ -112,12 +112,21 @@ class SkipLists:
         self._lists = {mixture: of_mixture for mixture, of_mixture in kept.items() if of_mixture}
 
     def write(self) -> None:
-        """Write the file: aside, and renamed when it is on the disk. Equal lists make equal bytes. Raises OSError."""
+        """Write the file: aside, and renamed when it is on the disk. Equal lists make equal bytes.
+
+        Raises ValueError if servers would refuse the file because of its size; OSError.
+        """
         lists = {
             mixture: {name: found.model_dump() for name, found in of_mixture.items()}
             for mixture, of_mixture in self._lists.items()
         }
         content = json.dumps({"version": 1, "mixtures": lists}, sort_keys=True) + "\n"
+        if len(content) > _MOST_BYTES:
+            listed = sum(len(found.skipped) for of_mixture in self._lists.values() for found in of_mixture.values())
+            raise ValueError(
+                f"{self.path} would have {len(content):,} bytes for {listed:,} records of all sources, and may have "
+                f"{_MOST_BYTES:,}: with so many, mend the data, or give some sources a configuration file of their own"
+            )
         replace_file(self.path, content.encode("ascii"))
 
 

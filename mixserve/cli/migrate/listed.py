@@ -128,7 +128,7 @@ def weight_of(value: Any, where: str) -> float | int:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
+    if not math.isfinite(number) or number < 0 or (isinstance(value, str) and "_" in value):  # "4_5" is not 45
         raise InvalidRequest(f"{where}: a weight must be a number of at least 0, got {show(value)}")
     return int(number) if number == int(number) else number
 
