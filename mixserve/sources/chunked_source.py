@@ -124,9 +124,7 @@ class ChunkedSource:
 
     def _options(self) -> Mapping[str, Any]:
         shapes = [[array.shape for array in arrays] for arrays in self._arrays]
-        stored = [field.stored.dtype.name for field in self._served]
-        fields = [field.options for field in self._served]
-        return {"kind": self._kind, "fields": fields, "stored": stored, "shapes": shapes}
+        return {"kind": self._kind, "fields": [field.description for field in self._served], "shapes": shapes}
 
     def _specs(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {

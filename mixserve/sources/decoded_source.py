@@ -109,7 +109,7 @@ class DecodedSource:
 
     def content_digest(self) -> bytes:
         """The identity of the content in a mixture's fingerprint."""
-        served = {field.spec.name: _describe(field) for field in self._served}
+        served = [field.description for field in self._served]
         options = {"records": len(self), "fields": served, **self._options}
         return digest_files(self._store.files(), options, self._store.heads())
 
@@ -187,13 +187,6 @@ def decoder_of(record: str, field: str | None) -> Decoder:
     from mixserve.sources.examples import ExampleDecoder
 
     return ExampleDecoder()
-
-
-def _describe(field: Served) -> list[Any]:
-    spec, default = field.spec, field.spec.default
-    stored = [field.stored.dtype.name, field.stored.shape, field.stored.is_ragged]
-    default = list(default) if isinstance(default, tuple) else default
-    return [spec.source, stored, field.dtype.name, spec.length, spec.pad, spec.lengths, spec.long, default]
 
 
 def _check_default(field: Served) -> None:

@@ -73,6 +73,12 @@ class Served:
         defaults = {field.name: field.default for field in dataclasses.fields(self.spec)}
         return {key: value for key, value in given.items() if value != defaults[key]} | {"dtype": self.dtype.name}
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """The options, and what is stored, for the digests of all sources that have fields."""
+        stored = self.stored
+        return self.options | {"stored": [stored.dtype.name, stored.shape, stored.is_ragged]}
+
     def fit(self, rows: Sequence[np.ndarray], record_ids: Iterable[int]) -> dict[str, np.ndarray]:
         """The field, and the field of its lengths if it has one, of records whose stored values are `rows`.
 

@@ -62,7 +62,7 @@ class HfSource(ColumnSource):
     def content_digest(self) -> bytes:
         """The identity of the content in a mixture's fingerprint."""
         rows = np.diff(self._shard_starts).tolist()
-        options = {"kind": "hf", "fields": [field.options for field in self._served], "rows": rows}
+        options = {"kind": "hf", "fields": [field.description for field in self._served], "rows": rows}
         return digest_files(self._files, options, self._heads)
 
     def __reduce__(self) -> Any:

@@ -70,7 +70,7 @@ class ParquetSource(ColumnSource):
 
     def content_digest(self) -> bytes:
         """The identity of the content in a mixture's fingerprint: of the Parquet files and the fields."""
-        fields = json.dumps([field.options for field in self._served], sort_keys=True)
+        fields = json.dumps([field.description for field in self._served], sort_keys=True)
         return hashlib.sha256(self._input_digest + fields.encode()).digest()
 
     def __reduce__(self) -> Any:
