@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Node.js client that uses only the .proto reads the same bytes as ours. PYTHON is an interpreter with mixserve.
+# A Node.js client that uses only the .proto reads the same bytes as ours, also over TLS with a token. PYTHON is an interpreter with mixserve.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -16,4 +16,4 @@ if [[ tests/node/package.json -nt $ready ]]; then
   npm install --prefix tests/node --loglevel=error --no-audit --no-fund >/dev/null
   touch "$ready"
 fi
-"$python" tests/node/compare.py
+"$python" -m tests.node.compare
