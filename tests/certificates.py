@@ -96,6 +96,36 @@ def self_signed(folder: Path) -> Pair:
     return made
 
 
+@dataclass(frozen=True)
+class Made:
+    """Two authorities, and certificates of theirs: right ones, and one of each kind that is refused."""
+
+    authority: Authority
+    other: Authority
+    server: Pair
+    client: Pair
+    stranger: Pair  # of a client, signed by the other authority
+    expired: Pair
+    early: Pair
+    elsewhere: Pair
+    alone: Pair
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> "Made":
+        authority, other = Authority(folder / "one"), Authority(folder / "other", "Other Authority")
+        return cls(
+            authority,
+            other,
+            server=authority.issue("server"),
+            client=authority.issue("trainer"),
+            stranger=other.issue("stranger"),
+            expired=authority.issue("old", until="2001"),
+            early=authority.issue("early", since="2080"),
+            elsewhere=authority.issue("elsewhere", "DNS:data.example, IP:192.0.2.7"),
+            alone=self_signed(folder),
+        )
+
+
 def _openssl(*arguments: str | Path) -> None:
     done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

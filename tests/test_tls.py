@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +24,16 @@ from mixserve_client import AsyncMixClient, InvalidRequest, MixClient, TlsOption
 from mixserve_client.transport import credentials, diagnosis
 from mixserve_client.transport.certificate import decode
 from mixserve_client.transport.grpc import GrpcTransport
-from tests.certificates import NEEDS_OPENSSL, Authority, Pair, self_signed
+from tests.certificates import NEEDS_OPENSSL, Made, Pair
 
 pytestmark = NEEDS_OPENSSL
 
 DEADLINE_S = 20
 
 
-@dataclass(frozen=True)
-class Made:
-    """Certificates that all tests share."""
-
-    authority: Authority
-    other: Authority
-    server: Pair
-    client: Pair
-    stranger: Pair  # of a client, signed by the other authority
-    expired: Pair
-    early: Pair
-    elsewhere: Pair
-    alone: Pair
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("certificates")
-    authority, other = Authority(folder / "one"), Authority(folder / "other", "Other Authority")
-    return Made(
-        authority,
-        other,
-        server=authority.issue("server"),
-        client=authority.issue("trainer"),
-        stranger=other.issue("stranger"),
-        expired=authority.issue("old", until="2001"),
-        early=authority.issue("early", since="2080"),
-        elsewhere=authority.issue("elsewhere", "DNS:data.example, IP:192.0.2.7"),
-        alone=self_signed(folder),
-    )
+    return Made.in_folder(tmp_path_factory.mktemp("certificates"))
 
 
 def start(

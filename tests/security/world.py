@@ -1,0 +1,78 @@
+"""Servers, certificates and tokens that the tests of docs/security.md share: each is made when it is first used."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixserve import MixServer, ServerTls, serve
+from mixserve_client import MixClient
+from tests.certificates import Made, Pair
+from tests.conftest import make_node
+from tests.tokens.files import Tokens
+
+RIGHTS = {role: (role, None) for role in ("reader", "trainer", "admin", "revoked")} | {"revoked": ("admin", None)}
+RIGHTS |= {f"{role}-a": (role, ["a"]) for role in ("reader", "trainer", "admin")}
+
+
+class World:
+    """`server(name)` is a running server of the mixtures a and b, by what it has."""
+
+    def __init__(self, folder: Path, stack: ExitStack):
+        self.folder, self._stack = folder, stack
+        self.made = Made.in_folder(folder)
+        self.tokens = Tokens(folder / "tokens.yaml", RIGHTS)
+        self.tokens.write("revoked")
+        # `compute_statistics` begins, and returns when it may.
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        node = make_node(batch_stats_fn=self._statistics, plan_sizes=(4096,))
+        self.nodes = {"a": node, "b": node}
+        self._servers = dict[str, MixServer]()
+
+    def _statistics(self, batch: Any) -> dict[str, int]:
+        self.begun.set()
+        assert self.may_end.wait(30)
+        return {"rows": len(batch["id"])}
+
+    def server(self, name: str) -> MixServer:
+        if name not in self._servers:
+            self._servers[name] = self.start(**self._options(name))
+        return self._servers[name]
+
+    def start(self, address: str = "127.0.0.1:0", **options: Any) -> MixServer:
+        """A server that runs until the end."""
+        running = serve(self.nodes, address, **{"shared_memory": False, **options})
+        return self._stack.enter_context(running)
+
+    def _options(self, name: str) -> dict[str, Any]:
+        made, ca, tokens = self.made, self.made.authority.ca, self.tokens.path
+        known: dict[str, dict[str, Any]] = {
+            "plain": {"health_port": 0},
+            "tokens": {"tokens": tokens, "shared_memory": str(self.folder / "memory")},
+            "mutual": {"tls": _tls(made.server, ca), "health_port": 0},
+            "mutual and tokens": {"tls": _tls(made.server, ca), "tokens": tokens},
+            "socket": {"address": f"unix://{self.folder}/socket"},
+            "socket and tokens": {"address": f"unix://{self.folder}/other-socket", "tokens": tokens},
+        }
+        return known[name] if name in known else {"tls": _tls(getattr(made, name))}
+
+    def client(self, server: MixServer, **options: Any) -> MixClient:
+        return MixClient.connect(server.address, **{"patience_s": 20, "shared_memory": False, **options})
+
+
+def _tls(pair: Pair, client_ca: Path | None = None) -> ServerTls:
+    return ServerTls(pair.certificate, pair.key, client_ca)
+
+
+@pytest.fixture(scope="package")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("security")
+    (folder / "memory").mkdir()
+    with ExitStack() as stack:
+        yield World(folder, stack)
+
+
+Outcome = Callable[[World], str]
