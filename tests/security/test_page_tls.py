@@ -14,7 +14,7 @@ def call(world: World, server: str, tls: TlsOptions | None, **options: str) -> s
     """What becomes of a call: "yes", or the error's words."""
     with world.client(world.server(server), tls=tls, **options) as client:
         try:
-            assert client.get_batch_at(0, 4, key=1, mixture="a")["id"].shape == (4,)
+            assert client.get_batch_at(0, 4, key=1, mixture="a")["id"].shape == (4, 1024)
         except Unauthenticated as error:
             return f"no: {error}"
     return "yes"

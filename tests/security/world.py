@@ -6,16 +6,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from mixserve import MixServer, ServerTls, serve
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, ServerTls, serve
 from mixserve_client import MixClient
 from tests.certificates import Made, Pair
-from tests.conftest import make_node
+from tests.processes import ONE_SIZE
 from tests.tokens.files import Tokens
 
 RIGHTS = {role: (role, None) for role in ("reader", "trainer", "admin", "revoked")} | {"revoked": ("admin", None)}
 RIGHTS |= {f"{role}-a": (role, ["a"]) for role in ("reader", "trainer", "admin")}
+
+
+# A call of `compute_statistics` sets the first, and waits for the second.
+BEGUN, MAY_END = threading.Event(), threading.Event()
+
+
+def _statistics(batch: Any) -> dict[str, int]:
+    BEGUN.set()
+    assert MAY_END.wait(30)
+    return {"rows": len(batch["id"])}
 
 
 class World:
@@ -26,20 +37,16 @@ class World:
         self.made = Made.in_folder(folder)
         self.tokens = Tokens(folder / "tokens.yaml", RIGHTS)
         self.tokens.write("revoked")
-        # `compute_statistics` begins, and returns when it may.
-        self.begun, self.may_end = threading.Event(), threading.Event()
-        node = make_node(batch_stats_fn=self._statistics, plan_sizes=(4096,))
+        rows = np.random.default_rng(0).integers(0, 1 << 30, (512, 1024), np.int32)
+        config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), batch_stats_fn=_statistics, plan_sizes=ONE_SIZE)
+        node = MixDataSourcesNode(config, [ArraySource({"id": rows})])
         self.nodes = {"a": node, "b": node}
         self._servers = dict[str, MixServer]()
-
-    def _statistics(self, batch: Any) -> dict[str, int]:
-        self.begun.set()
-        assert self.may_end.wait(30)
-        return {"rows": len(batch["id"])}
 
     def server(self, name: str) -> MixServer:
         if name not in self._servers:
             self._servers[name] = self.start(**self._options(name))
+        self._servers[name]._guard._failures._hosts.clear()  # each test begins without failures of its host
         return self._servers[name]
 
     def start(self, address: str = "127.0.0.1:0", **options: Any) -> MixServer:

@@ -1,0 +1,375 @@
+"""The third table of docs/security.md: health, sockets, shared memory, and what changes while a server runs."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+
+from mixserve import MixServer, ServerTls
+from mixserve.cli.health import probe
+from mixserve.cli.main import app
+from mixserve_client import MixClient, PermissionDenied, TlsOptions, Unauthenticated
+from mixserve_client.wire import methods
+from tests.certificates import NEEDS_OPENSSL
+from tests.processes import write_mixture
+from tests.security.page import OTHERS
+from tests.security.world import BEGUN, MAY_END, Outcome, World
+from tests.tokens.calling import NEEDED, bearer, look, status_of
+from tests.tokens.files import Tokens, replace_file
+from tests.tokens.test_changes import endless_stream, ends_with
+
+pytestmark = NEEDS_OPENSSL
+
+NOBODY = 65534
+ROWS: dict[str, Outcome] = {}
+
+
+def row(what: str) -> Callable[[Outcome], Outcome]:
+    """The function tries the row of that name, and returns how its last cell begins: yes, or no and the error."""
+
+    def add(outcome: Outcome) -> Outcome:
+        assert what not in ROWS
+        ROWS[what] = outcome
+        return outcome
+
+    return add
+
+
+def test_each_row_is_tried() -> None:
+    assert [row[0] for row in OTHERS] == list(ROWS)
+
+
+@pytest.mark.parametrize(("what", "said"), OTHERS, ids=lambda cell: cell)
+def test_the_table_is_right(world: World, what: str, said: str) -> None:
+    outcome = ROWS[what](world)
+    assert said.startswith(outcome)
+    assert outcome.startswith("no: ") or outcome == "yes"
+
+
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+
+
+@contextmanager
+def own_tokens(world: World) -> Iterator[tuple[MixServer, Tokens]]:
+    """A server whose token file may change."""
+    path = world.folder / f"tokens-{time.monotonic_ns()}.yaml"
+    tokens = Tokens(path, {"mine": ("trainer", ["a"]), "other": ("trainer", None)})
+    server = world.start(tokens=path)
+    yield server, tokens
+    server.stop()
+
+
+def list_mixtures(server: MixServer, token: str | None) -> tuple[str, str]:
+    return status_of(server, methods.LIST_MIXTURES, None if token is None else bearer(token))
+
+
+def words(status: tuple[str, str]) -> str:
+    return {"OK": "yes", "UNAUTHENTICATED": "no: Unauthenticated"}.get(status[0], f"no: {status[0]}")
+
+
+@row("health on the server's port, without a token")
+def health_without_token(world: World) -> str:
+    assert probe(world.server("server").address, 5) != "SERVING"  # for it speaks TLS
+    return {"SERVING": "yes"}[probe(world.server("tokens").address, 5)]
+
+
+@row("health on the port of a server with `client_ca`, without a certificate")
+def health_without_certificate(world: World) -> str:
+    from mixserve.cli.connecting import Connection
+
+    ca, own = world.made.authority.ca, world.made.client
+    server = world.server("mutual")
+    assert probe(server.address, 5, Connection(ca=ca, certificate=own.certificate, key_file=own.key)) == "SERVING"
+    said = probe(server.address, 5, Connection(ca=ca))
+    assert "asks for a certificate" in said
+    return "no: the connection fails"
+
+
+@row("health on `health_port`, by everybody who reaches it")
+def health_port(world: World) -> str:
+    for name in ("plain", "mutual"):
+        assert probe(health_address(world, name), 5) == "SERVING"
+    return "yes"
+
+
+def health_address(world: World, name: str) -> str:
+    address = world.server(name).health_address
+    assert address is not None
+    return address
+
+
+@row("any other call on `health_port`")
+def others_on_health_port(world: World) -> str:
+    with grpc.insecure_channel(health_address(world, "plain")) as channel:
+        for method in NEEDED:
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(method)(b"", timeout=5)
+            assert isinstance(refused.value, grpc.Call)
+            assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    return "no: UNIMPLEMENTED"
+
+
+@row("any user of the same machine, on loopback, without tokens and `client_ca`")
+def loopback(world: World) -> str:
+    server = world.server("plain")
+    for method in NEEDED:
+        assert status_of(server, method, None)[0] in ("OK", "INVALID_ARGUMENT")
+    with world.client(server) as client:
+        assert client.mixtures() == ("a", "b")
+    return "yes"
+
+
+@row("to serve an address that other machines can reach without TLS, or with neither tokens nor `client_ca`")
+def open_address(world: World) -> str:
+    from typer.testing import CliRunner
+
+    config = write_mixture(world.folder)
+    pair = world.made.server
+    tls = f"tls: {{certificate: {pair.certificate}, key: {pair.key}}}"
+    for server in ("", tls, f"tokens: {world.tokens.path}"):
+        config.write_text(config.read_text().partition("server:")[0] + f"server: {{port: 0, {server}}}\n")
+        ended = CliRunner().invoke(app, ["serve", str(config), "--host", "0.0.0.0"])
+        assert ended.exit_code == 2
+        assert "can be reached from other machines" in ended.stderr
+    return "no: the server does not start, exit code 2"
+
+
+@row("to serve it with `--insecure`")
+def insecure(world: World) -> str:
+    server = world.start("0.0.0.0:0", insecure=True)
+    port = server.address.rpartition(":")[2]
+    with MixClient.connect(f"127.0.0.1:{port}", patience_s=20) as client:
+        client.session("s", mixture="a").close()
+    return "yes"
+
+
+@row("`unix:///path`: the same user, or root")
+def unix(world: World) -> str:
+    with world.client(world.server("socket")) as client:
+        assert client.mixtures() == ("a", "b")
+    assert words(list_mixtures(world.server("socket and tokens"), world.tokens["reader"])) == "yes"
+    return "yes"
+
+
+@row("`unix:///path` of a server with tokens, without one")
+def unix_without_token(world: World) -> str:
+    return words(list_mixtures(world.server("socket and tokens"), None))
+
+
+def connect_as_nobody(folder: Path, name: str, kind: str) -> str:
+    """What a process of another user prints that connects to a socket of `folder`. It works there from the start."""
+    code = (
+        f"import os, socket, sys; os.chdir(sys.argv[1]); there = socket.socket(socket.AF_UNIX, socket.{kind}); "
+        "there.settimeout(20); os.setgid(65534); os.setuid(65534); there.connect(sys.argv[2]); print(there.recv(9))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, folder, name], capture_output=True, text=True, check=False)
+    return ended.stdout + ended.stderr
+
+
+@row("`unix:///path`: another user of the machine")
+def unix_of_others(world: World) -> str:
+    needs_root()
+    path = Path(world.server("socket").address.removeprefix("unix://"))
+    world.folder.chmod(0o755)  # so that only the socket's own mode is left
+    assert "PermissionError" in connect_as_nobody(path.parent, path.name, "SOCK_STREAM")
+    return "no: the kernel refuses"
+
+
+@row("to send a token to a socket that belongs to another user")
+def socket_of_others(world: World) -> str:
+    needs_root()
+    server = world.start(f"unix://{world.folder}/theirs")
+    os.chown(world.folder / "theirs", NOBODY, NOBODY)
+    with world.client(server, token="mixserve_secret") as client:
+        with pytest.raises(Unauthenticated, match="belongs to user") as refused:
+            client.mixtures()
+        assert "secret" not in str(refused.value)
+    return "no: the client raises Unauthenticated"
+
+
+@row("shared memory: the same user")
+def shared_memory(world: World) -> str:
+    memory = str(world.folder / "memory")
+    with world.client(world.server("tokens"), token=world.tokens["reader-a"], shared_memory=memory) as client:
+        assert len(next(client.batches(64, 1, mixture="a"))["id"]) == 64
+        assert "shared memory" in client.transport
+        with pytest.raises(PermissionDenied):
+            client.get_batch_at(0, 64, 1, mixture="b")
+    return "yes"
+
+
+@row("shared memory: the same user without a token, if the server has tokens")
+def shared_memory_without_token(world: World) -> str:
+    memory = str(world.folder / "memory")
+    with (
+        world.client(world.server("tokens"), shared_memory=memory) as client,
+        pytest.raises(Unauthenticated),
+    ):
+        client.get_batch_at(0, 64, 1, mixture="a")
+    return "no: Unauthenticated"
+
+
+@row("shared memory: another user of the machine")
+def shared_memory_of_others(world: World) -> str:
+    needs_root()
+    world.server("tokens")
+    (path,) = (world.folder / "memory").glob("*/*.sock")
+    assert "PermissionError" in connect_as_nobody(path.parent.parent, f"{path.parent.name}/{path.name}", SEQPACKET)
+    path.parent.chmod(0o711)  # so that only the server's own look at the user is left
+    path.chmod(0o777)
+    try:
+        said = connect_as_nobody(path.parent, path.name, SEQPACKET)
+    finally:
+        path.parent.chmod(0o700)
+    assert said == "b''\n" or "ConnectionResetError" in said
+    return "no: batches come over gRPC"
+
+
+SEQPACKET = "SOCK_SEQPACKET"
+
+
+@row("a mixture that does not exist, with a token that is for others")
+def mixtures_alike(world: World) -> str:
+    said = list[str]()
+    with world.client(world.server("tokens"), token=world.tokens["reader-a"]) as client:
+        for name in ("b", "z"):
+            with pytest.raises(PermissionDenied) as refused:
+                client.get_batch_at(0, 4, 1, mixture=name)
+            said.append(str(refused.value).replace(f"'{name}'", "it"))
+    assert said[0] == said[1]
+    return "no: PermissionDenied, in the same words"
+
+
+@row("a token that was just added to the file")
+def added(world: World) -> str:
+    with own_tokens(world) as (server, tokens):
+        return words(list_mixtures(server, tokens.add("new", "reader")))
+
+
+@row("a token that is not in the file any more: new calls")
+def revoked(world: World) -> str:
+    with own_tokens(world) as (server, tokens):
+        assert words(list_mixtures(server, tokens["mine"])) == "yes"
+        tokens.write("mine")
+        begun = time.monotonic()
+        while (found := words(list_mixtures(server, tokens["mine"]))) == "yes":
+            assert time.monotonic() - begun < 1.5
+        return found
+
+
+@row("a token that is not in the file any more: streams that run")
+def revoked_stream(world: World) -> str:
+    with own_tokens(world) as (server, tokens), endless_stream(server, tokens["mine"], "a") as call:
+        next(call)
+        tokens.write("mine")
+        assert ends_with(call, 2.5)[0] == "UNAUTHENTICATED"
+    return "no: they end with Unauthenticated within 2 s"
+
+
+@row("a token that is not in the file any more: a single call that runs")
+def revoked_call(world: World) -> str:
+    answers = list[object]()
+    with own_tokens(world) as (server, tokens), world.client(server, token=tokens["mine"]) as client:
+        session = client.session("slow", mixture="a")
+        BEGUN.clear()
+        MAY_END.clear()
+        calling = threading.Thread(target=lambda: answers.append(session.compute_statistics(0, 4, 1)))
+        calling.start()
+        assert BEGUN.wait(5)
+        tokens.write("mine")
+        look(server)
+        assert words(list_mixtures(server, tokens["mine"])) == "no: Unauthenticated"
+        MAY_END.set()
+        calling.join(20)
+        with suppress(Unauthenticated):
+            session.close()
+    assert answers == [{"rows": 4}]
+    return "yes"
+
+
+@row("a token whose mixture was taken away: streams that run")
+def other_mixtures(world: World) -> str:
+    with own_tokens(world) as (server, tokens), endless_stream(server, tokens["mine"], "a") as call:
+        next(call)
+        tokens.rights["mine"] = "trainer", ["b"]
+        tokens.write()
+        assert ends_with(call, 2.5)[0] == "PERMISSION_DENIED"
+    return "no: they end with PermissionDenied within 2 s"
+
+
+class Errors(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines = list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@row("the tokens of a file that is broken or gone now")
+def broken(world: World) -> str:
+    logger, errors = logging.getLogger("mixserve"), Errors()
+    logger.addHandler(errors)
+    try:
+        with own_tokens(world) as (server, tokens):
+            for number, spoil in enumerate(
+                (lambda: replace_file(tokens.path, "tokens: ["), lambda: tokens.path.unlink()), 1
+            ):
+                spoil()
+                for _ in range(3):
+                    look(server)
+                    assert words(list_mixtures(server, tokens["mine"])) == "yes"
+                assert len(errors.lines) == number
+    finally:
+        logger.removeHandler(errors)
+    return "yes"
+
+
+@row("the sixth wrong token of a host within a minute")
+def sixth_failure(world: World) -> str:
+    with own_tokens(world) as (server, _):
+        for _ in range(5):
+            list_mixtures(server, "mixserve_wrong")
+        begun = time.monotonic()
+        found = words(list_mixtures(server, "mixserve_wrong"))
+        assert time.monotonic() - begun >= 0.5
+    return f"{found}, after 0.5 s and up to 2 s"
+
+
+@row("a right token of a host with many failures")
+def right_after_failures(world: World) -> str:
+    with own_tokens(world) as (server, tokens):
+        for _ in range(5):
+            list_mixtures(server, "mixserve_wrong")
+        waiting = threading.Thread(target=list_mixtures, args=(server, "mixserve_wrong"))
+        waiting.start()
+        begun = time.monotonic()
+        found = words(list_mixtures(server, tokens["mine"]))
+        assert time.monotonic() - begun < 0.5
+        waiting.join()
+        return found
+
+
+@row("connections that exist, when `client_ca` is replaced")
+def new_authority(world: World) -> str:
+    made, client_ca = world.made, world.folder / "client-ca.pem"
+    client_ca.write_bytes(made.authority.ca.read_bytes())
+    server = world.start(tls=ServerTls(made.server.certificate, made.server.key, client_ca))
+    tls = TlsOptions(made.authority.ca, made.client.certificate, made.client.key)
+    with world.client(server, tls=tls) as client, world.client(server, tls=tls) as other:
+        assert client.mixtures() == ("a", "b")
+        replace_file(client_ca, made.other.ca.read_text())
+        with pytest.raises(Unauthenticated, match="refuses the certificate"):
+            other.mixtures()
+        assert client.mixtures() == ("a", "b")
+    return "yes"
