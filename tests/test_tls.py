@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import operator
 import pickle
 import re
 import shutil
@@ -22,8 +21,6 @@ from mixserve import MixDataSourcesNode, MixServer, ServerTls, serve
 from mixserve.access.certificates import Certificates
 from mixserve_client import AsyncMixClient, InvalidRequest, MixClient, TlsOptions, Unauthenticated, Unavailable
 from mixserve_client.transport import credentials, diagnosis
-from mixserve_client.transport.certificate import decode
-from mixserve_client.transport.grpc import GrpcTransport
 from tests.certificates import NEEDS_OPENSSL, Made, Pair
 
 pytestmark = NEEDS_OPENSSL
@@ -262,60 +259,6 @@ def wait_until(condition: Callable[[], Any]) -> float:
         assert time.monotonic() - begun < DEADLINE_S
         time.sleep(0.02)
     return time.monotonic() - begun
-
-
-def served_by(address: str) -> str:
-    """The common name in the certificate that a new connection gets."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), 5) as plain, context.wrap_socket(plain) as secured:
-        found = secured.getpeercert(binary_form=True)
-    assert found is not None
-    return decode(found).subject
-
-
-def test_certificates_are_replaced_while_trainers_read(node: MixDataSourcesNode, made: Made, tmp_path: Path) -> None:
-    """At both ends: no error, and both sides use the new ones within 5 s."""
-    (tmp_path / "server").mkdir()
-    (tmp_path / "client").mkdir()
-    server_pair = made.server.copy_to(tmp_path / "server")
-    client_pair = made.client.copy_to(tmp_path / "client")
-    ended, errors, read, channels = threading.Event(), [], [0, 0], [None, None]
-
-    def train(trainer: int) -> None:
-        try:
-            with connect(server, TlsOptions(made.authority.ca, client_pair.certificate, client_pair.key)) as client:
-                transport = client._caller.transport
-                assert isinstance(transport, GrpcTransport)
-                batches = client.batches(8, key=trainer)
-                while not ended.is_set():
-                    next(batches)
-                    client.get_batch_at(0, 2, key=1)
-                    read[trainer] += 1
-                    channels[trainer] = transport._channel
-        except BaseException as error:
-            errors.append(error)
-
-    with start(node, server_pair, made.authority.ca) as server:
-        trainers = [threading.Thread(target=train, args=(trainer,)) for trainer in (0, 1)]
-        for trainer in trainers:
-            trainer.start()
-        try:
-            wait_until(lambda: errors or min(read) > 3)
-            assert served_by(server.address) == "CN=server"
-            made.authority.issue("next-server").copy_to(tmp_path / "server")
-            assert wait_until(lambda: served_by(server.address) == "CN=next-server") < 5
-            made.authority.issue("next-trainer").copy_to(tmp_path / "client")
-            before = list(channels)
-            assert wait_until(lambda: errors or all(map(operator.is_not, channels, before))) < 5
-            count = list(read)  # by the new connections
-            wait_until(lambda: errors or all(now > then + 3 for now, then in zip(read, count, strict=True)))
-        finally:
-            ended.set()
-            for trainer in trainers:
-                trainer.join(DEADLINE_S)
-    assert not errors
 
 
 def test_a_client_uses_its_new_certificate(
