@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, ServerTls, serve
-from mixserve_client import MixClient
+from mixserve_client import MixClient, TlsOptions
 from tests.certificates import Made, Pair
 from tests.processes import ONE_SIZE
 from tests.tokens.files import Tokens
@@ -45,7 +45,7 @@ class World:
 
     def server(self, name: str) -> MixServer:
         if name not in self._servers:
-            self._servers[name] = self.start(**self._options(name))
+            self._servers[name] = self.start(**self.options(name))
         self._servers[name]._guard._failures._hosts.clear()  # each test begins without failures of its host
         return self._servers[name]
 
@@ -54,7 +54,8 @@ class World:
         running = serve(self.nodes, address, **{"shared_memory": False, **options})
         return self._stack.enter_context(running)
 
-    def _options(self, name: str) -> dict[str, Any]:
+    def options(self, name: str) -> dict[str, Any]:
+        """What `start` makes that server with."""
         made, ca, tokens = self.made, self.made.authority.ca, self.tokens.path
         known: dict[str, dict[str, Any]] = {
             "plain": {"health_port": 0},
@@ -65,6 +66,10 @@ class World:
             "socket and tokens": {"address": f"unix://{self.folder}/other-socket", "tokens": tokens},
         }
         return known[name] if name in known else {"tls": _tls(getattr(made, name))}
+
+    def own(self) -> TlsOptions:
+        """Those of a client that has a certificate."""
+        return TlsOptions(self.made.authority.ca, self.made.client.certificate, self.made.client.key)
 
     def client(self, server: MixServer, **options: Any) -> MixClient:
         return MixClient.connect(server.address, **{"patience_s": 20, "shared_memory": False, **options})
