@@ -62,6 +62,9 @@ class Pair(NamedTuple):
     key: bytes
     client_ca: bytes | None
 
+    def __repr__(self) -> str:
+        return "Pair(…)"  # not the key
+
 
 class Certificates:
     """The newest files that fit each other. Thread-safe."""
