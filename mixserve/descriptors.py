@@ -4,6 +4,7 @@ import resource
 from contextlib import suppress
 
 _FILES = 1 << 20
+_MOST_CONNECTIONS = 10_000
 
 
 def allow_many_files() -> bool:
@@ -18,3 +19,9 @@ def allow_many_files() -> bool:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             return True
     return False
+
+
+def connection_limit() -> int:
+    """How many clients may be connected at a time: they must leave half of the descriptors for files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, max(64, soft // 2))

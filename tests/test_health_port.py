@@ -77,16 +77,21 @@ def test_its_own_port_answers_nothing_else(running: MixServer) -> None:
 
 
 def test_watches_are_bounded(running: MixServer) -> None:
-    with grpc.insecure_channel(health_address(running)) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest(service=f"{i}")) for i in range(_WATCHES - 1)]
+    # A connection may have ten calls.
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    with ExitStack() as opened:
+        channels = [
+            opened.enter_context(grpc.insecure_channel(health_address(running), options=alone))
+            for _ in range(_WATCHES // 10 + 1)
+        ]
+        stubs = [health_pb2_grpc.HealthStub(channel) for channel in channels]
+        watches = [stubs[i // 10].Watch(health_pb2.HealthCheckRequest(service=f"{i}")) for i in range(_WATCHES - 1)]
         for watch in watches:
             assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        known = stub.Watch(health_pb2.HealthCheckRequest())
+        known = stubs[-1].Watch(health_pb2.HealthCheckRequest())
         assert next(known).status == health_pb2.HealthCheckResponse.SERVING
-        # gRPC lets a connection have 100 calls; so the next one needs a connection of its own.
         with (
-            grpc.insecure_channel(health_address(running)) as other,
+            grpc.insecure_channel(health_address(running), options=alone) as other,
             pytest.raises(grpc.RpcError) as refused,
         ):
             next(health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest(), timeout=5))

@@ -7,8 +7,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import unquote
 
+from mixserve.access.failures import host_of
 from mixserve.access.identity import current_caller
 from mixserve_client.schema.text import shorten
 
@@ -39,19 +41,48 @@ class Refusals:
     def __init__(self, clock: Clock = time.monotonic):
         self._clock = clock
         self._lock = threading.Lock()
-        self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()  # when, and how many since
+        self._said: OrderedDict[tuple[str, str, str], _Refused] = OrderedDict()
 
     def add(self, kind: str, who: str, peer: str, method: str, why: str) -> None:
-        """Count a refused call, and log it unless one of that kind and caller was just logged."""
-        now = self._clock()
+        """Count a refused call, and log it unless one of that kind, caller and host was just logged."""
+        now, key = self._clock(), (kind, who, host_of(peer))
         with self._lock:
-            when, skipped = self._said.pop((kind, who), (-_EVERY_S, 0))
-            is_silent = now - when < _EVERY_S
-            self._said[kind, who] = (when, skipped + 1) if is_silent else (now, 0)
+            last = self._said.pop(key, None)
+            calls = 1 if last is None else last.skipped + 1
+            is_silent = last is not None and now - last.when < _EVERY_S
+            refused = _Refused(now, 0, peer, method, why)
+            self._said[key] = (
+                refused if last is None or not is_silent else refused._replace(when=last.when, skipped=calls)
+            )
             while len(self._said) > _MOST_KINDS:
                 self._said.popitem(last=False)
-        if not is_silent and _logger.isEnabledFor(logging.INFO):
-            _write("refused", who, peer, {"method": method, "status": kind, "calls": skipped + 1, "why": why})
+        if not is_silent:
+            self._log(key, refused, calls)
+
+    def report(self) -> None:
+        """Log what was counted since the last lines; call it every few seconds."""
+        now = self._clock()
+        with self._lock:
+            due = [(key, last) for key, last in self._said.items() if last.skipped and now - last.when >= _EVERY_S]
+            for key, last in due:
+                self._said[key] = last._replace(when=now, skipped=0)
+        for key, last in due:
+            self._log(key, last, last.skipped)
+
+    def _log(self, key: tuple[str, str, str], last: "_Refused", calls: int) -> None:
+        if _logger.isEnabledFor(logging.INFO):
+            about = {"method": last.method, "status": key[0], "calls": calls, "why": last.why}
+            _write("refused", key[1], last.peer, about)
+
+
+class _Refused(NamedTuple):
+    """The last refused call of a kind: when a line was written, how many calls came since, and what the last was."""
+
+    when: float
+    skipped: int
+    peer: str
+    method: str
+    why: str
 
 
 def _write(event: str, who: str, peer: str, about: dict[str, object]) -> None:

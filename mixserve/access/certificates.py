@@ -1,7 +1,9 @@
 """The files of a server's TLS: checked before they are used, and read again when they change."""
 
 import logging
+import os
 import ssl
+import stat
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
+from mixserve_client.schema.certificate import key_kind
 from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
@@ -115,6 +118,7 @@ class Certificates:
         if b"PRIVATE KEY-----" not in key:
             raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
         _check_pair(tls)
+        _check_kind(tls.certificate, certificate)
         client_ca = None if tls.client_ca is None else _read("client_ca", tls.client_ca)
         if client_ca is not None:
             _check_certificates("client_ca", tls.client_ca, client_ca)
@@ -154,6 +158,21 @@ def _check_pair(tls: ServerTls) -> None:
         raise ValueError(f"tls: {tls.certificate} or {tls.key} cannot be read: {error.strerror}") from error
 
 
+def _check_kind(path: object, certificate: bytes) -> None:
+    """Raises ValueError unless gRPC can serve with the first certificate, whatever this machine's OpenSSL can."""
+    end = b"-----END CERTIFICATE-----"
+    first = certificate[certificate.index(b"-----BEGIN CERTIFICATE-----") : certificate.index(end) + len(end)]
+    try:
+        kind = key_kind(ssl.PEM_cert_to_DER_cert(first.decode("ascii", "replace")))
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"tls: certificate: {path} has a damaged certificate: {error}") from error
+    if kind is None:
+        raise ValueError(
+            f"tls: certificate: {path} has a key that gRPC cannot serve: make one of RSA, or of the curves P-256, "
+            "P-384 or P-521"
+        )
+
+
 def _version(path: str | PathLike[str]) -> tuple[int, int, int] | None:
     try:
         status = Path(path).stat()  # through links
@@ -165,7 +184,11 @@ def _version(path: str | PathLike[str]) -> tuple[int, int, int] | None:
 def _read(name: str, path: str | PathLike[str]) -> bytes:
     """Raises ValueError."""
     try:
-        with Path(path).open("rb") as file:
+        # Opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError(f"tls: {name}: {path} must be a file, not a folder, a pipe or a device")
             content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
         raise ValueError(f"tls: {name}: {path} cannot be read: {error.strerror}") from error

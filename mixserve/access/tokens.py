@@ -22,10 +22,13 @@ _Version = tuple[int, int, int] | None
 Clock = Callable[[], float]
 
 
-def read_tokens(path: Path) -> tuple[TokenEntry, ...]:
+def read_tokens(path: Path, *, may_be_empty: bool = True) -> tuple[TokenEntry, ...]:
     """The entries of the file at `path`. Raises OSError and BadTokens, which name the file."""
     try:
-        return parse_entries(read_text(path, LARGEST_BYTES))
+        text = read_text(path, LARGEST_BYTES)
+        if not may_be_empty and not text.strip():  # it is being written, perhaps
+            raise BadTokens("is empty; a file without tokens says so: {tokens: []}")
+        return parse_entries(text)
     except (BadTokens, BadYaml) as error:
         raise BadTokens(f"the token file {path}: {error}") from None
     except OSError as error:
@@ -88,7 +91,7 @@ class TokenFile:
             return
         self._version = version  # also of a file that cannot be used: one line in the log for each change
         try:
-            entries = _known(read_tokens(self.path))
+            entries = _known(read_tokens(self.path, may_be_empty=False))
         except Exception as error:  # whatever it is, calls must be answered
             known = isinstance(error, OSError | BadTokens)
             said = getattr(error, "strerror", error) if known else f"the token file {self.path}: {type(error).__name__}"

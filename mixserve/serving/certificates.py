@@ -1,16 +1,32 @@
 """The certificates of a server's port, for gRPC."""
 
+import threading
+import time
+
 import grpc
 
 from mixserve.access.certificates import Certificates, Pair
+
+_RESUMED_S = 60.0
 
 
 def credentials_of(certificates: Certificates) -> grpc.ServerCredentials:
     """Credentials of a port: each new connection gets the files as they are then, if they fit each other."""
 
+    lock = threading.Lock()
+    made, pair = time.monotonic(), certificates.first
+
     def newest() -> grpc.ServerCertificateConfiguration | None:  # gRPC calls this once for each handshake
-        changed = certificates.changed()
-        return None if changed is None else _configuration(changed)
+        nonlocal made, pair
+        changed, now = certificates.changed(), time.monotonic()
+        with lock:
+            # Sessions are resumed without a look at the client's certificate, which may have expired by then. Another
+            # configuration has other keys, and knows none of them.
+            is_old = certificates.requires_clients and now - made >= _RESUMED_S
+            if changed is None and not is_old:
+                return None
+            made, pair = now, pair if changed is None else changed
+            return _configuration(pair)
 
     return grpc.dynamic_ssl_server_credentials(
         _configuration(certificates.first),

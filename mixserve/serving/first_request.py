@@ -11,11 +11,11 @@ from mixserve.serving.threads import CountingThreads
 
 T = TypeVar("T")
 
-_PATIENCE_S = 0.2  # more than a request takes that is on its way
+_PATIENCE_S = 0.02  # a request is on its way with the call, in the same packets mostly
 
 
 class FirstRequests:
-    """Waits for requests in the threads of `threads`; ends calls that have waited for 0.2 s if others need a thread.
+    """Waits for requests in the threads of `threads`; ends calls that have waited for 20 ms if others need a thread.
 
     gRPC gives each call a thread, which then waits for the request. A client that opens as many calls as there are
     threads, and sends nothing, would block all others for as long as it likes.

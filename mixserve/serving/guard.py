@@ -83,6 +83,7 @@ class Guard:
     def report(self) -> None:
         """Log what is left to say of failures; call it every few seconds."""
         self._failures.report()
+        self.refusals.report()
 
     def close(self) -> None:
         """Answer what waits."""

@@ -9,7 +9,11 @@ from mixserve.serving.threads import CallThreads
 _OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 1 << 16),
-    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_concurrent_streams", 10),
+    # Anybody may connect: strangers must not take the descriptors that the server needs.
+    ("grpc.max_allowed_incoming_connections", 64),
+    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 5_000),
 ]
 _END_S = 1.0
 

@@ -17,11 +17,13 @@ from mixserve.access.certificates import Certificates, ServerTls
 from mixserve.access.exposure import check_exposure
 from mixserve.access.tokens import TokenFile
 from mixserve.address import join_address
+from mixserve.descriptors import connection_limit
 from mixserve.listening import holding
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.binding import bind
 from mixserve.serving.calls import CallCounter
+from mixserve.serving.grpc_log import hide_headers
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
@@ -49,6 +51,9 @@ _OPTIONS = [
     # Clients send keepalive pings every 20 s. By default a server closes idle connections that ping this often.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # Strangers must not keep connections that say nothing (gRPC's limit is 120 s), nor open calls without end.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 1000),
 ]
 _THREADS = 16
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
@@ -82,7 +87,9 @@ class MixServer:
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()
         self._threads = CallThreads(_THREADS, "mixserve-call")
-        self._server = grpc.server(self._threads, options=_OPTIONS)
+        hide_headers()
+        connections = ("grpc.max_allowed_incoming_connections", connection_limit())
+        self._server = grpc.server(self._threads, options=[*_OPTIONS, connections])
         self._guard = Guard(tokens)
         self._sessions = SessionThreads(services.state.end_silent, self._guard.report)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import stat
 import threading
 import time
 from collections.abc import Sequence
@@ -140,7 +141,11 @@ def _version(path: str) -> _Version:
 
 def _read(path: str, name: str) -> bytes:
     try:
-        with Path(path).open("rb") as file:
+        # Opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InvalidRequest(f"{name}: {path} must be a file, not a folder, a pipe or a device")
             content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
         raise InvalidRequest(f"{name}: {path} cannot be read: {error.strerror}") from error

@@ -6,12 +6,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 
 from mixserve_client.credentials import TlsOptions
-from mixserve_client.transport.certificate import Certificate, decode
+from mixserve_client.schema.certificate import Certificate, decode
+from mixserve_client.transport.endpoints import Endpoint, endpoint_of
 
 _EVERY_S = 2.0
 _LONGEST_S = 5.0
@@ -27,16 +27,11 @@ _HANDSHAKE, _CERTIFICATE_REQUEST, _SERVER_HELLO_DONE = 22, 13, 14
 _LARGEST_FLIGHT = 1 << 16
 
 
-class _Endpoint(NamedTuple):
-    host: str
-    port: int
-
-
 class Diagnosis:
     """Finds out why TLS fails at `target`; without `tls`, whether the server speaks TLS. Thread-safe."""
 
     def __init__(self, target: str, tls: TlsOptions | None):
-        self._endpoint = _endpoint_of(target)
+        self._endpoint = endpoint_of(target)
         self._tls = tls
         self._lock = threading.Lock()
         self._made_at = -_EVERY_S
@@ -63,14 +58,14 @@ class Diagnosis:
             self._lock.release()
 
 
-def _find(server: _Endpoint, tls: TlsOptions | None, until: float) -> str | None:
+def _find(server: Endpoint, tls: TlsOptions | None, until: float) -> str | None:
     try:
         return _speaks_tls(server, until) if tls is None else _what_fails(server, tls, until)
     except (OSError, ValueError):  # the server is gone, or does something that we do not know
         return None
 
 
-def _speaks_tls(server: _Endpoint, until: float) -> str | None:
+def _speaks_tls(server: Endpoint, until: float) -> str | None:
     """For a client without TLS."""
     try:
         _connect(server, _context(), until, until_it_begins=False)
@@ -80,7 +75,7 @@ def _speaks_tls(server: _Endpoint, until: float) -> str | None:
     return "the server speaks TLS, and the client does not: connect with tls=True or tls='ca.pem'"
 
 
-def _what_fails(server: _Endpoint, tls: TlsOptions, until: float) -> str | None:
+def _what_fails(server: Endpoint, tls: TlsOptions, until: float) -> str | None:
     authorities, trusted = _authorities(tls)
     context = _context(tls)
     context.load_verify_locations(trusted)
@@ -89,10 +84,12 @@ def _what_fails(server: _Endpoint, tls: TlsOptions, until: float) -> str | None:
     try:
         is_open = _connect(server, context, until)
     except ssl.SSLCertVerificationError as error:
-        return _refusal(error, _certificate(server, tls, until), server.host, authorities)
+        return _refusal(error, _certificate(server, until), server.host, authorities)
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"):
-            return "the client speaks TLS, and the server does not: connect without tls, or give the server its `tls:`"
+            return (
+                "the client speaks TLS, and the server does not: it lacks its `tls:`, or something else answers there"
+            )
         is_open = False
     except ConnectionError:
         is_open = False
@@ -115,6 +112,8 @@ def _refusal(error: ssl.SSLCertVerificationError, found: Certificate | None, hos
     """What is wrong with the server's certificate, of which we could read `found`."""
     who = "the server's certificate" if found is None else f"the server's certificate, of {found.subject},"
     code = error.verify_code
+    if code == _EXPIRED and found is not None and found.not_after > _now():
+        return f"an authority that signed {who} has expired; this machine's clock says {_now()}"
     if code == _EXPIRED:
         return f"{who} expired{'' if found is None else f' on {found.not_after}'}; this machine's clock says {_now()}"
     if code == _NOT_YET_VALID:
@@ -130,9 +129,9 @@ def _refusal(error: ssl.SSLCertVerificationError, found: Certificate | None, hos
     return f"{who} is refused: {error.verify_message}; the client trusts {authorities}"
 
 
-def _certificate(server: _Endpoint, tls: TlsOptions, until: float) -> Certificate | None:
-    """What the server's certificate says, whether or not we trust it."""
-    context = _context(tls)
+def _certificate(server: Endpoint, until: float) -> Certificate | None:
+    """What the server's certificate says, whether or not we trust it; it does not get ours."""
+    context = _context()
     try:
         with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.host) as secured:
             found = secured.getpeercert(binary_form=True)
@@ -141,14 +140,14 @@ def _certificate(server: _Endpoint, tls: TlsOptions, until: float) -> Certificat
         return None
 
 
-def _connect(server: _Endpoint, context: ssl.SSLContext, until: float, *, until_it_begins: bool = True) -> bool:
+def _connect(server: Endpoint, context: ssl.SSLContext, until: float, *, until_it_begins: bool = True) -> bool:
     """Whether the server keeps the connection open after the handshake. Raises OSError, also ssl.SSLError."""
     with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.host) as secured:
         secured.settimeout(_remaining_s(until))
         return not until_it_begins or bool(secured.recv(1))  # a gRPC server sends its settings at once
 
 
-def _asks_for_certificate(server: _Endpoint, until: float) -> bool:
+def _asks_for_certificate(server: Endpoint, until: float) -> bool:
     """Whether the server asks clients for a certificate, as its first messages in TLS 1.2 say in plain text."""
     context = _context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -203,7 +202,7 @@ def _authorities(tls: TlsOptions) -> tuple[str, str]:
     return "the authorities that gRPC brings (tls=True)", str(brought)
 
 
-def _socket(server: _Endpoint, until: float) -> socket.socket:
+def _socket(server: Endpoint, until: float) -> socket.socket:
     made = socket.create_connection(server, min(_CONNECT_S, _remaining_s(until)))
     made.settimeout(_remaining_s(until))
     return made
@@ -219,14 +218,3 @@ def _remaining_s(until: float) -> float:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-
-
-def _endpoint_of(target: str) -> _Endpoint | None:
-    """The host and port of a target, of several the first; None of one that has none, such as a Unix socket."""
-    scheme, colon, rest = target.partition(":")
-    if colon and scheme in ("dns", "ipv4", "ipv6"):
-        target = rest.rpartition("/")[2].partition(",")[0]
-    elif colon and scheme in ("unix", "unix-abstract", "vsock", "xds"):
-        return None
-    host, _, port = target.rpartition(":")
-    return _Endpoint(host.strip("[]"), int(port)) if host and port.isdecimal() else None

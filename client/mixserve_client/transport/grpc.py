@@ -18,6 +18,7 @@ from mixserve_client.transport.base import Interrupted
 from mixserve_client.transport.channel import Channel
 from mixserve_client.transport.credentials import Credentials, Metadata
 from mixserve_client.transport.diagnosis import Diagnosis
+from mixserve_client.transport.endpoints import check_may_have_token
 from mixserve_client.transport.forking import GATE
 from mixserve_client.transport.sockets import check_owner, socket_of
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
@@ -39,6 +40,7 @@ class GrpcTransport:
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
         self._closed = False
+        self._has_answered = False  # what fails later may pass: a proxy that is away, a certificate that comes late
 
     @property
     def name(self) -> str:
@@ -49,7 +51,9 @@ class GrpcTransport:
             channel = self._current_channel()
             try:
                 call = channel.take(method, "unary_unary")
-                return call(request, timeout=timeout_s, metadata=metadata)
+                reply: bytes = call(request, timeout=timeout_s, metadata=metadata)
+                self._has_answered = True
+                return reply
             finally:
                 channel.put_back()
 
@@ -81,9 +85,11 @@ class GrpcTransport:
                 self._channel.close()
 
     def _metadata(self) -> Metadata:
-        """What to send with a call. Raises Unauthenticated rather than send a token to another user's socket."""
+        """What to send with a call. Raises Unauthenticated rather than send a token where others could read it."""
         metadata = self._credentials.metadata()
-        if metadata and self._socket is not None:
+        if metadata and self._credentials.tls is None:
+            check_may_have_token(self._target)
+        elif metadata and self._socket is not None:
             check_owner(self._socket)
         return metadata
 
@@ -107,6 +113,7 @@ class GrpcTransport:
             self._refused = version
             _logger.error("%s: %s; the client goes on with the files that it had", self._target, error)
         else:
+            self._has_answered = False
             old.retire()
 
     @contextmanager
@@ -130,8 +137,10 @@ class GrpcTransport:
         if ERROR_METADATUM not in dict(metadata):
             if code == "UNAVAILABLE":
                 reason = self._diagnosis.reason(details, None if until is None else until - time.monotonic())
-                if reason is not None:  # trying again would not help
-                    return Unauthenticated(f"{self._target}: {reason}")
+                if reason is not None:
+                    details = reason
+                    if not self._has_answered:  # trying again would not help
+                        return Unauthenticated(f"{self._target}: {reason}")
             details = f"{self._target}: {details}"
             # CANCELLED may mean that the connection broke, or that the server ended the call in order to stop: retry.
             code = "UNAVAILABLE" if code == "CANCELLED" else code

@@ -6,6 +6,12 @@ from typing import NamedTuple
 
 _OID_NAMES = {b"\x55\x04\x03": "CN", b"\x55\x04\x0a": "O"}
 _OID_SUBJECT_ALT_NAME = b"\x55\x1d\x11"
+_OID_RSA, _OID_EC = bytes.fromhex("2a864886f70d010101"), bytes.fromhex("2a8648ce3d0201")
+_CURVES = {
+    bytes.fromhex("2a8648ce3d030107"): "P-256",
+    bytes.fromhex("2b81040022"): "P-384",
+    bytes.fromhex("2b81040023"): "P-521",
+}
 _SEQUENCE, _UTC_TIME, _OBJECT_ID, _VERSION, _EXTENSIONS = 0x30, 0x17, 0x06, 0xA0, 0xA3
 _DNS, _ADDRESS = 0x82, 0x87
 _MOST_NAMES = 10
@@ -37,6 +43,16 @@ def decode(der: bytes) -> Certificate:
         _time(*not_before),
         _time(*not_after),
     )
+
+
+def key_kind(der: bytes) -> str | None:
+    """RSA, or the curve of the key of the certificate `der`; None for others. Raises ValueError and IndexError."""
+    fields = _items(_items(_items(der)[0][1])[0][1])
+    public_key = fields[6 if fields[0][0] == _VERSION else 5]
+    (_, algorithm), *parameters = _items(_items(public_key[1])[0][1])
+    if algorithm == _OID_RSA:
+        return "RSA"
+    return _CURVES.get(parameters[0][1]) if algorithm == _OID_EC and parameters else None
 
 
 def _items(data: bytes) -> list[tuple[int, bytes]]:
