@@ -349,7 +349,7 @@ def test_a_damaged_folder_that_cannot_be_removed_is_named(tmp_path, prepared):
     ParquetSource(paths, TOKENS)
     (folder,) = prepared.iterdir()
     (folder / "0.values").write_bytes(b"")
-    prepared.joinpath(f".{folder.name}.damaged.lock").mkdir()
+    prepared.joinpath(f".{folder.name}.lock").mkdir()
     with pytest.raises(ValueError, match=f"{folder} is damaged, and cannot be removed .*: remove it, and start again"):
         ParquetSource(paths, TOKENS)
 

@@ -1,11 +1,8 @@
 """Columns that were converted from another format: a folder of raw values and offsets, and a list of its files."""
 
-import fcntl
 import json
 import logging
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +13,7 @@ from mixserve.sources.digest import digest_files
 from mixserve.sources.fields import Stored
 from mixserve.sources.memory import address_of
 from mixserve.sources.open_file import OpenFile
-from mixserve.sources.prepared import kept
+from mixserve.sources.prepared import kept, remove_damaged
 
 _logger = logging.getLogger("mixserve")
 
@@ -125,28 +122,19 @@ def keep_converted(name: str, digest: bytes, make: Callable[[Path], None]) -> Co
         return open_converted(folder)
     except ValueError as error:
         _logger.warning("%s; it is made again", error)
-    _remove_damaged(folder)
+    try:
+        remove_damaged(folder, lambda: _is_damaged(folder))
+    except OSError as error:
+        raise ValueError(f"{folder} is damaged, and cannot be removed ({error}): remove it, and start again") from error
     return open_converted(kept(named, digest, make))
 
 
-def _remove_damaged(folder: Path) -> None:
-    """Remove the folder, unless another process has made it again by now."""
-    # Names by which `kept` removes it if this process is killed here.
-    aside, lock = (folder.with_name(f".{folder.name}.damaged.{kind}") for kind in ("unfinished", "lock"))
+def _is_damaged(folder: Path) -> bool:
     try:
-        with lock.open("w") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            try:
-                open_converted(folder)
-            except ValueError:
-                shutil.rmtree(aside, ignore_errors=True)
-                with suppress(FileNotFoundError):  # another process has removed it, and makes it again
-                    folder.rename(aside)
-                    shutil.rmtree(aside)
-            finally:
-                lock.unlink(missing_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder} is damaged, and cannot be removed ({error}): remove it, and start again") from error
+        open_converted(folder)
+    except ValueError:
+        return True
+    return False
 
 
 def open_converted(folder: Path) -> Converted:

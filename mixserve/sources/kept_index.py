@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve.sources.open_file import OpenFile
-from mixserve.sources.prepared import kept
+from mixserve.sources.prepared import kept, remove_damaged
 
 _logger = logging.getLogger("mixserve")
 
@@ -47,7 +47,7 @@ def kept_index(name: str, file: OpenFile, make: Callable[[OpenFile], Index]) -> 
             if found is not None:
                 return found
             _logger.warning("the index %s of %s is damaged; it is made again", path, file.path)
-            path.unlink(missing_ok=True)
+            remove_damaged(path, lambda: _read(path) is None)
             path = kept(name, file.version(), write)
             if not made and (found := _read(path)) is not None:
                 return found  # another process was faster

@@ -69,6 +69,19 @@ def kept(name: str, digest: bytes, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def remove_damaged(path: Path, is_damaged: Callable[[], bool]) -> None:
+    """Remove what `kept` has made, if it is damaged now. Raises OSError if it cannot be removed.
+
+    Under the lock under which it is made: what another process has made again meanwhile stays.
+    """
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if path.exists() and is_damaged():
+            aside = path.with_name(f".{path.name}.unfinished")
+            _remove(aside)
+            path.rename(aside)
+            _remove(aside)
+
+
 _ADVICE = f"choose another folder with server: {{prepared: FOLDER}} in the configuration, or {_VARIABLE}"
 
 
