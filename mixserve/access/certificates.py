@@ -1,9 +1,7 @@
 """The files of a server's TLS: checked before they are used, and read again when they change."""
 
 import logging
-import os
 import ssl
-import stat
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
 from mixserve_client.schema.certificate import key_kind
+from mixserve_client.schema.files import FileVersion, read_small, version_of
 from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
 
-_LARGEST_FILE = 1 << 20
 _NAMES = ("certificate", "key", "client_ca")
-# Of each file: time of change, size, inode; None if it is not there.
-_Versions = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +103,19 @@ class Certificates:
             _logger.info("new connections use the certificate that %s has now", self._tls.certificate)
             return pair
 
-    def _versions(self) -> _Versions:
-        return tuple(_version(path) for path in self._paths)
+    def _versions(self) -> tuple[FileVersion, ...]:
+        return tuple(version_of(path) for path in self._paths)
 
     def _load(self) -> Pair:
         """Raises ValueError."""
         tls = self._tls
-        certificate, key = _read("certificate", tls.certificate), _read("key", tls.key)
+        certificate, key = read_small(tls.certificate, "tls: certificate"), read_small(tls.key, "tls: key")
         _check_certificates("certificate", tls.certificate, certificate)
         if b"PRIVATE KEY-----" not in key:
             raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
         _check_pair(tls)
         _check_kind(tls.certificate, certificate)
-        client_ca = None if tls.client_ca is None else _read("client_ca", tls.client_ca)
+        client_ca = None if tls.client_ca is None else read_small(tls.client_ca, "tls: client_ca")
         if client_ca is not None:
             _check_certificates("client_ca", tls.client_ca, client_ca)
         return Pair(certificate, key, client_ca)
@@ -171,27 +167,3 @@ def _check_kind(path: object, certificate: bytes) -> None:
             f"tls: certificate: {path} has a key that gRPC cannot serve: make one of RSA, or of the curves P-256, "
             "P-384 or P-521"
         )
-
-
-def _version(path: str | PathLike[str]) -> tuple[int, int, int] | None:
-    try:
-        status = Path(path).stat()  # through links
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _read(name: str, path: str | PathLike[str]) -> bytes:
-    """Raises ValueError."""
-    try:
-        # Opening a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError(f"tls: {name}: {path} must be a file, not a folder, a pipe or a device")
-            content = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise ValueError(f"tls: {name}: {path} cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_FILE:
-        raise ValueError(f"tls: {name}: {path} has more than {_LARGEST_FILE >> 20} MiB")
-    return content

@@ -12,13 +12,12 @@ from pathlib import Path
 from mixserve.access.entries import LARGEST_BYTES, BadTokens, TokenEntry, digest_of, parse_entries
 from mixserve.access.identity import Identity
 from mixserve.yaml_file import BadYaml, read_text
+from mixserve_client.schema.files import version_of
 
 _logger = logging.getLogger("mixserve")
 
 _LOOK_EVERY_S = 1.0
 
-# Of the file: None if it is not there.
-_Version = tuple[int, int, int] | None
 Clock = Callable[[], float]
 
 
@@ -46,7 +45,7 @@ class TokenFile:
         self._clock = clock
         self._lock = threading.Lock()
         self._generation = 0
-        self._version = _version(self.path)
+        self._version = version_of(self.path)
         self._entries = _known(read_tokens(self.path))
         self._look_at = clock() + _LOOK_EVERY_S
         if self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -86,7 +85,7 @@ class TokenFile:
     def _look(self) -> None:
         """Read the file if it has changed. Needs the lock."""
         self._look_at = self._clock() + _LOOK_EVERY_S
-        version = _version(self.path)
+        version = version_of(self.path)
         if version == self._version:
             return
         self._version = version  # also of a file that cannot be used: one line in the log for each change
@@ -113,11 +112,3 @@ def _find(entries: tuple[tuple[bytes, Identity], ...], digest: bytes) -> Identit
 
 def _known(entries: tuple[TokenEntry, ...]) -> tuple[tuple[bytes, Identity], ...]:
     return tuple((bytes.fromhex(entry.sha256), entry.identity) for entry in entries)
-
-
-def _version(path: Path) -> _Version:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

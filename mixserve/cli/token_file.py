@@ -57,7 +57,7 @@ class Tokens:
         return root.value[0][1]
 
     def _become(self, entries: tuple[TokenEntry, ...], text: str) -> None:
-        """Take the changed text if it has these entries, else write all anew: the file may have any form of YAML."""
+        """Take the changed text if it has these entries, else write all again: the file may have any form of YAML."""
         with suppress(BadTokens):
             if parse_entries(text) == entries:
                 self.text, self.entries = text, entries

@@ -14,7 +14,7 @@ import pytest
 
 from mixserve import MixServer, ServerTls
 from mixserve_client import MixClient, TlsOptions, Unauthenticated
-from mixserve_client.transport import credentials
+from mixserve_client.schema.files import version_of
 from mixserve_client.transport.grpc import GrpcTransport
 from tests.certificates import NEEDS_OPENSSL, Authority, Pair
 from tests.security.world import World
@@ -121,7 +121,7 @@ def test_all_is_replaced_while_four_trainers_read(
     everybody = [*trainers, revoked]
 
     def all_use_these_files() -> bool:
-        now = tuple(credentials._version(str(path)) for path in (ca, own.certificate, own.key))
+        now = tuple(version_of(path) for path in (ca, own.certificate, own.key))
         return all(trainer.files == now for trainer in everybody)
 
     def read_on(who: list[Trainer]) -> None:

@@ -2,24 +2,19 @@
 
 import os
 import ssl
-import stat
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import grpc
 
 from mixserve_client.credentials import TlsOptions, TokenOptions, check_token
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import renew_in_forks
+from mixserve_client.schema.files import FileVersion, read_small, version_of
 
 Metadata = tuple[tuple[str, str], ...]
-# Of one file: None if it is not there.
-_Version = tuple[int, int, int] | None
-
 _LOOK_EVERY_S = 1.0
-_LARGEST_FILE = 1 << 20
 AUTHORIZATION = "authorization"
 
 
@@ -34,9 +29,9 @@ class Credentials:
         self._renew()
         renew_in_forks(self, Credentials._renew)
         self._looked_at = -_LOOK_EVERY_S
-        self._versions: dict[str, _Version] = {}  # of the files, by path
+        self._versions: dict[str, FileVersion] = {}  # of the files, by path
         self._paths = [os.fspath(path) for path in (tls and (tls.ca, tls.certificate, tls.key)) or () if path]
-        self._token_version: _Version = None  # of the file that the metadata are of
+        self._token_version: FileVersion = None  # of the file that the metadata are of
         self._metadata = () if token.token is None else _bearer(token.token)
 
     def _renew(self) -> None:
@@ -60,7 +55,7 @@ class Credentials:
         if self._tls is None:
             return grpc.insecure_channel(target, options=options)
         ca, certificate, key = (
-            None if path is None else _read(os.fspath(path), f"tls: {name}")
+            None if path is None else read_small(os.fspath(path), f"tls: {name}")
             for name, path in (("ca", self._tls.ca), ("certificate", self._tls.certificate), ("key", self._tls.key))
         )
         for name, content in (("ca", ca), ("certificate", certificate), ("key", key)):
@@ -97,7 +92,7 @@ class Credentials:
         """The metadata of the token's file, read if it has changed. Needs the lock."""
         version = self._versions[path]
         if not self._metadata or version != self._token_version:
-            content = _read(path, "token_file")
+            content = read_small(path, "token_file")
             self._metadata = _bearer(check_token(content.decode("ascii", "replace"), f"token_file {path}"))
             self._token_version = version
         return self._metadata
@@ -110,7 +105,7 @@ class Credentials:
         self._looked_at = now
         token = self._token.token_file
         paths = self._paths if token is None else [*self._paths, os.fspath(token)]
-        self._versions = {path: _version(path) for path in paths}
+        self._versions = {path: version_of(path) for path in paths}
 
 
 def _check_pair(tls: TlsOptions) -> None:
@@ -129,26 +124,3 @@ def _check_pair(tls: TlsOptions) -> None:
 
 def _bearer(token: str) -> Metadata:
     return ((AUTHORIZATION, f"Bearer {token}"),)
-
-
-def _version(path: str) -> _Version:
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _read(path: str, name: str) -> bytes:
-    try:
-        # Opening a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InvalidRequest(f"{name}: {path} must be a file, not a folder, a pipe or a device")
-            content = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        raise InvalidRequest(f"{name}: {path} cannot be read: {error.strerror}") from error
-    if len(content) > _LARGEST_FILE:
-        raise InvalidRequest(f"{name}: {path} has more than {_LARGEST_FILE >> 20} MiB")
-    return content
