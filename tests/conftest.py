@@ -26,7 +26,13 @@ jax.config.update("jax_compilation_cache_dir", str(_COMPILED / "jax"))
 # JAX's default of 1 s would leave most of these programs out of its cache.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
-TRANSPORTS = ("in-process", "grpc", "shared memory")
+TRANSPORTS = ("in-process", "grpc", "bulk", "shared memory")
+# The options with which a client of a server on this host uses each of them.
+ROUTES: dict[str, dict[str, Any]] = {
+    "grpc": {"shared_memory": False, "bulk": False},
+    "bulk": {"shared_memory": False},
+    "shared memory": {},
+}
 
 # The files that take longest. `make test` begins with them, in this order: near its end no process must be busy with a
 # long file when the others have no file left.
@@ -130,7 +136,7 @@ def client(request: pytest.FixtureRequest, node: MixDataSourcesNode) -> Iterator
         made = local_client({"train": node})
     else:
         address = request.getfixturevalue("server").address
-        made = MixClient.connect(address, patience_s=20, shared_memory=request.param == "shared memory")
+        made = MixClient.connect(address, patience_s=20, **ROUTES[request.param])
     with made:
         yield made
 

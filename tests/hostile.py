@@ -24,6 +24,9 @@ class Answers:
     def stream(self, method: str, request: bytes) -> Iterator[bytes]:
         yield from self.answer(method, request)
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        return False  # a test may want a stream that never ends
+
 
 class _Handler(grpc.GenericRpcHandler):
     def __init__(self, answers: Answers):

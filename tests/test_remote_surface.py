@@ -26,6 +26,7 @@ from mixserve_client import (
     Session,
 )
 from mixserve_client.schema.tree import flatten
+from tests.conftest import ROUTES
 from tests.processes import ONE_SIZE
 from tests.profiles import examples
 from tests.test_reference_members import DOCUMENTED_ATTRIBUTES, DOCUMENTED_METHODS, USED_METHODS
@@ -347,8 +348,7 @@ def hosted() -> Iterator[Hosted]:
         server = stack.enter_context(serve(nodes))
         clients = {
             "in process": local_client(nodes),
-            "grpc": MixClient.connect(server.address, shared_memory=False),
-            "shared memory": MixClient.connect(server.address),
+            **{name: MixClient.connect(server.address, **options) for name, options in ROUTES.items()},
         }
         for client in clients.values():
             stack.enter_context(client)

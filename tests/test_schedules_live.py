@@ -23,7 +23,7 @@ from mixserve_client.reading.selection import Selection
 from mixserve_client.schema.keys import key_words
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_batch_request
-from tests.conftest import assert_batches_equal, make_node
+from tests.conftest import ROUTES, assert_batches_equal, make_node
 from tests.forked import Forked
 from tests.processes import DEADLINE_S, server_process, write_mixture
 from tests.schedule_trainer import BATCH_SIZE, CHANGES, JOURNAL, KEY, STATE, STEPS, digest, main, train
@@ -196,10 +196,9 @@ def alone(nodes):
         return {(mixture, reader): list(read(client, mixture, reader)) for mixture in SAMPLINGS for reader in READERS}
 
 
-@pytest.fixture(params=("grpc", "shared memory"))
+@pytest.fixture(params=ROUTES)
 def remote(request, both_server):
-    shared_memory = request.param == "shared memory"
-    with MixClient.connect(both_server.address, patience_s=20, shared_memory=shared_memory) as client:
+    with MixClient.connect(both_server.address, patience_s=20, **ROUTES[request.param]) as client:
         yield client
         assert client.transport.startswith(request.param)
 

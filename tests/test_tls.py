@@ -296,15 +296,16 @@ def test_a_link_to_new_files_is_followed(made: Made, tmp_path: Path) -> None:
         pair.copy_to(tmp_path / name)
     (tmp_path / "data").symlink_to("one")
     certificates = Certificates(ServerTls(tmp_path / "data" / "tls.pem", tmp_path / "data" / "tls.key"))
-    assert certificates.first.certificate == made.server.certificate.read_bytes()
-    assert certificates.changed() is None
+    first = certificates.pair
+    assert first.certificate == made.server.certificate.read_bytes()
+    assert certificates.pair is first
     (tmp_path / "new").symlink_to("two")
     (tmp_path / "new").rename(tmp_path / "data")
-    changed = certificates.changed()
-    assert changed is not None
+    changed = certificates.pair
+    assert changed is not first
     assert changed.certificate == made.client.certificate.read_bytes()
     assert changed.key == made.client.key.read_bytes()
-    assert certificates.changed() is None
+    assert certificates.pair is changed
 
 
 def test_files_that_do_not_fit_are_not_used(
@@ -312,6 +313,7 @@ def test_files_that_do_not_fit_are_not_used(
 ) -> None:
     pair = made.server.copy_to(tmp_path)
     certificates = Certificates(ServerTls(pair.certificate, pair.key, made.authority.ca))
+    first = certificates.pair
     for spoil in (
         lambda: shutil.copyfile(made.client.key, pair.key),
         lambda: pair.certificate.write_bytes(made.client.certificate.read_bytes()[:200]),
@@ -320,13 +322,13 @@ def test_files_that_do_not_fit_are_not_used(
         caplog.clear()
         spoil()
         with caplog.at_level(logging.ERROR):
-            assert certificates.changed() is None
-            assert certificates.changed() is None
+            assert certificates.pair is first
+            assert certificates.pair is first
         assert len(caplog.records) == 1
         assert "goes on with the certificate that it had" in caplog.text
     made.client.copy_to(tmp_path)
-    changed = certificates.changed()
-    assert changed is not None
+    changed = certificates.pair
+    assert changed is not first
     assert changed.key == made.client.key.read_bytes()
 
 

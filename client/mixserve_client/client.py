@@ -69,12 +69,14 @@ class MixClient:
         tls: bool | str | PathLike[str] | TlsOptions | None = None,
         token: str | None = None,
         token_file: str | PathLike[str] | None = None,
+        bulk: bool = True,
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
         Never blocks: the first call connects. `patience_s` is how many seconds a call keeps trying to reach a server.
         A server on this host, run by the same user, passes batches in shared memory. Set `shared_memory` to the folder
-        of that server's socket if it is not /dev/shm, or to False to force gRPC.
+        of that server's socket if it is not /dev/shm, or to False for none. Other servers send batches over a bulk
+        channel, a plain TCP connection, unless `bulk` is False. gRPC carries what neither of them does.
 
         - `tls` encrypts, and checks that the server is the one of `address`: True trusts the authorities that gRPC
           brings, a path those in that file (PEM), and `TlsOptions` has a certificate of the client's own too.
@@ -90,6 +92,7 @@ class MixClient:
             tls=tls,
             token=token,
             token_file=token_file,
+            bulk=bulk,
         )
         return cls._of(MixtureCatalog.connect(options))
 
@@ -105,7 +108,8 @@ class MixClient:
 
     @property
     def transport(self) -> str:
-        """How batches travel at present: `in-process`, `grpc ADDRESS`, or `shared memory, grpc ADDRESS`."""
+        """How batches travel at present: `in-process`, `grpc ADDRESS`, and before the latter `bulk HOST:PORT, ` or
+        `shared memory, ` when these carry streams."""
         return self.catalog.resources.here.caller.transport.name
 
     def mixtures(self, *, timeout_s: float | None = None) -> tuple[str, ...]:

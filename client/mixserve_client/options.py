@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import zip_longest
 from os import PathLike
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ class ConnectOptions:
     tls: bool | str | PathLike[str] | TlsOptions | None = None
     token: str | None = field(default=None, repr=False)
     token_file: str | PathLike[str] | None = None
+    bulk: bool = True
 
     def __post_init__(self) -> None:
         # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
@@ -38,6 +38,7 @@ class ConnectOptions:
         folder: Any = self.shared_memory
         if not isinstance(folder, bool | str) or folder == "":
             raise InvalidRequest(f"shared_memory must be True, False or a folder, got {folder!r:.100}")
+        object.__setattr__(self, "bulk", check_truth("bulk", self.bulk))
         object.__setattr__(self, "tls", TlsOptions.of(self.tls))
         given = TokenOptions(self.token, self.token_file)
         object.__setattr__(self, "token", given.token)
@@ -45,9 +46,8 @@ class ConnectOptions:
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         # Pickles of older clients have fewer options.
-        for one, value in zip_longest(fields(self), state, fillvalue=None):
-            assert one is not None
-            object.__setattr__(self, one.name, value)
+        for number, one in enumerate(fields(self)):
+            object.__setattr__(self, one.name, state[number] if number < len(state) else one.default)
 
     @property
     def tls_options(self) -> TlsOptions | None:

@@ -55,11 +55,12 @@ class ServerTls:
 
 
 class Pair(NamedTuple):
-    """What the files hold: they fit each other."""
+    """What the files hold: they fit each other. `context` has them, for servers that Python's `ssl` makes."""
 
     certificate: bytes
     key: bytes
     client_ca: bytes | None
+    context: ssl.SSLContext
 
     def __repr__(self) -> str:
         return "Pair(…)"  # not the key
@@ -74,32 +75,33 @@ class Certificates:
         self._paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
         self._lock = threading.Lock()
         self._seen = self._versions()
-        self.first = self._load()
+        self._pair = self._load()
 
     @property
     def requires_clients(self) -> bool:
         """Whether a client needs a certificate."""
         return self._tls.client_ca is not None
 
-    def changed(self) -> Pair | None:
-        """What the files hold, if that fits and is new since the last call; otherwise None.
+    @property
+    def pair(self) -> Pair:
+        """What the files hold, the same object until they have changed, and what they hold then fits.
 
         One line in the log says why files that have changed are not used; what was in use stays in use then.
         """
         with self._lock:
             versions = self._versions()
             if versions == self._seen:
-                return None
+                return self._pair
             try:
                 pair = self._load()
             except ValueError as error:
                 self._seen = versions
                 _logger.error("%s; the server goes on with the certificate that it had", error)
-                return None
+                return self._pair
             # The files are being written: what was read may not belong together. The next connection looks again.
             if self._versions() != versions:
-                return None
-            self._seen = versions
+                return self._pair
+            self._seen, self._pair = versions, pair
             _logger.info("new connections use the certificate that %s has now", self._tls.certificate)
             return pair
 
@@ -113,12 +115,19 @@ class Certificates:
         _check_certificates("certificate", tls.certificate, certificate)
         if b"PRIVATE KEY-----" not in key:
             raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
-        _check_pair(tls)
+        context = _check_pair(tls)
         _check_kind(tls.certificate, certificate)
         client_ca = None if tls.client_ca is None else read_small(tls.client_ca, "tls: client_ca")
         if client_ca is not None:
             _check_certificates("client_ca", tls.client_ca, client_ca)
-        return Pair(certificate, key, client_ca)
+            context.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
+            context.verify_mode = ssl.CERT_REQUIRED
+            # As gRPC: any in the file is an authority. And no resumed sessions, which would not look at the client's
+            # certificate again.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0
+        return Pair(certificate, key, client_ca, context)
 
 
 def _check_certificates(name: str, path: object, content: bytes) -> None:
@@ -131,8 +140,9 @@ def _check_certificates(name: str, path: object, content: bytes) -> None:
         raise ValueError(f"tls: {name}: {path} has a damaged certificate, or is not complete: {error}") from error
 
 
-def _check_pair(tls: ServerTls) -> None:
-    """Raises ValueError unless the key can be read, and belongs to the certificate."""
+def _check_pair(tls: ServerTls) -> ssl.SSLContext:
+    """A context with certificate and key. Raises ValueError unless the key can be read, and belongs to the
+    certificate."""
 
     def refuse() -> NoReturn:  # without it, OpenSSL would ask for the password at the terminal
         raise ValueError(f"tls: key: {tls.key} is encrypted; a server needs a key without a password")
@@ -152,6 +162,7 @@ def _check_pair(tls: ServerTls) -> None:
         raise ValueError(f"tls: key: {tls.key} is damaged, or not a key in PEM: {error}") from error
     except OSError as error:
         raise ValueError(f"tls: {tls.certificate} or {tls.key} cannot be read: {error.strerror}") from error
+    return context
 
 
 def _check_kind(path: object, certificate: bytes) -> None:

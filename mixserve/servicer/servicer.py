@@ -17,7 +17,7 @@ from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.stream_reply import MadeReply, StreamReply
 from mixserve.servicer.turns import Turns
-from mixserve_client.errors import InvalidRequest, PermissionDenied
+from mixserve_client.errors import InvalidRequest, MixserveError, PermissionDenied
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Content, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
@@ -40,6 +40,7 @@ from mixserve_client.wire.server import encode_server
 
 _logger = logging.getLogger("mixserve")
 _SHOWN = 1000
+_DECODERS = {methods.STREAM_BATCHES: decode_stream_request, methods.STREAM_POSITIONS: decode_positions_request}
 
 
 class MixServicer:
@@ -112,6 +113,18 @@ class MixServicer:
                 if reply is None:
                     return
                 yield reply
+
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        """Whether each reply of a stream is a copy of rows in memory, which takes about as long as it takes to say so.
+
+        False for a request that will be refused.
+        """
+        try:
+            wanted = _DECODERS[method](request)
+            mixture = self._mixtures.get((wanted.first if isinstance(wanted, StreamRequest) else wanted).mixture)
+        except (KeyError, MixserveError):
+            return False
+        return mixture.is_gathered_by_copying and not mixture.is_cold()
 
     def _list_mixtures(self, request: bytes) -> bytes:
         decode_empty_request("ListMixturesRequest", request)

@@ -58,6 +58,10 @@ class Services:
         """As `MixServicer.stream`."""
         return self.mix.stream(method, request)
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        """As `MixServicer.copies_rows`."""
+        return self.mix.copies_rows(method, request)
+
     def close(self) -> None:
         """Release the state folder, so that another server can use it."""
         self.state.close()

@@ -133,9 +133,9 @@ class Admission:
     digest: bytes
     generation: int
 
-    def acting(self, context: grpc.ServicerContext) -> "Acting":
-        """What to enter while this call is answered: once, or for each reply of a stream."""
-        return Acting(self, context.peer)
+    def acting(self, peer: Callable[[], str]) -> "Acting":
+        """What to enter while this call from `peer()` is answered: once, or for each reply of a stream."""
+        return Acting(self, peer)
 
 
 class Acting:

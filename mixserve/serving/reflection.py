@@ -26,7 +26,7 @@ class Reflection:
         def info(
             requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
         ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
-            acting = admission.acting(context)
+            acting = admission.acting(context.peer)
             with statuses(context):
                 for request in requests:
                     with acting:  # for each: the token may be revoked while the stream stays open

@@ -5,8 +5,9 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import grpc
 from mixserve.access.certificates import Certificates, ServerTls
 from mixserve.access.exposure import check_exposure
 from mixserve.access.tokens import TokenFile
-from mixserve.address import join_address
+from mixserve.address import check_host, join_address
 from mixserve.descriptors import connection_limit
 from mixserve.listening import holding
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.binding import bind
+from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.grpc_log import hide_headers
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
@@ -36,10 +38,11 @@ from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CallThreads
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
-from mixserve_client.errors import Unavailable
+from mixserve_client.errors import InvalidRequest, Unavailable
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
+from mixserve_client.wire.server import decode_server, encode_server
 from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 
 _logger = logging.getLogger("mixserve")
@@ -72,11 +75,14 @@ class MixServer:
         tokens: TokenFile | None = None,
         certificates: Certificates | None = None,
         health_address: str | None = None,
+        bulk: bool = True,
+        bulk_port: int = 0,
     ):
         """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them. Without
         `certificates`, no TLS.
 
-        `health_address` is where health alone is answered as well, in plain text. Raises OSError if it cannot listen.
+        `health_address` is where health alone is answered as well, in plain text. With `bulk`, streams also come over
+        bulk channels, at `bulk_port` unless `address` is a Unix socket. Raises OSError if it cannot listen.
         """
         # Raises in a process that was forked while a thread was inside gRPC: a server there would hang.
         GATE.check()
@@ -97,12 +103,17 @@ class MixServer:
         self._health = Health()
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
+        self._bulk = BulkChannels(self._stream_over_bulk) if bulk else None
         try:
             self.address = bind(self._server, address, certificates)
             if health_address is not None:
                 self._health_port = HealthPort(self._health, health_address)
+            if self._bulk is not None and not address.startswith("unix:"):
+                self._bulk.listen(check_host(address.rpartition(":")[0]), bulk_port, certificates)
         except BaseException:
             self._server.stop(None)  # or it would keep the port if only that of health is taken
+            if self._bulk is not None:
+                self._bulk.close()
             self._streams.close()
             self._sessions.close()
             raise
@@ -123,6 +134,10 @@ class MixServer:
         if self._health_port is not None:
             self._health_port.start()
             _logger.info("health on %s", self._health_port.address)
+        if self._bulk is not None:
+            self._bulk.start()
+            if self._memory is not None:
+                self._memory.adopt = self._bulk.adopt
         self._sessions.start()
         self._services.warm_up()
         self._not_ready = None
@@ -143,6 +158,8 @@ class MixServer:
         # returned may still have its last reply to send.
         finished = self._calls.wait_for_none(grace_s)
         self._guard.close()
+        if self._bulk is not None:
+            self._bulk.close()
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         if self._health_port is not None:
             self._health_port.stop()
@@ -187,7 +204,10 @@ class MixServer:
             **{path: partial(self._stream_handler, path) for path in self._services.mix.streams},
             **{path: partial(self._session_handler, path) for path in self._services.state.methods},
         }
-        return handlers
+        return handlers | {methods.GET_SERVER: self._server_handler}
+
+    def _server_handler(self, admission: Admission) -> grpc.RpcMethodHandler:
+        return grpc.unary_unary_rpc_method_handler(partial(self._describe_server, admission))
 
     def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
         return grpc.unary_unary_rpc_method_handler(partial(self._answer, path, admission))
@@ -199,15 +219,29 @@ class MixServer:
         return self._sessions.handler(path, partial(self._answer, path, admission))
 
     def _answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
-        with self._calls, statuses(context), admission.acting(context):
+        with self._calls, statuses(context), admission.acting(context.peer):
             self._check_ready()
             return self._services.handle(method, request)
+
+    def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
+        reply = self._answer(methods.GET_SERVER, admission, request, context)
+        offer = None if self._bulk is None else self._bulk.offer(admission)
+        return encode_server(replace(decode_server(reply), bulk=offer))
 
     def _stream(
         self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
     ) -> Generator[bytes]:
-        acting = admission.acting(context)
-        with self._calls, statuses(context), closing(self._services.stream(method, request)) as replies:
+        with statuses(context), closing(self._replies(method, admission, context.peer, request)) as replies:
+            yield from replies
+
+    def _stream_over_bulk(self, method: str, admission: Admission, peer: str, request: bytes) -> Generator[bytes]:
+        if method not in self._services.mix.streams:
+            raise InvalidRequest(f"bulk channels carry streams only, and {method!r:.100} is none")
+        yield from self._replies(method, replace(admission, method=method), lambda: peer, request)
+
+    def _replies(self, method: str, admission: Admission, peer: Callable[[], str], request: bytes) -> Generator[bytes]:
+        acting = admission.acting(peer)
+        with self._calls, closing(self._services.stream(method, request)) as replies:
             with acting:
                 self._check_ready()
             while True:
@@ -249,12 +283,16 @@ def serve(
     insecure: bool = False,
     health_port: int | None = None,
     health_host: str = "127.0.0.1",
+    bulk: bool = True,
+    bulk_port: int = 0,
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
 
     Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides the nodes' own.
     Clients of the same user on this host get batches through shared memory; they find the server in the folder
-    `shared_memory` (True: /dev/shm, False: no shared memory).
+    `shared_memory` (True: /dev/shm, False: no shared memory). With `bulk`, other clients get streams of batches over
+    plain connections, which are faster than gRPC: at `bulk_port` of the same host (0: a free one), under the same TLS
+    and tokens. What cannot reach that port uses gRPC.
 
     Sessions and checkpoints are kept in the folder `state_dir`; without one, sessions end with the server. If a holder
     is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
@@ -302,6 +340,8 @@ def serve(
             tokens=token_file,
             certificates=certificates,
             health_address=health_address,
+            bulk=bulk,
+            bulk_port=bulk_port,
         )
         opened.pop_all()
     try:

@@ -15,6 +15,7 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from mixserve_client.schema.text import show
 from mixserve_client.transport.handshake import (
+    CHANNEL_SIZE,
     DEFAULT_FOLDER,
     SLOT_ID,
     SLOT_PACKET,
@@ -60,6 +62,8 @@ class SharedMemory:
         self._slots: dict[int, Memory] = {}
         self._last_error = ""
         self._connections: dict[socket.socket, set[int]] = {}
+        # Takes the sockets that clients hand in as bulk channels; None: the server has no bulk channels.
+        self.adopt: Callable[[socket.socket], None] | None = None
         self._selector = selectors.DefaultSelector()
         for waited_for in (self._listening, self._woken):
             self._selector.register(waited_for, selectors.EVENT_READ)
@@ -120,7 +124,9 @@ class SharedMemory:
                 self._drop(connection)
                 return
             size, slot = SLOT_PACKET.unpack(packet)
-            if size:
+            if size == CHANNEL_SIZE:
+                connection.send(self._adopt(descriptors))
+            elif size:
                 connection.send(self._take(connection, size, descriptors))
             elif slot in self._connections[connection]:
                 self._connections[connection].remove(slot)
@@ -148,6 +154,22 @@ class SharedMemory:
         self._slots[slot] = memory
         mine.add(slot)
         return SLOT_ID.pack(slot)
+
+    def _adopt(self, descriptors: list[int]) -> bytes:
+        """Pass a client's socket on. Returns the answer: 1, or 0 and the reason."""
+        if self.adopt is None:
+            return SLOT_ID.pack(0) + b"this server has no bulk channels"
+        if len(descriptors) != 1:
+            return SLOT_ID.pack(0) + b"exactly one socket must come with the packet"
+        try:
+            made = socket.socket(fileno=os.dup(descriptors[0]))
+        except OSError as error:
+            return SLOT_ID.pack(0) + f"this descriptor is no socket: {error.strerror}".encode()
+        if made.family != socket.AF_UNIX or made.type != socket.SOCK_STREAM:
+            made.close()
+            return SLOT_ID.pack(0) + b"it must be one end of a pair of Unix sockets of the kind SOCK_STREAM"
+        self.adopt(made)
+        return SLOT_ID.pack(1)
 
     def _drop(self, connection: socket.socket) -> None:
         for slot in self._connections.pop(connection):

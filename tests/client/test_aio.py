@@ -67,6 +67,9 @@ class Gated(Services):
         self._pass()
         return super().handle(method, request)
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        return False  # streams may wait
+
     def stream(self, method: str, request: bytes) -> Iterator[bytes]:
         self.streams += 1
         self._pass()

@@ -130,6 +130,9 @@ class Slow(Services):
         self.over.wait(60 if method in self.frozen else self.delay_s)
         return super().handle(method, request)
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        return False  # streams may wait
+
     def stream(self, method: str, request: bytes) -> Iterator[bytes]:
         self.over.wait(60 if method in self.frozen else self.delay_s)
         yield from super().stream(method, request)

@@ -15,6 +15,7 @@ from mixserve_client.errors import Unavailable
 from mixserve_client.reading.batches import Batches
 from mixserve_client.rpc import retry
 from mixserve_client.rpc.retry import RetryingCaller
+from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
 
@@ -40,7 +41,18 @@ class Away:
         self.asked.set()
         raise Unavailable("away")
 
-    def stream(self, method: str, request: bytes, timeout_s: float | None, replies: int, reply_bytes: int) -> Any:
+    def read_mode(self, method: str, request: bytes) -> ReadMode:
+        return ReadMode.BACKGROUND
+
+    def stream(
+        self,
+        method: str,
+        request: bytes,
+        timeout_s: float | None,
+        replies: int,
+        reply_bytes: int,
+        lane: Lane | None = None,
+    ) -> Any:
         return iter([self.call(method, request, timeout_s)])
 
     def close(self) -> None:

@@ -293,6 +293,9 @@ class Flaky:
             self.rows += len(decode_batch(reply)[1]["id"])
             yield reply
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        return self._servicer.copies_rows(method, request)
+
 
 def test_an_error_leaves_the_position_and_the_next_call_goes_on(node):
     flaky = Flaky(Services({"train": node}))

@@ -26,6 +26,9 @@ class Gated(Services):
         super().__init__(*arguments)
         self.open, self.held = threading.Event(), threading.Event()
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        return False  # streams may wait
+
     def stream(self, method: str, request: bytes) -> Iterator[bytes]:
         self.held.set()
         assert self.open.wait(DEADLINE_S)

@@ -27,7 +27,7 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
 from mixserve_client.wire.request import encode_batch_request, encode_stream_request
 from mixserve_client.wire.schedule import decode_schedule, encode_schedule_request
-from tests.conftest import TRANSPORTS, assert_batches_equal, make_node
+from tests.conftest import ROUTES, TRANSPORTS, assert_batches_equal, make_node
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "categorical": {},
@@ -52,7 +52,7 @@ def reader(request: pytest.FixtureRequest) -> Iterator[MixClient]:
         made = local_client(NODES)
     else:
         address = request.getfixturevalue("many").address
-        made = MixClient.connect(address, patience_s=20, shared_memory=request.param == "shared memory")
+        made = MixClient.connect(address, patience_s=20, **ROUTES[request.param])
     with made:
         yield made
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from mixserve_client import MixClient
+from tests.conftest import ROUTES
 from tests.frameworks.serving import served
-
-ROUTES = ("grpc", "shared memory")
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(params=ROUTES)
 def client(request: pytest.FixtureRequest, address: str) -> Iterator[MixClient]:
-    with MixClient.connect(address, patience_s=20, shared_memory=request.param == "shared memory") as made:
+    with MixClient.connect(address, patience_s=20, **ROUTES[request.param]) as made:
         yield made
 
 

@@ -15,6 +15,7 @@ import pytest
 from mixserve import MixServer, ServerTls
 from mixserve_client import MixClient, TlsOptions, Unauthenticated
 from mixserve_client.schema.files import version_of
+from mixserve_client.transport.bulk import BulkTransport
 from mixserve_client.transport.grpc import GrpcTransport
 from tests.certificates import NEEDS_OPENSSL, Authority, Pair
 from tests.security.world import World
@@ -41,7 +42,9 @@ class Trainer(threading.Thread):
     def run(self) -> None:
         try:
             with self._connect() as client, client.batches(8, key=self.number, mixture="a") as batches:
-                transport = client._caller.transport
+                bulk = client._caller.transport
+                assert isinstance(bulk, BulkTransport)
+                transport = bulk._inner
                 assert isinstance(transport, GrpcTransport)
                 while not self._ending.is_set():
                     next(batches)

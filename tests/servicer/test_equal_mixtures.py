@@ -8,7 +8,7 @@ import pytest
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource, local_client, serve
 from mixserve.mixture import content
 from mixserve_client import MixClient
-from tests.conftest import TRANSPORTS
+from tests.conftest import ROUTES, TRANSPORTS
 
 RECORDS, ROW = 40, 64
 SIZE, KEY = 16, 3
@@ -39,8 +39,8 @@ def equal(request, tmp_path_factory) -> Iterator[MixClient]:
             yield client
         return
     folder = str(tmp_path_factory.mktemp("shm"))
-    route = folder if request.param == "shared memory" else False
-    with serve(nodes, shared_memory=folder) as server, MixClient.connect(server.address, shared_memory=route) as client:
+    options = {"shared_memory": folder} | ROUTES[request.param]
+    with serve(nodes, shared_memory=folder) as server, MixClient.connect(server.address, **options) as client:
         yield client
 
 

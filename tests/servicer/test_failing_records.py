@@ -26,7 +26,7 @@ from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.requests import BatchRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_batch_request
-from tests.conftest import TRANSPORTS, assert_batches_equal
+from tests.conftest import ROUTES, TRANSPORTS, assert_batches_equal
 from tests.processes import ONE_SIZE
 
 SIZE, ROW = 4, 64
@@ -102,7 +102,7 @@ def client(request, nodes, server) -> Iterator[MixClient]:
     if request.param == "in-process":
         made = local_client(nodes)
     else:
-        made = MixClient.connect(server.address, shared_memory=request.param == "shared memory")
+        made = MixClient.connect(server.address, **ROUTES[request.param])
     with made:
         yield made
 

@@ -12,7 +12,7 @@ from mixserve_client.rpc.deadlines import wait_s
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.schema.fields import Batch
 
-_CLOSED = "this iterator was closed while a call waited for a batch"
+CLOSED = "this iterator was closed while a call waited for a batch"
 
 
 class BackgroundStream:
@@ -69,7 +69,7 @@ class BackgroundStream:
             with suppress(Empty):
                 while True:
                     self._arrived.get_nowait()
-            self._arrived.put(Unavailable(_CLOSED))
+            self._arrived.put(Unavailable(CLOSED))
 
     def _start(self) -> None:
         try:
@@ -90,7 +90,7 @@ class BackgroundStream:
                 del batches  # this frame must not keep them, and their memory, until the next ones arrive
                 if self._stream.is_nearly_done:
                     self._start_next()
-            self._put(Unavailable(_CLOSED))  # `take` sees it only if the stream ended early, as `cancel` makes it do
+            self._put(Unavailable(CLOSED))  # `take` sees it only if the stream ended early, as `cancel` makes it do
         except BaseException as error:
             self._put(error)
         finally:

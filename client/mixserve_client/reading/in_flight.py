@@ -1,14 +1,17 @@
 """The batches that an iterator has requested and not yielded yet, in order."""
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mixserve_client.forks import leave_to_parent
 from mixserve_client.reading.assembly import concatenate, no_rows
-from mixserve_client.reading.background import BackgroundStream
-from mixserve_client.reading.reader import Reader
+from mixserve_client.reading.direct import DirectStream
+from mixserve_client.reading.read_ahead import ReadAhead
+from mixserve_client.reading.reader import AnyStream, Reader
 from mixserve_client.reading.window import Fetch, Window
 from mixserve_client.schema.fields import Batch, Field
+from mixserve_client.transport.base import Lane
 
 
 @dataclass(slots=True)
@@ -18,7 +21,7 @@ class _Fetching:
     fetch: Fetch
     weight: int  # what one of its batches counts of those in flight
     left: int
-    streams: tuple[BackgroundStream, ...]
+    streams: tuple[AnyStream, ...]
 
     def cancel(self) -> None:
         for stream in self.streams:
@@ -33,17 +36,21 @@ class InFlight:
         self._fetching: deque[_Fetching] = deque()
         self.count = 0  # batches in flight, each as often as it has streams
         self.refill_at = 0
+        self._lane = Lane()
+        self._ahead = ReadAhead()
+        self._submit: Callable[[Callable[[], None]], None] | None = None  # since the first refill
 
     def refill(self, reader: Reader, window: Window, at_least: int = 0) -> None:
         """Request what `window` has room for, and at least `at_least` batches."""
         self.refill_at = window.refill_at(at_least)
+        self._submit = reader.submit
         idle = not self._fetching
         for fetch in window.fetches(self.next_request_at, self.count, idle=idle, at_least=at_least):
             # Each stream starts after the one before it, so that batches arrive in the order in which they are taken.
             before = self._fetching[-1].streams[-1:] if self._fetching else ()
             streams = list(before)
             for part in fetch.parts:
-                streams.append(reader.start(part, streams[-1] if streams else None))
+                streams.append(reader.start(part, streams[-1] if streams else None, self._lane))
             self._fetching.append(_Fetching(fetch, fetch.streams_per_batch, fetch.count, tuple(streams[len(before) :])))
             self.count += fetch.count * fetch.streams_per_batch
             self.next_request_at = fetch.end
@@ -54,6 +61,19 @@ class InFlight:
 
         Raises what fetching the batch raised, and DeadlineExceeded; then the batches in flight are for `drop_after`.
         """
+        self._ahead.come()
+        taken = self._take(fields, deadline)
+        assert self._submit is not None
+        self._ahead.leave(self._direct_streams(), self._submit)
+        return taken
+
+    def _direct_streams(self) -> Iterator[DirectStream]:
+        for fetching in self._fetching:
+            for stream in fetching.streams:
+                if isinstance(stream, DirectStream):
+                    yield stream
+
+    def _take(self, fields: tuple[Field, ...], deadline: float | None) -> tuple[Batch, int | None, bool]:
         first = self._fetching[0]
         streams = first.streams
         if len(streams) == 1:
@@ -80,11 +100,13 @@ class InFlight:
 
     def leave_to_parent(self, position: int) -> None:
         """In a forked process: start without batches in flight; the next request starts at `position`."""
-        leave_to_parent(tuple(self._fetching))
+        leave_to_parent((tuple(self._fetching), self._lane))
         self._fetching.clear()
+        self._lane, self._ahead = Lane(), ReadAhead()
         self.count, self.next_request_at = 0, position
 
     def cancel(self) -> None:
         """Cancel all fetches; a call that waits for a batch raises Unavailable."""
         for fetching in self._fetching.copy():  # a copy, since another thread may add to the deque
             fetching.cancel()
+        self._lane.close()  # the last stream may wait for its end, after all of its batches have been taken

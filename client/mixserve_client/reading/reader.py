@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from mixserve_client.errors import CorruptReply, FingerprintMismatch, InvalidRequest, MixserveError
 from mixserve_client.reading.background import BackgroundStream
+from mixserve_client.reading.direct import DirectStream
 from mixserve_client.reading.ranges import PositionList, StridedRange
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection
 from mixserve_client.reading.stream import BatchStream, decode_reply
 from mixserve_client.rpc.resources import Resources
 from mixserve_client.schema.fields import Batch
+from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_batch_request
 from mixserve_client.wire.schedule import decode_schedule
@@ -21,6 +23,7 @@ _CALL_BYTES = 128 << 10
 _DESCRIBE_S = 5.0  # an error must not wait as long as patience lasts
 
 Describe = Callable[[float], object]
+AnyStream = BackgroundStream | DirectStream
 
 
 class Reader:
@@ -102,12 +105,19 @@ class Reader:
         (batch,) = (batch for batches in stream for batch in batches)
         return batch
 
-    def start(self, wanted: StridedRange | PositionList, after: BackgroundStream | None) -> BackgroundStream:
-        """The batches of `wanted`, which a thread fetches in the background once `after` is nearly done."""
+    def start(self, wanted: StridedRange | PositionList, after: AnyStream | None, lane: Lane) -> AnyStream:
+        """The batches of `wanted`, requested after those of `after`, the lane's stream before it."""
         resources = self._resources.here
-        return BackgroundStream(
-            BatchStream(resources.caller, self.selection, wanted, resources.buffers), resources.threads, after
-        )
+        stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers)
+        mode = stream.begin(lane)
+        if mode == ReadMode.BACKGROUND:
+            return BackgroundStream(stream, resources.threads, after if isinstance(after, BackgroundStream) else None)
+        before = after if isinstance(after, DirectStream) else None
+        return DirectStream(stream, before, comes_by_itself=mode == ReadMode.PUSHED)
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Run `task` in one of the client's threads. Raises Unavailable if the client is closed."""
+        self._resources.here.threads.submit(task)
 
     def _ask_end(self, deadline: float | None) -> int | None:
         schedule = self.selection.schedule

@@ -10,7 +10,7 @@ from mixserve_client.rpc.retry import Request, RetryingCaller
 from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.positions import POSITIONS_PER_REQUEST
 from mixserve_client.schema.requests import StreamRequest
-from mixserve_client.transport.base import Reply
+from mixserve_client.transport.base import Lane, ReadMode, Reply
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
@@ -18,7 +18,9 @@ from mixserve_client.wire.request import encode_positions_request, encode_stream
 
 
 class BatchStream:
-    """Yields the batches of `wanted` in order, some at a time. One thread iterates over it, once; any may cancel it.
+    """Yields the batches of `wanted` in order, some at a time.
+
+    One thread at a time iterates over it, once; any may cancel it.
 
     If a stream ends early, or its server is lost, the client opens another one at the first missing row.
     """
@@ -32,28 +34,66 @@ class BatchStream:
         deadline: float | None = None,
     ):
         self._selection = selection
-        self._wanted = wanted
         self._memory = memory
-        self._received = 0  # rows
-        self._reply_rows = _reply_rows(wanted, selection)
+        self._rest = _Rest(selection, wanted)
         method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else methods.STREAM_POSITIONS
-        self._replies = caller.stream(method, self._next_request, deadline, selection.schedule.definitions)
+        self._replies = caller.stream(method, self._rest.next_request, deadline, selection.schedule.definitions)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return batches_of(self._rows(), self._wanted.size, self._selection.fields, self._memory)
+        return batches_of(self._rows(), self._rest.wanted.size, self._selection.fields, self._memory)
+
+    def begin(self, lane: Lane) -> ReadMode:
+        """As `RetryingReplies.begin`."""
+        return self._replies.begin(lane)
+
+    def wait_until(self, deadline: float | None) -> None:
+        """From now on, waiting for a reply ends at that time of `time.monotonic()`."""
+        self._replies.deadline = deadline
 
     @property
     def is_nearly_done(self) -> bool:
         """Whether at most one reply is missing."""
-        left = self._wanted.size * self._wanted.count - self._received
-        return left <= self._reply_rows
+        return self._rest.rows <= self._rest.reply_rows
 
     def cancel(self) -> None:
         """End the stream early."""
         self._replies.cancel()
 
-    def _next_request(self) -> Request | None:
-        left = self._wanted.after(self._received)
+    def _rows(self) -> Iterator[Batch]:
+        for reply in self._replies:
+            try:
+                batch, rows = decode_reply(reply, self._selection)
+                self._rest.receive(rows)  # before the yield: a stream that is lost meanwhile continues after these rows
+            except MixserveError:
+                self.cancel()  # a faulty server's stream may never end
+                raise
+            yield batch
+
+
+class _Rest:
+    """What is left of `wanted`: an object of its own, so that what requests it need not refer to the stream."""
+
+    def __init__(self, selection: Selection, wanted: StridedRange | PositionList):
+        self.wanted = wanted
+        self.reply_rows = _reply_rows(wanted, selection)
+        self._selection = selection
+        self._received = 0  # rows
+
+    @property
+    def rows(self) -> int:
+        """How many rows are left."""
+        return self.wanted.size * self.wanted.count - self._received
+
+    def receive(self, rows: int) -> None:
+        """Count rows that have come. Raises CorruptReply if these are more than were left."""
+        self._received += rows
+        if self.rows < 0:
+            requested = self.wanted.size * self.wanted.count
+            raise CorruptReply(f"the server sent {self._received} rows, but {requested} were requested")
+
+    def next_request(self) -> Request | None:
+        """The request for what is left; None if nothing is."""
+        left = self.wanted.after(self._received)
         if left is None:
             return None
         selection = self._selection
@@ -67,19 +107,6 @@ class BatchStream:
             request = encode_positions_request(selection.positions_request(left.positions, rows))
         replies = -(-left.size * left.count // rows)
         return Request(request, replies, batch_bytes(selection.fingerprint, selection.fields, rows))
-
-    def _rows(self) -> Iterator[Batch]:
-        requested = self._wanted.size * self._wanted.count
-        for reply in self._replies:
-            try:
-                batch, rows = decode_reply(reply, self._selection)
-                self._received += rows  # before the yield: a stream that is lost meanwhile continues after these rows
-                if self._received > requested:
-                    raise CorruptReply(f"the server sent {self._received} rows, but {requested} were requested")
-            except MixserveError:
-                self.cancel()  # a faulty server's stream may never end
-                raise
-            yield batch
 
 
 def _reply_rows(wanted: StridedRange | PositionList, selection: Selection) -> int:

@@ -5,11 +5,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable, UnknownSchedule
+from mixserve_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MixserveError,
+    Overloaded,
+    Unavailable,
+    UnknownSchedule,
+)
 from mixserve_client.schema.checks import check_seconds
-from mixserve_client.transport.base import Interrupted, Replies, Reply, Transport
+from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Reply, Transport
 from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve_client")
@@ -60,7 +67,7 @@ class RetryingCaller:
         Raises Unavailable or Overloaded after `patience_s`, DeadlineExceeded at the deadline, and every other error of
         a server at once.
         """
-        backoff = _Backoff(self._replicas, deadline)
+        backoff = _Backoff(self._replicas, _Deadline(deadline))
         publisher = _SchedulePublisher(definitions)
         while True:
             transport = self._replicas.transport
@@ -88,7 +95,10 @@ class RetryingCaller:
 
 
 class RetryingReplies:
-    """The replies of `RetryingCaller.stream`; one thread iterates over them once, any thread may cancel them."""
+    """The replies of `RetryingCaller.stream`. One thread at a time iterates over them, once; any may cancel them.
+
+    `deadline` is when waiting for a reply must end, as a time of `time.monotonic()`; it may change between replies.
+    """
 
     def __init__(
         self,
@@ -98,33 +108,60 @@ class RetryingReplies:
         deadline: float | None,
         definitions: Definitions | None,
     ):
+        self.deadline = deadline
         self._replicas = replicas
         self._method = method
         self._next_request = next_request
-        self._deadline = deadline
         self._definitions = definitions
         self._cancelled = False
         self._replies: Replies | None = None
+        self._begun: tuple[Transport, Replies] | None = None
+
+    def begin(self, lane: Lane) -> ReadMode:
+        """Send the first request, unless the mode that this returns is BACKGROUND.
+
+        The streams of a lane must be read one after another, in the order in which they began.
+        """
+        request, transport = self._next_request(), self._replicas.transport
+        if request is None:
+            return ReadMode.BACKGROUND
+        data, replies, reply_bytes = request
+        mode = transport.read_mode(self._method, data)
+        if mode != ReadMode.BACKGROUND:
+            try:
+                timeout_s = _Backoff(self._replicas, self).remaining_s()
+                self._replies = transport.stream(self._method, data, timeout_s, replies, reply_bytes, lane)
+                self._begun = transport, self._replies
+            except MixserveError:
+                pass  # the iteration sends the request again, and knows what to do about its error
+        return mode
 
     def __iter__(self) -> Iterator[Reply]:
         """Raises what `RetryingCaller.call` raises."""
-        backoff = _Backoff(self._replicas, self._deadline, lambda: self._cancelled)
+        backoff = _Backoff(self._replicas, self)
         publisher = _SchedulePublisher(self._definitions)
         while not self._cancelled and (request := self._next_request()) is not None:
-            transport = self._replicas.transport
+            transport, until = self._replicas.transport, self.deadline
             try:
-                publisher.publish(transport, backoff)
-                data, replies, reply_bytes = request
-                self._replies = transport.stream(self._method, data, backoff.remaining_s(), replies, reply_bytes)
+                if self._begun is not None:
+                    (transport, opened), self._begun = self._begun, None
+                else:
+                    publisher.publish(transport, backoff)
+                    data, replies, reply_bytes = request
+                    opened = transport.stream(self._method, data, backoff.remaining_s(), replies, reply_bytes)
+                self._replies = opened
                 # `cancel` in another thread may have looked at `_replies` just before it was set.
                 if self._cancelled:
-                    self._replies.cancel()
+                    opened.cancel()
                 answered = False
-                for reply in self._replies:
+                opened.wait_until(until)
+                for reply in opened:
                     answered = True
                     backoff.reset()
                     publisher.note_reply()
                     yield reply
+                    del reply  # this frame must not keep its memory until the next one arrives
+                    opened.wait_until(self.deadline)
                 # A server may end a stream early, but one that always ends it at once must not keep this loop busy.
                 if not answered:
                     raise Unavailable("the server ended a stream without a reply")
@@ -133,7 +170,15 @@ class RetryingReplies:
             except Interrupted:
                 continue  # a fork of this process ended the stream: no server failed, so there is nothing to wait for
             except (Unavailable, Overloaded) as error:
-                backoff.wait_after(transport, error)
+                if self._next_request() is not None:  # otherwise only the end was missing
+                    backoff.wait_after(transport, error)
+            except DeadlineExceeded as error:
+                # gRPC knows only the deadline at which the stream began.
+                if until is None or self.deadline is None or self.deadline <= max(until, time.monotonic()):
+                    try:
+                        raise error
+                    finally:
+                        del error  # breaks a reference cycle, as in `_Backoff.wait_after`
 
     def cancel(self) -> None:
         """End the stream in flight and request no other."""
@@ -141,6 +186,11 @@ class RetryingReplies:
         self._replicas.wake()
         if self._replies is not None:
             self._replies.cancel()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
 
 
 class _SchedulePublisher:
@@ -220,13 +270,29 @@ class _Replicas:
             self._changed.notify_all()
 
 
+class _Waiting(Protocol):
+    """What waits: until when, and whether it still does."""
+
+    @property
+    def deadline(self) -> float | None: ...
+
+    @property
+    def is_cancelled(self) -> bool: ...
+
+
+class _Deadline(NamedTuple):
+    """A call, which cannot be cancelled."""
+
+    deadline: float | None
+    is_cancelled: bool = False
+
+
 class _Backoff:
     """Measures how long no server has answered, and waits between attempts."""
 
-    def __init__(self, replicas: _Replicas, deadline: float | None, is_cancelled: Callable[[], bool] = bool):
+    def __init__(self, replicas: _Replicas, waiting: "_Waiting"):
         self._replicas = replicas
-        self._deadline = deadline
-        self._is_cancelled = is_cancelled
+        self._waiting = waiting
         self.reset()
 
     def reset(self) -> None:
@@ -234,9 +300,10 @@ class _Backoff:
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, None for no limit. Raises DeadlineExceeded."""
-        if self._deadline is None:
+        deadline = self._waiting.deadline
+        if deadline is None:
             return None
-        remaining_s = self._deadline - time.monotonic()
+        remaining_s = deadline - time.monotonic()
         if remaining_s <= 0:
             raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
         return None if remaining_s > _UNLIMITED_S else remaining_s
@@ -254,7 +321,7 @@ class _Backoff:
         self._failures += 1
         silent_s = now - self._first_failure
         # An infinite `after_s` is a limit of gRPC or of a proxy, which a retry would meet again.
-        if self._replicas.closed or self._is_cancelled() or after_s == math.inf:
+        if self._replicas.closed or self._waiting.is_cancelled or after_s == math.inf:
             try:
                 raise error
             finally:
@@ -279,6 +346,7 @@ class _Backoff:
         delay_s = max(backoff_s, after_s) if in_round == 0 else 0.0
         if isinstance(error, Overloaded) and silent_s + delay_s >= self._replicas.patience_s:
             raise Overloaded(f"{error}; patience_s = {self._replicas.patience_s:g} ran out", after_s) from error
-        if self._deadline is not None and now + delay_s >= self._deadline:
+        deadline = self._waiting.deadline
+        if deadline is not None and now + delay_s >= deadline:
             raise DeadlineExceeded(f"timeout_s ran out while no server answered; last error: {error}") from error
-        self._replicas.wait(delay_s, self._is_cancelled)
+        self._replicas.wait(delay_s, lambda: self._waiting.is_cancelled)

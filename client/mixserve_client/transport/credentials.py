@@ -12,6 +12,8 @@ from mixserve_client.credentials import TlsOptions, TokenOptions, check_token
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.files import FileVersion, read_small, version_of
+from mixserve_client.transport.contexts import checking_context
+from mixserve_client.wire.bulk import ALPN
 
 Metadata = tuple[tuple[str, str], ...]
 _LOOK_EVERY_S = 1.0
@@ -31,6 +33,7 @@ class Credentials:
         self._looked_at = -_LOOK_EVERY_S
         self._versions: dict[str, FileVersion] = {}  # of the files, by path
         self._paths = [os.fspath(path) for path in (tls and (tls.ca, tls.certificate, tls.key)) or () if path]
+        self._context: tuple[object, ssl.SSLContext] | None = None  # of the files of that version
         self._token_version: FileVersion = None  # of the file that the metadata are of
         self._metadata = () if token.token is None else _bearer(token.token)
 
@@ -49,6 +52,16 @@ class Credentials:
         with self._lock:
             self._look()
             return tuple(self._versions[path] for path in self._paths)
+
+    def context(self) -> ssl.SSLContext | None:
+        """What a bulk channel's TLS needs, with the files as they are now; None without TLS. Raises OSError."""
+        if self._tls is None:
+            return None
+        version = self.channel_version()
+        with self._lock:
+            if self._context is None or self._context[0] != version:
+                self._context = version, checking_context(ALPN, self._tls)
+            return self._context[1]
 
     def open_channel(self, target: str, options: Sequence[tuple[str, str | int]]) -> grpc.Channel:
         """A channel that connects at its first call. Raises InvalidRequest if a file cannot be used."""

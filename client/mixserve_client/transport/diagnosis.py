@@ -5,14 +5,13 @@ import ssl
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
-
-import grpc
 
 from mixserve_client.credentials import TlsOptions
 from mixserve_client.schema.certificate import Certificate, decode
+from mixserve_client.transport.contexts import accepting_context, authorities_of, checking_context
 from mixserve_client.transport.endpoints import Endpoint, endpoint_of
 
+_HTTP2 = "h2"  # in ALPN
 _EVERY_S = 2.0
 _LONGEST_S = 5.0
 _CONNECT_S = 1.0
@@ -68,7 +67,7 @@ def _find(server: Endpoint, tls: TlsOptions | None, until: float) -> str | None:
 def _speaks_tls(server: Endpoint, until: float) -> str | None:
     """For a client without TLS."""
     try:
-        _connect(server, _context(), until, until_it_begins=False)
+        _connect(server, accepting_context(_HTTP2), until, until_it_begins=False)
     except ssl.SSLError as error:
         if "ALERT" not in str(error.reason):  # an alert is an answer in TLS
             return None
@@ -76,11 +75,7 @@ def _speaks_tls(server: Endpoint, until: float) -> str | None:
 
 
 def _what_fails(server: Endpoint, tls: TlsOptions, until: float) -> str | None:
-    authorities, trusted = _authorities(tls)
-    context = _context(tls)
-    context.load_verify_locations(trusted)
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.check_hostname = True
+    authorities, context = authorities_of(tls)[0], checking_context(_HTTP2, tls)
     try:
         is_open = _connect(server, context, until)
     except ssl.SSLCertVerificationError as error:
@@ -131,7 +126,7 @@ def _refusal(error: ssl.SSLCertVerificationError, found: Certificate | None, hos
 
 def _certificate(server: Endpoint, until: float) -> Certificate | None:
     """What the server's certificate says, whether or not we trust it; it does not get ours."""
-    context = _context()
+    context = accepting_context(_HTTP2)
     try:
         with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.host) as secured:
             found = secured.getpeercert(binary_form=True)
@@ -149,7 +144,7 @@ def _connect(server: Endpoint, context: ssl.SSLContext, until: float, *, until_i
 
 def _asks_for_certificate(server: Endpoint, until: float) -> bool:
     """Whether the server asks clients for a certificate, as its first messages in TLS 1.2 say in plain text."""
-    context = _context()
+    context = accepting_context(_HTTP2)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     incoming, outgoing, received = ssl.MemoryBIO(), ssl.MemoryBIO(), b""
     with suppress(ssl.SSLWantReadError):  # it has written its first message, and waits for the answer
@@ -178,28 +173,6 @@ def _messages(received: bytes) -> list[int]:
         types.append(flight[at])
         at += 4 + int.from_bytes(flight[at + 1 : at + 4])
     return types
-
-
-def _context(tls: TlsOptions | None = None) -> ssl.SSLContext:
-    """A context that accepts every server, with the client's own certificate if there is one."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    # As gRPC, or we would blame certificates that it accepts: any in the file is an authority, and old kinds will do.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.set_ciphers("DEFAULT:@SECLEVEL=0")
-    context.set_alpn_protocols(["h2"])
-    if tls is not None and tls.certificate is not None and tls.key is not None:
-        context.load_cert_chain(tls.certificate, tls.key, password="")
-    return context
-
-
-def _authorities(tls: TlsOptions) -> tuple[str, str]:
-    """The authorities that gRPC trusts, as a text and as a file."""
-    if tls.ca is not None:
-        return f"the authorities in {tls.ca}", str(tls.ca)
-    brought = Path(grpc.__file__).parent / "_cython" / "_credentials" / "roots.pem"
-    return "the authorities that gRPC brings (tls=True)", str(brought)
 
 
 def _socket(server: Endpoint, until: float) -> socket.socket:

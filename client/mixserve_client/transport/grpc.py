@@ -14,7 +14,7 @@ from mixserve_client.credentials import TokenOptions
 from mixserve_client.errors import InvalidRequest, MixserveError, Unauthenticated, Unavailable
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
-from mixserve_client.transport.base import Interrupted
+from mixserve_client.transport.base import Interrupted, Lane, ReadMode
 from mixserve_client.transport.channel import Channel
 from mixserve_client.transport.credentials import Credentials, Metadata
 from mixserve_client.transport.diagnosis import Diagnosis
@@ -46,6 +46,9 @@ class GrpcTransport:
     def name(self) -> str:
         return f"grpc {self._target}"
 
+    def read_mode(self, method: str, request: bytes) -> ReadMode:  # noqa: ARG002
+        return ReadMode.BACKGROUND
+
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
         with GATE.hold(), self._convert_errors(_until(timeout_s), metadata := self._metadata()):
             channel = self._current_channel()
@@ -64,6 +67,7 @@ class GrpcTransport:
         timeout_s: float | None,
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
+        lane: Lane | None = None,  # noqa: ARG002
     ) -> "_Replies":
         with GATE.hold():
             metadata = self._metadata()
@@ -178,6 +182,9 @@ class _Replies:
             if self._interrupted:
                 raise Interrupted("this process forked while the stream was in flight") from error
             raise
+
+    def wait_until(self, deadline: float | None) -> None:
+        pass  # a call's deadline cannot be changed
 
     def interrupt(self) -> None:
         self._interrupted = True

@@ -9,6 +9,7 @@ from pathlib import Path
 DEFAULT_FOLDER = "/dev/shm"
 # (size, 0) with a descriptor adds a slot, and (0, id) removes it; see `Server` in mix.proto.
 SLOT_PACKET = struct.Struct("<qQ")
+CHANNEL_SIZE = -0x626C6B  # in place of a slot's size: the descriptor is a socket, for a bulk channel
 SLOT_ID = struct.Struct("<Q")
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 

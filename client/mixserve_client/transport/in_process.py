@@ -5,6 +5,7 @@ from contextlib import closing
 from typing import Protocol
 
 from mixserve_client.errors import Unavailable
+from mixserve_client.transport.base import Lane, ReadMode
 
 
 class Servicer(Protocol):
@@ -18,6 +19,10 @@ class Servicer(Protocol):
         """The replies to `request`; the iteration raises MixserveError."""
         ...
 
+    def copies_rows(self, method: str, request: bytes) -> bool:
+        """Whether each reply to `request` is a copy of rows in memory, which never waits."""
+        ...
+
 
 class InProcessTransport:
     """Calls the servicer directly in the caller's thread, and ignores `timeout_s`."""
@@ -27,6 +32,11 @@ class InProcessTransport:
     def __init__(self, servicer: Servicer, on_close: Callable[[], None] = lambda: None):
         self._servicer: Servicer | None = servicer
         self._on_close = on_close
+
+    def read_mode(self, method: str, request: bytes) -> ReadMode:
+        # A copy of rows in memory takes no longer than the hand-off of its result from another thread.
+        copies = self._servicer is not None and self._servicer.copies_rows(method, request)
+        return ReadMode.ON_DEMAND if copies else ReadMode.BACKGROUND
 
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:  # noqa: ARG002
         return self._require_open().handle(method, request)
@@ -38,6 +48,7 @@ class InProcessTransport:
         timeout_s: float | None,  # noqa: ARG002
         replies: int,  # noqa: ARG002
         reply_bytes: int,  # noqa: ARG002
+        lane: Lane | None = None,  # noqa: ARG002
     ) -> "_Replies":
         return _Replies(self._require_open().stream(method, request))
 
@@ -62,6 +73,9 @@ class _Replies:
                 if self._cancelled:
                     return
                 yield reply
+
+    def wait_until(self, deadline: float | None) -> None:
+        pass  # a call cannot be interrupted
 
     def cancel(self) -> None:
         self._cancelled = True

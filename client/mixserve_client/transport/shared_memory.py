@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
-from mixserve_client.transport.base import Replies, Reply, Transport
+from mixserve_client.transport.base import Lane, ReadMode, Replies, Reply, Transport
+from mixserve_client.transport.bulk import BulkTransport
 from mixserve_client.transport.slots import Slot, SlotPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_slot_reply
@@ -28,8 +29,10 @@ class SharedMemoryTransport:
     memory has carried no reply since the last time, only after a delay that doubles up to 60 s.
     """
 
-    def __init__(self, inner: Transport, folder: str):
+    def __init__(self, inner: Transport, folder: str, bulk: BulkTransport | None = None):
+        """`bulk`, which is `inner` if it is given, opens its channels through the socket of shared memory."""
         self._inner = inner
+        self._bulk = bulk
         self._folder = folder
         self._pool: SlotPool | None = None
         self._is_settled = False  # whether the server's answer is final
@@ -46,15 +49,27 @@ class SharedMemoryTransport:
     def call(self, method: str, request: bytes, timeout_s: float | None) -> bytes:
         return self._inner.call(method, request, timeout_s)
 
-    def stream(self, method: str, request: bytes, timeout_s: float | None, replies: int, reply_bytes: int) -> Replies:
+    def read_mode(self, method: str, request: bytes) -> ReadMode:
+        mode = self._inner.read_mode(method, request)
+        return ReadMode.PUSHED if mode == ReadMode.ON_DEMAND and self._pool is not None else mode
+
+    def stream(
+        self,
+        method: str,
+        request: bytes,
+        timeout_s: float | None,
+        replies: int,
+        reply_bytes: int,
+        lane: Lane | None = None,
+    ) -> Replies:
         if reply_bytes < _LEAST_BYTES:
-            return self._inner.stream(method, request, timeout_s, replies, reply_bytes)
+            return self._inner.stream(method, request, timeout_s, replies, reply_bytes, lane)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         lease = self._lease(replies, reply_bytes, timeout_s)
         try:
             if deadline is not None:
                 timeout_s = max(0.0, deadline - time.monotonic())
-            messages = self._inner.stream(method, lease.attach(request), timeout_s, replies, reply_bytes)
+            messages = self._inner.stream(method, lease.attach(request), timeout_s, replies, reply_bytes, lane)
             return _Replies(messages, lease, self._note_success)
         except BaseException:
             lease.discard()
@@ -79,19 +94,26 @@ class SharedMemoryTransport:
         try:
             if self._pool is not None and not self._pool.is_alive(until):
                 self._pool.close()
-                self._pool, self._is_settled = None, False
+                self._use(None)
+                self._is_settled = False
             if not self._is_settled and time.monotonic() >= self._next_try_at:
                 # Unavailable leaves this method, and counts as no try: the first answer of a server that is still
                 # starting must decide, or the client would use gRPC for a while after that.
                 path = self._path(_remaining_s(until))
                 self._delay_next_try()
-                self._pool, self._is_settled = self._open_pool(path, until)
+                pool, self._is_settled = self._open_pool(path, until)
+                self._use(pool)
             return self._pool
         except DeadlineExceeded:
             self._delay_next_try()
             return None
         finally:
             self._lock.release()
+
+    def _use(self, pool: SlotPool | None) -> None:
+        self._pool = pool
+        if self._bulk is not None:
+            self._bulk.open_through(None if pool is None else pool.open_channel)
 
     def _delay_next_try(self, *, longest: bool = False) -> None:
         """Delay the next try: not after the first one, then longer each time; 60 s if `longest`."""
@@ -118,7 +140,7 @@ class SharedMemoryTransport:
         except OSError as error:
             if str(error) != self._last_logged:
                 self._last_logged = str(error)
-                _logger.info("%s: batches come over gRPC, not through shared memory: %s", self._inner.name, error)
+                _logger.info("%s: batches do not come through shared memory: %s", self._inner.name, error)
             # A server that is too busy to answer would make every batch wait for the timeout: leave it alone for 60 s.
             # A socket that fails the checks will fail them again; other errors may come from a server that just ended.
             if isinstance(error, TimeoutError):
@@ -137,6 +159,9 @@ class SlotLease:
     def __init__(self, pool: SlotPool | None, slots: list[Slot]):
         self._pool = pool
         self._slots = {slot.id: slot for slot in slots}
+
+    def __del__(self) -> None:
+        self.discard()  # of a stream that was dropped before it was read
 
     def attach(self, request: bytes) -> bytes:
         """The request, with the slots' ids added."""
@@ -173,6 +198,9 @@ class _Replies:
         self._messages = messages
         self._lease = lease
         self._note_success = note_success
+
+    def wait_until(self, deadline: float | None) -> None:
+        self._messages.wait_until(deadline)
 
     def __iter__(self) -> Iterator[Reply]:
         try:

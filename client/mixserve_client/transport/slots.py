@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from mixserve_client.transport.buffers import IdleMemory, Memory, drain, forks, round_up
-from mixserve_client.transport.handshake import SLOT_ID, SLOT_PACKET, check_socket, peer_user
+from mixserve_client.transport.handshake import CHANNEL_SIZE, SLOT_ID, SLOT_PACKET, check_socket, peer_user
 
 _logger = logging.getLogger("mixserve_client")
 
@@ -115,6 +115,26 @@ class SlotPool:
             slot.fork_count = _NEVER
             self._returned.put(slot)
 
+    def open_channel(self, until: float) -> socket.socket:
+        """A connected socket whose other end the server has as a bulk channel. Raises OSError."""
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if not self._lock.acquire(timeout=_answer_timeout_s(until)):
+                raise TimeoutError("other threads are waiting for the server")
+            try:
+                answer = self._send_descriptor(CHANNEL_SIZE, theirs.fileno(), until)
+            finally:
+                self._lock.release()
+            if len(answer) != SLOT_ID.size:
+                reason = answer[SLOT_ID.size :].decode(errors="replace")
+                raise PermissionError(f"the server refused a channel: {reason or 'it has ended'}")
+            return mine
+        except BaseException:
+            mine.close()
+            raise
+        finally:
+            theirs.close()
+
     def is_alive(self, until: float) -> bool:
         """Whether the connection to the server still stands; True if that cannot be known before `until`."""
         if not self._lock.acquire(timeout=_answer_timeout_s(until)):
@@ -163,7 +183,7 @@ class SlotPool:
             # A file that shrinks would be a SIGBUS, too; the server refuses slots without this seal.
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             mapping = mmap.mmap(descriptor, size)
-            answer = self._send_slot(size, descriptor, until)
+            answer = self._send_descriptor(size, descriptor, until)
             (slot,) = SLOT_ID.unpack_from(answer) if len(answer) >= SLOT_ID.size else (0,)
             if not slot:
                 raise OSError(f"the server refused a slot: {answer[SLOT_ID.size :].decode(errors='replace')}")
@@ -172,7 +192,7 @@ class SlotPool:
         finally:
             os.close(descriptor)
 
-    def _send_slot(self, size: int, descriptor: int, until: float) -> bytes:
+    def _send_descriptor(self, size: int, descriptor: int, until: float) -> bytes:
         try:
             self._connection.settimeout(_answer_timeout_s(until))
             socket.send_fds(self._connection, [SLOT_PACKET.pack(size, 0)], [descriptor])

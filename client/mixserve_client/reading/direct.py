@@ -1,0 +1,103 @@
+"""A stream of batches that is read by the thread that takes them: no other thread wakes it for each batch."""
+
+import threading
+from collections import deque
+
+from mixserve_client.errors import DeadlineExceeded, Unavailable
+from mixserve_client.reading.background import CLOSED
+from mixserve_client.reading.stream import BatchStream
+from mixserve_client.rpc.deadlines import wait_s
+from mixserve_client.schema.fields import Batch
+
+
+class DirectStream:
+    """The batches of `stream`, whose request has been sent. `read_ahead` may read some before they are taken."""
+
+    def __init__(self, stream: BatchStream, before: "DirectStream | None", *, comes_by_itself: bool):
+        """`before` is the lane's stream before this one, which is read to its end first. `comes_by_itself` says that
+        reading ahead would gain nothing."""
+        self.comes_by_itself = comes_by_itself
+        self._stream = stream
+        self._batches = iter(stream)
+        self._before = before
+        self._ready: deque[Batch] = deque()
+        self._reading = threading.Lock()
+        self._is_awaited = False
+        self._cancelled = False
+        self.has_ended = False
+        self._error: BaseException | None = None
+
+    def take(self, deadline: float | None) -> Batch:
+        """The next batch. Waits until `deadline`, a time of `time.monotonic()`.
+
+        Raises what reading it raised, and DeadlineExceeded.
+        """
+        while True:
+            try:
+                return self._ready.popleft()
+            except IndexError:
+                pass  # `suppress` would cost 0.4 microseconds for each batch
+            if self._cancelled:
+                raise Unavailable(CLOSED)
+            if not self._reading.acquire(blocking=False):
+                self._is_awaited = True  # the thread that reads ahead stops after the next reply
+                if not self._reading.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
+                    raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time")
+            try:
+                self._is_awaited = False
+                if not self._ready:
+                    self._read(deadline)
+            finally:
+                self._reading.release()
+
+    def read_ahead(self) -> bool:
+        """Read to the end, until a thread waits in `take`, or reading fails. Whether the end was reached."""
+        if not self._reading.acquire(blocking=False):
+            return False
+        try:
+            while not (self._is_awaited or self._cancelled or self.has_ended):
+                self._read(None)
+        except BaseException as error:
+            self._error = error  # for `take`, which comes to it after the batches before it
+            return False
+        finally:
+            self._reading.release()
+        return self.has_ended
+
+    def cancel(self) -> None:
+        """Drop the batches that have not been taken, and release their memory. A waiting `take` raises Unavailable."""
+        self._cancelled = True
+        self._stream.cancel()
+        self._ready.clear()
+
+    def finish(self, deadline: float | None) -> None:
+        """Read what is left, mostly the end alone. Raises what reading it raises."""
+        with self._reading:
+            while not self.has_ended:
+                self._read(deadline)
+
+    def _read(self, deadline: float | None) -> None:
+        """Read one reply, or the end."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # a cycle: its traceback leads to this frame, as in `BackgroundStream.take`
+        if self._before is not None:
+            self._before.finish(deadline)
+            self._before = None
+        self._stream.wait_until(deadline)
+        try:
+            batches = next(self._batches, None)
+        except Unavailable as error:
+            if self._cancelled:
+                raise Unavailable(CLOSED) from error
+            raise
+        if batches is not None:
+            self._ready.extend(batches)
+        elif self.has_ended or self._cancelled:
+            raise Unavailable(CLOSED)
+        self.has_ended = batches is None
+        if self._cancelled:  # by another thread, meanwhile: nobody takes them
+            self._ready.clear()

@@ -1,0 +1,130 @@
+"""Bulk channels: plain connections over which streams of batches come faster than over gRPC."""
+
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mixserve.access.certificates import Certificates
+from mixserve.descriptors import connection_limit
+from mixserve.serving.bulk_connection import BulkConnection, Replies
+from mixserve.serving.bulk_door import BulkDoor
+from mixserve.serving.bulk_threads import BulkThreads
+from mixserve.serving.guard import Admission
+from mixserve_client.schema.server import BulkOffer
+from mixserve_client.transport.pipes import Pipe
+from mixserve_client.wire.bulk import TOKEN_BYTES
+
+_logger = logging.getLogger("mixserve")
+
+_TOKEN_S = 30.0
+_MOST_TOKENS, _MOST_TOKENS_OF_ONE = 16384, 1024
+
+# The replies to a request to a method, for an admitted caller at a peer.
+AnswerAdmitted = Callable[[str, Admission, str, bytes], Replies]
+
+
+class BulkChannels:
+    """The bulk channels of a server, over TCP if it listens, and over sockets that `adopt` gets. Thread-safe."""
+
+    def __init__(self, answer: AnswerAdmitted):
+        self._answer = answer
+        self._is_closed = False
+        self._offers = _Offers()
+        self._threads = BulkThreads()
+        self._door = BulkDoor(self._admit)
+
+    def listen(self, host: str, port: int, certificates: Certificates | None) -> None:
+        """Accept connections at `port` (0: one that is free) of `host`, with TLS if there are certificates.
+
+        Raises OSError.
+        """
+        self._door.listen(host, port, certificates)
+
+    @property
+    def port(self) -> int:
+        """The port; 0 if there is none."""
+        return self._door.port
+
+    def start(self) -> None:
+        """Begin to let clients in."""
+        self._door.start()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Use a connected socket of a process of this user on this host."""
+        self._door.let_in(connection)
+
+    def offer(self, admission: Admission) -> BulkOffer | None:
+        """An offer for that caller; None if there are too many channels, or offers that wait to be used."""
+        if len(self._threads) >= connection_limit() // 2:
+            return None
+        token = self._offers.add(admission)
+        return None if token is None else BulkOffer("", self.port, token)
+
+    def close(self) -> None:
+        """End all channels; a second call does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._door.close()
+            self._threads.close()
+
+    def _admit(self, token: bytes, pipe: Pipe, peer: str) -> bool:
+        """Begin to answer whoever has the token. False if there is no such token."""
+        admission = self._offers.take(token)
+        if admission is None:
+            return False
+
+        def answer(method: str, request: bytes) -> Replies:
+            return self._answer(method, admission, peer, request)
+
+        self._threads.add(BulkConnection(pipe, peer, answer))
+        return True
+
+
+class _Offer(NamedTuple):
+    admission: Admission
+    until: float
+
+
+class _Offers:
+    """Tokens that open one channel each, within 30 s."""
+
+    def __init__(self) -> None:
+        self._offers: OrderedDict[bytes, _Offer] = OrderedDict()  # the oldest first
+        self._of_one: dict[bytes, int] = {}  # how many offers the holder of a token has, by its digest
+        self._lock = threading.Lock()
+
+    def add(self, admission: Admission) -> bytes | None:
+        """A new token for that caller; None if there are too many."""
+        token, now, owner = secrets.token_bytes(TOKEN_BYTES), time.monotonic(), admission.digest
+        with self._lock:
+            while self._offers and next(iter(self._offers.values())).until < now:
+                self._count(self._offers.popitem(last=False)[1], -1)
+            if len(self._offers) >= _MOST_TOKENS or (owner and self._of_one.get(owner, 0) >= _MOST_TOKENS_OF_ONE):
+                return None
+            offer = self._offers[token] = _Offer(admission, now + _TOKEN_S)
+            self._count(offer, 1)
+            return token
+
+    def take(self, token: bytes) -> Admission | None:
+        """Whom the token was made for, once."""
+        # A look-up by hash, not a comparison in constant time: whoever guesses 32 random bytes byte by byte would have
+        # to know their hash under this process's secret.
+        with self._lock:
+            offer = self._offers.pop(token, None)
+            if offer is None:
+                return None
+            self._count(offer, -1)
+        return offer.admission if offer.until >= time.monotonic() else None
+
+    def _count(self, offer: _Offer, by: int) -> None:
+        owner = offer.admission.digest
+        count = self._of_one.get(owner, 0) + by
+        if count:
+            self._of_one[owner] = count
+        else:
+            self._of_one.pop(owner, None)

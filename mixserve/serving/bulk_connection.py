@@ -1,0 +1,200 @@
+"""One bulk channel of a server: the requests that come over a connection, answered one after another."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from enum import Enum
+from typing import NamedTuple
+
+from mixserve_client.errors import InvalidRequest, MixserveError, ServerFault
+from mixserve_client.transport.pipes import Pipe
+from mixserve_client.wire.bulk import (
+    HEADER_BYTES,
+    Kind,
+    decode_bulk_request,
+    decode_header,
+    encode_bulk_error,
+    encode_header,
+)
+from mixserve_client.wire.request import SMALL_REQUEST_BYTES
+
+_logger = logging.getLogger("mixserve")
+
+_READ_BYTES = 64 << 10
+# One whole request and the frames that came with it. What is beyond that waits in the kernel.
+_INBOX_BYTES = SMALL_REQUEST_BYTES + (64 << 10)
+_MOST_WAITING = 1024
+_TURN_S = 0.005  # how long a connection keeps its thread while others wait for one
+_LINGER_S = 0.02  # a reader's next request comes while it takes the replies to the one before
+
+Replies = Generator[bytes]
+Answer = Callable[[str, bytes], Replies]
+
+
+class Wait(Enum):
+    """What a connection waits for."""
+
+    INPUT = "input"
+    ROOM = "room"  # for more output
+    TURN = "turn"  # a thread
+    NOTHING = "nothing"  # it has ended
+
+
+class _Stream(NamedTuple):
+    """A request that has not begun."""
+
+    number: int
+    method: str
+    request: bytes
+    is_cancelled: bool = False
+
+
+class BadFrame(Exception):
+    """A client's frame breaks the protocol; the message says how."""
+
+
+class BulkConnection:
+    """Answers the requests of one client. For one thread at a time; any thread may call `shutdown`."""
+
+    def __init__(self, pipe: Pipe, peer: str, answer: Answer):
+        """`answer` makes the replies to a request to a method; the iteration raises MixserveError."""
+        self.peer = peer
+        self.stalled_since = 0.0  # when it began to wait for room
+        self._pipe = pipe
+        self._answer = answer
+        self._inbox = bytearray()
+        self._waiting = deque[_Stream]()
+        self._waiting_bytes = 0  # of their requests
+        self._number = 0
+        self._replies: Replies | None = None
+        self._unsent = list[memoryview]()
+        self._has_ended = False
+        self._chunk = memoryview(bytearray(_READ_BYTES))
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._pipe.fileno()
+
+    def run(self, others_wait: Callable[[], bool]) -> Wait:
+        """Answer until there is nothing to do, or the client takes nothing, or others have waited long enough."""
+        try:
+            return self._run(others_wait)
+        except BadFrame as error:
+            _logger.warning("%s broke the protocol of bulk channels: %s", self.peer, error)
+        except OSError as error:
+            _logger.debug("the bulk channel of %s ended: %s", self.peer, error)
+        except BaseException:  # this thread must live
+            _logger.exception("a bulk channel of %s failed", self.peer)
+        self.close()
+        return Wait.NOTHING
+
+    def close(self) -> None:
+        """End the stream in progress, and the connection."""
+        self._end_stream()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._unsent.clear()
+        self._pipe.close()
+
+    def shutdown(self) -> None:
+        """Make the thread that runs this find its end."""
+        self._pipe.shutdown()
+
+    def _run(self, others_wait: Callable[[], bool]) -> Wait:
+        until = time.monotonic() + _TURN_S
+        while True:
+            if self._unsent:
+                self._pipe.send(self._unsent, wait=not others_wait())
+                if self._unsent:
+                    self.stalled_since = time.monotonic()
+                    return Wait.ROOM
+            self._receive()
+            if self._has_ended:
+                self.close()
+                return Wait.NOTHING
+            if self._make_next():
+                if others_wait() and time.monotonic() >= until:
+                    return Wait.TURN
+            # The next request often comes in a moment, and to wake another thread for it would take longer.
+            elif others_wait() or not self._pipe.wait(_LINGER_S):
+                return Wait.INPUT
+
+    def _make_next(self) -> bool:
+        """Make the next frame to send. False if there is nothing to do."""
+        if self._replies is None:
+            if not self._waiting:
+                return False
+            stream = self._waiting.popleft()
+            self._waiting_bytes -= len(stream.request)
+            self._number = stream.number
+            if stream.is_cancelled:
+                self._unsent.append(memoryview(encode_header(Kind.END, stream.number)))
+                return True
+            self._replies = self._answer(stream.method, stream.request)
+        try:
+            reply = next(self._replies, None)
+            if reply is None:
+                self._end_stream()
+                self._unsent.append(memoryview(encode_header(Kind.END, self._number)))
+            else:
+                self._unsent += map(memoryview, (encode_header(Kind.REPLY, self._number, len(reply)), reply))
+        except BaseException as error:  # also what is no Exception: the client must get an answer
+            self._end_stream()
+            known = error if isinstance(error, MixserveError) else ServerFault(f"{type(error).__name__} on the server")
+            self._unsent.append(memoryview(encode_bulk_error(self._number, known)))
+        return True
+
+    def _end_stream(self) -> None:
+        if self._replies is not None:
+            self._replies.close()  # now, not when it is collected: it ends the call that the server counts
+            self._replies = None
+
+    def _cancel(self, number: int) -> None:
+        """End a stream before its end. Its END is sent when it would have been, since streams end in order."""
+        if self._replies is not None and number == self._number:
+            self._end_stream()
+            self._unsent.append(memoryview(encode_header(Kind.END, number)))
+        for place, stream in enumerate(self._waiting):
+            if stream.number == number:
+                self._waiting[place] = stream._replace(is_cancelled=True)
+
+    def _receive(self) -> None:
+        """Take what the client has sent. Raises BadFrame."""
+        while not self._has_ended and len(self._inbox) + self._waiting_bytes < _INBOX_BYTES:
+            came = self._pipe.receive(self._chunk, wait=False)
+            if came is None:
+                break
+            self._has_ended = not came
+            self._inbox += self._chunk[:came]
+        if self._inbox:
+            self._take_frames()
+
+    def _take_frames(self) -> None:
+        at, inbox = 0, self._inbox
+        while len(inbox) - at >= HEADER_BYTES:
+            try:
+                kind, stream, length = decode_header(inbox, at)
+            except ValueError as error:
+                raise BadFrame(str(error)) from None
+            if kind not in (Kind.REQUEST, Kind.CANCEL) or length > (SMALL_REQUEST_BYTES if kind == Kind.REQUEST else 0):
+                raise BadFrame(f"a client may not send a frame of the kind {kind.name} with {length} bytes")
+            first = at + HEADER_BYTES
+            if len(inbox) - first < length:
+                break
+            if kind == Kind.CANCEL:
+                self._cancel(stream)
+            else:
+                self._add(stream, bytes(inbox[first : first + length]))
+            at = first + length
+        del inbox[:at]
+
+    def _add(self, number: int, payload: bytes) -> None:
+        if len(self._waiting) == _MOST_WAITING:
+            raise BadFrame(f"a client may have at most {_MOST_WAITING} requests that wait")
+        try:
+            stream = _Stream(number, *decode_bulk_request(payload))
+        except InvalidRequest as error:
+            raise BadFrame(str(error)) from None
+        self._waiting.append(stream)
+        self._waiting_bytes += len(stream.request)

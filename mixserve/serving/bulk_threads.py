@@ -1,0 +1,115 @@
+"""The threads of bulk channels: a few that answer, and one that watches the channels which have nothing to do."""
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+
+from mixserve.serving.bulk_connection import BulkConnection, Wait
+from mixserve.serving.threads import CountingThreads
+
+_logger = logging.getLogger("mixserve")
+
+# As many as streams over gRPC have, for the same reasons. A reader that takes nothing holds none.
+_THREADS = 12
+_STALLED_S = 10.0
+_LOOK_EVERY_S = 1.0
+_EVENTS = {Wait.INPUT: selectors.EVENT_READ, Wait.ROOM: selectors.EVENT_WRITE}
+
+
+class BulkThreads:
+    """Runs connections. A connection is in one thread at a time, or watched, or waits for a thread."""
+
+    def __init__(self) -> None:
+        self._threads = CountingThreads(_THREADS, "mixserve-bulk")
+        self._connections: set[BulkConnection] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._to_watch = deque[tuple[BulkConnection, Wait]]()
+        self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._watching = threading.Thread(target=self._watch, name="mixserve-bulk-watch", daemon=True)
+        self._watching.start()
+
+    def __len__(self) -> int:
+        """The number of connections."""
+        return len(self._connections)
+
+    def add(self, connection: BulkConnection) -> None:
+        """Answer the requests of a new connection."""
+        with self._lock:
+            if not self._closed:
+                self._connections.add(connection)
+                self._threads.submit(self._run, connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """End all connections. Threads that are inside a source end after it."""
+        with self._lock:
+            self._closed = True
+            for connection in self._connections:
+                connection.shutdown()
+        self._notify()
+        self._watching.join()
+        self._threads.shutdown()
+
+    def _run(self, connection: BulkConnection) -> None:
+        wait = connection.run(self._do_others_wait)
+        if wait == Wait.TURN:
+            self._threads.submit(self._run, connection)
+        elif wait == Wait.NOTHING:
+            self._forget(connection)
+        else:
+            self._to_watch.append((connection, wait))
+            self._notify()
+
+    def _do_others_wait(self) -> bool:
+        return self._threads.waiting > 0
+
+    def _forget(self, connection: BulkConnection) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+
+    def _notify(self) -> None:
+        with suppress(BlockingIOError):  # it is awake already
+            self._wake.send(b"x")
+
+    def _watch(self) -> None:
+        look_at = time.monotonic() + _LOOK_EVERY_S
+        while not self._closed:
+            for key, _ in self._selector.select(max(0.0, look_at - time.monotonic())):
+                if isinstance(key.data, BulkConnection):
+                    self._selector.unregister(key.fileobj)
+                    self._threads.submit(self._run, key.data)
+                else:
+                    self._woken.recv(1024)
+            while self._to_watch:
+                connection, wait = self._to_watch.popleft()
+                self._selector.register(connection, _EVENTS[wait], connection)
+            if time.monotonic() >= look_at:
+                self._end_stalled()
+                look_at = time.monotonic() + _LOOK_EVERY_S
+        self._end_watched()
+
+    def _end_stalled(self) -> None:
+        stalled_since = time.monotonic() - _STALLED_S
+        for key in list(self._selector.get_map().values()):
+            if key.events == selectors.EVENT_WRITE and key.data.stalled_since < stalled_since:
+                self._selector.unregister(key.fileobj)
+                _logger.warning("%s took nothing for %.0f s: ending its stream", key.data.peer, _STALLED_S)
+                key.data.close()
+                self._forget(key.data)
+
+    def _end_watched(self) -> None:
+        watched = [key.data for key in self._selector.get_map().values() if key.data is not None]
+        for connection in [*watched, *(connection for connection, _ in self._to_watch)]:
+            connection.close()
+        self._selector.close()
+        self._woken.close()
+        self._wake.close()
