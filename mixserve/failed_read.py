@@ -57,13 +57,20 @@ class FailedRead(Exception):
         return located
 
 
-@contextmanager
-def naming_positions(ranges: Sequence[Range]) -> Generator[None]:
+class naming_positions:  # noqa: N801  # it is used like a function
     """Around a read of the rows of these (start, size) ranges: a FailedRead of it names the position that failed."""
-    try:
-        yield
-    except FailedRead as failed:
-        raise failed.at(f"position {position_at(ranges, failed.slot)}") from failed.__cause__
+
+    __slots__ = ("_ranges",)  # not a generator, since there is one of these around every call
+
+    def __init__(self, ranges: Sequence[Range]):
+        self._ranges = ranges
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FailedRead):
+            raise error.at(f"position {position_at(self._ranges, error.slot)}") from error.__cause__
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -57,13 +58,14 @@ class PlanBlocks:
 
         Raises OutOfRange if a position is not before the mixture's end.
         """
+        if len(ranges) == 1:
+            check_end(self.end, *ranges[0])
+            return self._plan_range(key, *ranges[0])
         # Ranges that overlap or do not ascend: plan each position once, in order, then put the rows where they belong.
         if any(start + size > following for (start, size), (following, _) in pairwise(ranges)):
             positions, places = np.unique(_places(ranges) + ranges[0][0], return_inverse=True)
             return self.plan(key, ranges_of(positions)).at(places)
         check_end(self.end, *ranges[-1])
-        if len(ranges) == 1:
-            return self._plan_range(key, *ranges[0])
         first, (last_start, last_size) = ranges[0][0], ranges[-1]
         span, places = last_start + last_size - first, _places(ranges)
         if span > _SPARSE * self._count_planned(first, places):
@@ -108,9 +110,8 @@ class PlanBlocks:
             cache.ends.move_to_end((self._token, words, end))
             if len(cache.ends) > _MOST_ENDS:
                 cache.ends.popitem(last=False)
-            known = all((self._token, words, block) in cache.blocks for block in range(first, last + 1))
             blocks = list[_Block]()
-            if continues or known:
+            if continues or all((self._token, words, block) in cache.blocks for block in range(first, last + 1)):
                 blocks = [self._block(key, words, block) for block in range(first, last + 1)]
         # The slow part runs without the lock, which all readers of the mixture share.
         if not blocks:  # a jump: most of a block would be planned for nothing
@@ -140,11 +141,10 @@ class PlanBlocks:
         """The cached block of that number, or a new one that has not begun. Needs the cache's lock."""
         start = number * self._cached_size
         size = min(self._cached_size, (self.end or POSITION_LIMIT) - start)
+        return self._cache.block((self._token, words, number), size, partial(self._begin_block, key, start, size))
 
-        def begin() -> Callable[[], Plan]:
-            return self.planner.begin_each(key, np.arange(start, start + size, dtype=np.uint64))
-
-        return self._cache.block((self._token, words, number), size, begin)
+    def _begin_block(self, key: UInt32[np.ndarray, "2"], start: int, size: int) -> Callable[[], Plan]:
+        return self.planner.begin_each(key, np.arange(start, start + size, dtype=np.uint64))
 
 
 class _PlanCache:
@@ -192,11 +192,14 @@ class _Block:
 
     def begin(self) -> None:
         """Begin to plan, unless an earlier call did."""
-        with self._lock:
-            self._begin_locked()
+        if self._begin is not None:  # without the lock first: nearly every call finds a block that has begun
+            with self._lock:
+                self._begin_locked()
 
     def plan(self) -> Plan:
         """The finished plan; waits for it."""
+        if self._result is not None:
+            return self._result
         with self._lock:  # one thread finishes the plan, and others that need it wait here
             if self._result is None:
                 self._begin_locked()

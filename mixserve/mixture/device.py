@@ -87,7 +87,7 @@ def take_rows(buffers: DeviceBuffers, rows: Int32[Array, " size"], fields: tuple
 
 
 def begin_take(
-    buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan, sizes: Sequence[int]
+    buffers: DeviceBuffers, starts: Int32[np.ndarray, " sources"], plan: Plan, sizes: tuple[int, ...]
 ) -> Callable[[Buffers], None]:
     """Begin to gather the planned records, in buckets of `sizes`, and to copy them to the host.
 
@@ -113,7 +113,7 @@ def begin_take(
     return write
 
 
-def warm_up(buffers: DeviceBuffers, size_limit: int, sizes: Sequence[int]) -> None:
+def warm_up(buffers: DeviceBuffers, size_limit: int, sizes: tuple[int, ...]) -> None:
     """Compile the gather programs that requests of up to `size_limit` rows need."""
     asked = (1, *sizes, size_limit)
     for bucket in {bucket for size in asked if size <= size_limit for _, bucket in buckets(size, sizes)}:

@@ -10,6 +10,7 @@ through the whole tree. Without nested mixtures leaves and sources are the same.
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,16 @@ from jaxtyping import Array, Int, Int32, UInt32
 from mixserve.forked import check_jax
 from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded_count, pinned_semantics
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
-from mixserve.mixture.programs import PLAN_SIZES, ProgramName, draws, first_sizes, is_being_made, is_ready, program
+from mixserve.mixture.programs import (
+    PLAN_SIZES,
+    ProgramName,
+    draws,
+    first_sizes,
+    is_being_made,
+    is_ready,
+    program,
+    ready_program,
+)
 from mixserve.mixture.sampling import CATEGORICAL
 from mixserve_client.errors import InvalidRequest
 
@@ -101,15 +111,17 @@ class Planner:
         # buckets; rows after `size` are planned in vain.
         places = np.zeros((sum(cuts[-1]), 4), np.uint32)
         places[:size, :2] = keys
-        places[:size, 2] = positions.astype(np.uint64) >> 32
-        places[:size, 3] = positions.astype(np.uint64) & _WORD
+        places[:size, 2] = (numbers := positions.astype(np.uint64)) >> 32
+        places[:size, 3] = numbers & _WORD
         drawn: list[tuple[Array, int]] = []
         for at, bucket in cuts:
-            at_once, here = self._size_at_once(bucket), places[at : at + bucket]
-            if at_once > bucket:
-                here = np.pad(here, ((0, at_once - bucket), (0, 0)))
-            made = program(self._program(at_once))
-            with jax.transfer_guard("allow"):  # the caller's guard is not meant for a few words on the CPU
+            here, made = places[at : at + bucket], ready_program(self._program(bucket))
+            if made is None:
+                at_once = self._size_at_once(bucket)
+                here, made = np.pad(here, ((0, at_once - bucket), (0, 0))), program(self._program(at_once))
+            # The caller's guard is not meant for a few words on the CPU. Of all guards only this one looks at them; to
+            # set the others too would take longer than the draw.
+            with jax.transfer_guard_host_to_device("allow"):
                 drawn.append((made(here, self._padded_weights, self._padded_lengths), bucket))
         return lambda: self._finish(drawn, size)
 
@@ -230,7 +242,8 @@ def _scale(hi: np.ndarray, lo: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return hi * length_hi + (middle >> half) + (other >> half) + (carried >> half)
 
 
-def buckets(size: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+@lru_cache(maxsize=1024)
+def buckets(size: int, sizes: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """(offset, one of `sizes`) of the buckets that cover `size` positions.
 
     With the default sizes, each 4 times the one before, they hold at most twice `size` positions, or the smallest one.
@@ -243,4 +256,4 @@ def buckets(size: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
         bucket = fitting[0] if fitting else below[-1] if below else sizes[0]
         found.append((at, bucket))
         at += bucket
-    return found
+    return tuple(found)

@@ -78,6 +78,13 @@ def load(names: Iterable[ProgramName]) -> None:
         future.result()
 
 
+def ready_program(name: ProgramName) -> jax.stages.Compiled | None:
+    """The compiled program if it can be called without waiting, None if not; begins nothing."""
+    check_jax()
+    future = _programs.get(name)
+    return future.result() if future is not None and future.done() else None
+
+
 def is_ready(name: ProgramName) -> bool:
     """Whether the program can be called without waiting."""
     future = _programs.get(name)

@@ -43,6 +43,7 @@ class Rows:
             piece_bytes = math.gcd(self._row_bytes, *self._bases.tolist(), *self._strides.tolist())
             if piece_bytes >= _LEAST_PIECE_BYTES:
                 self._pieces = _pieces(lowest, highest, piece_bytes)
+                self._piece_bases, self._piece_strides = self._bases // piece_bytes, self._strides // piece_bytes
             elif any(map_of(block) is not None for block in filled):
                 self._bytes = _pieces(lowest, highest, 1)
                 self._pages = np.unique([*range(0, self._row_bytes, _PAGE_BYTES), max(0, self._row_bytes - 1)])
@@ -55,18 +56,16 @@ class Rows:
             for i, (block_id, row) in enumerate(zip(block_ids.tolist(), rows.tolist(), strict=True)):
                 out[i] = self._blocks[block_id][row]
             return
-        at = self._bases[block_ids] + rows * self._strides[block_ids]
         if out.dtype == self.dtype and self._pieces is not None:
-            self._copy_pieces(out, self._pieces, at)
+            self._copy_pieces(out, self._pieces, self._piece_bases[block_ids] + rows * self._piece_strides[block_ids])
         else:
-            self._copy_rows(out, self._memory, at)
+            self._copy_rows(out, self._memory, self._bases[block_ids] + rows * self._strides[block_ids])
 
-    def _copy_pieces(self, out: np.ndarray, pieces: np.ndarray, at: np.ndarray) -> None:
+    def _copy_pieces(self, out: np.ndarray, pieces: np.ndarray, first: np.ndarray) -> None:
         per_row = self._row_bytes // pieces.itemsize
-        first = at // pieces.itemsize
         index = first if per_row == 1 else (first[:, None] + np.arange(per_row)).reshape(-1)
         # Not to clip, as every index is in range: with mode="raise" NumPy fills a buffer of its own, and copies that.
-        np.take(pieces, index, out=out.reshape(-1).view(np.uint8).view(pieces.dtype), mode="clip")
+        pieces.take(index, out=out.reshape(-1).view(np.uint8).view(pieces.dtype), mode="clip")
 
     def _copy_rows(self, out: np.ndarray, memory: np.ndarray, at: np.ndarray) -> None:
         if self._bytes is not None:

@@ -139,7 +139,7 @@ class MixDataSourcesNode(DataSourceModule):
             check_traced_start(start)
         else:
             start, size = check_positions(start, size)
-        mixture, on_device = self.mixture, self._device_data.get_value()
+        mixture, on_device = self.mixture, self._on_device()
         if isinstance(start, Tracer) or isinstance(key, Tracer):
             return unflatten(traced_batch(mixture, on_device, traced_words(key), start, size))
         words = key_words(key)
@@ -256,8 +256,7 @@ class MixDataSourcesNode(DataSourceModule):
 
         They have the stored dtypes. When this returns, gathering on a device is in flight, and the next may begin.
         """
-        mixture = self.mixture
-        on_device: Mapping[str, Array] = self._device_data.get_value()
+        mixture, on_device = self.mixture, self._on_device()
         starts, sizes = mixture.device_starts, mixture.plan_sizes
         taken = device.begin_take(on_device, starts, plan, sizes) if on_device else None
         if len(on_device) < len(mixture.fields):
@@ -266,9 +265,9 @@ class MixDataSourcesNode(DataSourceModule):
         def write(buffers: Buffers) -> None:
             if taken is not None:
                 taken(buffers)
-            on_host = {name: buffer for name, buffer in buffers.items() if name not in on_device}
-            if on_host:
-                mixture.host_gather.into(plan, on_host)
+                buffers = {name: buffer for name, buffer in buffers.items() if name not in on_device}
+            if buffers:
+                mixture.host_gather.into(plan, buffers)
 
         return write
 
@@ -285,7 +284,7 @@ class MixDataSourcesNode(DataSourceModule):
         for leaf in self.mixture.leaves:
             if isinstance(leaf, ReferenceSource):
                 leaf.warm_up()
-        device.warm_up(self._device_data.get_value(), size_limit, self.mixture.plan_sizes)
+        device.warm_up(self._on_device(), size_limit, self.mixture.plan_sizes)
 
     def placed(self, placement: str | None) -> "MixDataSourcesNode":
         """This node if it gathers there (`auto`, `host` or `device`), else a copy that does. None means anywhere."""
@@ -300,6 +299,11 @@ class MixDataSourcesNode(DataSourceModule):
         )
 
     __str__ = __repr__
+
+    def _on_device(self) -> Mapping[str, Array]:
+        """The sources' data on the device, by field."""
+        # To ask a Variable for its value takes longer than to copy the rows of a small batch.
+        return self._device_data.get_value() if self.placement == "device" else {}
 
     def _index(self) -> int:
         index = int(self.index.get_value())

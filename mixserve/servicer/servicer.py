@@ -10,7 +10,7 @@ from mixserve.access.identity import check_mixture
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.mixture.sampling import check_end
-from mixserve.servicer.hosted import ServedSelection
+from mixserve.servicer.hosted import HostedMixture, ServedSelection
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending, SlotTarget
 from mixserve.servicer.replies import NoSlots, Replies, Slots
@@ -67,6 +67,8 @@ class MixServicer:
         self._slots = slots or NoSlots()
         self._replies = Replies(self._slots)
         self._schedules = Schedules()
+        # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
+        self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
 
     def _renew(self) -> None:
         self._turns = Turns(max(1, _cores() // 2))
@@ -141,7 +143,7 @@ class MixServicer:
         wanted = decode_batch_request(request)
         selection = self._selection(wanted)
         check_positions(wanted.start, wanted.size, selection.mixture.description.limits.size)
-        target = self._replies.slot_target(selection, wanted.size, next(iter(wanted.slots), 0))
+        target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
         ranges = [(wanted.start, wanted.size)]
         with naming_positions(ranges):
             return self._replies.begin(selection, wanted.key, ranges, target).result()
@@ -230,8 +232,14 @@ class MixServicer:
             obstacle = provenance_obstacle(mixture.description.fields)
             if obstacle is not None:
                 raise InvalidRequest(obstacle)
-        blocks = self._schedules.get(mixture, wanted.schedule) if wanted.schedule else mixture.node.mixture.blocks
-        return ServedSelection(mixture, blocks, wanted.schedule, wanted.content)
+        if wanted.schedule:
+            blocks = self._schedules.get(mixture, wanted.schedule)
+            return ServedSelection(mixture, blocks, wanted.schedule, wanted.content)
+        selection = self._selections.get((mixture, wanted.content))
+        if selection is None:
+            selection = ServedSelection(mixture, mixture.node.mixture.blocks, "", wanted.content)
+            self._selections[mixture, wanted.content] = selection
+        return selection
 
 
 def _cores() -> int:

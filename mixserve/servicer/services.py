@@ -45,6 +45,7 @@ class Services:
                 folder.close()  # or its lock would keep out a second try in this process
             raise
         self.state = SessionServicer(mixtures, sessions)
+        self._of_sessions = frozenset(self.state.methods)
 
     def warm_up(self) -> None:
         """As `MixServicer.warm_up`."""
@@ -52,7 +53,7 @@ class Services:
 
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`. Raises as `MixServicer.handle` does."""
-        return (self.state if method in self.state.methods else self.mix).handle(method, request)
+        return (self.state if method in self._of_sessions else self.mix).handle(method, request)
 
     def stream(self, method: str, request: bytes) -> Generator[bytes]:
         """As `MixServicer.stream`."""

@@ -20,6 +20,8 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import decode_mixture
 from mixserve_client.wire.request import encode_mixture_request
 
+_SELECTIONS = 64  # a client that reads more streams in turns makes one for each call
+
 
 class MixtureCatalog:
     """What a client shares with its iterators: descriptions of mixtures, and the resources for reading them.
@@ -32,6 +34,7 @@ class MixtureCatalog:
         self.resources = resources
         self._options = options
         self._known: dict[str, MixtureDescription] = {}
+        self._selections: dict[tuple[int, str | None, Content], Selection] = {}
 
     @classmethod
     def connect(cls, options: ConnectOptions, known: Mapping[str, MixtureDescription] | None = None) -> Self:
@@ -48,6 +51,7 @@ class MixtureCatalog:
     def expect(self, known: Mapping[str, MixtureDescription]) -> None:
         """Remember these descriptions, as if a server had sent them."""
         self._known.update(known)
+        self._selections.clear()
 
     def ask(self, name: str | None, deadline: float | None) -> MixtureDescription:
         """The mixture's current description from a server; `name` may be None if there is only one.
@@ -73,10 +77,26 @@ class MixtureCatalog:
         self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
     ) -> Reader:
         """A reader of a mixture under a key and a schedule. Raises InvalidRequest, and what `ask` raises."""
+        selection = self._selection(key, mixture, schedule, content, deadline)
+        return Reader(self.resources, selection, partial(self.ask, selection.mixture.name))
+
+    def _selection(
+        self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
+    ) -> Selection:
+        # Single batches come one after another from the same stream; to make its selection takes longer than to use it.
+        # By type, since True is equal to 1, and since a wrong mixture may be no key of a dict.
+        is_plain = type(key) is int and (mixture is None or type(mixture) is str) and schedule is None
+        found = self._selections.get((key, mixture, content)) if is_plain else None
+        if found is not None:
+            return found
         words = key_words(key)
         description = self.get(mixture, deadline)
         selection = Selection(description, words, Schedule.of(description, schedule), content)
-        return Reader(self.resources, selection, partial(self.ask, description.name))
+        if is_plain:
+            if len(self._selections) >= _SELECTIONS:
+                self._selections.clear()
+            self._selections[key, mixture, content] = selection
+        return selection
 
     def __reduce__(self) -> Any:
         if self._options is None:

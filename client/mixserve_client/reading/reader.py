@@ -15,7 +15,7 @@ from mixserve_client.rpc.resources import Resources
 from mixserve_client.schema.fields import Batch
 from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.wire import methods
-from mixserve_client.wire.request import encode_batch_request
+from mixserve_client.wire.request import with_rows
 from mixserve_client.wire.schedule import decode_schedule
 
 # A larger batch is read as a stream, since only a stream's replies go through shared memory or in several messages.
@@ -76,7 +76,7 @@ class Reader:
         selection = self.selection
         if size > self._call_rows or size * selection.row_bytes > _CALL_BYTES:
             return self._batch(StridedRange(start, size, size, 1), deadline)
-        request = encode_batch_request(selection.request(start, size))
+        request = with_rows(selection.request_without_rows, start, size)
         caller = self._resources.here.caller
         try:
             reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)

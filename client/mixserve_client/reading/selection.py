@@ -14,6 +14,7 @@ from mixserve_client.schema.mixture import MixtureDescription, differences
 from mixserve_client.schema.positions import Positions
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest
 from mixserve_client.schema.tree import unflatten
+from mixserve_client.wire.request import encode_batch_request
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Selection:
     def row_bytes(self) -> int:
         """Bytes of one row over all fields."""
         return sum(field.nbytes for field in self.fields)
+
+    @cached_property
+    def request_without_rows(self) -> bytes:
+        """The encoded request for one batch, to which `with_rows` adds the rows."""
+        return encode_batch_request(self.request(0, 0))
 
     def request(self, start: int, size: int) -> BatchRequest:
         """The request for the rows [start, start + size)."""

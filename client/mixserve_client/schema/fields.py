@@ -23,6 +23,9 @@ class Field:
     dtype: DType
     shape: tuple[int, ...]
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # fields are looked up with every batch, and those of one mixture have distinct names
+
     @property
     def nbytes(self) -> int:
         """The bytes of this field in one row."""

@@ -29,6 +29,11 @@ def encode_batch_request(request: BatchRequest) -> bytes:
     return _batch_message(request).SerializeToString()
 
 
+def with_rows(request: bytes, start: int, size: int) -> bytes:
+    """An encoded request for no rows of a batch, with the rows [start, start + size) added."""
+    return request + mix_pb2.GetBatchAtRequest(start=start, size=size).SerializeToString()  # see `with_slots`
+
+
 def encode_stream_request(request: StreamRequest) -> bytes:
     """The StreamBatchesRequest message, without slots."""
     return mix_pb2.StreamBatchesRequest(
