@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, Int32, UInt32
 
 from mixserve.forked import check_jax
 from mixserve.mixture.draw import Parts, draw, in_a_clean_thread, log_shares, on_cpu, padded_count, pinned_semantics
+from mixserve.mixture.few import FewDraws
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
 from mixserve.mixture.programs import (
     PLAN_SIZES,
@@ -76,11 +77,13 @@ class Planner:
         self._padded_count = padded_count(self.source_count)
         self._padding = self._padded_count - self.source_count
         lengths_and_padding = np.pad(self.lengths, (0, self._padding))
+        self._length_list: list[int] = self.lengths.tolist()
         self._padded_lengths = in_a_clean_thread(lambda: on_cpu(lengths_and_padding))
         in_a_clean_thread(lambda: self._weigh(shares))
 
     def _weigh(self, shares: Sequence[float]) -> None:
         self.log_weights = log_shares(shares)
+        self._few = FewDraws(self.log_weights, self._length_list, self.parts)
         self._padded_weights = on_cpu(np.pad(self.log_weights, (0, self._padding), constant_values=-np.inf))
 
     def reweight(self, all_shares: Sequence[Sequence[float]]) -> Sequence["Planner"]:
@@ -106,6 +109,11 @@ class Planner:
         return self.begin_each(keys, positions)()
 
     def begin_each(self, keys: AnyKeys, positions: Int[np.ndarray, " size"]) -> Callable[[], Plan]:
+        if len(positions) <= self._few.most:
+            check_jax()  # as programs do: that a fork can plan must not depend on how many positions it asks for
+            few = self._few.draw(keys, positions)
+            if few is not None:
+                return lambda: self._leaves.resolve(self._read(few, self._long_lengths))
         size, cuts = len(positions), buckets(len(positions), self.sizes)
         # Key and position as one array: each argument of a compiled program is a transfer of its own. It covers whole
         # buckets; rows after `size` are planned in vain.

@@ -20,18 +20,18 @@ from jax.extend.random import define_prng_impl
 from jax.lax import iota
 from jaxtyping import Array, UInt32
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = np.uint32(0x1BD11BDA)
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
 
 Word = UInt32[Array, "*shape"]
 
 
 def threefry(key: tuple[Word, Word], counter: tuple[Word, Word]) -> tuple[Word, Word]:
     """The two words of `counter` hashed under `key`, element by element; uint32 of NumPy or JAX."""
-    schedule = (*key, key[0] ^ key[1] ^ _PARITY)
+    schedule = (*key, key[0] ^ key[1] ^ np.uint32(PARITY))
     left, right = counter[0] + schedule[0], counter[1] + schedule[1]
     for group in range(5):
-        for by in _ROTATIONS[group % 2]:
+        for by in ROTATIONS[group % 2]:
             left = left + right
             right = left ^ (right << np.uint32(by) | right >> np.uint32(32 - by))
         left = left + schedule[(group + 1) % 3]

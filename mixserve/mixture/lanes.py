@@ -1,0 +1,46 @@
+"""Threefry of a few words in Python's integers: the words of `threefry.py`, without a call of NumPy or JAX per step.
+
+One integer holds many words, each in a lane of 64 bits, the first one in the lowest. Additions, exclusive ors and
+shifts by up to 32 of such integers are those of all their words at once, and a mask drops what leaves the lower half of
+a lane. Measured for 8 to 80 words: a fifth to a third of the time that NumPy takes.
+"""
+
+from collections.abc import Sequence
+from struct import unpack
+
+import numpy as np
+from jaxtyping import UInt64
+
+from mixserve.mixture.threefry import PARITY, ROTATIONS
+
+WORD = 0xFFFFFFFF
+LANE = 64
+
+
+def threefry_lanes(key: tuple[int, int], counter: tuple[int, int], ones: int) -> tuple[int, int]:
+    """The two words of each lane of `counter` hashed under the same lane of `key`; `ones` has a 1 in every lane."""
+    mask = ones * WORD
+    schedule = (*key, key[0] ^ key[1] ^ PARITY * ones)
+    left, right = counter[0] + schedule[0] & mask, counter[1] + schedule[1] & mask
+    for group in range(5):
+        for by in ROTATIONS[group % 2]:
+            left = left + right & mask
+            right = left ^ (right << by | right >> 32 - by) & mask
+        left = left + schedule[(group + 1) % 3] & mask
+        right = right + schedule[(group + 2) % 3] + (group + 1) * ones & mask
+    return left, right
+
+
+def spread(numbers: Sequence[int], apart: int = 1) -> int:
+    """The numbers in lanes that are `apart`, and 0 in the lanes between. Times lanes, it repeats these."""
+    return sum(number << LANE * apart * place for place, number in enumerate(numbers))
+
+
+def pack(numbers: UInt64[np.ndarray, " lanes"]) -> int:
+    """The numbers, of up to 64 bits, in lanes."""
+    return int.from_bytes(numbers.astype("<u8", copy=False).tobytes(), "little")
+
+
+def unpack_lanes(lanes: int, count: int) -> tuple[int, ...]:
+    """The numbers in the lowest `count` lanes; there must be no other lanes."""
+    return unpack(f"<{count}Q", lanes.to_bytes(LANE // 8 * count, "little"))
