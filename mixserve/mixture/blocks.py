@@ -22,6 +22,8 @@ _EPOCH_BLOCK = 8192
 _MOST_BLOCKS, _MOST_BYTES = 256, 64 << 20
 _POSITION_BYTES = 20  # source id 4, record id 8, key 8: an upper bound, since most plans have no keys
 _MOST_ENDS = 4096
+# The blocks of so many of the last jumps are known, a quarter of the blocks that are cached; a jump lies in 1 or 2.
+_MOST_JUMPS, _AT_A_JUMP = _MOST_BLOCKS // 4, 2
 # If whole blocks would plan more than this many times the requested positions, plan each position by itself.
 _SPARSE = 4
 
@@ -110,8 +112,9 @@ class PlanBlocks:
             cache.ends.move_to_end((self._token, words, end))
             if len(cache.ends) > _MOST_ENDS:
                 cache.ends.popitem(last=False)
+            names = [(self._token, words, block) for block in range(first, last + 1)]
             blocks = list[_Block]()
-            if continues or all((self._token, words, block) in cache.blocks for block in range(first, last + 1)):
+            if continues or all(name in cache.blocks for name in names) or self._comes_back(names):
                 blocks = [self._block(key, words, block) for block in range(first, last + 1)]
         # The slow part runs without the lock, which all readers of the mixture share.
         if not blocks:  # a jump: most of a block would be planned for nothing
@@ -130,12 +133,30 @@ class PlanBlocks:
                     cache.evict((self._token, words, number))  # the next reader begins it again
             raise
         # Prefetch the next block only in the second half of this one: planning it takes as long as many small requests,
-        # and a reader that stops early never uses it.
-        if (end % length > length // 2 or end % length == 0) and (last + 1) * length < (self.end or POSITION_LIMIT):
+        # and a reader that stops early, or reads at random, never uses it.
+        is_near = end % length > length // 2 or end % length == 0
+        if continues and is_near and (last + 1) * length < (self.end or POSITION_LIMIT):
             with cache.lock:
                 ahead = self._block(key, words, last + 1)
             ahead.begin()
         return Plan.join(parts)
+
+    def _comes_back(self, names: list[_Name]) -> bool:
+        """Whether readers at random positions come back to these blocks so soon that they pay. Needs the cache's lock.
+
+        In epoch mode even one position takes nearly half as long to plan as a block. A reader that comes back within
+        so few jumps will do so several times before the cache, which has more blocks, evicts this one.
+        """
+        if self.planner.block_size == 1 or len(names) > _AT_A_JUMP:
+            return False
+        jumps = self._cache.jumps
+        known = [name in jumps for name in names]
+        for name in names:
+            jumps[name] = None
+            jumps.move_to_end(name)
+        while len(jumps) > _MOST_JUMPS:
+            jumps.popitem(last=False)
+        return all(known)
 
     def _block(self, key: UInt32[np.ndarray, "2"], words: bytes, number: int) -> "_Block":
         """The cached block of that number, or a new one that has not begun. Needs the cache's lock."""
@@ -148,7 +169,7 @@ class PlanBlocks:
 
 
 class _PlanCache:
-    """The blocks of recent readers, up to 256 and 64 MiB, and where each reader stopped. Callers hold its lock."""
+    """The blocks of recent readers, up to 256 and 64 MiB, and where readers stop and jump to. Callers hold its lock."""
 
     def __init__(self) -> None:
         self._renew()
@@ -159,6 +180,7 @@ class _PlanCache:
         # may have held a lock at the fork.
         self.blocks: OrderedDict[_Name, _Block] = OrderedDict()
         self.ends: OrderedDict[_Name, None] = OrderedDict()
+        self.jumps: OrderedDict[_Name, None] = OrderedDict()
         self.lock = threading.Lock()
         self._bytes = 0
 

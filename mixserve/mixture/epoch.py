@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Int, UInt32, UInt64
 
 from mixserve.mixture.counts import Counts
+from mixserve.mixture.lanes import threefry_arrays
 from mixserve.mixture.leaves import AnyKeys, AnyPlanner, Leaves, Plan
 from mixserve.mixture.permutation import permute, sides
 from mixserve.mixture.programs import ProgramName
 from mixserve.mixture.sampling import ALL, EPOCH, NEVER, Sampling, check_end
 from mixserve.mixture.schedule import Schedule
-from mixserve.mixture.threefry import threefry
 from mixserve_client.schema.positions import POSITION_LIMIT
 
 # In the place of a position, to derive other keys: no position has this high word.
@@ -103,9 +103,14 @@ class EpochPlanner:
         return plan.source_ids.tobytes() + plan.record_ids.tobytes()
 
     def _plan_under_one_key(self, key: UInt32[np.ndarray, "2"], positions: UInt64[np.ndarray, " size"]) -> Plan:
+        slots = (positions % np.uint64(self.block_size)).astype(np.int64)
+        if (
+            len(positions)
+            and (block := int(positions.min()) // self.block_size) == int(positions.max()) // self.block_size
+        ):
+            return self._leaves.resolve(self._plan_blocks(key, [block], slots))
         plan = _empty_plan(len(positions), keyed=self._keyed)
         blocks, which = np.unique(positions // np.uint64(self.block_size), return_inverse=True)
-        slots = (positions % np.uint64(self.block_size)).astype(np.int64)
         first, at_once = 0, max(1, _POSITIONS_AT_ONCE // self.block_size)
         while first < len(blocks):
             numbers: list[int] = blocks[first : first + at_once].tolist()
@@ -130,25 +135,24 @@ class EpochPlanner:
         # All arrays from here on are in the order of the lists: by block, then source, then position.
         listed = np.arange(len(numbers) * size)
         group = np.repeat(np.arange(len(counts)), counts)
-        ranks = listed + np.repeat(before.reshape(-1) - (np.cumsum(counts) - counts), counts)
-        slots = self._shuffle(key, numbers, size)
         # One sort of (group, slot) pairs: the slots of each source ascend, so its records come in order of position.
-        slots = np.sort(group << _SLOT_BITS | slots.reshape(-1)) & ((1 << _SLOT_BITS) - 1)
-        places = listed // size * size + slots
+        slots = np.sort(group << _SLOT_BITS | self._shuffle(key, numbers, size).reshape(-1)) & ((1 << _SLOT_BITS) - 1)
+        places = slots if len(numbers) == 1 else listed // size * size + slots
         if len(wanted) < len(places):
             is_wanted = np.zeros(len(places), bool)
             is_wanted[wanted] = True
-            kept = is_wanted[places]
-            group, ranks, places = group[kept], ranks[kept], places[kept]
+            listed = np.flatnonzero(is_wanted[places])
+            group, places = group[listed], places[listed]
+        ranks = listed + (before.reshape(-1) - (np.cumsum(counts) - counts))[group]
         sources = group % self.source_count
         records, keys = self._records(key, group, sources, ranks.astype(np.uint64))
 
-        plan = _empty_plan(len(listed), keyed=self._keyed)
+        plan = _empty_plan(len(numbers) * size, keyed=self._keyed)
         plan.source_ids[places], plan.record_ids[places] = sources, records
         if plan.fetch_keys is not None:
             positions = np.array(starts, np.uint64)[places // size] + (places % size).astype(np.uint64)
             at_positions = _fold64((key[:1], key[1:]), positions)
-            fetch = np.stack(threefry(at_positions, _counter(np.array([_FETCH], np.uint64))), axis=1)
+            fetch = np.stack(threefry_arrays(at_positions, _counter(np.array([_FETCH], np.uint64))), axis=1)
             plan.fetch_keys[places] = np.where(self._keeps_order[sources][:, None], keys, fetch)
         return plan.at(wanted)
 
@@ -174,13 +178,15 @@ class EpochPlanner:
         passes = ranks // lengths
         rows = ranks - passes * lengths
         # Where a group or a pass begins: a key is derived once for each, not once for each record.
-        first = np.flatnonzero(np.diff(group, prepend=-1) | np.diff(passes, prepend=passes[:1]).astype(np.int64))
+        begins = np.ones(len(group), bool)
+        begins[1:] = (group[1:] != group[:-1]) | (passes[1:] != passes[:-1])
+        first = np.flatnonzero(begins)
         left, right = self._keys(key.tobytes())[1]
         here = sources[first]
         of_sources = np.stack((left[here], right[here]), axis=1)
         of_passes = np.stack(_fold64((left[here], right[here]), passes[first]), axis=1)
         words = np.where(self._keeps_order[here][:, None], of_sources, of_passes)
-        keys = np.repeat(words, np.diff(first, append=len(group)), axis=0)
+        keys = words[np.cumsum(begins) - 1]
         records = permute(rows, lengths, (self._grids[0][sources], self._grids[1][sources]), keys)
         return np.where(self._keeps_order[sources], ranks, records), keys
 
@@ -205,7 +211,7 @@ def _fill(plan: Plan, here: Int[np.ndarray, " some"], part: Plan) -> None:
 
 def _fold64(key: Pair, numbers: UInt64[np.ndarray, " *shape"]) -> Pair:
     """`fold64(key, number)`, element by element."""
-    return threefry(key, _counter(numbers))
+    return threefry_arrays(key, _counter(numbers))
 
 
 def _counter(numbers: UInt64[np.ndarray, " *shape"]) -> Pair:

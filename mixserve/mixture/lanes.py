@@ -5,16 +5,22 @@ shifts by up to 32 of such integers are those of all their words at once, and a 
 a lane. Measured for 8 to 80 words: a fifth to a third of the time that NumPy takes.
 """
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from struct import unpack
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
 
-from mixserve.mixture.threefry import PARITY, ROTATIONS
+from mixserve.mixture.threefry import PARITY, ROTATIONS, threefry
 
 WORD = 0xFFFFFFFF
 LANE = 64
+_FEW = 64
+
+Words = tuple[Any, Any]  # two arrays of uint32
 
 
 def threefry_lanes(key: tuple[int, int], counter: tuple[int, int], ones: int) -> tuple[int, int]:
@@ -29,6 +35,23 @@ def threefry_lanes(key: tuple[int, int], counter: tuple[int, int], ones: int) ->
         left = left + schedule[(group + 1) % 3] & mask
         right = right + schedule[(group + 2) % 3] + (group + 1) * ones & mask
     return left, right
+
+
+def threefry_arrays(key: Words, counter: Words) -> Words:
+    """`threefry` of arrays of uint32, broadcast together: in lanes if they are few, else in NumPy."""
+    shape = np.broadcast(*key, *counter).shape
+    size = math.prod(shape)
+    if size > _FEW:
+        return threefry(key, counter)
+    lanes = [pack(np.broadcast_to(words, shape).astype(np.uint64)) for words in (*key, *counter)]
+    left, right = threefry_lanes((lanes[0], lanes[1]), (lanes[2], lanes[3]), _ones(size))
+    found = np.array((unpack_lanes(left, size), unpack_lanes(right, size)), np.uint32)
+    return found[0].reshape(shape), found[1].reshape(shape)
+
+
+@lru_cache(maxsize=_FEW)
+def _ones(count: int) -> int:
+    return spread([1] * count)
 
 
 def spread(numbers: Sequence[int], apart: int = 1) -> int:

@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.epoch import EpochPlanner
 from mixserve.mixture.plan import Plan, Planner
-from mixserve.mixture.schedule import normalised
+from mixserve.mixture.sampling import Sampling
+from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve_client.schema.keys import key_words
 from tests.profiles import examples
 
@@ -258,3 +260,30 @@ def test_blocks_are_kept_up_to_so_many_bytes():
     held = sum(block.bytes for block in blocks._cache.blocks.values())
     assert held == blocks._cache._bytes
     assert (1 << 20) < held <= 64 << 20  # it once was 335 MB for 256 blocks of such a size
+
+
+def epoch_planner() -> EpochPlanner:
+    schedule = Schedule([Entry(0, normalised((1, 2, 5)))])
+    return EpochPlanner(Sampling(schedule, "epoch", block_size=2048), [10_000, 3000, 7])
+
+
+def test_a_reader_that_comes_back_to_blocks_in_epoch_mode_finds_them_planned():
+    """It would order a block for each of its requests; one that does not come back must not plan more than it asks."""
+    planner, begun = epoch_planner(), list[int]()
+    begin_each = planner.begin_each
+
+    def counted(keys: Any, positions: Any) -> Any:
+        begun.append(len(positions))
+        return begin_each(keys, positions)
+
+    blocks = PlanBlocks(planner)
+    planner.begin_each = counted
+    rng = np.random.default_rng(3)
+    for start in rng.integers(0, LIMIT - 8, 300).tolist():  # anywhere
+        assert_plans_equal(blocks.plan(KEYS[1], [(start, 8)]), planner.plan(KEYS[1], start, 8))
+    assert begun == []
+    whole = planner.plan(KEYS[1], 0, 40_000)
+    for start in rng.integers(0, 40_000 - 8, 300).tolist():
+        assert_plans_equal(blocks.plan(KEYS[1], [(start, 8)]), whole.part(start, start + 8))
+    assert begun == [8192] * 5
+    assert len(blocks._cache.jumps) <= 64

@@ -68,7 +68,9 @@ def settle() -> None:
 
 def drawn() -> np.ndarray:
     """The draws of the program NAME through a planner; afterwards it is stored."""
-    plan = Planner((0.25, 0.75), (100, 200)).plan(key_words(3), 5, 11)
+    planner = Planner((0.25, 0.75), (100, 200))
+    planner._few.most = 0  # or so few positions would need no program
+    plan = planner.plan(key_words(3), 5, 11)
     settle()
     return np.stack([plan.source_ids, plan.record_ids])
 
@@ -104,7 +106,7 @@ def test_another_process_finds_it(folder, expected):
     np.testing.assert_array_equal(drawn(), expected)
     code = (
         "import jax; from mixserve.mixture.plan import Planner; from mixserve_client.wire.key import key_words;"
-        "planner = Planner((0.25, 0.75), (100, 200)); jax.jit = None;"
+        "planner = Planner((0.25, 0.75), (100, 200)); planner._few.most = 0; jax.jit = None;"
         "plan = planner.plan(key_words(3), 5, 11); print(*plan.source_ids, *plan.record_ids)"
     )
     environment = os.environ | {"MIXSERVE_COMPILATION_CACHE": str(folder)}
@@ -350,7 +352,7 @@ def test_what_failed_is_tried_again(folder, monkeypatch):
 
 def test_a_larger_program_does_the_work_of_one_that_is_being_made(expected):
     planner = Planner((0.25, 0.75), (100, 200))
-    planner._few.most = 0  # or a few positions would need no program
+    planner._few.most = 0
     assert planner.programs(first=True) == draws(2, PARTS, (16, 256, 4096))
     assert planner.programs(first=False) == draws(2, PARTS)
     load(planner.programs(first=False))
