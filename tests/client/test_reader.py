@@ -101,6 +101,28 @@ def test_provenance_needs_room_for_its_names():
     assert len(nested["record_id"]) == 2
 
 
+def test_single_batches_of_many_streams_in_turns(reader):
+    """The client keeps the selections of 64 of them; each has a key, a mixture, a content and a schedule of its own."""
+    expected = {
+        (key, mixture): reader.get_batch_by_positions(range(126, 132), np.uint32([0, key]), mixture=mixture)
+        for key in range(30)
+        for mixture in ENDLESS
+    }
+    planned = {
+        (key, mixture): reader.get_plan_at(126, 6, np.uint32([0, key]), mixture=mixture, schedule=SCHEDULE)
+        for key, mixture in expected
+    }
+    for _ in range(2):
+        for (key, mixture), batch in expected.items():
+            assert_batches_equal(reader.get_batch_at(126, 6, key, mixture=mixture), batch)
+            plan = reader.get_plan_at(126, 6, key, mixture=mixture, schedule=SCHEDULE)
+            assert_batches_equal(plan, planned[key, mixture])
+            both = reader.get_batch_at(126, 6, key, mixture=mixture, provenance=True)
+            assert_batches_equal({name: both[name] for name in batch}, batch)
+            own = reader.get_plan_at(126, 6, key, mixture=mixture)
+            assert_batches_equal({name: both[name] for name in own}, own)
+
+
 @pytest.mark.parametrize("mixture", ENDLESS)
 def test_a_schedule_is_the_same_by_position_and_by_iterator(reader, mixture):
     whole = reader.get_batch_at(0, 320, 3, mixture=mixture, schedule=SCHEDULE, provenance=True)

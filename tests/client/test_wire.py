@@ -114,6 +114,10 @@ def test_golden_bytes():
     assert request.encode_batch_request(request.BatchRequest("m", 300, 5, words, "f")).hex() == (
         "0a016d10ac02180522120a0c" + b"threefry2x32".hex() + "120200072a0166"
     )
+    without_rows = request.encode_batch_request(request.BatchRequest("m", 0, 0, words, "f"))
+    assert request.with_rows(without_rows, 300, 5).hex() == (
+        "0a016d22120a0c" + b"threefry2x32".hex() + "120200072a0166" + "10ac021805"
+    )
 
 
 def whole_or_corrupt(message: bytes) -> Any:

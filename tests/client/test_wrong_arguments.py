@@ -54,6 +54,17 @@ def test_what_is_neither_true_nor_false(client, call):
         TRUTHS[call](client, value)
 
 
+def test_what_equals_a_known_key_or_mixture_is_refused_as_before(client):
+    """A client keeps the selections of single batches, by key and mixture; True equals 1, and lists have no hash."""
+    client.get_batch_at(0, 2, 1, mixture="train")
+    for key in (True, 1.0, np.True_, -1, 2**32, "1"):
+        with pytest.raises(InvalidRequest, match="key must be an integer seed"):
+            client.get_batch_at(0, 2, key, mixture="train")
+    for mixture in (["train"], b"train", {}):
+        with pytest.raises(InvalidRequest, match="mixture must be the name of a mixture, got "):
+            client.get_batch_at(0, 2, 1, mixture=mixture)
+
+
 REFUSED = {
     "a mixture's number": (lambda client: client.sessions(mixture=5), "mixture must be the name of a mixture, got 5"),
     "bytes": (lambda client: client.sessions(mixture=b"x"), "mixture must be the name of a mixture, got b'x'"),

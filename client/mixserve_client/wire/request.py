@@ -1,6 +1,7 @@
 """Requests <-> bytes."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -22,6 +23,7 @@ from mixserve_client.wire._generated import mix_pb2
 # The limit on requests, except of sessions, whose requests may carry states: 2^16 positions need half of it.
 SMALL_REQUEST_BYTES = 2 << 20
 _SLOTS, _MOST_SLOTS = 15, 1 << 13
+_CONTENTS = {int(content): content for content in Content}
 
 
 def encode_batch_request(request: BatchRequest) -> bytes:
@@ -156,17 +158,23 @@ def _key_message(words: KeyWords) -> mix_pb2.Key:
 def _key(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> KeyWords:
     if not message.HasField("key"):
         raise InvalidRequest("key is required: without a key a batch is not defined; send two threefry2x32 words")
+    key = message.key
     # Three words are enough to see that there are too many.
-    return check_wire_key(message.key.implementation, list(message.key.words[:3]))
+    return _known_key(key.implementation, tuple(key.words[:3]))
+
+
+@lru_cache(maxsize=256)
+def _known_key(implementation: str, words: tuple[int, ...]) -> KeyWords:
+    key = check_wire_key(implementation, list(words))
+    key.flags.writeable = False  # it is that of all requests under this key
+    return key
 
 
 def _content(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Content:
-    try:
-        return Content(message.content)
-    except ValueError:
-        raise InvalidRequest(
-            f"content must be one of {', '.join(mix_pb2.Content.keys())}, got {message.content}"
-        ) from None
+    content = _CONTENTS.get(message.content)
+    if content is None:
+        raise InvalidRequest(f"content must be one of {', '.join(mix_pb2.Content.keys())}, got {message.content}")
+    return content
 
 
 def encode_mixture_request(mixture: str) -> bytes:
