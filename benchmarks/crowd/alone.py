@@ -18,7 +18,7 @@ from mixserve_client import MixClient
 MODULE = "benchmarks.crowd.alone"
 _SIZE = 8
 _STRETCHES, _CALLS = 20, 20
-_TARGETS = {"successive": 1.4, "random": 1.7}
+_TARGETS = {"successive": 1.4, "random": 1.6}
 
 
 def run(repetitions: int, step: Step) -> Outcome:

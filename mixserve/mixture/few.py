@@ -52,7 +52,7 @@ class FewDraws:
         """
         size = len(positions)
         layout = _layout(size, self._scored, self._parts.fetch)
-        ones, mask = layout.ones, layout.ones * WORD
+        ones, mask = layout.ones, layout.mask
         places = pack(positions.astype(np.uint64))
         if keys.ndim == 1:
             first, second = keys.tolist()
@@ -62,23 +62,23 @@ class FewDraws:
         left, right = threefry_lanes(key, (places >> 32 & mask, places & mask), ones)
         # The keys of the sources, those of the records, and those of the fetches.
         key = left * layout.keys, right * layout.keys
-        left, right = threefry_lanes(key, (0, layout.key_counters), layout.keys * ones)
+        left, right = threefry_lanes(key, (0, layout.key_counters), layout.key_ones)
         next_ones = LANE * size
         record_left, record_right = left >> next_ones & mask, right >> next_ones & mask
         fetch = left >> 2 * next_ones, right >> 2 * next_ones
         # The words of each source, and then the two words or keys of the records.
-        key = (
-            (left & mask) * layout.scored + record_left * layout.records,
-            (right & mask) * layout.scored + record_right * layout.records,
-        )
-        left, right = threefry_lanes(key, (0, layout.counters), (layout.scored + layout.records) * ones)
         scored = len(self._scored) * size
+        key = (
+            (left & mask) * layout.scored + (record_left * layout.pair << LANE * scored),
+            (right & mask) * layout.scored + (record_right * layout.pair << LANE * scored),
+        )
+        left, right = threefry_lanes(key, (0, layout.counters), layout.counter_ones)
         words = unpack_lanes(left ^ right, scored + 2 * size)
         sources = self._choose(words[:scored], size)
         if sources is None:
             return None
         key = left >> LANE * scored, right >> LANE * scored
-        left, right = threefry_lanes(key, (0, 0), layout.pair * ones)
+        left, right = threefry_lanes(key, (0, 0), layout.pair_ones)
         drawn = unpack_lanes(left ^ right, 2 * size)
         records = [
             _below(self._lengths[source], high, low)
@@ -111,28 +111,34 @@ class FewDraws:
 
 
 class _Layout(NamedTuple):
-    """Which lanes the steps use: integers to repeat the lanes of all positions with, and counters."""
+    """Which lanes the steps use: integers to repeat the lanes of all positions with, counters, and a 1 in each lane."""
 
     ones: int
+    mask: int
     keys: int
     key_counters: int
+    key_ones: int
     scored: int
-    records: int
-    counters: int
     pair: int
+    counters: int
+    counter_ones: int
+    pair_ones: int
 
 
 @lru_cache(maxsize=1024)
 def _layout(size: int, scored: tuple[int, ...], has_fetch: bool) -> _Layout:
-    ones, keys = spread([1] * size), [0, 1, 2] if has_fetch else [0, 1]
+    ones, keys, counters = spread([1] * size), [0, 1, 2] if has_fetch else [0, 1], [*scored, 0, 1]
     return _Layout(
         ones=ones,
+        mask=ones * WORD,
         keys=spread([1] * len(keys), size),
         key_counters=spread(keys, size) * ones,
+        key_ones=spread([1] * len(keys), size) * ones,
         scored=spread([1] * len(scored), size),
-        records=spread([0] * len(scored) + [1, 1], size),
-        counters=spread([*scored, 0, 1], size) * ones,
         pair=spread([1, 1], size),
+        counters=spread(counters, size) * ones,
+        counter_ones=spread([1] * len(counters), size) * ones,
+        pair_ones=spread([1, 1], size) * ones,
     )
 
 

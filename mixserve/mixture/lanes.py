@@ -27,13 +27,16 @@ def threefry_lanes(key: tuple[int, int], counter: tuple[int, int], ones: int) ->
     """The two words of each lane of `counter` hashed under the same lane of `key`; `ones` has a 1 in every lane."""
     mask = ones * WORD
     schedule = (*key, key[0] ^ key[1] ^ PARITY * ones)
-    left, right = counter[0] + schedule[0] & mask, counter[1] + schedule[1] & mask
+    # Only `right` is cut to its words in every round, since it is shifted. `left` grows to 37 bits, far from its lane's
+    # 64, and its upper bits go nowhere: additions carry upwards only.
+    left, right = counter[0] + schedule[0], counter[1] + schedule[1] & mask
     for group in range(5):
         for by in ROTATIONS[group % 2]:
-            left = left + right & mask
-            right = left ^ (right << by | right >> 32 - by) & mask
-        left = left + schedule[(group + 1) % 3] & mask
+            left = left + right
+            right = ((right << by | right >> 32 - by) ^ left) & mask
+        left = left + schedule[(group + 1) % 3]
         right = right + schedule[(group + 2) % 3] + (group + 1) * ones & mask
+    left = left & mask
     return left, right
 
 

@@ -120,6 +120,7 @@ def test_single_batches_of_many_streams_in_turns(reader):
             both = reader.get_batch_at(126, 6, key, mixture=mixture, provenance=True)
             assert_batches_equal({name: both[name] for name in batch}, batch)
             own = reader.get_plan_at(126, 6, key, mixture=mixture)
+            assert set(own) == {"source_id", "record_id"} == set(both) - set(batch)
             assert_batches_equal({name: both[name] for name in own}, own)
 
 
