@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
-PEERS := $(patsubst %,.venv-peers/%/.ready,flight tensorflow reverb) .venv-peers/tensorflow/.jax
+PEERS := $(patsubst %,.venv-peers/%/.ready,flight zmq tensorflow reverb) .venv-peers/tensorflow/.jax
 # Tests wait for other processes a third of the time, so three test processes keep two cores busy.
 PROCESSES ?= 3
 PYTHONS ?= 3.11 3.12 3.13 3.14
@@ -85,7 +85,10 @@ bench-node: $(READY) .venv-datarax/.ready ## Compare the node's speed with the r
 	.venv-datarax/bin/python benchmarks/reference_node.py
 
 # The race leaves out a peer that cannot be built on this machine, and reports it.
-peers: $(PEERS) ## Set up the environments of the benchmarks' peers, about 3 GB
+peers: $(PEERS) ## Set up the environments of the benchmarks' peers, about 4 GB
+
+# The server of the same work needs mixserve beside the transport.
+.venv-peers/zmq/.ready: pyproject.toml client/pyproject.toml constraints.txt
 
 .venv-peers/%/.ready: benchmarks/race/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)

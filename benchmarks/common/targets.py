@@ -1,12 +1,15 @@
 """A table of targets and measured values; a missed target is shown and fails nothing."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.common.spread import Spread
 
-Comparison = Literal[">=", "<="]
+Comparison = Literal[">=", "<=", "<"]
+_REACHED = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
+_SIGNS = {">=": "≥", "<=": "≤", "<": "<"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,7 @@ class Row:
     def met(self) -> str:
         if self.value is None:
             return "not run"
-        reached = self.value.median >= self.target if self.comparison == ">=" else self.value.median <= self.target
-        return "yes" if reached else "**no**"
+        return "yes" if _REACHED[self.comparison](self.value.median, self.target) else "**no**"
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -31,6 +33,6 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines = ["| | against | target | measured | met |", "| --- | --- | ---: | ---: | --- |"]
     for row in rows:
         measured = "" if row.value is None else str(row.value)
-        sign = {">=": "≥", "<=": "≤"}[row.comparison]
-        lines.append(f"| {row.name} | {row.against} | {sign} {row.target:g} | {measured} | {row.met()} |")
+        target = f"{_SIGNS[row.comparison]} {row.target:g}"
+        lines.append(f"| {row.name} | {row.against} | {target} | {measured} | {row.met()} |")
     return lines

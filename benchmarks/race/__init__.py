@@ -1,1 +1,1 @@
-"""The race: mixserve against raw transports, Arrow Flight, tf.data, Reverb and grain; run by `make bench`."""
+"""The race: mixserve against its limits on this machine, Arrow Flight, ZeroMQ, tf.data, Reverb and grain; by `make bench`."""

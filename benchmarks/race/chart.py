@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 
 from benchmarks.race.summary import Measure, Rounds, cpu_per_gigabyte, speed
 
-_OURS = ("#0b3c8c", "#1f6feb", "#0e9aa7", "#7a3fd0")
-_THEIRS = ("#c2410c", "#16a34a", "#8a8a8a", "#bdbdbd", "#be185d", "#f09cc0", "#d97706", "#78552b", "#bfa27a")
+_OURS = ("#0b3c8c", "#1f6feb", "#0e9aa7", "#7a3fd0", "#5fa8f5")
+_THEIRS = ("#c2410c", "#16a34a", "#8a8a8a", "#bdbdbd", "#be185d", "#f09cc0", "#d97706", "#78552b", "#bfa27a", "#4d7c0f")
 _MARKERS = "osD^vP*Xh"
 _TUNED = ", tuned"  # drawn like the plain form, but dotted
 
 
 def draw(path: Path, rounds: Rounds, names: Sequence[str], sizes: Sequence[int]) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 7.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 8), layout="constrained")
     _panel(left, speed, rounds, names, sizes)
     left.set(title="Throughput, GB/s (higher is better)")
     _panel(right, cpu_per_gigabyte, rounds, names, sizes)

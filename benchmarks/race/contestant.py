@@ -34,6 +34,7 @@ class Contestant:
     packages: tuple[str, ...]  # their versions belong to the result
     ahead: Callable[[int], int] = lambda _size: 0  # how many batches of a size it may prefetch
     servers: tuple[Server, ...] = ()
+    transport: Callable[[], str | None] = lambda: None  # how batches came, if it chooses its transport itself
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Figures:
     server_cpu_s: float | None
     client_peak_bytes: int | None
     server_peak_bytes: int | None
+    transport: str | None
 
 
 def run_round(contestant: Contestant, batch: int, key: int, seconds: float, at_least: int) -> Figures:
@@ -76,6 +78,7 @@ def run_round(contestant: Contestant, batch: int, key: int, seconds: float, at_l
             server_cpu_s=_since(server_cpu, cpu_seconds(servers)),
             client_peak_bytes=peak_bytes(client),
             server_peak_bytes=peak_bytes(servers),
+            transport=contestant.transport(),
         )
 
 

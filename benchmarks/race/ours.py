@@ -1,4 +1,4 @@
-"""mixserve itself: over TCP, over a unix socket, through shared memory, and in process.
+"""mixserve itself: over TCP, over gRPC alone, over a unix socket, through shared memory, and in process.
 
 The server's packages are imported only in a server: the trainer's process has neither JAX nor the data.
 """
@@ -6,7 +6,8 @@ The server's packages are imported only in a server: the trainer's process has n
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from benchmarks.common.pipes import Server, start_server
 from benchmarks.common.work import ROW_BYTES, WEIGHTS, load
 from benchmarks.race.contestant import Contestant
 from mixserve_client import MixClient
+from mixserve_client.options import ConnectOptions
 from mixserve_client.reading.ranges import batches_ahead
 
 if TYPE_CHECKING:
@@ -23,14 +25,20 @@ _PREFETCH = 2  # the client's default
 
 
 def contestant(way: str) -> Contestant:
-    """`way`: tcp, unix, shared-memory or in-process."""
+    """`way`: tcp, grpc, unix, shared-memory or in-process."""
     if way == "in-process":
         from mixserve import local_client
 
         return _contestant(local_client({"train": node()}))
     server = start_server(__name__, way)
-    client = MixClient.connect(server.address, shared_memory=way == "shared-memory")
+    client = MixClient.connect(server.address, shared_memory=way == "shared-memory", **_grpc_alone(way))
     return _contestant(client, server)
+
+
+def _grpc_alone(way: str) -> dict[str, Any]:
+    """The option without which a client would use a bulk channel; none in clients that have no such channel."""
+    has_bulk = any(field.name == "bulk" for field in fields(ConnectOptions))
+    return {"bulk": False} if way == "grpc" and has_bulk else {}
 
 
 def _contestant(client: MixClient, *servers: Server) -> Contestant:
@@ -39,7 +47,10 @@ def _contestant(client: MixClient, *servers: Server) -> Contestant:
         with client.batches(batch_size=size, key=key, prefetch=_PREFETCH) as batches:
             yield (batch["tokens"] for batch in batches)
 
-    return Contestant(open_batches, ("mixserve", "jax", "grpcio", "numpy"), ahead, servers)
+    def transport() -> str:
+        return client.transport.replace(servers[0].address, "ADDRESS") if servers else client.transport
+
+    return Contestant(open_batches, ("mixserve", "jax", "grpcio", "numpy"), ahead, servers, transport)
 
 
 def ahead(size: int) -> int:

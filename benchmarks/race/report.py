@@ -10,8 +10,9 @@ from benchmarks.common.targets import table
 from benchmarks.common.work import RECORDS, ROW_BYTES, WEIGHTS
 from benchmarks.race.chart import draw
 from benchmarks.race.roster import TCP
+from benchmarks.race.shares import shares
 from benchmarks.race.summary import Rounds, batches_per_second, cpu_per_gigabyte, gigabytes, speed
-from benchmarks.race.targets import race_rows
+from benchmarks.race.targets import earlier_rows, race_rows
 
 _MIB = 1 << 20
 
@@ -33,7 +34,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         "Batches of 8 KiB records for one client on the same machine, from servers in processes of their own where",
         "there are any. A peer by its bare name is used as its documentation shows, beside its tuned form where it has",
-        "one; its file under `benchmarks/race/peers` says what was done in its favour.",
+        "one; its file under `benchmarks/race/peers` says what was done in its favour. What this machine can do is",
+        "measured in the same run (`benchmarks/race/limits`): planning and gathering in a bare loop, copying, bare",
+        "transports, and two experiments that do all of the work in one thread.",
         "",
         "![throughput and CPU time against the batch size](race.png)",
         "",
@@ -45,11 +48,19 @@ def markdown(results: Mapping[str, Any]) -> str:
         "",
         "## Targets",
         "",
-        "Ratios ours by theirs, round by round: the median, and the middle half. Targets stand against peers by their",
-        "bare names; the row below has the same against the tuned form.",
+        "Ratios ours by theirs, round by round: the median, and the middle half.",
         "",
         *table(race_rows(rounds)),
         "",
+        "Earlier targets, of what the table above says nothing about:",
+        "",
+        *table(earlier_rows(rounds)),
+        "",
+        "## Shares of the limits",
+        "",
+        "Medians, and the middle half; ratios are taken round by round. CPU seconds are of both ends together.",
+        "",
+        *shares(rounds, sizes),
         "## Details",
         "",
         "Medians over the rounds, with the middle half for throughput and ratio; p50 and p99 of the time that a batch",
@@ -71,7 +82,9 @@ def throughput(rounds: Rounds, names: Sequence[str], sizes: Sequence[int], not_r
             against = "" if ratio is None or name == TCP else f" ({_short(ratio)})"
             cells.append(f"{_short(here)}{against}")
         lines.append(_line(name, *cells))
-    return lines + [_line(name, f"not run: {why}", *[""] * (len(sizes) - 1)) for name, why in not_run.items()]
+    # An error's message may have several lines; a cell of a table has one.
+    missing = [(name, " ".join(why.split())) for name, why in not_run.items()]
+    return lines + [_line(name, f"not run: {why:.300}", *[""] * (len(sizes) - 1)) for name, why in missing]
 
 
 def details(rounds: Rounds, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
@@ -122,9 +135,18 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"- {settings['rounds']} rounds of {settings['seconds']} s and at least {settings['at_least']} batches, "
         "in turn (A B C … A B C …), each with a fresh stream under a key of its own, after batches that are not "
         "counted: as many as could lie ready, and for a moment.",
+        *_transports(results["rounds"]),
         f"- {machine}.",
         *(f"- {'; '.join(names)}: {packages}." for packages, names in _by_packages(results["versions"]).items()),
     ]
+
+
+def _transports(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How batches of ours came, as its client says: it changes to another transport if one does not work."""
+    found: dict[str, list[str]] = {}
+    for name, transport in sorted({(one["name"], one["transport"]) for one in rounds if one["transport"]}):
+        found.setdefault(name, []).append(transport)
+    return [f"- {name} read over: {'; '.join(transports)}." for name, transports in found.items()]
 
 
 def _by_packages(versions: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:

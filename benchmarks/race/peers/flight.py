@@ -16,9 +16,7 @@ import pyarrow.flight as flight
 from benchmarks.common.pipes import start_server
 from benchmarks.common.work import ROW, ROW_BYTES, Batch
 from benchmarks.race.contestant import Contestant
-
-_WHOLE_ROWS = 1024
-_PIECE_ROWS = 128
+from benchmarks.race.pieces import piece_rows
 
 
 def contestant() -> Contestant:
@@ -34,10 +32,6 @@ def contestant() -> Contestant:
             reader.cancel()
 
     return Contestant(open_batches, ("pyarrow", "numpy"), ahead=lambda _: 8, servers=(server,))
-
-
-def piece_rows(size: int) -> int:
-    return size if size <= _WHOLE_ROWS else _PIECE_ROWS
 
 
 def batches(reader: flight.FlightStreamReader, size: int) -> Iterator[Batch]:
