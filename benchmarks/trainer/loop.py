@@ -18,12 +18,13 @@ _LIMIT_S = 8.0
 
 @dataclass(frozen=True)
 class Times:
-    """The seconds of a part of a loop: in all, waiting for batches, and in steps."""
+    """The seconds of a part of a loop: in all, waiting for batches, in steps, and in `next` at the median."""
 
     steps: int
     seconds: float
     waited_s: float
     stepped_s: float
+    next_p50_s: float
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ def run_round(
 
 def train(batches: Iterator[Batch], step: Step, size: int, products: int, seconds: float) -> Times:
     """Take steps for `seconds`, two at least, but for 8 s at most."""
-    steps, waited, stepped = 0, 0.0, 0.0
+    waits: list[float] = []
+    stepped = 0.0
     began = now = time.perf_counter()
-    while now - began < seconds or (steps < _AT_LEAST and now - began < _LIMIT_S):
+    while now - began < seconds or (len(waits) < _AT_LEAST and now - began < _LIMIT_S):
         asked = time.perf_counter()
         batch = next(batches)
         came = time.perf_counter()
@@ -75,5 +77,6 @@ def train(batches: Iterator[Batch], step: Step, size: int, products: int, second
         assert isinstance(batch, np.ndarray)
         step(batch, products)
         now = time.perf_counter()
-        steps, waited, stepped = steps + 1, waited + came - asked, stepped + now - came
-    return Times(steps, now - began, waited, stepped)
+        waits.append(came - asked)
+        stepped += now - came
+    return Times(len(waits), now - began, sum(waits), stepped, float(np.median(waits)))

@@ -22,6 +22,11 @@ def waiting_ms(figures: Figures) -> float:
     return 1e3 * figures["waited_s"] / figures["steps"]
 
 
+def next_ms(figures: Figures) -> float:
+    """Milliseconds that `next` takes at the median: with a batch that is there, if steps are long enough."""
+    return 1e3 * figures["next_p50_s"]
+
+
 def step_ms_taken(figures: Figures) -> float:
     """Milliseconds per step, without waiting."""
     return 1e3 * figures["stepped_s"] / figures["steps"]
