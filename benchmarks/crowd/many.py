@@ -17,7 +17,7 @@ from benchmarks.crowd import calling
 from benchmarks.crowd.iterating import counted
 from benchmarks.crowd.scenario import Outcome, Step, Window, ask, children, new_key, server
 from mixserve_client import MixClient
-from mixserve_client.transport import connect
+from mixserve_client.transport import channel
 
 MODULE = "benchmarks.crowd.many"
 _PROCESSES, _CLIENTS = 4, 50
@@ -59,9 +59,8 @@ def run(_repetitions: int, step: Step) -> Outcome:
 @contextmanager
 def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
     """Answer with the number of batches that each client received within a window."""
-    # Without this, gRPC lets all channels of a process share one connection.
-    connect._OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
     with ExitStack() as stack:
+        stack.enter_context(_own_connections())
         clients = [stack.enter_context(MixClient.connect(address, shared_memory=False)) for _ in range(_CLIENTS)]
         for client in clients:
             client.mixture()
@@ -78,6 +77,17 @@ def answering(address: str) -> Iterator[Callable[..., dict[str, Any]]]:
                 return {"batches": [count.result() for count in counts]}
 
         yield answer
+
+
+@contextmanager
+def _own_connections() -> Iterator[None]:
+    """Clients connect with an option without which gRPC lets all channels of a process share one connection."""
+    option = ("grpc.use_local_subchannel_pool", 1)
+    channel._OPTIONS.append(option)
+    try:
+        yield
+    finally:
+        channel._OPTIONS.remove(option)
 
 
 def _count(client: MixClient, key: int, started: threading.Barrier, begin: float, end: float) -> int:

@@ -1,1 +1,1 @@
-"""The race: mixserve against its limits on this machine, Arrow Flight, ZeroMQ, tf.data, Reverb and grain; by `make bench`."""
+"""The race: mixserve beside what its machine can do, and beside peers; run by `make bench`."""
