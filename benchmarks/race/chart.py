@@ -1,4 +1,4 @@
-"""The race as a picture: throughput, and CPU time per GB, against the batch size."""
+"""The race as a picture: throughput, and CPU time per GB, against the batch size; limits are dashed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from benchmarks.race.roster import LIMITS
 from benchmarks.race.summary import Measure, Rounds, cpu_per_gigabyte, speed
 
 _OURS = ("#0b3c8c", "#1f6feb", "#0e9aa7", "#7a3fd0", "#5fa8f5")
@@ -40,7 +41,8 @@ def _panel(axes: Axes, measure: Measure, rounds: Rounds, names: Sequence[str], s
         else:
             index = plain.index(name.removesuffix(_TUNED)) if name.removesuffix(_TUNED) in plain else len(plain)
             style = {"color": _THEIRS[index % len(_THEIRS)], "linewidth": 1.2, "markersize": 5}
-            style |= {"marker": _MARKERS[index % len(_MARKERS)], "linestyle": ":" if name.endswith(_TUNED) else "-"}
+            line = "--" if name in LIMITS else ":" if name.endswith(_TUNED) else "-"
+            style |= {"marker": _MARKERS[index % len(_MARKERS)], "linestyle": line}
         axes.plot(x, y, label=name, **style)
         errors = [[here.median - here.low for _, here in points], [here.high - here.median for _, here in points]]
         axes.errorbar(x, y, errors, fmt="none", ecolor=style["color"], elinewidth=1, alpha=0.5)
