@@ -1,5 +1,6 @@
 """The data of the benchmarks: four sources of records in files, which every server loads, and checks of batches."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,10 @@ def write() -> None:
         log.unlink()
     rng = np.random.default_rng(0)
     for path in paths():
-        np.save(path, rng.integers(0, 1 << 30, (RECORDS, ROW), np.int32))
+        # Another benchmark, or a test, may be reading the file.
+        unfinished = path.with_name(f"{os.getpid()}-{path.name}")
+        np.save(unfinished, rng.integers(0, 1 << 30, (RECORDS, ROW), np.int32))
+        unfinished.replace(path)
 
 
 def load() -> list[np.ndarray]:
