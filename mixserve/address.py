@@ -3,6 +3,7 @@
 from ipaddress import IPv6Address
 from typing import Any
 
+from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.text import show
 
 _PORTS = 1 << 16
@@ -12,6 +13,7 @@ _LONGEST_SOCKET_PATH = 107  # sun_path of Linux has 108 bytes, with a zero at th
 
 def check_host(host: str) -> str:
     """`host` without brackets: a name, an IPv4 address, or an IPv6 address. Raises ValueError."""
+    check_no_token(host, "host must be a name or an IP address")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if ":" in bare or bare != host:
         if not _is_ipv6(bare):

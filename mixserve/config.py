@@ -13,6 +13,7 @@ from mixserve.sources.kinds.base import Function, Name, Section, Weight
 from mixserve.sources.kinds.fields import field_section
 from mixserve.sources.registry import KINDS, AnySourceConfig
 from mixserve.yaml_file import read_yaml
+from mixserve_client.redaction import hide_tokens
 from mixserve_client.schema.sessions import LEAST_TTL_S
 from mixserve_client.schema.text import shorten, show, show_names
 
@@ -23,7 +24,7 @@ class ConfigError(ValueError):
     """The configuration, or a file that it names, is not usable. The message names file and key."""
 
     def __init__(self, message: str):
-        super().__init__(shorten(message))
+        super().__init__(shorten(hide_tokens(message)))
 
 
 def check_seconds(seconds: float) -> float:

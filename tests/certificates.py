@@ -50,16 +50,26 @@ class Pair:
 
 
 class Authority:
-    """An authority in a folder of its own; `ca` is its certificate."""
+    """An authority in a folder of its own; `ca` is its certificate.
 
-    def __init__(self, folder: Path, name: str = "Test Authority"):
+    It is valid from the beginning of the year `since` to that of the year `until`.
+    """
+
+    def __init__(self, folder: Path, name: str = "Test Authority", since: str = "2000", until: str = "2090"):
         self._folder = folder
         folder.mkdir()
         self._config = folder / "openssl.cnf"
         self._config.write_text(_CONFIG.format(folder=folder))
         (folder / "index.txt").touch()
         self._key, self.ca = folder / "ca.key", folder / "ca.pem"
-        self._run("req", "-x509", *_KEY, "-days", "30", "-subj", f"/CN={name}", "-extensions", "v3_ca")
+        request = folder / "ca.csr"
+        _openssl(
+            "req", "-new", *_KEY, "-subj", f"/CN={name}", "-config", self._config, "-keyout", self._key, "-out", request
+        )  # fmt: skip
+        _openssl(
+            "ca", "-batch", "-notext", "-selfsign", "-extensions", "v3_ca", "-config", self._config,
+            "-keyfile", self._key, "-in", request, "-out", self.ca, *_dates(since, until),
+        )  # fmt: skip
 
     def issue(
         self,
@@ -81,12 +91,13 @@ class Authority:
         )  # fmt: skip
         _openssl(
             "ca", "-batch", "-notext", "-config", self._config, "-cert", self.ca, "-keyfile", self._key, "-in", request,
-            "-out", made.certificate, "-startdate", f"{since}0101000000Z", "-enddate", f"{until}0101000000Z",
+            "-out", made.certificate, *_dates(since, until),
         )  # fmt: skip
         return made
 
-    def _run(self, *arguments: str) -> None:
-        _openssl(*arguments, "-config", self._config, "-keyout", self._key, "-out", self.ca)
+
+def _dates(since: str, until: str) -> tuple[str, ...]:
+    return "-startdate", f"{since}0101000000Z", "-enddate", f"{until}0101000000Z"
 
 
 def self_signed(folder: Path) -> Pair:
@@ -98,10 +109,11 @@ def self_signed(folder: Path) -> Pair:
 
 @dataclass(frozen=True)
 class Made:
-    """Two authorities, and certificates of theirs: right ones, and one of each kind that is refused."""
+    """Three authorities, and certificates of theirs: right ones, and one of each kind that is refused."""
 
     authority: Authority
     other: Authority
+    old: Authority  # it has expired
     server: Pair
     client: Pair
     stranger: Pair  # of a client, signed by the other authority
@@ -109,13 +121,16 @@ class Made:
     early: Pair
     elsewhere: Pair
     alone: Pair
+    orphan: Pair  # signed by the authority that has expired since
 
     @classmethod
     def in_folder(cls, folder: Path) -> "Made":
         authority, other = Authority(folder / "one"), Authority(folder / "other", "Other Authority")
+        old = Authority(folder / "old", "Old Authority", until="2001")
         return cls(
             authority,
             other,
+            old,
             server=authority.issue("server"),
             client=authority.issue("trainer"),
             stranger=other.issue("stranger"),
@@ -123,6 +138,7 @@ class Made:
             early=authority.issue("early", since="2080"),
             elsewhere=authority.issue("elsewhere", "DNS:data.example, IP:192.0.2.7"),
             alone=self_signed(folder),
+            orphan=old.issue("orphan"),
         )
 
 

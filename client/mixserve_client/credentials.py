@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.redaction import has_token
 
 AnyPath = str | PathLike[str]
 
@@ -79,8 +80,21 @@ class TokenOptions:
 def _absolute(path: Any, what: str) -> str:
     if not isinstance(path, str | os.PathLike) or not os.fspath(cast(AnyPath, path)):
         raise InvalidRequest(f"{what}, got {path!r:.100}")
+    check_no_token(os.fspath(cast(AnyPath, path)), what)
     # Links stay: where secrets are mounted, a link leads to the newest ones.
     return str(Path(cast(AnyPath, path)).expanduser().absolute())
+
+
+def check_no_token(given: str, what: str) -> None:
+    """Raises InvalidRequest, which does not show it, if a token was given where `what` says what is due.
+
+    Before files and names are looked for: errors of the system, and the network, would show it.
+    """
+    if has_token(given):
+        raise InvalidRequest(
+            f"{what}, and a token was given: it belongs into {TOKEN_VARIABLE}, token=… or a file that is named by "
+            f"token_file (--token-file)"
+        )
 
 
 def check_token(token: Any, where: str) -> str:

@@ -26,11 +26,17 @@ A client recognises the class by the name that comes with the status; if the nam
 import math
 from typing import ClassVar
 
+from mixserve_client.redaction import hide_tokens
+
 
 class MixserveError(Exception):
     """Base of all errors of mixserve; `code` is the name of the gRPC status code that carries it."""
 
     code: ClassVar[str] = "UNKNOWN"
+
+    def __init__(self, *args: object):
+        # Errors show what was given, and people give tokens where a path or a name is due.
+        super().__init__(*(hide_tokens(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InvalidRequest(MixserveError, ValueError):

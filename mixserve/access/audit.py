@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from mixserve.access.failures import host_of
 from mixserve.access.identity import current_caller
+from mixserve_client.redaction import hide_tokens
 from mixserve_client.schema.text import shorten
 
 _logger = logging.getLogger("mixserve.audit")
@@ -94,5 +95,5 @@ def _write(event: str, who: str, peer: str, about: dict[str, object]) -> None:
 
 def _escape(value: object) -> str:
     """One word: texts with other characters than those of names are quoted as in JSON, without line breaks."""
-    text = shorten(str(value), _LONGEST)
+    text = shorten(hide_tokens(str(value)), _LONGEST)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)

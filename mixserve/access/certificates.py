@@ -9,8 +9,9 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
+from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.certificate import key_kind
-from mixserve_client.schema.files import FileVersion, read_small, version_of
+from mixserve_client.schema.files import FileVersion, read_small, version_of, warn_of_readers
 from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
@@ -36,6 +37,7 @@ class ServerTls:
                 continue
             if not isinstance(given, str | PathLike) or not fspath(cast("str | PathLike[str]", given)):
                 raise ValueError(f"tls: {name} must be the path of a file in PEM, got {show(given)}")
+            check_no_token(fspath(cast("str | PathLike[str]", given)), f"tls: {name} must be the path of a file in PEM")
             # Links stay: where secrets are mounted, a link leads to the newest ones.
             path = Path(cast("str | PathLike[str]", given)).expanduser().absolute()
             object.__setattr__(self, name, str(path))
@@ -115,6 +117,7 @@ class Certificates:
         _check_certificates("certificate", tls.certificate, certificate)
         if b"PRIVATE KEY-----" not in key:
             raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
+        warn_of_readers(tls.key, "key", _logger)
         context = _check_pair(tls)
         _check_kind(tls.certificate, certificate)
         client_ca = None if tls.client_ca is None else read_small(tls.client_ca, "tls: client_ca")

@@ -9,11 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mixserve.access.identity import EVERYBODY, Identity, Role
 from mixserve.yaml_file import BadYaml, parse_yaml
+from mixserve_client.redaction import TOKEN_PREFIX, has_token
 
 LARGEST_BYTES = 1 << 20
 MOST_ENTRIES = 1000  # each takes 0.1 µs of every call
 _MOST_MIXTURES = 1000
-_PREFIX = "mixserve_"  # so that programs that look for secrets in public places recognise a token
 _RANDOM_BYTES = 32
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _PLACE = re.compile(r"line \d+, column \d+")
@@ -27,15 +27,22 @@ class BadTokens(ValueError):
 
 def check_token_name(name: str) -> str:
     """`name`, if a token may have it. Raises BadTokens."""
-    if name.startswith(_PREFIX):
+    if name.startswith(TOKEN_PREFIX):
         raise BadTokens(
-            f"a name must not begin with {_PREFIX}, as tokens do: was a token written in place of its name?"
+            f"a name must not begin with {TOKEN_PREFIX}, as tokens do: was a token written in place of its name?"
         )
     if _NAME.fullmatch(name) is None or name == EVERYBODY.name:
         raise BadTokens(
             "a name must be 1 to 64 ASCII letters, digits, '.', '_' or '-', begin with a letter or a digit, and not be "
             f"{EVERYBODY.name}"
         )
+    return name
+
+
+def check_mixture_name(name: str) -> str:
+    """`name`, if a token may be for a mixture of that name. Raises BadTokens."""
+    if has_token(name):
+        raise BadTokens("there is a token in place of the name of a mixture")
     return name
 
 
@@ -46,10 +53,10 @@ class TokenEntry(BaseModel):
 
     name: Annotated[str, AfterValidator(check_token_name)]
     role: RoleName
-    mixtures: list[Annotated[str, Field(min_length=1, max_length=1000)]] | None = Field(
-        default=None, min_length=1, max_length=_MOST_MIXTURES
+    mixtures: list[Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(check_mixture_name)]] | None = (
+        Field(default=None, min_length=1, max_length=_MOST_MIXTURES)
     )
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
 
     @property
     def identity(self) -> Identity:
@@ -63,7 +70,7 @@ class TokenEntry(BaseModel):
 
 def new_token() -> str:
     """A token of 256 random bits."""
-    return _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+    return TOKEN_PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def digest_of(token: str) -> bytes:

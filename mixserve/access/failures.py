@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
-from urllib.parse import unquote
+
+from mixserve.access.peers import split_peer
 
 _logger = logging.getLogger("mixserve")
 
@@ -85,10 +86,9 @@ def _tell(host: str, count: int) -> None:
 
 def host_of(peer: str) -> str:
     """The host of a gRPC peer such as `ipv4:10.0.0.1:50000`: without its port, and of IPv6 the network (/64)."""
-    kind, _, rest = unquote(peer).partition(":")
+    kind, host = split_peer(peer)
     if kind not in ("ipv4", "ipv6"):
         return kind or "unknown"
-    host = rest.rpartition(":")[0].strip("[]")
     if kind == "ipv4":
         return host
     try:

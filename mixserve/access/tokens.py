@@ -5,13 +5,15 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hmac import compare_digest
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 from mixserve.access.entries import LARGEST_BYTES, BadTokens, TokenEntry, digest_of, parse_entries
 from mixserve.access.identity import Identity
 from mixserve.yaml_file import BadYaml, read_text
+from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.files import version_of
 
 _logger = logging.getLogger("mixserve")
@@ -23,6 +25,7 @@ Clock = Callable[[], float]
 
 def read_tokens(path: Path, *, may_be_empty: bool = True) -> tuple[TokenEntry, ...]:
     """The entries of the file at `path`. Raises OSError and BadTokens, which name the file."""
+    check_no_token(str(path), "the token file must be a path")
     try:
         text = read_text(path, LARGEST_BYTES)
         if not may_be_empty and not text.strip():  # it is being written, perhaps
@@ -41,6 +44,7 @@ class TokenFile:
 
     def __init__(self, path: PathLike[str] | str, clock: Clock = time.monotonic):
         """Raises OSError and BadTokens, which name the file."""
+        check_no_token(fspath(path), "the token file must be a path")
         self.path = Path(path).expanduser().absolute()
         self._clock = clock
         self._lock = threading.Lock()
@@ -48,8 +52,7 @@ class TokenFile:
         self._version = version_of(self.path)
         self._entries = _known(read_tokens(self.path))
         self._look_at = clock() + _LOOK_EVERY_S
-        if self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            _logger.warning("others may write the token file %s, and so give themselves any role: chmod 600 it", path)
+        self._warn_of_writers()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -96,9 +99,16 @@ class TokenFile:
             said = getattr(error, "strerror", error) if known else f"the token file {self.path}: {type(error).__name__}"
             _logger.error("%s. The tokens that were read before stay valid", said)
             return
+        self._warn_of_writers()
         self._entries = entries
         self._generation += 1
         _logger.info("read %d tokens from %s", len(entries), self.path)
+
+    def _warn_of_writers(self) -> None:
+        with suppress(OSError):  # it was replaced meanwhile, and will be read again
+            if self.path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                said = "others may write the token file %s, and so give themselves any role: chmod 600 it"
+                _logger.warning(said, self.path)
 
 
 def _find(entries: tuple[tuple[bytes, Identity], ...], digest: bytes) -> Identity | None:

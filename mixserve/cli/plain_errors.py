@@ -37,7 +37,8 @@ def _end_quietly() -> NoReturn:
 
 
 def _end_with(error: Exception) -> NoReturn:
+    from mixserve_client.redaction import hide_tokens
     from mixserve_client.schema.text import shorten
 
-    print(f"mixserve: {shorten(str(error))}", file=sys.stderr)
+    print(f"mixserve: {shorten(hide_tokens(str(error)))}", file=sys.stderr)
     raise typer.Exit(2) from error

@@ -17,8 +17,17 @@ if sys.argv[1:2] == ["serve"]:
         signal.signal(_number, _end)
 
 from mixserve.cli.main import app  # noqa: E402
+from mixserve_client.redaction import has_token  # noqa: E402
 
 
 def main() -> None:
     """The command `mixserve`."""
+    # Typer's errors would show it, in pieces.
+    if any(map(has_token, sys.argv[1:])):
+        print(
+            "mixserve: a token is among the arguments of the command, where every user of this machine can read it: "
+            "put it into a file for --token-file, or into MIXSERVE_TOKEN, and make another one in its place",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     app(prog_name="mixserve")

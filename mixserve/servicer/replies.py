@@ -32,9 +32,8 @@ _FEW_RANGES = 64
 class Slots(Protocol):
     """Memory that clients share with this process."""
 
-    @property
-    def path(self) -> str:
-        """The path of the socket over which clients hand in memory; empty if they cannot."""
+    def path_for(self, peer: str) -> str:
+        """The path of the socket over which this gRPC peer hands in memory; empty if it cannot."""
         ...
 
     def memory(self, slot: int) -> Memory | None:
@@ -45,7 +44,8 @@ class Slots(Protocol):
 class NoSlots:
     """No memory is shared."""
 
-    path = ""
+    def path_for(self, peer: str) -> str:  # noqa: ARG002
+        return ""
 
     def memory(self, slot: int) -> Memory | None:  # noqa: ARG002
         return None

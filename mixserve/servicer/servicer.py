@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
-from mixserve.access.identity import check_mixture
+from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.mixture.sampling import check_end
@@ -137,7 +137,7 @@ class MixServicer:
 
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
-        return encode_server(ServerDescription(self._slots.path))
+        return encode_server(ServerDescription(self._slots.path_for(current_caller().peer())))
 
     def _get_batch_at(self, request: bytes) -> bytes:
         wanted = decode_batch_request(request)

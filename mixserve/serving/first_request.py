@@ -15,14 +15,15 @@ _PATIENCE_S = 0.02  # a request is on its way with the call, in the same packets
 
 
 class FirstRequests:
-    """Waits for requests in the threads of `threads`; ends calls that have waited for 20 ms if others need a thread.
+    """Waits for requests in the threads of `threads`; ends calls that have waited `patience_s` if others need a thread.
 
     gRPC gives each call a thread, which then waits for the request. A client that opens as many calls as there are
     threads, and sends nothing, would block all others for as long as it likes.
     """
 
-    def __init__(self, threads: CountingThreads):
+    def __init__(self, threads: CountingThreads, patience_s: float = _PATIENCE_S):
         self._threads = threads
+        self._patience_s = patience_s
         self._lock = threading.Lock()
         self._silent: dict[grpc.ServicerContext, float] = {}  # since when a call has sent no request; the oldest first
         self._ending: set[grpc.ServicerContext] = set()  # cancelled; their threads will be free in a moment
@@ -41,11 +42,18 @@ class FirstRequests:
                 self._silent.pop(context, None)
                 self._ending.discard(context)
 
+    def take_one(self, requests: Iterator[T], context: grpc.ServicerContext) -> T:
+        """As `take`; a call without a request ends with INVALID_ARGUMENT."""
+        request = self.take(requests, context)
+        if request is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a request")
+        return request
+
     def _make_room(self) -> None:
         with self._lock:
             while self._silent and self._threads.waiting > len(self._ending):
                 oldest, since = next(iter(self._silent.items()))
-                left_s = since + _PATIENCE_S - time.monotonic()
+                left_s = since + self._patience_s - time.monotonic()
                 if left_s > 0:
                     self._look_again_in(left_s)
                     return

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -130,7 +130,7 @@ class Admission:
     method: str
     needed: Role
     identity: Identity
-    digest: bytes
+    digest: bytes = field(repr=False)
     generation: int
 
     def acting(self, peer: Callable[[], str]) -> "Acting":

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from mixserve.servicer import Services
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.calls import CallCounter
+from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.grpc_log import hide_headers
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
@@ -36,7 +37,8 @@ from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
-from mixserve.serving.threads import CallThreads
+from mixserve.serving.threads import CountingThreads
+from mixserve.serving.unread import UnreadReplies
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve_client.errors import InvalidRequest, Unavailable
 from mixserve_client.transport.allocator import keep_freed_memory
@@ -59,6 +61,9 @@ _OPTIONS = [
     ("grpc.max_concurrent_streams", 1000),
 ]
 _THREADS = 16
+_PATIENCE_S = 0.1  # a request comes in the same packets as its call, mostly
+# Their replies are small, and a lease must be renewed however many others wait.
+_ALWAYS_ROOM = (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS)
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
 _EXIT_S = 1.0
 
@@ -90,9 +95,11 @@ class MixServer:
         self._services = services
         self._memory = memory
         self._calls = CallCounter()
+        self._unread = UnreadReplies()
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()
-        self._threads = CallThreads(_THREADS, "mixserve-call")
+        self._threads = CountingThreads(_THREADS, "mixserve-call")
+        self._first = FirstRequests(self._threads, _PATIENCE_S)
         hide_headers()
         connections = ("grpc.max_allowed_incoming_connections", connection_limit())
         self._server = grpc.server(self._threads, options=[*_OPTIONS, connections])
@@ -207,10 +214,17 @@ class MixServer:
         return handlers | {methods.GET_SERVER: self._server_handler}
 
     def _server_handler(self, admission: Admission) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(partial(self._describe_server, admission))
+        return self._single_call(partial(self._describe_server, admission))
 
     def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        return grpc.unary_unary_rpc_method_handler(partial(self._answer, path, admission))
+        return self._single_call(partial(self._answer, path, admission))
+
+    def _single_call(self, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
+        def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            return answer(self._first.take_one(requests, context), context)
+
+        # The same on the wire. As a method with one request, a call would hold its thread until that comes.
+        return grpc.stream_unary_rpc_method_handler(call)
 
     def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
         return self._streams.handler(partial(self._stream, path, admission))
@@ -221,7 +235,11 @@ class MixServer:
     def _answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         with self._calls, statuses(context), admission.acting(context.peer):
             self._check_ready()
-            return self._services.handle(method, request)
+            if method not in _ALWAYS_ROOM:
+                self._unread.check_room()
+            reply = self._services.handle(method, request)
+            self._unread.add(context, len(reply))
+            return reply
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         reply = self._answer(methods.GET_SERVER, admission, request, context)

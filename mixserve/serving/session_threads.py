@@ -2,11 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 
-from mixserve.serving.threads import CallThreads
+from mixserve.serving.first_request import FirstRequests
+from mixserve.serving.threads import CountingThreads
 from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve")
@@ -15,6 +16,7 @@ _logger = logging.getLogger("mixserve")
 # them, so each kind has its own threads.
 _CALLS, _OPENINGS, _LISTINGS, _OTHERS = 16, 4, 2, 2
 _LOOK_EVERY_S = 10.0
+_PATIENCE_S = 2.0  # states may have 16 MiB
 
 
 class SessionThreads:
@@ -22,11 +24,13 @@ class SessionThreads:
 
     def __init__(self, *regularly: Callable[[], None]):
         self._threads = {
-            methods.CALL_SESSION: CallThreads(_CALLS, "mixserve-session"),
-            methods.OPEN_SESSION: CallThreads(_OPENINGS, "mixserve-opening"),
-            methods.LIST_SESSIONS: CallThreads(_LISTINGS, "mixserve-listing"),
+            methods.CALL_SESSION: CountingThreads(_CALLS, "mixserve-session"),
+            methods.OPEN_SESSION: CountingThreads(_OPENINGS, "mixserve-opening"),
+            methods.LIST_SESSIONS: CountingThreads(_LISTINGS, "mixserve-listing"),
         }
-        self._other_threads = CallThreads(_OTHERS, "mixserve-lease")
+        self._other_threads = CountingThreads(_OTHERS, "mixserve-lease")
+        self._first = {method: FirstRequests(threads, _PATIENCE_S) for method, threads in self._threads.items()}
+        self._other_first = FirstRequests(self._other_threads, _PATIENCE_S)
         self._regularly = regularly
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)
@@ -38,13 +42,15 @@ class SessionThreads:
     def handler(self, method: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
         """A gRPC handler that runs `answer` in the threads of its kind."""
 
-        def call(request: bytes, context: grpc.ServicerContext) -> bytes:
-            return answer(request, context)
+        first = self._first.get(method, self._other_first)
+
+        def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            return answer(first.take_one(requests, context), context)
 
         # gRPC's (experimental) way to give a method its own threads; `answer` may be a partial that several share.
         threads = self._threads.get(method, self._other_threads)
         call.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
-        return grpc.unary_unary_rpc_method_handler(call)
+        return grpc.stream_unary_rpc_method_handler(call)
 
     def close(self) -> None:
         """End the threads after the calls that they have."""

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mixserve.access.peers import is_on_this_host
 from mixserve_client.schema.text import show
 from mixserve_client.transport.handshake import (
     CHANNEL_SIZE,
@@ -58,6 +59,8 @@ class SharedMemory:
         check_private(own)
         _sweep(own)
         self._listening, self.path = _listen_in(own)
+        # Containers that share a folder have addresses of their own. Every process of this host has the default one.
+        self._is_told_to_all = own.parent != Path(DEFAULT_FOLDER)
         self._woken, self._wake = socket.socketpair()  # so that `close` can end a `select` that waits for clients
         self._slots: dict[int, Memory] = {}
         self._last_error = ""
@@ -69,6 +72,10 @@ class SharedMemory:
             self._selector.register(waited_for, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._listen, name="mixserve-memory", daemon=True)
         self._thread.start()
+
+    def path_for(self, peer: str) -> str:
+        """The path of the socket, for a gRPC peer that may be on this host; empty for all others."""
+        return self.path if self._is_told_to_all or is_on_this_host(peer) else ""
 
     def memory(self, slot: int) -> Memory | None:
         """The writable memory of a slot; None if the slot is unknown, or its client is gone."""

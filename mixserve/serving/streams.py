@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 
 import grpc
 
+from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.threads import CountingThreads
 
 _logger = logging.getLogger("mixserve")
@@ -15,6 +16,8 @@ _logger = logging.getLogger("mixserve")
 # for up to 10 s.
 _THREADS = 12
 _STALLED_S = 10.0
+_STALLED_BEFORE_OTHERS_S = 2.0  # if others wait for the thread
+_PATIENCE_S = 0.5  # lists of positions may need several round trips
 _LOOK_EVERY_S = 1.0
 
 Replies = Generator[bytes]
@@ -26,6 +29,7 @@ class StreamThreads:
 
     def __init__(self) -> None:
         self._threads = CountingThreads(_THREADS, "mixserve-stream")
+        self._first = FirstRequests(self._threads, _PATIENCE_S)
         self._sending: dict[grpc.ServicerContext, float] = {}
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-stalled", daemon=True)
@@ -34,12 +38,12 @@ class StreamThreads:
     def handler(self, answer: Answer) -> grpc.RpcMethodHandler:
         """A gRPC handler that streams the replies that `answer` yields."""
 
-        def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            return self._in_turns(answer(request, context), context)
+        def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            return self._in_turns(answer(self._first.take_one(requests, context), context), context)
 
         # gRPC's (experimental) way to give a method its own threads.
         stream.experimental_thread_pool = self._threads  # pyright: ignore[reportFunctionMemberAccess]
-        return grpc.unary_stream_rpc_method_handler(stream)
+        return grpc.stream_stream_rpc_method_handler(stream)
 
     def close(self) -> None:
         """End the threads after the streams that they have."""
@@ -63,12 +67,16 @@ class StreamThreads:
 
     def _watch(self) -> None:
         while not self._closed.wait(_LOOK_EVERY_S):
-            stalled_since = time.monotonic() - _STALLED_S
-            for context, since in list(self._sending.items()):
+            now, needed = time.monotonic(), self._threads.waiting
+            for context, since in sorted(self._sending.items(), key=lambda sending: sending[1]):
+                stalled_s = now - since
+                if stalled_s < (_STALLED_BEFORE_OTHERS_S if needed > 0 else _STALLED_S):
+                    break
                 # The pop decides between this thread and the stream's: only one of them gets the entry.
-                if since < stalled_since and self._sending.pop(context, None) is not None:
+                if self._sending.pop(context, None) is not None:
+                    needed -= 1
                     try:
-                        _logger.warning("%s took nothing for %.0f s: ending its stream", context.peer(), _STALLED_S)
+                        _logger.warning("%s took nothing for %.0f s: ending its stream", context.peer(), stalled_s)
                         context.cancel()
                     except BaseException:  # such as SystemExit from a handler of the log: this thread must live
                         _logger.exception("cannot end a stalled stream")

@@ -342,6 +342,9 @@ class Elsewhere:
     def __init__(self, path: Path):
         self.path = str(path)
 
+    def path_for(self, peer: str) -> str:
+        return self.path
+
     def memory(self, slot: int) -> None:
         return None
 

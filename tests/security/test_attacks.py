@@ -18,9 +18,16 @@ from mixserve.access.entries import digest_of, new_token
 from mixserve.access.tokens import TokenFile
 from mixserve.serving import certificates as server_certificates
 from mixserve.serving.grpc_log import hide_headers
-from mixserve_client import InvalidRequest, MixClient, Unauthenticated, Unavailable
+from mixserve.serving.guard import Guard
+from mixserve_client import InvalidRequest, MixClient, ServerFault, Unauthenticated, Unavailable
+from mixserve_client.schema.certificate import decode
+from mixserve_client.transport import credentials
 from mixserve_client.transport.endpoints import check_may_have_token
+from mixserve_client.wire import methods
 from tests.certificates import NEEDS_OPENSSL, Made
+from tests.hostile import Answers, hostile_server
+from tests.tokens.calling import bearer, look
+from tests.tokens.files import Tokens
 
 DEADLINE_S = 20
 
@@ -32,7 +39,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.mark.parametrize(
     "target",
-    ["10.0.0.1:50051", "data.example:50051", "dns:///data.example:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "unix-abstract:x"],
+    [
+        "10.0.0.1:50051",
+        "data.example:50051",
+        "dns:///data.example:1",
+        "ipv4:127.0.0.1:1,10.0.0.1:1",
+        "unix-abstract:x",
+        # gRPC connects to what stands before # and ?, and asks the name server that stands after dns://.
+        "dns:10.0.0.1:1#/localhost:1",
+        "dns:10.0.0.1:1?/localhost:1",
+        "ipv4:10.0.0.1:1#/127.0.0.1:1",
+        "dns://10.0.0.1/localhost:1",
+        "dns://localhost:1",
+    ],
 )
 def test_no_token_is_sent_in_plain_text_to_others(target: str) -> None:
     with (
@@ -40,6 +59,17 @@ def test_no_token_is_sent_in_plain_text_to_others(target: str) -> None:
         pytest.raises(Unauthenticated, match=r"no token is sent to .* without TLS"),
     ):
         client.mixtures()
+
+
+def test_no_token_is_sent_to_a_socket_that_grpc_finds_elsewhere(tmp_path: Path) -> None:
+    """gRPC decodes %41, so that the owner of another file would be looked at."""
+    target = f"unix://{tmp_path}/%41"
+    for tls in (None, True):
+        with (
+            MixClient.connect(target, token=new_token(), tls=tls, shared_memory=False, patience_s=1) as client,
+            pytest.raises(Unauthenticated, match="must not have the character %"),
+        ):
+            client.mixtures()
 
 
 @pytest.mark.parametrize("target", ["localhost:1", "127.0.0.1:1", "127.9.0.1:1", "[::1]:1", "dns:///localhost:1"])
@@ -54,6 +84,27 @@ def test_headers_that_grpc_cannot_read_are_not_logged(caplog: pytest.LogCaptureF
     logger.error("Invalid encoding on %r", b"Bearer secret\xa0")
     logger.error("something else")
     assert caplog.messages == ["something else"]
+
+
+def test_a_server_that_is_not_ours_writes_nothing_to_the_terminal() -> None:
+    def fail(*_: object) -> list[bytes]:
+        raise ValueError("\x1b[2J\x9b31m\u202e\r\bwiped\nsecond")
+
+    with (
+        hostile_server(Answers(fail)) as address,
+        MixClient.connect(address, shared_memory=False, patience_s=1) as client,
+        pytest.raises(ServerFault, match="wiped\nsecond") as raised,
+    ):
+        client.mixtures()
+    assert str(raised.value).replace("\n", "").isprintable()
+    assert r"\x1b[2J\x9b31m\u202e\r\x08" in str(raised.value)
+
+
+@NEEDS_OPENSSL
+def test_a_certificate_writes_nothing_to_the_terminal(made: Made) -> None:
+    der = ssl.PEM_cert_to_DER_cert(made.server.certificate.read_text())
+    assert der.count(since := b"000101000000Z") == 1
+    assert decode(der.replace(since, b"\x1b[2J\r0101000Z")).not_before.isprintable()
 
 
 def test_two_strangers_have_lines_of_their_own_and_no_call_is_left_uncounted(caplog: pytest.LogCaptureFixture) -> None:
@@ -72,6 +123,16 @@ def test_two_strangers_have_lines_of_their_own_and_no_call_is_left_uncounted(cap
     assert counted == [("10.0.0.66", "1"), ("10.0.0.7", "1"), ("10.0.0.66", "49"), ("10.0.0.7", "49")]
 
 
+def test_no_repr_has_the_digest_of_a_token(tmp_path: Path) -> None:
+    token, path = new_token(), tmp_path / "tokens.yaml"
+    path.write_text(f"tokens: [{{name: one, role: reader, sha256: {digest_of(token).hex()}}}]\n")
+    admission = Guard(TokenFile(path)).admit(methods.LIST_MIXTURES, bearer(token))
+    for thing in (admission, token_files.read_tokens(path)):
+        assert "one" in repr(thing)
+        assert repr(digest_of(token))[2:20] not in repr(thing)
+        assert digest_of(token).hex()[:10] not in repr(thing)
+
+
 def test_an_empty_token_file_revokes_nobody(tmp_path: Path) -> None:
     token, path = new_token(), tmp_path / "tokens.yaml"
     path.write_text(f"tokens: [{{name: one, role: reader, sha256: {digest_of(token).hex()}}}]\n")
@@ -80,6 +141,38 @@ def test_an_empty_token_file_revokes_nobody(tmp_path: Path) -> None:
         path.write_text(content)
         assert (found.find(token) is not None) is known
     assert token_files.read_tokens(path) == ()
+
+
+def test_a_token_file_that_is_being_written_ends_no_trainer(
+    node: MixDataSourcesNode, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "_LOOK_EVERY_S", 0.0)
+    tokens, token_file = Tokens(tmp_path / "tokens.yaml", {"one": ("reader", None)}), tmp_path / "token"
+    token_file.write_text("")
+    with serve({"train": node}, tokens=tokens.path, shared_memory=False) as server:
+        with (
+            MixClient.connect(server.address, token_file=token_file, patience_s=1) as client,
+            pytest.raises(InvalidRequest, match="got 0 characters"),  # there is no token yet
+        ):
+            client.mixtures()
+        token_file.write_text(tokens["one"])
+        with MixClient.connect(server.address, token_file=token_file, patience_s=1) as client:
+            assert client.mixtures() == ("train",)
+            for written in (b"", b"\xff\xfe", b"two words", b"x" * (2 << 20), None):
+                token_file.unlink() if written is None else token_file.write_bytes(written)
+                caplog.clear()
+                for _ in range(3):
+                    assert client.mixtures() == ("train",)
+                (line,) = caplog.messages
+                assert line.endswith("the client goes on with the token that it had")
+            token_file.write_text(tokens.add("two", "reader"))
+            tokens.write("one")
+            assert client.mixtures() == ("train",)
+            token_file.write_text("")
+            tokens.write("one", "two")
+            look(server)
+            with pytest.raises(Unauthenticated):
+                client.mixtures()
 
 
 @NEEDS_OPENSSL

@@ -14,10 +14,12 @@ import grpc
 import pytest
 
 from mixserve import MixServer, ServerTls
+from mixserve.access.identity import EVERYBODY, acting_as
 from mixserve.cli.health import probe
 from mixserve.cli.main import app
 from mixserve_client import MixClient, PermissionDenied, TlsOptions, Unauthenticated
 from mixserve_client.wire import methods
+from mixserve_client.wire.server import decode_server
 from tests.certificates import NEEDS_OPENSSL
 from tests.processes import write_mixture
 from tests.security.page import OTHERS
@@ -217,6 +219,16 @@ def shared_memory_without_token(world: World) -> str:
     ):
         client.get_batch_at(0, 64, 1, mixture="a")
     return "no: Unauthenticated"
+
+
+@row("the path of the socket of shared memory, in the default folder, from another host")
+def path_of_shared_memory(world: World) -> str:
+    services = world.start(shared_memory=True)._services
+    with acting_as(EVERYBODY, lambda: "ipv4:198.51.100.7:50000"):  # as the server does for a call from there
+        told = decode_server(services.handle(methods.GET_SERVER, b"")).shared_memory
+    with acting_as(EVERYBODY, lambda: "ipv4:127.0.0.1:50000"):
+        assert decode_server(services.handle(methods.GET_SERVER, b"")).shared_memory
+    return "yes" if told else "no: GetServer names none"
 
 
 @row("shared memory: another user of the machine")

@@ -51,6 +51,9 @@ ROWS: dict[tuple[str, ...], Outcome] = {
     (RIGHT, "no `tls`"): without_tls("server"),
     ("a certificate of another authority", "`tls`"): trusting("stranger"),
     ("a certificate that has expired", "`tls`"): trusting("expired"),
+    ("a certificate of an authority that has expired", "`tls`"): lambda world: call(
+        world, "orphan", TlsOptions(world.made.old.ca)
+    ),
     ("a certificate that is not valid yet", "`tls`"): trusting("early"),
     ("a certificate for another host", "`tls`"): trusting("elsewhere"),
     ("a self-signed certificate", "`tls`"): trusting("alone"),
@@ -61,6 +64,9 @@ ROWS: dict[tuple[str, ...], Outcome] = {
     ("`client_ca`", "a certificate of such an authority"): showing("client"),
     ("`client_ca`", "no certificate"): showing(None),
     ("`client_ca`", "a certificate that has expired"): showing("expired"),
+    ("`client_ca`", "a certificate of an authority of it that has expired"): lambda world: call(
+        world, "old clients", own(world, world.made.orphan)
+    ),
     ("`client_ca`", "a certificate of another authority"): showing("stranger"),
     ("`client_ca`", "a self-signed certificate"): showing("alone"),
     ("`client_ca`", "no `tls`"): without_tls("mutual"),

@@ -61,6 +61,7 @@ class World:
             "plain": {"health_port": 0},
             "tokens": {"tokens": tokens, "shared_memory": str(self.folder / "memory")},
             "mutual": {"tls": _tls(made.server, ca), "health_port": 0},
+            "old clients": {"tls": _tls(made.server, made.old.ca)},
             "mutual and tokens": {"tls": _tls(made.server, ca), "tokens": tokens},
             "socket": {"address": f"unix://{self.folder}/socket"},
             "socket and tokens": {"address": f"unix://{self.folder}/other-socket", "tokens": tokens},

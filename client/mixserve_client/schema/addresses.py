@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mixserve_client.credentials import check_no_token
 from mixserve_client.errors import InvalidRequest
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
@@ -13,6 +14,8 @@ def check_address(address: Any) -> str:
 
     Raises InvalidRequest for addresses that gRPC would try in vain, or at another port than the given one.
     """
+    if isinstance(address, str):
+        check_no_token(address, "a server's address must be host:port, dns:///name:port or unix:///path")
     if isinstance(address, str) and address == address.strip() and _has_good_ports(address):
         return address
     raise InvalidRequest(

@@ -93,7 +93,7 @@ def _alternative_names(data: bytes) -> list[str]:
 
 
 def _time(tag: int, value: bytes) -> str:
-    text = value.decode("ascii")
+    text = _text(value)
     if tag == _UTC_TIME:
         text = ("19" if text[:2] >= "50" else "20") + text
     return f"{text[:4]}-{text[4:6]}-{text[6:8]} {text[8:10]}:{text[10:12]}:{text[12:14]} UTC"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mixserve_client.credentials import check_no_token
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.text import show
 
@@ -57,4 +58,5 @@ def check_mixture(name: Any) -> str:
     name = "" if name is None else name
     if not isinstance(name, str) or not name.isprintable():
         raise InvalidRequest(f"mixture must be the name of a mixture, got {name!r:.100}")
+    check_no_token(name, "mixture must be the name of a mixture")
     return name

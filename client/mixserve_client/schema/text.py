@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+from mixserve_client.redaction import hide_tokens
+
 VALUE_CHARACTERS = 200
 MESSAGE_CHARACTERS = 2000
 _NAME_CHARACTERS = 60
@@ -15,7 +17,7 @@ _INTEGER_BITS = 512
 def show(value: object, limit: int = VALUE_CHARACTERS) -> str:
     """The repr of `value`, in at most `limit` characters. Never raises, and never builds a long text first."""
     try:
-        return shorten(_Bounded(limit).repr(value), limit)
+        return shorten(hide_tokens(_Bounded(limit).repr(value)), limit)
     except BaseException:  # in a user's __repr__
         return f"a {type(value).__name__} without a repr"
 
@@ -28,6 +30,15 @@ def shorten(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     cut = " … " if limit < 100 else f" …[{len(text) - limit:,} more characters]… "
     kept = max(0, limit - len(cut))
     return text[: kept - kept // 3] + cut + text[len(text) - kept // 3 :]
+
+
+def escape_unprintable(text: str) -> str:
+    """`text` with escapes in place of all that terminals act upon, apart from line breaks: it came from elsewhere."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 def show_names(names: Iterable[object]) -> str:

@@ -1,5 +1,6 @@
 """The files of a client's credentials, as they are now -> gRPC channels and metadata."""
 
+import logging
 import os
 import ssl
 import threading
@@ -11,9 +12,11 @@ import grpc
 from mixserve_client.credentials import TlsOptions, TokenOptions, check_token
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import renew_in_forks
-from mixserve_client.schema.files import FileVersion, read_small, version_of
+from mixserve_client.schema.files import FileVersion, read_small, version_of, warn_of_readers
 from mixserve_client.transport.contexts import checking_context
 from mixserve_client.wire.bulk import ALPN
+
+_logger = logging.getLogger("mixserve_client")
 
 Metadata = tuple[tuple[str, str], ...]
 _LOOK_EVERY_S = 1.0
@@ -75,6 +78,8 @@ class Credentials:
             if content is not None and b"-----BEGIN " not in content:
                 raise InvalidRequest(f"tls: {name}: {getattr(self._tls, name)} is no file in PEM: it has no BEGIN line")
         _check_pair(self._tls)
+        if self._tls.key is not None:
+            warn_of_readers(self._tls.key, "key", _logger)
         if target.startswith("unix"):  # gRPC would look for the socket's path in the certificate
             options = [*options, ("grpc.ssl_target_name_override", "localhost")]
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
@@ -105,8 +110,15 @@ class Credentials:
         """The metadata of the token's file, read if it has changed. Needs the lock."""
         version = self._versions[path]
         if not self._metadata or version != self._token_version:
-            content = read_small(path, "token_file")
-            self._metadata = _bearer(check_token(content.decode("ascii", "replace"), f"token_file {path}"))
+            try:
+                content = read_small(path, "token_file").decode("ascii", "replace")
+                self._metadata = _bearer(check_token(content, f"token_file {path}"))
+                warn_of_readers(path, "token", _logger)
+            except InvalidRequest as error:
+                if not self._metadata:
+                    raise
+                # It is being replaced, perhaps. If the old token was revoked, the server says so.
+                _logger.error("%s; the client goes on with the token that it had", error)
             self._token_version = version
         return self._metadata
 

@@ -99,7 +99,7 @@ def _what_fails(server: Endpoint, tls: TlsOptions, until: float) -> str | None:
         )
     return (
         f"the server refuses the certificate of the client's, {tls.certificate}: it is not signed by an authority of "
-        f"the server's `client_ca`, or has expired"
+        f"the server's `client_ca`, or it or that authority has expired"
     )
 
 

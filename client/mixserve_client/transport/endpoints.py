@@ -1,10 +1,15 @@
 """A gRPC target -> the host and port that it names, and whether others could read what is sent there."""
 
+import re
 from ipaddress import ip_address
 from typing import NamedTuple
 
 from mixserve_client.errors import Unauthenticated
 from mixserve_client.transport.sockets import check_owner, socket_of
+
+# Targets in which gRPC reads nothing else than we do: in "dns:a:1#/b:2" it finds a, and for "dns://c/b:2" it asks the
+# name server c.
+_PLAIN = re.compile(r"(?:(?:dns|ipv4|ipv6):(?:///)?)?[^/?#%,]+")
 
 
 class Endpoint(NamedTuple):
@@ -33,7 +38,7 @@ def check_may_have_token(target: str) -> None:
         check_owner(path)
         return
     endpoint = endpoint_of(target)
-    if endpoint is None or "," in target or not _is_loopback(endpoint.host):
+    if endpoint is None or _PLAIN.fullmatch(target) is None or not _is_loopback(endpoint.host):
         raise Unauthenticated(
             f"no token is sent to {target} without TLS, since others could read it: connect with tls=True or "
             "tls='ca.pem'"

@@ -16,6 +16,8 @@ def check_owner(path: str) -> None:
     """Raises Unauthenticated if the socket belongs to another user than this one or root: that user may have put it
     there to collect tokens. A socket that is not there is not an error here.
     """
+    if "%" in path:  # gRPC would connect to another path
+        raise Unauthenticated(f"no token is sent to unix:{path}: the path of a socket must not have the character %")
     try:
         owner = os.stat(path).st_uid  # noqa: PTH116  # of what a link leads to, as gRPC connects
     except OSError:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from mixserve_client.errors import MixserveError, Overloaded, class_of, from_wire
-from mixserve_client.schema.text import describe_error
+from mixserve_client.schema.text import describe_error, escape_unprintable
 
 ERROR_METADATUM = "mixserve-error"
 RETRY_AFTER_METADATUM = "mixserve-retry-after-s"
@@ -30,6 +30,7 @@ def error_metadata(error: MixserveError) -> tuple[tuple[str, str], ...]:
 def error_of(code: str, text: str, metadata: Iterable[tuple[str, str | bytes]]) -> MixserveError:
     """The error of a failed call with this gRPC code, text and trailing metadata."""
     found = dict(metadata)
+    text = escape_unprintable(text)  # of a server that is not ours, perhaps
     return from_wire(_text(found, ERROR_METADATUM), code, text, _seconds(_text(found, RETRY_AFTER_METADATUM)))
 
 
