@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-cold: $(READY) ## Measure batches from a cold disk beside preadv; writes 1
 
 bench-tls: $(READY) ## Measure a server with TLS, and with client certificates and tokens, beside one without
 	$(BIN)/python -m benchmarks.tls
+
+bench-processes: $(READY) ## Measure one server of 1, 2 and 4 processes with sources that threads cannot share
+	$(BIN)/python -m benchmarks.processes
 
 LOADERS := $(patsubst benchmarks/sources/readers/%.txt,.venv-peers/%/.ready,$(wildcard benchmarks/sources/readers/*.txt))
 

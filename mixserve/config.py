@@ -18,6 +18,7 @@ from mixserve_client.schema.sessions import LEAST_TTL_S
 from mixserve_client.schema.text import shorten, show, show_names
 
 _MOST_PROBLEMS = 5
+MOST_PROCESSES = 256
 
 
 class ConfigError(ValueError):
@@ -116,6 +117,9 @@ class ServerConfig(Section):
     Who may reach it, and what they may do: files of TLS (None: plain text), the file of `mixserve token` whose tokens
     calls need (None: none), whether other machines may reach it without TLS and credentials, and the address that
     answers health alone (no port: none).
+
+    `processes` is how many processes serve the port together (auto: half of the cores). Each also has a port
+    of its own, counted from `worker_port` (None: free ones).
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -130,6 +134,8 @@ class ServerConfig(Section):
     health_host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     health_port: int | None = Field(default=None, ge=0, le=65535)
     tokens: str | None = Field(default=None, min_length=1)
+    processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = 1
+    worker_port: int | None = Field(default=None, ge=1, le=65535)
 
 
 class Config(Section):

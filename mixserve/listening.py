@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
@@ -31,6 +32,25 @@ def holding(address: str) -> Generator[ExitStack]:
         yield held
 
 
+@contextmanager
+def sharing(address: str) -> Generator[str]:
+    """Until the end of the block, processes of this user can listen at `address` together, and no others can.
+
+    The block gets the address with its port, which the kernel chooses for port 0. Each of the processes sets
+    SO_REUSEPORT; what is held here does not listen. Raises OSError if another process listens there, and on systems
+    that do not spread connections over such processes.
+    """
+    check_listening(address)
+    if sys.platform != "linux":
+        raise OSError(errno.ENOTSUP, f"several processes cannot share {address}: only Linux spreads connections")
+    with ExitStack() as held:
+        bound = _hold(address, held)
+        # After the binding: processes that share a port of their own would not be noticed otherwise.
+        for one in bound:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield f"{address.rpartition(':')[0]}:{bound[0].getsockname()[1]}"
+
+
 def check_listening(address: Any) -> None:
     """Raises OSError that says what is wrong with `address`, or who has its socket. gRPC checks neither."""
     try:
@@ -57,8 +77,8 @@ def listening_error(address: str) -> OSError:
     return OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address}: it must be host:port or unix:///path; {hint}")
 
 
-def _hold(address: str, held: ExitStack) -> None:
-    """Bind sockets that do not listen, until `held` ends. Raises OSError if none can be bound."""
+def _hold(address: str, held: ExitStack) -> list[socket.socket]:
+    """Bind sockets that do not listen, all to one port, until `held` ends. Raises OSError if none can be bound."""
     host, _, port = address.rpartition(":")
     try:
         is_any = ip_address(host.strip("[]")).is_unspecified
@@ -68,17 +88,22 @@ def _hold(address: str, held: ExitStack) -> None:
         found = [(family, (name, int(port))) for name, family in _ANY] if is_any else _resolve(host, int(port))
     except (OSError, ValueError):
         raise listening_error(address) from None
-    bound = [_bind(family, sockaddr, held) for family, sockaddr in found]
-    if not any(bound):  # one is enough for gRPC, too: a name may have addresses that this machine does not have
+    bound = list[socket.socket]()
+    for family, (name, number, *more) in found:
+        made = _bind(family, (name, bound[0].getsockname()[1] if bound else number, *more), held)
+        if made is not None:
+            bound.append(made)
+    if not bound:  # one is enough for gRPC, too: a name may have addresses that this machine does not have
         raise listening_error(address)
+    return bound
 
 
-def _bind(family: socket.AddressFamily, sockaddr: Any, held: ExitStack) -> bool:
-    """Whether a socket could be bound there. It stays bound until `held` ends."""
+def _bind(family: socket.AddressFamily, sockaddr: Any, held: ExitStack) -> socket.socket | None:
+    """The socket that is bound there, until `held` ends; None if it cannot be."""
     try:
         made = socket.socket(family, socket.SOCK_STREAM)
     except OSError:  # a system without IPv6
-        return False
+        return None
     held.callback(_release, made)
     # Exclusively, if that is possible. With SO_REUSEADDR, connections of a server that has ended are not in the way,
     # but other servers that are starting can bind the port as well, and the last one is told when it tries to listen.
@@ -88,8 +113,8 @@ def _bind(family: socket.AddressFamily, sockaddr: Any, held: ExitStack) -> bool:
             made.bind(sockaddr)
         except OSError:
             continue
-        return True
-    return False
+        return made
+    return None
 
 
 def _release(held: socket.socket) -> None:

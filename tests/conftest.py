@@ -44,6 +44,7 @@ LONGEST = (
     "sessions/test_sessions.py",
     "client/test_shared_memory.py",
     "client/test_client.py",
+    "test_processes.py",
     "test_sessions_live.py",
     "test_cli.py",
     "test_formats_together.py",

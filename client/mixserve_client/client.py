@@ -109,7 +109,10 @@ class MixClient:
     @property
     def transport(self) -> str:
         """How batches travel at present: `in-process`, `grpc ADDRESS`, and before the latter `bulk HOST:PORT, ` or
-        `shared memory, ` when these carry streams."""
+        `shared memory, ` when these carry streams.
+
+        Of a server with several processes it names the one that was used last.
+        """
         return self.catalog.resources.here.caller.transport.name
 
     def mixtures(self, *, timeout_s: float | None = None) -> tuple[str, ...]:

@@ -70,6 +70,10 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines connect without TLS or credentials.")
     ] = False,
+    processes: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Processes that serve the port; auto: half of the cores.")
+    ] = None,
+    worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
     with plain_errors():
@@ -87,6 +91,8 @@ def serve(
             grace_s=grace_s,
             insecure=insecure,
             health_port=health_port,
+            processes=processes,
+            worker=worker,
         )
 
 

@@ -4,24 +4,23 @@ import faulthandler
 import logging
 import math
 import os
-import select
-import signal
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from mixserve.access.entries import BadTokens
 from mixserve.access.tokens import read_tokens
 from mixserve.address import join_address
 from mixserve.cli.reach import beside, reachable
+from mixserve.cli.signals import StopSignals, hear_no_signals
+from mixserve.cli.supervisor import count_processes, supervise
+from mixserve.cli.worker_link import WorkerLink
 from mixserve.config import Config, ConfigError, check_seconds, load_config
 from mixserve.listening import holding
 
 _logger = logging.getLogger("mixserve")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LOOK_EVERY_S = 1.0
 _PROGRAMS_S = 20.0  # for programs that still compile at the end, and are then in the cache
 
 
@@ -38,34 +37,23 @@ def run(
     grace_s: float,
     insecure: bool = False,
     health_port: int | None = None,
+    processes: str | None = None,
+    worker: int | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT. Flags override the file. Raises ConfigError and OSError."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    """Serve until SIGTERM or SIGINT. Flags override the file. Raises ConfigError and OSError.
+
+    With several `processes`, this one starts the others and serves nothing itself; `worker` is the descriptor of the
+    link that it has to each of them.
+    """
+    signals = StopSignals()
+    link = None if worker is None else WorkerLink(worker, signals.tell)
+    whose = "" if link is None else f"worker {link.place.number}: "
+    logging.basicConfig(format=f"%(asctime)s %(levelname)s {whose}%(message)s", level=logging.WARNING)
     _logger.setLevel(logging.INFO)
-    # Python runs a signal handler in the main thread, between two bytecodes. If the thread waits for a lock, and the
-    # signal came just before the wait or to another thread, the handler never runs. With set_wakeup_fd the C handler
-    # writes a byte to this pipe, and a read cannot miss that.
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    is_serving = was_told = False
-
-    def stop(*_: object) -> None:
-        nonlocal was_told
-        if not is_serving:
-            os._exit(0)  # no calls to finish yet
-        if was_told:  # a second signal
-            os._exit(1)
-        was_told = True
-
-    def hear_signals() -> None:
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, stop)
-
     # A mapped file that is cut ends the process with SIGBUS: then the log has the stacks of all threads.
     with suppress(OSError, ValueError, RuntimeError):  # a standard error without a descriptor, or none
         faulthandler.enable()
-    hear_signals()
+    signals.hear()
     _check_grace(grace_s)
     config = load_config(config_file)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
@@ -77,41 +65,58 @@ def run(
     cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
     tokens = _token_file(config, config_file)
     reach = reachable(config.server, config_file, insecure=insecure, health_port=health_port)
+    count = count_processes(config.server.processes if processes is None else processes)
+    if link is None and count > 1:
+        reach.check(address, has_tokens=tokens is not None)
+        code = supervise(address, count, config.server.worker_port, reach, signals, grace_s)
+        logging.shutdown()
+        os._exit(code)
     # Opening may take minutes: that the port is taken, or that others can reach it, should be said before.
-    with holding(address) as held, reach.holding_health() as held_health, _compiling(config, cache):
+    with ExitStack() as held, _compiling(config, cache):
+        place = None if link is None else link.place
+        if place is None:
+            held.enter_context(holding(address))
+            held.enter_context(reach.holding_health())
         reach.check(address, has_tokens=tokens is not None)
         from mixserve.build import build_nodes
         from mixserve.located import starting
         from mixserve.serving import serve
+        from mixserve.serving.worker import Worker
 
         nodes = build_nodes(config, config_file, placement=placement)
         _logger.info("warming up: %s", ", ".join(f"{name} ({len(node)} records)" for name, node in nodes.items()))
         held.close()
-        held_health.close()
+        as_worker = None
+        if link is not None and place is not None:
+            own = place.own[place.number]
+            as_worker = Worker(place.number, own, tuple(place.told), f"unix://{place.state_socket}", link.wait_to_serve)
         with starting(config_file):
             server = serve(
                 nodes,
-                address,
+                address if place is None else place.address,
                 shared_memory=memory,
-                state_dir=state_dir,
+                state_dir=state_dir if as_worker is None or as_worker.keeps_state else None,
                 session_ttl_s=ttl_s,
                 tokens=tokens,
                 tls=reach.tls,
                 insecure=reach.insecure,
-                health_port=reach.health_port,
+                health_port=reach.health_port if as_worker is None else None,
                 health_host=reach.health_host,
+                worker=as_worker,
             )
-    _logger.info(
-        "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
-    )
+    if as_worker is None or as_worker.keeps_state:
+        _logger.info(
+            "sessions are kept in %s", "memory alone: they end with this process" if state_dir is None else state_dir
+        )
     from mixserve.mixture import programs
 
-    is_serving = True
-    hear_signals()  # again: a source's code may have replaced our handlers, as asyncio does
-    while not was_told:
-        # A timeout, in case a source's code replaces the wakeup fd later: a signal is then noticed within a second.
-        if select.select([woken], [], [], _LOOK_EVERY_S)[0]:
-            os.read(woken, 1)
+    signals.is_serving = True
+    signals.hear()
+    if link is not None:
+        link.serving(server.tell_health)
+    signals.wait()
+    if link is not None:
+        link.draining()
     _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
     finished = server.stop(grace_s)
     _logger.info("stopped")
@@ -144,8 +149,7 @@ def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]
         yield
     except BaseException:
         # The command ends with an error. Our handler would turn that into exit code 0 at a signal.
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+        hear_no_signals()
         programs.drop_unstarted()
         raise
 

@@ -1,6 +1,7 @@
 """Descriptions of mixtures -> tables on the terminal."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,8 +9,11 @@ from rich.table import Table
 
 from mixserve.cli.connecting import Connection
 from mixserve.cli.console import open_console
-from mixserve_client import MixtureDescription
+from mixserve_client import MixClient, MixtureDescription, ServerFault
+from mixserve_client.rpc.deadlines import deadline_in
 from mixserve_client.schema.text import show_names
+from mixserve_client.wire import methods
+from mixserve_client.wire.server import decode_server
 
 MOST_ROWS = 500  # a terminal takes about a millisecond for a row of a table
 _MOST_ENTRIES = 20
@@ -24,6 +28,17 @@ def show_server(address: str, connection: Connection, timeout_s: float) -> None:
         console = open_console()
         for name in client.mixtures(timeout_s=timeout_s):
             show_mixture(console, client.mixture(name, timeout_s=timeout_s))
+        _show_processes(console, client, timeout_s)
+
+
+def _show_processes(console: Console, client: MixClient, timeout_s: float) -> None:
+    """Say how many processes the server has, if they are several."""
+    caller = client.catalog.resources.here.caller
+    with suppress(ServerFault):  # the answer of a server that is older than this call
+        workers = decode_server(caller.call(methods.GET_SERVER, b"", deadline_in(timeout_s))).workers
+        if workers:
+            told = f"{len(workers)} processes serve this address, and each serves one of its own: {', '.join(workers)}"
+            console.print(told, markup=False, soft_wrap=True)
 
 
 def show_mixture(

@@ -46,8 +46,8 @@ _DECODERS = {methods.STREAM_BATCHES: decode_stream_request, methods.STREAM_POSIT
 class MixServicer:
     """Answers the pure calls. Thread-safe."""
 
-    def __init__(self, mixtures: Mixtures, *, slots: Slots | None = None):
-        """`slots` is the memory that clients share with this process."""
+    def __init__(self, mixtures: Mixtures, *, slots: Slots | None = None, workers: Sequence[str] = ()):
+        """`slots` is the memory that clients share with this process, and `workers` are told by GetServer."""
         self._mixtures = mixtures
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
@@ -69,6 +69,7 @@ class MixServicer:
         self._schedules = Schedules()
         # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
+        self._workers = tuple(workers)
 
     def _renew(self) -> None:
         self._turns = Turns(max(1, _cores() // 2))
@@ -137,7 +138,8 @@ class MixServicer:
 
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
-        return encode_server(ServerDescription(self._slots.path_for(current_caller().peer())))
+        path = self._slots.path_for(current_caller().peer())
+        return encode_server(ServerDescription(path, workers=self._workers))
 
     def _get_batch_at(self, request: bytes) -> bytes:
         wanted = decode_batch_request(request)

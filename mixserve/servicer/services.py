@@ -1,7 +1,7 @@
 """All services of a server, as one pair of functions."""
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from mixserve.node import MixDataSourcesNode
@@ -22,11 +22,13 @@ class Services:
         *,
         placement: str | None = None,
         slots: Slots | None = None,
+        workers: Sequence[str] = (),
         state_dir: Path | str | None = None,
         session_ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
     ):
         """`placement` overrides every node's own. `slots` is the memory that clients share with this process.
+        `workers` has the addresses of all processes that answer together, if there are several.
         `state_dir` is the folder of sessions and checkpoints; without one, sessions live in memory.
 
         Raises ValueError for bad arguments, and OSError if the state folder cannot be used.
@@ -37,7 +39,8 @@ class Services:
         folder = None if state_dir is None else StateFolder(Path(state_dir))
         hosted = {mixture.name: mixture.node for mixture in mixtures}
         self.mixtures = mixtures.names
-        self.mix = MixServicer(mixtures, slots=slots)
+        self._all = mixtures
+        self.mix = MixServicer(mixtures, slots=slots, workers=workers)
         try:
             sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)
         except BaseException:
@@ -50,6 +53,11 @@ class Services:
     def warm_up(self) -> None:
         """As `MixServicer.warm_up`."""
         self.mix.warm_up()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprints of all mixtures, by name; after `warm_up`, without a wait."""
+        return {mixture.name: mixture.description.fingerprint for mixture in self._all}
 
     def handle(self, method: str, request: bytes) -> bytes:
         """The reply to `request`. Raises as `MixServicer.handle` does."""

@@ -29,11 +29,18 @@ _ROLES = {methods.SERVICE_NAME: Role.READER, methods.STATE_SERVICE_NAME: Role.TR
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
+def peer_of(context: grpc.ServicerContext) -> str:
+    """The host and port at the other end of a call's connection."""
+    return context.peer()
+
+
 class Guard:
     """Decides who may call what. Without `tokens`, everybody may do everything."""
 
-    def __init__(self, tokens: TokenFile | None):
+    def __init__(self, tokens: TokenFile | None, peer_of: Callable[[grpc.ServicerContext], str] = peer_of):
+        """`peer_of` tells who made a call, for the log."""
         self._tokens = tokens
+        self.peer_of = peer_of
         self._failures = Failures()
         self.refusals = Refusals()
         # Refused calls have their own threads, so that strangers cannot occupy those of others.
@@ -92,7 +99,7 @@ class Guard:
 
     def _refuse(self, method: str, error: "MixserveError | Denied", context: grpc.ServicerContext) -> MixserveError:
         """Count and log the refusal. Returns what to raise, after the delay of a host that fails too often."""
-        peer = context.peer()
+        peer = self.peer_of(context)
         if isinstance(error, Denied):
             self.refused(error.error, error.identity, peer, method)
             return error.error

@@ -5,27 +5,23 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import grpc
 
-from mixserve.access.certificates import Certificates, ServerTls
-from mixserve.access.exposure import check_exposure
+from mixserve.access.certificates import Certificates
 from mixserve.access.tokens import TokenFile
-from mixserve.address import check_host, join_address
+from mixserve.address import check_host
 from mixserve.descriptors import connection_limit
-from mixserve.listening import holding
-from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.first_request import FirstRequests
+from mixserve.serving.forwarding import StateForwarder, caller_of
 from mixserve.serving.grpc_log import hide_headers
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
@@ -34,12 +30,12 @@ from mixserve.serving.health_port import HealthPort
 from mixserve.serving.reflection import METHOD as REFLECTION_METHOD
 from mixserve.serving.reflection import Reflection
 from mixserve.serving.session_threads import SessionThreads
-from mixserve.serving.shared_memory import SharedMemory, open_shared_memory
+from mixserve.serving.shared_memory import SharedMemory
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CountingThreads
 from mixserve.serving.unread import UnreadReplies
-from mixserve.sessions import JOURNAL_DAYS, TTL_S
+from mixserve.serving.worker import Worker
 from mixserve_client.errors import InvalidRequest, Unavailable
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
@@ -50,7 +46,6 @@ from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 _logger = logging.getLogger("mixserve")
 
 _OPTIONS = [
-    ("grpc.so_reuseport", 0),  # a port in use is an error; gRPC's default would share it with the other server
     # gRPC has one limit for all methods. Only states and statistics come near it.
     ("grpc.max_receive_message_length", REQUEST_BYTES_LIMIT),
     # Clients send keepalive pings every 20 s. By default a server closes idle connections that ping this often.
@@ -82,9 +77,10 @@ class MixServer:
         health_address: str | None = None,
         bulk: bool = True,
         bulk_port: int = 0,
+        worker: Worker | None = None,
     ):
         """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them. Without
-        `certificates`, no TLS.
+        `certificates`, no TLS. With `worker`, this is one of several processes at `address`.
 
         `health_address` is where health alone is answered as well, in plain text. With `bulk`, streams also come over
         bulk channels, at `bulk_port` unless `address` is a Unix socket. Raises OSError if it cannot listen.
@@ -96,14 +92,18 @@ class MixServer:
         self._memory = memory
         self._calls = CallCounter()
         self._unread = UnreadReplies()
+        self._worker = worker
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()
         self._threads = CountingThreads(_THREADS, "mixserve-call")
         self._first = FirstRequests(self._threads, _PATIENCE_S)
         hide_headers()
         connections = ("grpc.max_allowed_incoming_connections", connection_limit())
-        self._server = grpc.server(self._threads, options=[*_OPTIONS, connections])
-        self._guard = Guard(tokens)
+        # A port in use is an error: gRPC's default would share it with the other server. Workers share theirs.
+        options = [*_OPTIONS, connections, ("grpc.so_reuseport", int(worker is not None))]
+        self._server = grpc.server(self._threads, options=options)
+        self._guard = Guard(tokens) if worker is None else Guard(tokens, caller_of)
+        self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
         self._sessions = SessionThreads(services.state.end_silent, self._guard.report)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
@@ -113,10 +113,14 @@ class MixServer:
         self._bulk = BulkChannels(self._stream_over_bulk) if bulk else None
         try:
             self.address = bind(self._server, address, certificates)
+            if worker is not None:
+                worker.bind(self._server, certificates)
             if health_address is not None:
                 self._health_port = HealthPort(self._health, health_address)
             if self._bulk is not None and not address.startswith("unix:"):
-                self._bulk.listen(check_host(address.rpartition(":")[0]), bulk_port, certificates)
+                # Processes cannot share this one: a token opens a channel of the process that gave it.
+                port = bulk_port and bulk_port + (0 if worker is None else worker.number)
+                self._bulk.listen(check_host(address.rpartition(":")[0]), port, certificates)
         except BaseException:
             self._server.stop(None)  # or it would keep the port if only that of health is taken
             if self._bulk is not None:
@@ -146,10 +150,21 @@ class MixServer:
             if self._memory is not None:
                 self._memory.adopt = self._bulk.adopt
         self._sessions.start()
-        self._services.warm_up()
+        if self._worker is None:
+            self._services.warm_up()
         self._not_ready = None
-        self._health.serving()
-        _logger.info("serving on %s", self.address)
+        if self._worker is None:
+            self._health.serving()
+            _logger.info("serving on %s", self.address)
+        else:  # the process that started it says when all serve
+            _logger.info("answers, and at %s alone", self._worker.address)
+
+    def tell_health(self, is_serving: bool) -> None:
+        """Answer health so, as long as this worker serves: it tells of all of them."""
+        if is_serving and self._not_ready is None:
+            self._health.serving()
+        else:
+            self._health.stopping()
 
     def stop(self, grace_s: float = 30.0) -> bool:
         """Drain, then end: health turns NOT_SERVING, new calls get Unavailable, running ones have `grace_s` seconds.
@@ -176,6 +191,8 @@ class MixServer:
         self._threads.shutdown()
         self._streams.close()
         self._sessions.close()
+        if self._state is not None:
+            self._state.close()
         # After the calls: this releases the state folder, and another server may write to it from then on.
         self._services.close()
         if self._memory is not None:
@@ -230,10 +247,11 @@ class MixServer:
         return self._streams.handler(partial(self._stream, path, admission))
 
     def _session_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._sessions.handler(path, partial(self._answer, path, admission))
+        answer = self._answer if self._state is None else partial(self._forward, self._state)
+        return self._sessions.handler(path, partial(answer, path, admission))
 
     def _answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
-        with self._calls, statuses(context), admission.acting(context.peer):
+        with self._calls, statuses(context), admission.acting(self._peer(context)):
             self._check_ready()
             if method not in _ALWAYS_ROOM:
                 self._unread.check_room()
@@ -246,10 +264,20 @@ class MixServer:
         offer = None if self._bulk is None else self._bulk.offer(admission)
         return encode_server(replace(decode_server(reply), bulk=offer))
 
+    def _forward(
+        self, state: StateForwarder, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
+    ) -> bytes:
+        with self._calls, statuses(context):
+            with admission.acting(
+                self._peer(context)
+            ):  # not around the call: the worker that answers it logs its refusals
+                self._check_ready()
+            return state.call(method, request, context)
+
     def _stream(
         self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
     ) -> Generator[bytes]:
-        with statuses(context), closing(self._replies(method, admission, context.peer, request)) as replies:
+        with statuses(context), closing(self._replies(method, admission, self._peer(context), request)) as replies:
             yield from replies
 
     def _stream_over_bulk(self, method: str, admission: Admission, peer: str, request: bytes) -> Generator[bytes]:
@@ -272,6 +300,9 @@ class MixServer:
                 if self._not_ready is not None:
                     return
 
+    def _peer(self, context: grpc.ServicerContext) -> Callable[[], str]:
+        return partial(self._guard.peer_of, context)
+
     def _check_ready(self) -> None:
         if self._not_ready is not None:
             raise Unavailable(f"this server {self._not_ready}")
@@ -285,86 +316,3 @@ def _end_all_calls() -> None:
     # Exit handlers run in reverse order of registration: this one must run before those that join threads.
     for server in list(_made):
         server.end_calls()
-
-
-def serve(
-    nodes: Mapping[str, MixDataSourcesNode],
-    address: str = "127.0.0.1:0",
-    *,
-    placement: str | None = None,
-    shared_memory: bool | str = True,
-    state_dir: Path | str | None = None,
-    session_ttl_s: float = TTL_S,
-    journal_days: float = JOURNAL_DAYS,
-    tokens: Path | str | None = None,
-    tls: ServerTls | Mapping[str, Any] | None = None,
-    insecure: bool = False,
-    health_port: int | None = None,
-    health_host: str = "127.0.0.1",
-    bulk: bool = True,
-    bulk_port: int = 0,
-) -> MixServer:
-    """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
-
-    Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides the nodes' own.
-    Clients of the same user on this host get batches through shared memory; they find the server in the folder
-    `shared_memory` (True: /dev/shm, False: no shared memory). With `bulk`, other clients get streams of batches over
-    plain connections, which are faster than gRPC: at `bulk_port` of the same host (0: a free one), under the same TLS
-    and tokens. What cannot reach that port uses gRPC.
-
-    Sessions and checkpoints are kept in the folder `state_dir`; without one, sessions end with the server. If a holder
-    is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
-    `journal_days` days is deleted.
-
-    `tokens` is a file of `mixserve token new`: calls need one of its tokens, and its role decides what they may do.
-    `tls` has the server's certificate and key, and with `client_ca` only clients with a certificate may connect. These
-    files are read again when they change. An `address` that other machines can reach requires `tls`, and `tokens` or
-    `client_ca`, unless `insecure`. At `health_host:health_port` the server answers health alone, always in plain text
-    and to everybody.
-
-    Raises ValueError for bad arguments, and OSError if the server cannot listen at `address`, use the folder or read a
-    file.
-    """
-    token_file = None if tokens is None else TokenFile(tokens)
-    files = ServerTls.of(tls)
-    health_address = None if health_port is None else join_address(health_host, health_port)
-    with ExitStack() as opened:
-        with holding(address), nullcontext() if health_address is None else holding(health_address):
-            # Before nodes are placed and folders locked.
-            certificates = None if files is None else Certificates(files)
-            check_exposure(
-                address,
-                has_tls=files is not None,
-                has_client_ca=files is not None and files.client_ca is not None,
-                has_tokens=token_file is not None,
-                insecure=insecure,
-            )
-            memory = open_shared_memory(shared_memory)
-            if memory is not None:
-                opened.callback(memory.close)
-            services = Services(
-                nodes,
-                placement=placement,
-                slots=memory,
-                state_dir=state_dir,
-                session_ttl_s=session_ttl_s,
-                journal_days=journal_days,
-            )
-            opened.callback(services.close)
-        server = MixServer(
-            services,
-            address,
-            memory,
-            tokens=token_file,
-            certificates=certificates,
-            health_address=health_address,
-            bulk=bulk,
-            bulk_port=bulk_port,
-        )
-        opened.pop_all()
-    try:
-        server.start()
-    except BaseException:
-        server.stop(grace_s=0)
-        raise
-    return server

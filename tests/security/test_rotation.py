@@ -17,6 +17,7 @@ from mixserve_client import MixClient, TlsOptions, Unauthenticated
 from mixserve_client.schema.files import version_of
 from mixserve_client.transport.bulk import BulkTransport
 from mixserve_client.transport.grpc import GrpcTransport
+from mixserve_client.transport.workers import WorkersTransport
 from tests.certificates import NEEDS_OPENSSL, Authority, Pair
 from tests.security.world import World
 from tests.tokens.files import Tokens, replace_file
@@ -42,7 +43,9 @@ class Trainer(threading.Thread):
     def run(self) -> None:
         try:
             with self._connect() as client, client.batches(8, key=self.number, mixture="a") as batches:
-                bulk = client._caller.transport
+                outer = client._caller.transport
+                assert isinstance(outer, WorkersTransport)
+                bulk = outer._shared
                 assert isinstance(bulk, BulkTransport)
                 transport = bulk._inner
                 assert isinstance(transport, GrpcTransport)

@@ -168,7 +168,7 @@ class RetryingReplies:
             except UnknownSchedule as error:
                 publisher.note_unknown(error)
             except Interrupted:
-                continue  # a fork of this process ended the stream: no server failed, so there is nothing to wait for
+                continue  # a fork of this process, or the end of one of the server's, so there is nothing to wait for
             except (Unavailable, Overloaded) as error:
                 if self._next_request() is not None:  # otherwise only the end was missing
                     backoff.wait_after(transport, error)

@@ -16,7 +16,11 @@ class BulkOffer:
 @dataclass(frozen=True, slots=True)
 class ServerDescription:
     """`shared_memory` is the path of the Unix socket that accepts slots, empty if there is none; `bulk` is None if the
-    server has no bulk channels."""
+    server has no bulk channels.
+
+    `workers` has the addresses of the processes that answer there together, `host:port` or `:port`; empty for one.
+    """
 
     shared_memory: str = ""
     bulk: BulkOffer | None = None
+    workers: tuple[str, ...] = ()

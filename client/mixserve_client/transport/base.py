@@ -10,7 +10,7 @@ Reply = bytes | memoryview
 
 
 class Interrupted(Unavailable):
-    """The client itself ended the stream, and no server failed: send the request for the rest at once."""
+    """The client itself ended the stream, or one of a server's processes did: send the request for the rest at once."""
 
 
 class ReadMode(Enum):

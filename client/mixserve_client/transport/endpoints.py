@@ -30,6 +30,16 @@ def endpoint_of(target: str) -> Endpoint | None:
     return Endpoint(host.strip("[]"), int(port)) if host and port.isdecimal() else None
 
 
+def beside(target: str, address: str) -> str | None:
+    """The target of `address`: `host:port`, or `:port` at the host of `target`; None if that names no single host."""
+    host, _, port = address.rpartition(":")
+    if host:
+        return address
+    if "," in target or endpoint_of(target) is None:
+        return None
+    return f"{target.rpartition(':')[0]}:{port}"
+
+
 def check_may_have_token(target: str) -> None:
     """Raises Unauthenticated unless a token may be sent to `target` in plain text: to this machine's own addresses, and
     to a socket of this user or root."""

@@ -8,12 +8,12 @@ from mixserve_client.wire.reply import parse_reply
 
 _PATH_LENGTH = 4096
 _HOST_LENGTH = 253  # of a name in DNS
-_PORTS = 1 << 16
+_WORKERS_LIMIT, _ADDRESS_LENGTH, _PORTS = 1024, 300, 1 << 16
 
 
 def encode_server(description: ServerDescription) -> bytes:
     """The Server message."""
-    message = mix_pb2.Server(shared_memory=description.shared_memory)
+    message = mix_pb2.Server(shared_memory=description.shared_memory, workers=description.workers)
     if description.bulk is not None:
         message.bulk_host, message.bulk_port, message.bulk_token = (
             description.bulk.host,
@@ -26,11 +26,27 @@ def encode_server(description: ServerDescription) -> bytes:
 def decode_server(data: bytes) -> ServerDescription:
     """The description in `data`. Raises CorruptReply."""
     message = parse_reply(mix_pb2.Server, data)
-    path, host, port = message.shared_memory, message.bulk_host, message.bulk_port
+    path = message.shared_memory
     if len(path) > _PATH_LENGTH or "\0" in path:
         raise CorruptReply(f"the server's socket for shared memory must be a path, got {path!r:.100}")
-    if not message.bulk_token:
-        return ServerDescription(path)
-    if len(message.bulk_token) != TOKEN_BYTES or not 0 <= port < _PORTS or len(host) > _HOST_LENGTH or "\0" in host:
+    if len(message.workers) > _WORKERS_LIMIT:
+        raise CorruptReply(f"a server has at most {_WORKERS_LIMIT} workers, got {len(message.workers)}")
+    workers = tuple(_check_worker(address) for address in message.workers)
+    return ServerDescription(path, _check_bulk(message) if message.bulk_token else None, workers)
+
+
+def _check_bulk(message: mix_pb2.Server) -> BulkOffer:
+    """The offer of bulk channels. Raises CorruptReply."""
+    host, port, token = message.bulk_host, message.bulk_port, message.bulk_token
+    if len(token) != TOKEN_BYTES or not 0 <= port < _PORTS or len(host) > _HOST_LENGTH or "\0" in host:
         raise CorruptReply(f"the server's offer of a bulk channel cannot be used: host {host!r:.100}, port {port}")
-    return ServerDescription(path, BulkOffer(host, port, message.bulk_token))
+    return BulkOffer(host, port, token)
+
+
+def _check_worker(address: str) -> str:
+    """`address` itself. Raises CorruptReply unless it is `host:port` or `:port`."""
+    host, colon, port = address.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < _PORTS
+    if not (colon and is_port and len(host) <= _ADDRESS_LENGTH and host.isprintable()) or set(host) & set(" /,"):
+        raise CorruptReply(f"the address of a server's worker must be host:port or :port, got {address!r:.100}")
+    return address

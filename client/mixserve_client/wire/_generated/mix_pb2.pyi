@@ -214,16 +214,18 @@ class GetServerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token")
+    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers")
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     BULK_HOST_FIELD_NUMBER: _ClassVar[int]
     BULK_PORT_FIELD_NUMBER: _ClassVar[int]
     BULK_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     shared_memory: str
     bulk_host: str
     bulk_port: int
     bulk_token: bytes
-    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ...) -> None: ...
+    workers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BulkRequest(_message.Message):
     __slots__ = ("method", "request")

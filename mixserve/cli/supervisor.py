@@ -1,0 +1,307 @@
+"""Starts the workers of `mixserve serve --processes`, starts them again when they end, and drains all at the end."""
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mixserve.address import join_address
+from mixserve.cli.reach import Reach
+from mixserve.cli.signals import StopSignals
+from mixserve.cli.worker_link import (
+    ALL_SERVE,
+    DRAIN,
+    DRAINING,
+    END,
+    GO,
+    PACKET_BYTES,
+    SERVING,
+    SOME_SERVE,
+    WARM,
+    Place,
+)
+from mixserve.config import MOST_PROCESSES, ConfigError
+from mixserve.listening import sharing
+from mixserve_client.schema.text import show
+
+_logger = logging.getLogger("mixserve")
+
+_LOOK_EVERY_S = 0.5
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
+_STEADY_S = 10.0  # a worker that has served for so long did not fail at its start
+_LONGEST_SOCKET_PATH = 90  # of a folder for sockets, whose paths may have 107 bytes
+_LATE_S = 30.0  # that workers may need beyond grace_s, such as for programs that still compile
+_FAILED = 1
+
+
+@dataclass
+class _Worker:
+    """The worker of one number: its process, if there is one, and how those before it ended."""
+
+    place: Place
+    process: "subprocess.Popen[bytes] | None" = None
+    link: socket.socket | None = None
+    serving_since: float | None = None
+    failures: int = 0  # in a row, of processes that did not serve for long
+    start_at: float = field(default_factory=time.monotonic)
+
+
+class Supervisor:
+    """Keeps one process for each of `places`; `command` starts one if the descriptor of its link is added.
+
+    The first worker starts alone: what it prepares and compiles the others find, and what is wrong is said once.
+    """
+
+    def __init__(self, command: Sequence[str], places: Sequence[Place], tell_health: Callable[[bool], None]):
+        self._command = tuple(command)
+        self._workers = [_Worker(place) for place in places]
+        self._tell_health = tell_health
+        self._selector = selectors.DefaultSelector()
+        self._digest: bytes | None = None  # of the mixtures that all must serve; known when the first worker is warm
+        self._first_code = 0  # of a first worker that ended before it was warm
+        self._all_serve = self._have_served = False
+
+    def run(self, signals: StopSignals, grace_s: float) -> int:
+        """Serve until a signal, then drain. Returns the exit code: the first worker's, if it cannot start."""
+        self._selector.register(signals.woken, selectors.EVENT_READ)
+        try:
+            while not signals.was_told:
+                code = self._turn(signals)
+                if code is not None:
+                    return code
+            self._drain(signals, grace_s)
+            return 0
+        finally:
+            for worker in self._workers:
+                if worker.process is not None:
+                    worker.process.kill()
+                    worker.process.wait()
+            self._selector.close()
+
+    def _turn(self, signals: StopSignals) -> int | None:
+        """Start what is due, and wait for news. The exit code if the first worker ended before it was warm."""
+        for worker in self._workers if self._digest is not None else self._workers[:1]:
+            if worker.process is None and worker.start_at <= time.monotonic():
+                self._start(worker)
+        self._wait(signals, _LOOK_EVERY_S)
+        if self._digest is None and self._workers[0].process is None:
+            return self._first_code
+        return None
+
+    def _wait(self, signals: StopSignals, timeout_s: float) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj == signals.woken:
+                signals.drain()
+            else:
+                self._hear(key.data)
+        for worker in self._workers:
+            if worker.process is not None and worker.process.poll() is not None:
+                self._note_end(worker, worker.process.returncode)
+
+    def _start(self, worker: _Worker) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # Not forked: a new process has no threads of gRPC or JAX that were lost on the way. In a group of its own,
+            # so that Ctrl-C at a terminal reaches this process alone, which lets all finish their calls.
+            worker.process = subprocess.Popen(
+                [*self._command, str(theirs.fileno())], pass_fds=[theirs.fileno()], process_group=0
+            )
+        worker.link, worker.serving_since = ours, None
+        ours.send(worker.place.encode())
+        ours.setblocking(False)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _hear(self, worker: _Worker) -> None:
+        assert worker.link is not None
+        try:
+            word = worker.link.recv(PACKET_BYTES)
+        except OSError:
+            word = b""
+        if word.startswith(WARM):
+            self._compare(worker, word.removeprefix(WARM))
+        elif word == SERVING:
+            worker.serving_since = time.monotonic()
+            self._note_change()
+        elif word == DRAINING:
+            worker.serving_since = None
+            self._note_change()
+        elif not word:  # its process ends, or has ended
+            self._unlink(worker)
+
+    def _compare(self, worker: _Worker, digest: bytes) -> None:
+        """Let the worker serve if its mixtures are those of the first."""
+        if self._digest is None:
+            self._digest = digest
+        if digest == self._digest:
+            self._send(worker, GO)
+            return
+        _logger.error(
+            "worker %d would serve other mixtures than the server did when it started: the configuration or the data "
+            "have changed. Put them back, or restart the server to serve them as they are now",
+            worker.place.number,
+        )
+        self._send(worker, END)
+
+    def _note_end(self, worker: _Worker, code: int) -> None:
+        assert worker.process is not None
+        self._unlink(worker)
+        now = time.monotonic()
+        steady = worker.serving_since is not None and now - worker.serving_since >= _STEADY_S
+        worker.failures = 0 if steady else worker.failures + 1
+        delay_s = min(_FIRST_DELAY_S * 2 ** min(worker.failures - 2, 10), _LONGEST_DELAY_S)
+        worker.start_at = now + (delay_s if worker.failures > 1 else 0.0)
+        if self._digest is not None:
+            _logger.warning(
+                "worker %d (process %d) %s; another one starts in %.1f s",
+                worker.place.number,
+                worker.process.pid,
+                _describe_end(code),
+                worker.start_at - now,
+            )
+        elif code < 0:
+            _logger.error("the first worker %s while it started", _describe_end(code))
+        self._first_code = code if code >= 0 else _FAILED
+        worker.process, worker.serving_since = None, None
+        self._note_change()
+
+    def _note_change(self) -> None:
+        """Tell health, and all workers, whether all serve."""
+        all_serve = all(worker.serving_since is not None for worker in self._workers)
+        if all_serve and not self._have_served:
+            _logger.info("serving on %s", self._workers[0].place.address)
+        elif all_serve and not self._all_serve:
+            _logger.info("all %d workers serve again", len(self._workers))
+        if all_serve or self._all_serve:
+            self._tell_health(all_serve)
+            for worker in self._workers:
+                self._send(worker, ALL_SERVE if all_serve else SOME_SERVE)
+        self._all_serve, self._have_served = all_serve, self._have_served or all_serve
+
+    def _drain(self, signals: StopSignals, grace_s: float) -> None:
+        _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
+        self._tell_health(False)
+        for worker in self._workers:
+            self._send(worker, DRAIN)
+        running = [worker for worker in self._workers if worker.process is not None]
+        until = time.monotonic() + grace_s + _LATE_S
+        while any(worker.process is not None and worker.process.poll() is None for worker in running):
+            if time.monotonic() > until:  # it is stopped, or waits for a disk that hangs; `run` ends it
+                _logger.warning("workers did not end within %.0f s: ending them", grace_s + _LATE_S)
+                break
+            for key, _ in self._selector.select(_LOOK_EVERY_S / 10):
+                if key.fileobj == signals.woken:
+                    signals.drain()
+                else:
+                    self._hear_at_end(key.data)
+        for worker in running:
+            assert worker.process is not None
+            if worker.process.returncode:
+                _logger.warning("worker %d %s", worker.place.number, _describe_end(worker.process.returncode))
+        _logger.info("stopped")
+
+    def _hear_at_end(self, worker: _Worker) -> None:
+        assert worker.link is not None
+        with suppress(BlockingIOError):
+            word = b""
+            with suppress(ConnectionError):
+                word = worker.link.recv(PACKET_BYTES)
+            if not word:
+                self._unlink(worker)
+
+    def _send(self, worker: _Worker, word: bytes) -> None:
+        if worker.link is not None:
+            with suppress(OSError):  # it has ended, which `_wait` notices
+                worker.link.send(word)
+
+    def _unlink(self, worker: _Worker) -> None:
+        if worker.link is not None:
+            self._selector.unregister(worker.link)
+            worker.link.close()
+            worker.link = None
+
+
+def count_processes(wanted: str | int) -> int:
+    """The number of processes that a flag or a file asks for. Raises ConfigError."""
+    if wanted == "auto":
+        return min(MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) // 2)) if sys.platform == "linux" else 1
+    try:
+        count = int(wanted)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MOST_PROCESSES:
+        raise ConfigError(f"--processes must be in 1..{MOST_PROCESSES}, or auto, got {show(wanted)}")
+    if count > 1 and sys.platform != "linux":
+        raise ConfigError(
+            f"--processes {count} needs Linux, whose SO_REUSEPORT spreads connections over processes; here one process "
+            "serves a port. Start several servers at ports of their own, and pass all addresses to MixClient.connect"
+        )
+    return count
+
+
+def supervise(
+    address: str, count: int, worker_port: int | None, reach: Reach, signals: StopSignals, grace_s: float
+) -> int:
+    """Serve `address` with `count` workers until a signal; each runs this process's own command. Returns the exit code.
+
+    Their own ports follow `worker_port`; None: the kernel chooses them. Raises OSError if a port is taken.
+    """
+    host, _, _ = address.rpartition(":")
+    with ExitStack() as held, _socket_folder() as folder, _health(reach) as tell_health:
+        signals.is_serving = True  # from now on there is something to end
+        address = held.enter_context(sharing(address))
+        # Held like the shared one, so that a worker's successor has the address that clients know.
+        own = [
+            held.enter_context(sharing(f"{host}:{worker_port + number if worker_port else 0}"))
+            for number in range(count)
+        ]
+        told = [f":{one.rpartition(':')[2]}" for one in own]
+        places = [Place(number, address, own, told, str(folder / "state.sock")) for number in range(count)]
+        # Of this process's own arguments, so that workers have the same options, of Python too.
+        command = [sys.executable, *sys.orig_argv[1:], "--worker"]
+        return Supervisor(command, places, tell_health).run(signals, grace_s)
+
+
+@contextmanager
+def _health(reach: Reach) -> Generator[Callable[[bool], None]]:
+    """Answers health alone at its port, in this process, which has nothing else to do; the block tells it what."""
+    if reach.health_port is None:
+        yield lambda _: None
+        return
+    from mixserve.serving.health import Health
+    from mixserve.serving.health_port import HealthPort
+
+    health = Health()
+    port = HealthPort(health, join_address(reach.health_host, reach.health_port))
+    port.start()
+    _logger.info("health on %s", port.address)
+    try:
+        yield lambda serves: health.serving() if serves else health.stopping()
+    finally:
+        port.stop()
+        health.close()
+
+
+@contextmanager
+def _socket_folder() -> Generator[Path]:
+    """A folder that only this user can open, for sockets."""
+    with TemporaryDirectory(prefix="mixserve-", ignore_cleanup_errors=True) as name, ExitStack() as other:
+        if len(os.fsencode(name)) > _LONGEST_SOCKET_PATH:
+            name = other.enter_context(TemporaryDirectory(prefix="mixserve-", dir="/tmp", ignore_cleanup_errors=True))
+        yield Path(name)
+
+
+def _describe_end(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    with suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by signal {-code}"

@@ -1,0 +1,115 @@
+"""`serve`: from nodes and options to a server that answers."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from mixserve.access.certificates import Certificates, ServerTls
+from mixserve.access.exposure import check_exposure
+from mixserve.access.tokens import TokenFile
+from mixserve.address import join_address
+from mixserve.listening import holding
+from mixserve.node import MixDataSourcesNode
+from mixserve.servicer import Services
+from mixserve.serving.server import MixServer
+from mixserve.serving.shared_memory import open_shared_memory
+from mixserve.serving.worker import Worker
+from mixserve.sessions import JOURNAL_DAYS, TTL_S
+
+
+def serve(
+    nodes: Mapping[str, MixDataSourcesNode],
+    address: str = "127.0.0.1:0",
+    *,
+    placement: str | None = None,
+    shared_memory: bool | str = True,
+    state_dir: Path | str | None = None,
+    session_ttl_s: float = TTL_S,
+    journal_days: float = JOURNAL_DAYS,
+    tokens: Path | str | None = None,
+    tls: ServerTls | Mapping[str, Any] | None = None,
+    insecure: bool = False,
+    health_port: int | None = None,
+    health_host: str = "127.0.0.1",
+    bulk: bool = True,
+    bulk_port: int = 0,
+    worker: Worker | None = None,
+) -> MixServer:
+    """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
+
+    Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides the nodes' own.
+    Clients of the same user on this host get batches through shared memory; they find the server in the folder
+    `shared_memory` (True: /dev/shm, False: no shared memory). With `bulk`, other clients get streams of batches over
+    plain connections, which are faster than gRPC: at `bulk_port` of the same host (0: a free one), under the same TLS
+    and tokens. What cannot reach that port uses gRPC.
+
+    Sessions and checkpoints are kept in the folder `state_dir`; without one, sessions end with the server. If a holder
+    is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
+    `journal_days` days is deleted.
+
+    `tokens` is a file of `mixserve token new`: calls need one of its tokens, and its role decides what they may do.
+    `tls` has the server's certificate and key, and with `client_ca` only clients with a certificate may connect. These
+    files are read again when they change. An `address` that other machines can reach requires `tls`, and `tokens` or
+    `client_ca`, unless `insecure`. At `health_host:health_port` the server answers health alone, always in plain text
+    and to everybody.
+
+    A server in Python is one process. `mixserve serve --processes` has several; `worker` is for these alone.
+
+    Raises ValueError for bad arguments, and OSError if the server cannot listen at `address`, use the folder or read a
+    file.
+    """
+    token_file = None if tokens is None else TokenFile(tokens)
+    files = ServerTls.of(tls)
+    health_address = None if health_port is None else join_address(health_host, health_port)
+    with ExitStack() as opened:
+        # The port of workers is held by the process that started them.
+        with ExitStack() as held:
+            if worker is None:
+                held.enter_context(holding(address))
+            if health_address is not None:
+                held.enter_context(holding(health_address))
+            # Before nodes are placed and folders locked.
+            certificates = None if files is None else Certificates(files)
+            check_exposure(
+                address,
+                has_tls=files is not None,
+                has_client_ca=files is not None and files.client_ca is not None,
+                has_tokens=token_file is not None,
+                insecure=insecure,
+            )
+            memory = open_shared_memory(shared_memory)
+            if memory is not None:
+                opened.callback(memory.close)
+            services = Services(
+                nodes,
+                placement=placement,
+                slots=memory,
+                workers=() if worker is None else worker.told,
+                state_dir=state_dir,
+                session_ttl_s=session_ttl_s,
+                journal_days=journal_days,
+            )
+            opened.callback(services.close)
+        if worker is not None:
+            # Before it listens, unlike one process: connections would come to it rather than to the other workers.
+            services.warm_up()
+            worker.wait_to_serve(services.fingerprints)
+        server = MixServer(
+            services,
+            address,
+            memory,
+            tokens=token_file,
+            certificates=certificates,
+            health_address=health_address,
+            bulk=bulk,
+            bulk_port=bulk_port,
+            worker=worker,
+        )
+        opened.pop_all()
+    try:
+        server.start()
+    except BaseException:
+        server.stop(grace_s=0)
+        raise
+    return server

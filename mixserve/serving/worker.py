@@ -1,0 +1,36 @@
+"""One of several processes that answer at one address: its own address beside it, and where sessions are kept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from mixserve.access.certificates import Certificates
+from mixserve.serving.binding import bind
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The worker `number`, counted from 0, as `mixserve serve --processes` starts it.
+
+    It listens at `address` too, and no other worker does. Clients are told those of all: `told`. The first worker keeps
+    the sessions of all, and answers for them at `state_address`, a Unix socket of this user.
+    """
+
+    number: int
+    address: str
+    told: tuple[str, ...]
+    state_address: str
+    # Gets the fingerprints of the mixtures; returns when the worker may serve them.
+    wait_to_serve: Callable[[Mapping[str, str]], None]
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether this worker answers the calls of sessions itself."""
+        return self.number == 0
+
+    def bind(self, server: grpc.Server, certificates: Certificates | None) -> None:
+        """Bind the worker's own addresses. Raises OSError."""
+        bind(server, self.address, certificates)
+        if self.keeps_state:
+            bind(server, self.state_address, None)
