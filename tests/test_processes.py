@@ -84,7 +84,9 @@ def test_every_worker_serves_the_same_batches(cluster: Cluster, shared_memory: b
         for _ in range(2):
             for found, expected in zip(client.batches(ROWS, 7, schedule=SCHEDULE), scheduled, strict=False):
                 assert_batches_equal(found, expected)
-        assert re.fullmatch(rf"(shared memory, )?grpc 127.0.0.1:\d+, one of {WORKERS} processes", client.transport)
+        assert re.fullmatch(
+            rf"(shared memory|bulk 127.0.0.1:\d+), grpc 127.0.0.1:\d+, one of {WORKERS} processes", client.transport
+        )
 
 
 def test_info_shows_the_processes(cluster: Cluster) -> None:

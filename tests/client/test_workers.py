@@ -12,7 +12,7 @@ import pytest
 from mixserve import MixDataSourcesNode, local_client
 from mixserve.servicer import Services
 from mixserve_client import CorruptReply, MixClient, Unavailable
-from mixserve_client.schema.server import ServerDescription
+from mixserve_client.schema.server import BulkOffer, ServerDescription
 from mixserve_client.transport.endpoints import beside
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
@@ -33,7 +33,7 @@ class Process(Answers):
 
     def _answer(self, method: str, request: bytes) -> Iterable[bytes]:
         if method == methods.GET_SERVER:
-            return [encode_server(ServerDescription("", tuple(self.workers)))]
+            return [encode_server(ServerDescription(workers=tuple(self.workers)))]
         if method in self.services.mix.streams:
             self.streams += 1
             return self.services.stream(method, request)
@@ -139,7 +139,7 @@ def test_a_server_of_one_process_is_asked_once(services: Services, wanted) -> No
     asked = list[str]()
     answer = process.answer
     process.answer = lambda method, request: asked.append(method) or answer(method, request)
-    with running(process) as (address,), MixClient.connect(address, shared_memory=False, patience_s=20) as client:
+    with running(process) as (address,), MixClient.connect(address, shared_memory=False, bulk=False) as client:
         read(client, wanted)
         read(client, wanted)
         assert client.transport == f"grpc {address}"
@@ -185,7 +185,7 @@ def test_addresses_of_workers_that_cannot_be_are_refused(address: str) -> None:
 
 
 def test_descriptions_of_servers_travel(services: Services) -> None:
-    description = ServerDescription("/a/b.sock", (":7", "host:8", "[::1]:9"))
+    description = ServerDescription("/a/b.sock", BulkOffer("", 7, bytes(32)), (":7", "host:8", "[::1]:9"))
     assert decode_server(encode_server(description)) == description
     with pytest.raises(CorruptReply, match="at most 1024 workers"):
         decode_server(mix_pb2.Server(workers=[":7"] * 1025).SerializeToString())
