@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mixserve.node import MixDataSourcesNode
+from mixserve.pooled_memory import PooledMemory
 from mixserve.servicer import Services
 from mixserve.sessions import TTL_S
 from mixserve_client import MixClient
@@ -25,5 +26,7 @@ def local_client(
 
     Raises ValueError for bad arguments, and OSError if the folder cannot be used.
     """
-    services = Services(nodes, placement=placement, state_dir=state_dir, session_ttl_s=session_ttl_s)
+    services = Services(
+        nodes, placement=placement, memory=PooledMemory(), state_dir=state_dir, session_ttl_s=session_ttl_s
+    )
     return MixClient([InProcessTransport(services, on_close=services.close)])

@@ -38,11 +38,11 @@ class Refusing(Services):
             raise self.errors.pop(0)
         return super().handle(method, request)
 
-    def stream(self, method, request):
+    def stream(self, method, request, memory=None):
         self.asked.append(time.monotonic())
         if self.errors:
             raise self.errors.pop(0)
-        yield from super().stream(method, request)
+        yield from super().stream(method, request, memory)
 
     def refuse(self, *errors: BaseException) -> None:
         self.errors, self.asked = list(errors), []

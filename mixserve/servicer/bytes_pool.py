@@ -33,7 +33,9 @@ COUNTS_ARE_EXACT = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class BytesPool:
-    """Thread-safe. Holds up to 32 MiB that no reply uses."""
+    """The memory of replies over gRPC. Thread-safe. Holds up to 32 MiB that no reply uses."""
+
+    piece_bytes = 2 << 20  # measured: gRPC moves the most bytes per second in messages of this size
 
     def __init__(self, *, reuse: bool = COUNTS_ARE_EXACT) -> None:
         """Without `reuse`, every object is a new one."""

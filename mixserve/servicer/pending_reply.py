@@ -4,21 +4,18 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import ServedSelection
+from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.wire.batch import encode_slot_reply, frame_batch
-
-Memory = npt.NDArray[np.uint8]
 
 
 class Pending(Protocol):
     """A message that is being made."""
 
-    def result(self) -> bytes:
+    def result(self) -> Message:
         """Wait for the message. Raises what making it raises."""
         ...
 
@@ -31,7 +28,7 @@ class SlotTarget(NamedTuple):
 
 
 class PendingReply:
-    """A reply with the rows of `ranges`, framed in a slot or in a bytes object of a pool.
+    """A reply with the rows of `ranges`, framed in a slot or in other memory.
 
     The constructor starts planning and gathering. The message of a reply in a slot names only the slot. Each call of
     `result` makes the reply again.
@@ -48,7 +45,7 @@ class PendingReply:
         ranges: Sequence[Range],
         row_count: int,
         size: int,
-        into: SlotTarget | BytesPool,
+        into: SlotTarget | ReplyMemory,
     ):
         """`size` is the number of bytes of the framed reply with `row_count` rows. Raises OutOfRange."""
         self._selection = selection
@@ -57,7 +54,8 @@ class PendingReply:
         self._into = into
         self._rows = selection.begin_read(ranges, key)
 
-    def result(self) -> bytes:
+    def result(self) -> Message:
+        message: Message
         if isinstance(self._into, SlotTarget):
             message, memory = encode_slot_reply(self._into.slot, self._size), self._into.memory
         else:
@@ -76,7 +74,7 @@ class CopiedReply:
         self._shared = shared
         self._target = target
 
-    def result(self) -> bytes:
+    def result(self) -> Message:
         reply = self._shared.result()
         self._target.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
         return encode_slot_reply(self._target.slot, len(reply))

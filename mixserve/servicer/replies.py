@@ -7,23 +7,20 @@ from typing import Protocol
 
 import numpy as np
 
-from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import ServedSelection, plan_limit
-from mixserve.servicer.pending_reply import CopiedReply, Memory, Pending, PendingReply, SlotTarget
+from mixserve.servicer.pending_reply import CopiedReply, Pending, PendingReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
+from mixserve.servicer.reply_memory import Memory, ReplyMemory
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.requests import PositionsRequest, StreamRequest
 from mixserve_client.wire.batch import batch_bytes
 
-# Measured: gRPC moves the most bytes per second in messages of this size.
-_MESSAGE_BYTES = 2 << 20
-
 # In epoch mode a scattered position plans its whole block, so positions are limited as well as draws.
 _PLANNED_POSITIONS = 1 << 17
 
-# Smaller replies cost less to make than to look up.
-_LEAST_CACHED_BYTES = 128 << 10
+# Smaller replies cost less to make than to look up, and larger ones would soon fill the cache.
+_LEAST_CACHED_BYTES, _MOST_CACHED_BYTES = 128 << 10, 4 << 20
 
 # More ranges than this are hashed: as a cache key they could take as much memory as the reply.
 _FEW_RANGES = 64
@@ -57,13 +54,11 @@ class Replies:
     def __init__(self, slots: Slots):
         self._slots = slots
         self._cache = ReplyCache()
-        self._pool = BytesPool()
 
     def cut(
-        self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest
+        self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
     ) -> Iterator[tuple[int, int, SlotTarget | None]]:
-        """(first row, rows, target) of each reply to `wanted`. Rows without a slot are cut into messages for gRPC."""
-        most = max(1, min(_MESSAGE_BYTES // max(1, selection.row_bytes), selection.mixture.description.limits.size))
+        """(first row, rows, target) of each reply to `wanted`. Rows without a slot are cut as `memory` wants them."""
         slots = iter(wanted.slots)
         for at, rows in _split_plans(selection, wanted):
             # Slots are matched to replies by order. A reply without one (slot 0, too small, its client gone) does not
@@ -72,6 +67,7 @@ class Replies:
             if target is not None:
                 yield at, rows, target
                 continue
+            most = max(1, memory.piece_bytes // max(1, selection.row_bytes))
             pieces = -(-rows // most)  # of nearly equal size
             for piece in range(pieces):
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
@@ -85,19 +81,28 @@ class Replies:
         return SlotTarget(slot, memory)
 
     def begin(
-        self, selection: ServedSelection, key: KeyWords, ranges: Sequence[Range], target: SlotTarget | None
+        self,
+        selection: ServedSelection,
+        key: KeyWords,
+        ranges: Sequence[Range],
+        target: SlotTarget | None,
+        memory: ReplyMemory,
     ) -> Pending:
-        """Begin the reply with the rows of `ranges`, in the slot `target` if there is one. Raises OutOfRange."""
+        """Begin the reply with the rows of `ranges`, in the slot `target` if there is one, or else in `memory`.
+
+        Raises OutOfRange.
+        """
         rows = sum(size for _, size in ranges)
         size = batch_bytes(selection.fingerprint, selection.fields, rows)
         # Not cached: gathering arrays is copying them, and a copy of a cached reply into the slot would cost the same.
         if target is not None and selection.is_array_backed:
             return PendingReply(selection, key, ranges, rows, size, target)
         # Other sources may be slow: their replies are shared at any size.
-        if size < _LEAST_CACHED_BYTES and selection.is_array_backed:
-            return PendingReply(selection, key, ranges, rows, size, self._pool)
-        begin = partial(PendingReply, selection, key, ranges, rows, size, self._pool)
-        cached = self._cache.get(selection.identity(key), _identity(ranges), size, begin)
+        if selection.is_array_backed and not _LEAST_CACHED_BYTES <= size <= _MOST_CACHED_BYTES:
+            return PendingReply(selection, key, ranges, rows, size, memory)
+        begin = partial(PendingReply, selection, key, ranges, rows, size, memory)
+        # By memory too: gRPC sends bytes objects only.
+        cached = self._cache.get(selection.identity(key), (_identity(ranges), memory), size, begin)
         return cached if target is None else CopiedReply(cached, target)
 
 

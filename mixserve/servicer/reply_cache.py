@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 
 from mixserve.error_boundary import for_others
 from mixserve.servicer.pending_reply import Pending
+from mixserve.servicer.reply_memory import Message
 from mixserve_client.forks import renew_in_forks
 
 # Trainers of a sweep read the same rows at about the same time; a reply waits this long for the next of them.
@@ -34,7 +35,7 @@ class CachedReply:
         # Held while the reply is made: the other readers wait for that one gather instead of starting their own.
         self._lock = threading.Lock()
         self._pending: Pending | None = None
-        self._reply: bytes | None = None
+        self._reply: Message | None = None
         self._error: Exception | None = None
 
     def begin(self, begin: Begin) -> "CachedReply":
@@ -45,7 +46,7 @@ class CachedReply:
                 self._pending, self._error = begin(), None
         return self
 
-    def result(self) -> bytes:
+    def result(self) -> Message:
         """Wait for the reply. Raises what making it raises."""
         with self._lock:
             if self._reply is not None:

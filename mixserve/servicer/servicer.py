@@ -10,10 +10,12 @@ from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.mixture.sampling import check_end
+from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import HostedMixture, ServedSelection
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending, SlotTarget
 from mixserve.servicer.replies import NoSlots, Replies, Slots
+from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.stream_reply import MadeReply, StreamReply
 from mixserve.servicer.turns import Turns
@@ -46,8 +48,16 @@ _DECODERS = {methods.STREAM_BATCHES: decode_stream_request, methods.STREAM_POSIT
 class MixServicer:
     """Answers the pure calls. Thread-safe."""
 
-    def __init__(self, mixtures: Mixtures, *, slots: Slots | None = None, workers: Sequence[str] = ()):
-        """`slots` is the memory that clients share with this process, and `workers` are told by GetServer."""
+    def __init__(
+        self,
+        mixtures: Mixtures,
+        *,
+        slots: Slots | None = None,
+        memory: ReplyMemory | None = None,
+        workers: Sequence[str] = (),
+    ):
+        """`slots` is the memory that clients share with this process, and `memory` that of the replies of streams, if
+        these need not be bytes objects. `workers` are told by GetServer."""
         self._mixtures = mixtures
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
@@ -66,6 +76,8 @@ class MixServicer:
         renew_in_forks(self, MixServicer._renew)
         self._slots = slots or NoSlots()
         self._replies = Replies(self._slots)
+        self._pool = BytesPool()
+        self._memory: ReplyMemory = memory or self._pool
         self._schedules = Schedules()
         # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
@@ -106,10 +118,13 @@ class MixServicer:
             check_small(method, request)
             return self._handlers[method](request)
 
-    def stream(self, method: str, request: bytes) -> Generator[bytes]:
-        """The replies to `request`, each made when it is taken. The iteration raises as `handle` does."""
+    def stream(self, method: str, request: bytes, memory: ReplyMemory | None = None) -> Generator[Message]:
+        """The replies to `request`, each made when it is taken, in `memory` (None: as the constructor says).
+
+        The iteration raises as `handle` does.
+        """
         check_small(method, request)
-        with closing(self._streams[method](request)) as replies:
+        with closing(self._streams[method](request, memory or self._memory)) as replies:
             while True:
                 with error_boundary(method):  # not around the yield: a reader that stops early is not a fault
                     reply = next(replies, None)
@@ -148,27 +163,27 @@ class MixServicer:
         target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
         ranges = [(wanted.start, wanted.size)]
         with naming_positions(ranges):
-            return self._replies.begin(selection, wanted.key, ranges, target).result()
+            return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._pool).result())
 
-    def _stream_batches(self, request: bytes) -> Generator[bytes]:
+    def _stream_batches(self, request: bytes, memory: ReplyMemory) -> Generator[Message]:
         wanted = decode_stream_request(request)
         selection = self._selection(wanted.first)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
         check_end(selection.blocks.end, first, last + 1 - first)
-        yield from self._in_replies(selection, wanted.first.key, wanted)
+        yield from self._in_replies(selection, wanted.first.key, wanted, memory)
 
-    def _stream_positions(self, request: bytes) -> Generator[bytes]:
+    def _stream_positions(self, request: bytes, memory: ReplyMemory) -> Generator[Message]:
         wanted = decode_positions_request(request)
         selection = self._selection(wanted)
         check_end(selection.blocks.end, int(wanted.positions.max()), 1)
-        yield from self._in_replies(selection, wanted.key, wanted)
+        yield from self._in_replies(selection, wanted.key, wanted, memory)
 
     def _in_replies(
-        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest
-    ) -> Iterator[bytes]:
+        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
+    ) -> Iterator[Message]:
         has_sent = False
         try:
-            for message, lacking in self._made_replies(selection, key, wanted):
+            for message, lacking in self._made_replies(selection, key, wanted, memory):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
                 yield message
                 has_sent = True
@@ -185,7 +200,7 @@ class MixServicer:
         _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))
 
     def _made_replies(
-        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest
+        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
     ) -> Iterator[MadeReply]:
         # Each reply begins before the previous one is finished, so that a device gathers during the previous copy.
         # The first does not wait for a second: its reader is waiting. Copies from arrays do not overlap: nothing runs
@@ -194,10 +209,10 @@ class MixServicer:
         copying = selection.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
-        for at, rows, target in self._replies.cut(selection, wanted):
+        for at, rows, target in self._replies.cut(selection, wanted, memory):
             ranges = partial(wanted.ranges, at)
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
-                following = StreamReply(rows, partial(self._begin, selection, key, ranges, target), ranges)
+                following = StreamReply(rows, partial(self._begin, selection, key, ranges, target, memory), ranges)
                 # While rows come from a disk, the next reply's are announced before this one's are copied. A reply that
                 # waits since then goes first.
                 if pending is None and (is_first or (copying and not selection.mixture.is_cold())):
@@ -218,9 +233,10 @@ class MixServicer:
         key: KeyWords,
         ranges: Callable[[int], Sequence[Range]],
         target: SlotTarget | None,
+        memory: ReplyMemory,
         rows: int,
     ) -> Pending:
-        return self._replies.begin(selection, key, ranges(rows), target)
+        return self._replies.begin(selection, key, ranges(rows), target, memory)
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)

@@ -7,6 +7,7 @@ from pathlib import Path
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.replies import Slots
+from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.session_servicer import SessionServicer
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
@@ -22,12 +23,14 @@ class Services:
         *,
         placement: str | None = None,
         slots: Slots | None = None,
+        memory: ReplyMemory | None = None,
         workers: Sequence[str] = (),
         state_dir: Path | str | None = None,
         session_ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
     ):
         """`placement` overrides every node's own. `slots` is the memory that clients share with this process.
+        `memory` is that of the replies of streams, if these need not be bytes objects.
         `workers` has the addresses of all processes that answer together, if there are several.
         `state_dir` is the folder of sessions and checkpoints; without one, sessions live in memory.
 
@@ -40,7 +43,7 @@ class Services:
         hosted = {mixture.name: mixture.node for mixture in mixtures}
         self.mixtures = mixtures.names
         self._all = mixtures
-        self.mix = MixServicer(mixtures, slots=slots, workers=workers)
+        self.mix = MixServicer(mixtures, slots=slots, memory=memory, workers=workers)
         try:
             sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)
         except BaseException:
@@ -63,9 +66,9 @@ class Services:
         """The reply to `request`. Raises as `MixServicer.handle` does."""
         return (self.state if method in self._of_sessions else self.mix).handle(method, request)
 
-    def stream(self, method: str, request: bytes) -> Generator[bytes]:
+    def stream(self, method: str, request: bytes, memory: ReplyMemory | None = None) -> Generator[Message]:
         """As `MixServicer.stream`."""
-        return self.mix.stream(method, request)
+        return self.mix.stream(method, request, memory)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         """As `MixServicer.copies_rows`."""

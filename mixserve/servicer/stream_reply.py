@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 from mixserve.failed_read import FailedRead, position_at
 from mixserve.servicer.pending_reply import Pending
+from mixserve.servicer.reply_memory import Message
 from mixserve_client.schema.positions import Range
 
 
 class MadeReply(NamedTuple):
     """A message; if its rows are not all that the reply should have, `lacking` says why."""
 
-    message: bytes
+    message: Message
     lacking: str = ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from enum import Enum
 from typing import NamedTuple
 
+from mixserve.servicer.reply_memory import Message
 from mixserve_client.errors import InvalidRequest, MixserveError, ServerFault
 from mixserve_client.transport.pipes import Pipe
 from mixserve_client.wire.bulk import (
@@ -28,7 +29,7 @@ _MOST_WAITING = 1024
 _TURN_S = 0.005  # how long a connection keeps its thread while others wait for one
 _LINGER_S = 0.02  # a reader's next request comes while it takes the replies to the one before
 
-Replies = Generator[bytes]
+Replies = Generator[Message]
 Answer = Callable[[str, bytes], Replies]
 
 

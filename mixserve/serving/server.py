@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import grpc
 
@@ -16,7 +17,9 @@ from mixserve.access.certificates import Certificates
 from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
 from mixserve.descriptors import connection_limit
+from mixserve.pooled_memory import PooledMemory
 from mixserve.servicer import Services
+from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.calls import CallCounter
@@ -111,6 +114,7 @@ class MixServer:
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
         self._bulk = BulkChannels(self._stream_over_bulk) if bulk else None
+        self._bulk_memory = PooledMemory()
         try:
             self.address = bind(self._server, address, certificates)
             if worker is not None:
@@ -278,16 +282,23 @@ class MixServer:
         self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
     ) -> Generator[bytes]:
         with statuses(context), closing(self._replies(method, admission, self._peer(context), request)) as replies:
-            yield from replies
+            yield from cast(Generator[bytes], replies)  # without other memory, replies are bytes objects
 
-    def _stream_over_bulk(self, method: str, admission: Admission, peer: str, request: bytes) -> Generator[bytes]:
+    def _stream_over_bulk(self, method: str, admission: Admission, peer: str, request: bytes) -> Generator[Message]:
         if method not in self._services.mix.streams:
             raise InvalidRequest(f"bulk channels carry streams only, and {method!r:.100} is none")
-        yield from self._replies(method, replace(admission, method=method), lambda: peer, request)
+        yield from self._replies(method, replace(admission, method=method), lambda: peer, request, self._bulk_memory)
 
-    def _replies(self, method: str, admission: Admission, peer: Callable[[], str], request: bytes) -> Generator[bytes]:
+    def _replies(
+        self,
+        method: str,
+        admission: Admission,
+        peer: Callable[[], str],
+        request: bytes,
+        memory: ReplyMemory | None = None,
+    ) -> Generator[Message]:
         acting = admission.acting(peer)
-        with self._calls, closing(self._services.stream(method, request)) as replies:
+        with self._calls, closing(self._services.stream(method, request, memory)) as replies:
             with acting:
                 self._check_ready()
             while True:

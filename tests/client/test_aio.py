@@ -70,10 +70,10 @@ class Gated(Services):
     def copies_rows(self, method: str, request: bytes) -> bool:
         return False  # streams may wait
 
-    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
         self.streams += 1
         self._pass()
-        yield from super().stream(method, request)
+        yield from super().stream(method, request, memory)
 
     async def holds_one(self) -> None:
         assert await asyncio.to_thread(self.held.acquire, timeout=DEADLINE_S)

@@ -133,9 +133,9 @@ class Slow(Services):
     def copies_rows(self, method: str, request: bytes) -> bool:
         return False  # streams may wait
 
-    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
         self.over.wait(60 if method in self.frozen else self.delay_s)
-        yield from super().stream(method, request)
+        yield from super().stream(method, request, memory)
 
 
 @pytest.fixture

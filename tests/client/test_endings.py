@@ -131,10 +131,10 @@ class Counting(Services):
 
     open = 0
 
-    def stream(self, method: str, request: bytes) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
         self.open += 1
         try:
-            yield from super().stream(method, request)
+            yield from super().stream(method, request, memory)
         finally:
             self.open -= 1
 

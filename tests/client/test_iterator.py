@@ -110,9 +110,9 @@ class Streams(Services):
 
     opened = 0
 
-    def stream(self, method, request):
+    def stream(self, method, request, memory=None):
         self.opened += 1
-        return super().stream(method, request)
+        return super().stream(method, request, memory)
 
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 3)])

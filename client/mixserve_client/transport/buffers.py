@@ -84,7 +84,15 @@ class MemoryPool:
     def __init__(self) -> None:
         self._returned: SimpleQueue[Memory] = SimpleQueue()
         self._idle = IdleMemory[Memory]()
+        self._lent_bytes = 0
         self._lock = threading.Lock()
+
+    @property
+    def lent_bytes(self) -> int:
+        """The bytes of memory that arrays are over, as far as it comes from the pool."""
+        with self._lock:
+            self._reclaim()
+            return self._lent_bytes
 
     def borrow(self, size: int) -> npt.NDArray[np.uint8]:
         """A writable array of at least `size` bytes (uint8, one dimension), aligned to a page, of undefined content.
@@ -97,11 +105,13 @@ class MemoryPool:
             if size > _IDLE_BYTES:  # the pool would drop it at once
                 return np.frombuffer(_map_private(size), np.uint8)
             memory = self._idle.take(size) or Memory(_map_private(size))
+            self._lent_bytes += size
             return memory.lend(self._returned, writable=True)
 
     def _reclaim(self) -> None:
         for memory in drain(self._returned):
             self._idle.put(memory)
+            self._lent_bytes -= memory.size
         while self._idle.bytes > _IDLE_BYTES:
             self._idle.take_oldest()
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from typing import Protocol
 
 from mixserve_client.errors import Unavailable
-from mixserve_client.transport.base import Lane, ReadMode
+from mixserve_client.transport.base import Lane, ReadMode, Reply
 
 
 class Servicer(Protocol):
@@ -15,7 +15,7 @@ class Servicer(Protocol):
         """The reply to `request`. Raises MixserveError."""
         ...
 
-    def stream(self, method: str, request: bytes) -> Generator[bytes]:
+    def stream(self, method: str, request: bytes) -> Generator[Reply]:
         """The replies to `request`; the iteration raises MixserveError."""
         ...
 
@@ -63,11 +63,11 @@ class InProcessTransport:
 
 
 class _Replies:
-    def __init__(self, replies: Generator[bytes]):
+    def __init__(self, replies: Generator[Reply]):
         self._replies = replies
         self._cancelled = False
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Reply]:
         with closing(self._replies):  # else it would keep its batches for as long as a reference to it exists
             for reply in self._replies:
                 if self._cancelled:
