@@ -14,17 +14,19 @@ class ReadAhead:
     """For one thread at a time, which says when it comes for a batch and when it leaves with it."""
 
     def __init__(self) -> None:
-        self._left_at = self._away_s = 0.0  # so it was away for long before the first batch
+        self._left_at = 0.0
+        self._was_away = self._is_away = True
         self._is_running = False
 
     def come(self) -> None:
         """The trainer wants a batch."""
-        self._away_s = time.monotonic() - self._left_at
+        # Twice in a row: once may be the system's scheduler.
+        self._was_away, self._is_away = self._is_away, time.monotonic() - self._left_at >= _AWAY_S
 
     def leave(self, streams: Iterable[DirectStream], submit: Callable[[Callable[[], None]], None]) -> None:
-        """The trainer has it. If it was away for long before, `submit` a task that reads `streams`, in their order."""
+        """The trainer has it. If it keeps being away for long, `submit` a task that reads `streams`, in their order."""
         self._left_at = time.monotonic()
-        if self._away_s < _AWAY_S or self._is_running:
+        if not (self._is_away and self._was_away) or self._is_running:
             return
         waiting = [stream for stream in streams if not (stream.comes_by_itself or stream.has_ended)]
         if waiting:
