@@ -83,6 +83,7 @@ class Batches:
     def next(self) -> Batch:
         """The next batch. Raises StopIteration at the end."""
         in_flight, before = self._in_flight, self.checkpoint.position
+        in_flight.come()
         try:
             deadline = deadline_in(self._options.timeout_s)
             if not in_flight.count:
@@ -96,6 +97,7 @@ class Batches:
             position = group + self.shard.group if end is None else end
             if in_flight.count <= in_flight.refill_at:
                 self.refill(deadline)
+            in_flight.leave()
         except FingerprintMismatch:
             self.forget()
             if self._reader is not None:

@@ -8,15 +8,18 @@ from mixserve_client.reading.background import CLOSED
 from mixserve_client.reading.stream import BatchStream
 from mixserve_client.rpc.deadlines import wait_s
 from mixserve_client.schema.fields import Batch
+from mixserve_client.transport.base import Lane
+
+_LATE = "timeout_s ran out before the batch arrived; allow more time"
 
 
 class DirectStream:
-    """The batches of `stream`, whose request has been sent. `read_ahead` may read some before they are taken."""
+    """The batches of `stream`. `begin` sends its request, and `read_ahead` may read some before they are taken."""
 
-    def __init__(self, stream: BatchStream, before: "DirectStream | None", *, comes_by_itself: bool):
-        """`before` is the lane's stream before this one, which is read to its end first. `comes_by_itself` says that
-        reading ahead would gain nothing."""
-        self.comes_by_itself = comes_by_itself
+    def __init__(self, stream: BatchStream, lane: Lane, before: "DirectStream | None"):
+        """`before` is the lane's stream before this one: it begins first, and is read to its end first."""
+        self._lane = lane
+        self._has_begun = False
         self._stream = stream
         self._batches = iter(stream)
         self._before = before
@@ -26,6 +29,28 @@ class DirectStream:
         self._cancelled = False
         self.has_ended = False
         self._error: BaseException | None = None
+
+    def begin(self, deadline: float | None = None) -> None:
+        """Send the requests of the lane's streams up to this one, if they have not been sent.
+
+        Waits for another thread that sends them, until `deadline`; raises DeadlineExceeded.
+        """
+        if self._has_begun:
+            return
+        if not self._lane.opening.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
+            raise DeadlineExceeded(_LATE)
+        try:
+            self._begin()
+        finally:
+            self._lane.opening.release()
+
+    def _begin(self) -> None:
+        before = self._before
+        if before is not None:
+            before._begin()
+        if not self._has_begun:
+            self._stream.begin(self._lane)
+            self._has_begun = True
 
     def take(self, deadline: float | None) -> Batch:
         """The next batch. Waits until `deadline`, a time of `time.monotonic()`.
@@ -42,7 +67,7 @@ class DirectStream:
             if not self._reading.acquire(blocking=False):
                 self._is_awaited = True  # the thread that reads ahead stops after the next reply
                 if not self._reading.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
-                    raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time")
+                    raise DeadlineExceeded(_LATE)
             try:
                 self._is_awaited = False
                 if not self._ready:
@@ -59,6 +84,8 @@ class DirectStream:
                 self._read(None)
         except BaseException as error:
             self._error = error  # for `take`, which comes to it after the batches before it
+            if self._cancelled:
+                self._error = None  # its traceback leads to this object: nobody would break that cycle
             return False
         finally:
             self._reading.release()
@@ -69,6 +96,7 @@ class DirectStream:
         self._cancelled = True
         self._stream.cancel()
         self._ready.clear()
+        self._error = None
 
     def finish(self, deadline: float | None) -> None:
         """Read what is left, mostly the end alone. Raises what reading it raises."""
@@ -84,6 +112,7 @@ class DirectStream:
                 raise error
             finally:
                 del error  # a cycle: its traceback leads to this frame, as in `BackgroundStream.take`
+        self.begin(deadline)
         if self._before is not None:
             self._before.finish(deadline)
             self._before = None

@@ -1,7 +1,7 @@
 """The batches that an iterator has requested and not yielded yet, in order."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixserve_client.forks import leave_to_parent
@@ -50,10 +50,15 @@ class InFlight:
             before = self._fetching[-1].streams[-1:] if self._fetching else ()
             streams = list(before)
             for part in fetch.parts:
-                streams.append(reader.start(part, streams[-1] if streams else None, self._lane))
+                stream = reader.start(part, streams[-1] if streams else None, self._lane)
+                # A trainer need not wait until its request is sent, if another thread reads ahead of it.
+                if isinstance(stream, DirectStream) and not self._ahead.is_wanted:
+                    stream.begin()
+                streams.append(stream)
             self._fetching.append(_Fetching(fetch, fetch.streams_per_batch, fetch.count, tuple(streams[len(before) :])))
             self.count += fetch.count * fetch.streams_per_batch
             self.next_request_at = fetch.end
+        self._read_ahead()
 
     def take(self, fields: tuple[Field, ...], deadline: float | None) -> tuple[Batch, int | None, bool]:
         """Wait for the next batch: it, where it ended (None if more batches of its fetch follow), and whether it is
@@ -61,19 +66,6 @@ class InFlight:
 
         Raises what fetching the batch raised, and DeadlineExceeded; then the batches in flight are for `drop_after`.
         """
-        self._ahead.come()
-        taken = self._take(fields, deadline)
-        assert self._submit is not None
-        self._ahead.leave(self._direct_streams(), self._submit)
-        return taken
-
-    def _direct_streams(self) -> Iterator[DirectStream]:
-        for fetching in self._fetching:
-            for stream in fetching.streams:
-                if isinstance(stream, DirectStream):
-                    yield stream
-
-    def _take(self, fields: tuple[Field, ...], deadline: float | None) -> tuple[Batch, int | None, bool]:
         first = self._fetching[0]
         streams = first.streams
         if len(streams) == 1:
@@ -86,6 +78,24 @@ class InFlight:
             return batch, None, False
         self._fetching.popleft()
         return batch, first.fetch.end, first.fetch.short
+
+    def come(self) -> None:
+        """The trainer comes for a batch."""
+        self._ahead.come()
+
+    def leave(self) -> None:
+        """The trainer goes on with its batch: another thread may read what is in flight."""
+        self._ahead.leave()
+        self._read_ahead()
+
+    def _read_ahead(self) -> None:
+        if self._ahead.is_wanted and self._submit is not None and self._direct_streams():
+            self._ahead.start(self._direct_streams, self._submit)
+
+    def _direct_streams(self) -> list[DirectStream]:
+        # A copy of the deque, since the trainer's thread may change it meanwhile.
+        streams = [stream for fetching in self._fetching.copy() for stream in fetching.streams]
+        return [stream for stream in streams if isinstance(stream, DirectStream) and not stream.has_ended]
 
     def drop_after(self, position: int, otherwise: int, *, cut: bool = False) -> None:
         """Drop the batches that end after `position`, and with `cut` also those that the mixture's end cut short.

@@ -106,14 +106,17 @@ class Reader:
         return batch
 
     def start(self, wanted: StridedRange | PositionList, after: AnyStream | None, lane: Lane) -> AnyStream:
-        """The batches of `wanted`, requested after those of `after`, the lane's stream before it."""
+        """The batches of `wanted`, requested after those of `after`, the lane's stream before it.
+
+        A `DirectStream` has to be begun.
+        """
         resources = self._resources.here
         stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers)
-        mode = stream.begin(lane)
+        mode = stream.read_mode
         if mode == ReadMode.BACKGROUND:
             return BackgroundStream(stream, resources.threads, after if isinstance(after, BackgroundStream) else None)
         before = after if isinstance(after, DirectStream) else None
-        return DirectStream(stream, before, comes_by_itself=mode == ReadMode.PUSHED)
+        return DirectStream(stream, lane, before)
 
     def submit(self, task: Callable[[], None]) -> None:
         """Run `task` in one of the client's threads. Raises Unavailable if the client is closed."""

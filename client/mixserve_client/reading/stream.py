@@ -42,9 +42,14 @@ class BatchStream:
     def __iter__(self) -> Iterator[list[Batch]]:
         return batches_of(self._rows(), self._rest.wanted.size, self._selection.fields, self._memory)
 
-    def begin(self, lane: Lane) -> ReadMode:
+    @property
+    def read_mode(self) -> ReadMode:
+        """As `RetryingReplies.read_mode`."""
+        return self._replies.read_mode
+
+    def begin(self, lane: Lane) -> None:
         """As `RetryingReplies.begin`."""
-        return self._replies.begin(lane)
+        self._replies.begin(lane)
 
     def wait_until(self, deadline: float | None) -> None:
         """From now on, waiting for a reply ends at that time of `time.monotonic()`."""

@@ -117,24 +117,30 @@ class RetryingReplies:
         self._replies: Replies | None = None
         self._begun: tuple[Transport, Replies] | None = None
 
-    def begin(self, lane: Lane) -> ReadMode:
-        """Send the first request, unless the mode that this returns is BACKGROUND.
+    @property
+    def read_mode(self) -> ReadMode:
+        """How the replies would come if the first request was sent now."""
+        request = self._next_request()
+        if request is None:
+            return ReadMode.BACKGROUND
+        return self._replicas.transport.read_mode(self._method, request.data)
+
+    def begin(self, lane: Lane) -> None:
+        """Send the first request, before the iteration begins. Without this, the iteration sends it.
 
         The streams of a lane must be read one after another, in the order in which they began.
         """
         request, transport = self._next_request(), self._replicas.transport
-        if request is None:
-            return ReadMode.BACKGROUND
-        data, replies, reply_bytes = request
-        mode = transport.read_mode(self._method, data)
-        if mode != ReadMode.BACKGROUND:
-            try:
-                timeout_s = _Backoff(self._replicas, self).remaining_s()
-                self._replies = transport.stream(self._method, data, timeout_s, replies, reply_bytes, lane)
-                self._begun = transport, self._replies
-            except MixserveError:
-                pass  # the iteration sends the request again, and knows what to do about its error
-        return mode
+        if request is None or self._cancelled:
+            return
+        try:
+            timeout_s = _Backoff(self._replicas, self).remaining_s()
+            self._replies = transport.stream(self._method, *request[:1], timeout_s, *request[1:], lane)
+            self._begun = transport, self._replies
+        except MixserveError:
+            return  # the iteration sends the request again, and knows what to do about its error
+        if self._cancelled:  # by another thread, just before `_replies` was set
+            self._replies.cancel()
 
     def __iter__(self) -> Iterator[Reply]:
         """Raises what `RetryingCaller.call` raises."""

@@ -1,5 +1,6 @@
 """The interface of all transports: a method's path and a request's bytes in, replies' bytes out."""
 
+import threading
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any, Protocol
@@ -18,16 +19,16 @@ class ReadMode(Enum):
 
     BACKGROUND = "background"  # a wait for one cannot be limited: a thread of its own should read them
     ON_DEMAND = "on demand"  # while some thread reads; a wait ends as `wait_until` says, and on `cancel`
-    PUSHED = "pushed"  # by themselves, before they are read; a wait ends as above
 
 
 class Lane:
     """Streams that are read one after another, in the order in which they were opened.
 
-    A transport may send all of them over one connection, which it keeps here.
+    A transport may send all of them over one connection, which it keeps here. Hold `opening` while you open one.
     """
 
     def __init__(self) -> None:
+        self.opening = threading.Lock()
         self.connections: dict[object, Any] = {}  # by transport
 
     def close(self) -> None:

@@ -50,8 +50,7 @@ class SharedMemoryTransport:
         return self._inner.call(method, request, timeout_s)
 
     def read_mode(self, method: str, request: bytes) -> ReadMode:
-        mode = self._inner.read_mode(method, request)
-        return ReadMode.PUSHED if mode == ReadMode.ON_DEMAND and self._pool is not None else mode
+        return self._inner.read_mode(method, request)
 
     def stream(
         self,
