@@ -7,6 +7,7 @@ from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.text import show
 
 _PORTS = 1 << 16
+_WHOSE = ("the server's own port", "the port of health")
 _LONGEST_HOST = 253  # of a name in DNS
 _LONGEST_SOCKET_PATH = 107  # sun_path of Linux has 108 bytes, with a zero at the end
 
@@ -48,6 +49,40 @@ def check_address(address: Any) -> str:
         raise ValueError(f"it must be host:port with a port in 0..65535, or unix:///path; the port is {show(port)}")
     check_host(host)
     return address
+
+
+def ports_of(
+    address: str, health: str | None, bulk_port: int | None, *, processes: int = 1, worker_port: int | None = None
+) -> list[str]:
+    """All addresses at which a server listens: `address`, that of `health`, and a port of the first's host for bulk
+    channels, each unless it is None. `address` is one that can be used.
+
+    Each of several `processes` has a port of its own for bulk channels, counted from `bulk_port`, and one for calls,
+    counted from `worker_port`, which is not among these addresses. Raises ValueError if a port is none, or one of the
+    others.
+    """
+    found = [address] if health is None else [address, health]
+    if bulk_port is None:
+        return found
+    if isinstance(bulk_port, bool) or not isinstance(bulk_port, int) or not 0 <= bulk_port < _PORTS:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"bulk_port must be a port in 0..65535, 0 for a free one; got {show(bulk_port)}")
+    if address.startswith("unix:"):
+        if bulk_port:
+            raise ValueError(f"a server on a Unix socket has no port for bulk channels, got bulk_port={bulk_port}")
+        return found
+    if not bulk_port:
+        return found
+    taken = [(int(other.rpartition(":")[2]), whose) for other, whose in zip(found, _WHOSE, strict=False)]
+    taken += [(worker_port + number, "that of a process") for number in range(processes) if worker_port]
+    ports = range(bulk_port, bulk_port + processes)
+    for port, whose in taken:
+        if port in ports:
+            raise ValueError(f"bulk_port must be a port of its own, and {port} is {whose}; 0 is a free one")
+    host = address.rpartition(":")[0]
+    try:
+        return [*found, *(join_address(host, port) for port in ports)]
+    except ValueError as error:
+        raise ValueError(f"bulk_port {bulk_port} leaves no ports for {processes} processes: {error}") from None
 
 
 def _check_unix(address: str) -> str:

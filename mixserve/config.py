@@ -114,6 +114,8 @@ class ServerConfig(Section):
     of silence after which a session is free, folder of compiled programs (true: the user's cache folder), and folder of
     what sources prepare, such as indexes (None: in the user's cache folder).
 
+    Whether batches may come over bulk channels, and at which port of `host` (0: a free one).
+
     Who may reach it, and what they may do: files of TLS (None: plain text), the file of `mixserve token` whose tokens
     calls need (None: none), whether other machines may reach it without TLS and credentials, and the address that
     answers health alone (no port: none).
@@ -124,6 +126,8 @@ class ServerConfig(Section):
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    bulk: bool = True
+    bulk_port: int = Field(default=0, ge=0, le=65535)
     shared_memory: bool | str = True
     state_dir: str | None = Field(default=None, min_length=1)
     session_ttl_s: Seconds = 900.0

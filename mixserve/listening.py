@@ -17,18 +17,19 @@ _ANY = (("::", socket.AF_INET6), ("0.0.0.0", socket.AF_INET))  # gRPC tries both
 
 
 @contextmanager
-def holding(address: str) -> Generator[ExitStack]:
-    """Until the end of the block, or `close()` of what it gets, no other process can begin to listen at `address`.
+def holding(*addresses: str) -> Generator[ExitStack]:
+    """Until the end of the block, or `close()` of what it gets, no other process can begin to listen at `addresses`.
 
     Raises OSError if this process could not do so either.
 
     Calls to a held port are refused, like those to a free one. A free port (0) and the path of a socket are not held;
     whether the path can be used is checked.
     """
-    check_listening(address)
     with ExitStack() as held:
-        if not address.startswith("unix:") and int(address.rpartition(":")[2]):
-            _hold(address, held)
+        for address in addresses:
+            check_listening(address)
+            if not address.startswith("unix:") and int(address.rpartition(":")[2]):
+                _hold(address, held)
         yield held
 
 

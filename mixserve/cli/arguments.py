@@ -12,6 +12,7 @@ Placement = Annotated[str | None, typer.Option(help="Where rows are gathered: au
 SharedMemory = Annotated[
     str | None, typer.Option(help="Folder for the sockets of shared memory on this host; off for none.")
 ]
+Bulk = Annotated[bool | None, typer.Option("--bulk/--no-bulk", help="Whether batches may come over bulk channels.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
 CompilationCache = Annotated[
     str | None,

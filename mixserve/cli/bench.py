@@ -35,10 +35,11 @@ def run(
     key: int,
     mixture: str | None,
     shared_memory: bool | str,
+    bulk: bool,
 ) -> None:
     """Read batches of each size for `seconds` seconds, and show a table. Raises MixserveError."""
     console = open_console()
-    with connection.connect(address, patience_s=10, shared_memory=shared_memory) as client:
+    with connection.connect(address, patience_s=10, shared_memory=shared_memory, bulk=bulk) as client:
         description = client.mixture(mixture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("measuring", total=len(sizes) * seconds)

@@ -8,6 +8,7 @@ import typer
 from mixserve.cli.arguments import (
     Address,
     AsJson,
+    Bulk,
     CompilationCache,
     ConfigFile,
     MixtureName,
@@ -67,6 +68,10 @@ def serve(
     health_port: Annotated[
         int | None, typer.Option(help="Port that answers health alone, in plain text.", min=0, max=65535)
     ] = None,
+    bulk: Bulk = None,
+    bulk_port: Annotated[
+        int | None, typer.Option(help="Port of bulk channels; by default a free one.", min=0, max=65535)
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines connect without TLS or credentials.")
     ] = False,
@@ -93,6 +98,8 @@ def serve(
             health_port=health_port,
             processes=processes,
             worker=worker,
+            bulk=bulk,
+            bulk_port=bulk_port,
         )
 
 
@@ -259,6 +266,7 @@ def bench(
     key: Annotated[int, typer.Option(help="Seed of the first key; each batch size uses the next.")] = 0,
     mixture: MixtureName = None,
     shared_memory: SharedMemory = None,
+    bulk: Bulk = None,
 ) -> None:
     """Measure how fast this process gets batches from a running server."""
     with plain_errors():
@@ -273,6 +281,7 @@ def bench(
             key=key,
             mixture=mixture,
             shared_memory=True if memory is None else memory,
+            bulk=bulk is not False,
         )
 
 

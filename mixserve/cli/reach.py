@@ -1,26 +1,26 @@
 """Who may reach a server, as its file and flags say."""
 
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from mixserve.access.certificates import Certificates, ServerTls
 from mixserve.access.exposure import check_exposure
-from mixserve.address import join_address
+from mixserve.address import join_address, ports_of
 from mixserve.config import ConfigError, ServerConfig
-from mixserve.listening import holding
 from mixserve.sources.kinds.expanding import expand
 
 
 @dataclass(frozen=True)
 class Reach:
-    """The arguments of `serve` that say who may reach the server."""
+    """The arguments of `serve` that say where the server listens besides its address, and who may reach it."""
 
     config_file: Path
     tls: ServerTls | None
     insecure: bool
     health_host: str
     health_port: int | None
+    bulk: bool
+    bulk_port: int
 
     def check(self, address: str, *, has_tokens: bool) -> None:
         """Raises ConfigError if a file of TLS cannot be used, or if others could reach `address` unchecked."""
@@ -37,13 +37,29 @@ class Reach:
         except ValueError as error:
             raise ConfigError(f"{self.config_file}: server: {error}") from error
 
-    def holding_health(self) -> AbstractContextManager[ExitStack]:
-        """Reserves the port of health, if there is one. Raises OSError."""
-        return ExitStack() if self.health_port is None else holding(join_address(self.health_host, self.health_port))
+    def addresses(self, address: str, *, processes: int = 1, worker_port: int | None = None) -> list[str]:
+        """As `ports_of`: `address`, and others at which such a server listens. Raises ConfigError."""
+        health = None if self.health_port is None else join_address(self.health_host, self.health_port)
+        try:
+            bulk_port = self.bulk_port if self.bulk else None
+            return ports_of(address, health, bulk_port, processes=processes, worker_port=worker_port)
+        except ValueError as error:
+            raise ConfigError(f"{self.config_file}: server: {error}") from error
 
 
-def reachable(server: ServerConfig, config_file: Path, *, insecure: bool, health_port: int | None) -> Reach:
+def reachable(
+    server: ServerConfig,
+    config_file: Path,
+    *,
+    insecure: bool,
+    health_port: int | None,
+    bulk: bool | None,
+    bulk_port: int | None,
+) -> Reach:
     """What the file and the flags say. Raises ConfigError."""
+    bulk = server.bulk if bulk is None else bulk
+    if bulk_port is not None and not bulk:
+        raise ConfigError(f"--bulk-port {bulk_port} is for bulk channels, which are turned off; add --bulk")
     tls = server.tls
     files = None if tls is None else {name: value for name, value in tls.model_dump().items() if value is not None}
     return Reach(
@@ -52,6 +68,8 @@ def reachable(server: ServerConfig, config_file: Path, *, insecure: bool, health
         insecure or server.insecure,
         server.health_host,
         server.health_port if health_port is None else health_port,
+        bulk,
+        server.bulk_port if bulk_port is None else bulk_port,
     )
 
 

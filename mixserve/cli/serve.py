@@ -39,6 +39,8 @@ def run(
     health_port: int | None = None,
     processes: str | None = None,
     worker: int | None = None,
+    bulk: bool | None = None,
+    bulk_port: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Flags override the file. Raises ConfigError and OSError.
 
@@ -64,19 +66,18 @@ def run(
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
     cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
     tokens = _token_file(config, config_file)
-    reach = reachable(config.server, config_file, insecure=insecure, health_port=health_port)
+    reach = reachable(
+        config.server, config_file, insecure=insecure, health_port=health_port, bulk=bulk, bulk_port=bulk_port
+    )
     count = count_processes(config.server.processes if processes is None else processes)
     if link is None and count > 1:
         reach.check(address, has_tokens=tokens is not None)
         code = supervise(address, count, config.server.worker_port, reach, signals, grace_s)
         logging.shutdown()
         os._exit(code)
-    # Opening may take minutes: that the port is taken, or that others can reach it, should be said before.
-    with ExitStack() as held, _compiling(config, cache):
-        place = None if link is None else link.place
-        if place is None:
-            held.enter_context(holding(address))
-            held.enter_context(reach.holding_health())
+    place = None if link is None else link.place
+    # Opening may take minutes: that a port is taken, or that others can reach it, should be said before.
+    with holding(*(reach.addresses(address) if place is None else ())) as held, _compiling(config, cache):
         reach.check(address, has_tokens=tokens is not None)
         from mixserve.build import build_nodes
         from mixserve.located import starting
@@ -103,6 +104,8 @@ def run(
                 health_port=reach.health_port if as_worker is None else None,
                 health_host=reach.health_host,
                 worker=as_worker,
+                bulk=reach.bulk,
+                bulk_port=reach.bulk_port,
             )
     if as_worker is None or as_worker.keeps_state:
         _logger.info(

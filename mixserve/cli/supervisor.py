@@ -30,7 +30,7 @@ from mixserve.cli.worker_link import (
     Place,
 )
 from mixserve.config import MOST_PROCESSES, ConfigError
-from mixserve.listening import sharing
+from mixserve.listening import holding, sharing
 from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
@@ -255,14 +255,19 @@ def supervise(
     Their own ports follow `worker_port`; None: the kernel chooses them. Raises OSError if a port is taken.
     """
     host, _, _ = address.rpartition(":")
-    with ExitStack() as held, _socket_folder() as folder, _health(reach) as tell_health:
+    _, *others = reach.addresses(address, processes=count, worker_port=worker_port)
+    with ExitStack() as held, _socket_folder() as folder:
         signals.is_serving = True  # from now on there is something to end
+        # Until others have theirs: the kernel must not choose one of these for them.
+        fixed = held.enter_context(holding(*others))
         address = held.enter_context(sharing(address))
         # Held like the shared one, so that a worker's successor has the address that clients know.
         own = [
             held.enter_context(sharing(f"{host}:{worker_port + number if worker_port else 0}"))
             for number in range(count)
         ]
+        fixed.close()
+        tell_health = held.enter_context(_health(reach))
         told = [f":{one.rpartition(':')[2]}" for one in own]
         places = [Place(number, address, own, told, str(folder / "state.sock")) for number in range(count)]
         # Of this process's own arguments, so that workers have the same options, of Python too.

@@ -138,6 +138,11 @@ class MixServer:
         _made.add(self)
 
     @property
+    def bulk_port(self) -> int:
+        """The port of bulk channels; 0 if none can be opened over TCP."""
+        return 0 if self._bulk is None else self._bulk.port
+
+    @property
     def health_address(self) -> str | None:
         """Where the server answers health alone, if it does so on a port of its own."""
         return None if self._health_port is None else self._health_port.address
@@ -151,6 +156,9 @@ class MixServer:
             _logger.info("health on %s", self._health_port.address)
         if self._bulk is not None:
             self._bulk.start()
+            if self.bulk_port:
+                host = self.address.rpartition(":")[0]
+                _logger.info("bulk channels on %s:%d", host, self.bulk_port)
             if self._memory is not None:
                 self._memory.adopt = self._bulk.adopt
         self._sessions.start()

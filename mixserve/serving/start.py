@@ -8,14 +8,15 @@ from typing import Any
 from mixserve.access.certificates import Certificates, ServerTls
 from mixserve.access.exposure import check_exposure
 from mixserve.access.tokens import TokenFile
-from mixserve.address import join_address
-from mixserve.listening import holding
+from mixserve.address import join_address, ports_of
+from mixserve.listening import check_listening, holding
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
 from mixserve.serving.server import MixServer
 from mixserve.serving.shared_memory import open_shared_memory
 from mixserve.serving.worker import Worker
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
+from mixserve_client.schema.checks import check_truth
 
 
 def serve(
@@ -41,8 +42,8 @@ def serve(
     Returns when the server is warmed up and serving. `placement` (auto, host or device) overrides the nodes' own.
     Clients of the same user on this host get batches through shared memory; they find the server in the folder
     `shared_memory` (True: /dev/shm, False: no shared memory). With `bulk`, other clients get streams of batches over
-    plain connections, which are faster than gRPC: at `bulk_port` of the same host (0: a free one), under the same TLS
-    and tokens. What cannot reach that port uses gRPC.
+    plain connections, which are faster than gRPC: at `bulk_port` of the same host (0: a free one, which
+    `MixServer.bulk_port` tells), under the same TLS and tokens. What cannot reach that port uses gRPC.
 
     Sessions and checkpoints are kept in the folder `state_dir`; without one, sessions end with the server. If a holder
     is silent for `session_ttl_s` seconds, other clients may open its session. A journal that is unused for
@@ -62,13 +63,11 @@ def serve(
     token_file = None if tokens is None else TokenFile(tokens)
     files = ServerTls.of(tls)
     health_address = None if health_port is None else join_address(health_host, health_port)
+    check_listening(address)
+    listens = ports_of(address, health_address, bulk_port if check_truth("bulk", bulk) else None)
     with ExitStack() as opened:
-        # The port of workers is held by the process that started them.
-        with ExitStack() as held:
-            if worker is None:
-                held.enter_context(holding(address))
-            if health_address is not None:
-                held.enter_context(holding(health_address))
+        # The ports of workers are held by the process that started them.
+        with holding(*(listens if worker is None else ())):
             # Before nodes are placed and folders locked.
             certificates = None if files is None else Certificates(files)
             check_exposure(
