@@ -13,6 +13,7 @@ from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.certificate import key_kind
 from mixserve_client.schema.files import FileVersion, read_small, version_of, warn_of_readers
 from mixserve_client.schema.text import show
+from mixserve_client.wire.bulk import ALPN
 
 _logger = logging.getLogger("mixserve")
 
@@ -57,7 +58,7 @@ class ServerTls:
 
 
 class Pair(NamedTuple):
-    """What the files hold: they fit each other. `context` has them, for servers that Python's `ssl` makes."""
+    """What the files hold: they fit each other. `context` has them, for bulk channels."""
 
     certificate: bytes
     key: bytes
@@ -119,6 +120,7 @@ class Certificates:
             raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
         warn_of_readers(tls.key, "key", _logger)
         context = _check_pair(tls)
+        context.set_alpn_protocols([ALPN])
         _check_kind(tls.certificate, certificate)
         client_ca = None if tls.client_ca is None else read_small(tls.client_ca, "tls: client_ca")
         if client_ca is not None:
