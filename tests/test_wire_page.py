@@ -15,7 +15,6 @@ from mixserve.serving import bulk as channels
 from mixserve.serving import bulk_connection, bulk_door, bulk_threads
 from mixserve_client.errors import UnknownMixture
 from mixserve_client.schema.requests import BatchRequest, StreamRequest
-from mixserve_client.schema.server import ServerDescription
 from mixserve_client.transport import bulk, handshake, pipes
 from mixserve_client.wire import bulk as frames
 from mixserve_client.wire import methods
@@ -24,11 +23,11 @@ from mixserve_client.wire.bulk import ALPN, HEADER_BYTES, HELLO, WELCOME, Kind, 
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
 from mixserve_client.wire.request import SMALL_REQUEST_BYTES, encode_stream_request
 from mixserve_client.wire.server import decode_server
+from tests.bulk_calls import DEADLINE_S, bulk_token, connect_bulk, open_bulk, receive
 from tests.certificates import NEEDS_OPENSSL, Authority
 from tests.processes import ONE_SIZE
 
 PAGE = (Path(__file__).parents[1] / "docs" / "wire.md").read_text()
-DEADLINE_S = 20
 LINE = re.compile(r"(client|server|      ) {2}((?:[0-9a-f]{2} ?)+)(?: {2}.*)?")
 Piece = tuple[str, bytes]
 
@@ -98,31 +97,6 @@ def server(node: MixDataSourcesNode, tmp_path_factory: pytest.TempPathFactory) -
         yield running
 
 
-def describe(server: MixServer, channel: grpc.Channel | None = None) -> ServerDescription:
-    with channel or grpc.insecure_channel(server.address) as made:
-        return decode_server(made.unary_unary(methods.GET_SERVER)(b"", timeout=DEADLINE_S))
-
-
-def token_of(server: MixServer, channel: grpc.Channel | None = None) -> bytes:
-    offer = describe(server, channel).bulk
-    assert offer is not None
-    assert offer.host == ""
-    assert offer.port == server.bulk_port
-    return offer.token
-
-
-def connect(server: MixServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.bulk_port), DEADLINE_S)
-
-
-def receive(connection: socket.socket, count: int) -> bytes:
-    """So many bytes, or fewer at the end of the connection."""
-    came = b""
-    while len(came) < count and (more := connection.recv(count - len(came))):
-        came += more
-    return came
-
-
 def play(connection: socket.socket, token: bytes) -> None:
     """Be the client of the exchange, and require the server's part of it."""
     for who, data in joined(EXCHANGE):
@@ -138,8 +112,8 @@ def play(connection: socket.socket, token: bytes) -> None:
 
 
 def test_a_server_answers_as_the_page_says(server: MixServer) -> None:
-    with connect(server) as connection:
-        play(connection, token_of(server))
+    with connect_bulk(server) as connection:
+        play(connection, bulk_token(server))
 
 
 @NEEDS_OPENSSL
@@ -152,8 +126,8 @@ def test_a_server_with_tls_answers_so_to_the_right_protocol(node: MixDataSources
             if protocol is not None:
                 context.set_alpn_protocols([protocol])
             credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes())
-            token = token_of(server, grpc.secure_channel(server.address, credentials))
-            with context.wrap_socket(connect(server), server_hostname="127.0.0.1") as connection:
+            token = bulk_token(server, channel=grpc.secure_channel(server.address, credentials))
+            with connect_bulk(server, context) as connection:
                 if protocol == ALPN:
                     play(connection, token)
                 else:
@@ -172,14 +146,16 @@ def ends(connection: socket.socket) -> bool:
 def test_the_socket_of_shared_memory_takes_the_packet_of_the_page(server: MixServer) -> None:
     (_, packet), (_, answer) = pieces_of("Through shared memory")
     assert packet == handshake.SLOT_PACKET.pack(handshake.CHANNEL_SIZE, 0)
+    with grpc.insecure_channel(server.address) as channel:
+        path = decode_server(channel.unary_unary(methods.GET_SERVER)(b"", timeout=DEADLINE_S)).shared_memory
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with mine, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(describe(server).shared_memory)
+        connection.connect(path)
         connection.settimeout(DEADLINE_S)
         mine.settimeout(DEADLINE_S)
         socket.send_fds(connection, [packet], [theirs.fileno()])
         assert connection.recv(100) == answer
-        play(mine, token_of(server))
+        play(mine, bulk_token(server))
         socket.send_fds(connection, [packet], [connection.fileno()])
         refused = connection.recv(300)
         assert refused[:8] == bytes(8)
@@ -199,24 +175,21 @@ def test_the_socket_of_shared_memory_takes_the_packet_of_the_page(server: MixSer
     ],
 )
 def test_other_frames_end_the_connection(server: MixServer, wrong: bytes) -> None:
-    with connect(server) as connection:
-        connection.sendall(HELLO + token_of(server))
-        assert receive(connection, len(WELCOME)) == WELCOME
+    with open_bulk(server) as connection:
         connection.sendall(wrong)
         assert ends(connection)
 
 
 @pytest.mark.parametrize("wrong", [b"GET / HTTP/1.1\r\n\r\n", b"mixserve-bulk/2\n" + TOKEN])
 def test_other_hellos_end_it_too(server: MixServer, wrong: bytes) -> None:
-    with connect(server) as connection:
+    with connect_bulk(server) as connection:
         connection.sendall(wrong)
         assert ends(connection)
 
 
 def test_a_cancel_of_a_stream_that_has_ended_means_nothing(server: MixServer) -> None:
-    with connect(server) as connection:
-        connection.sendall(HELLO + token_of(server) + encode_header(Kind.CANCEL, 7) + request(8, "m"))
-        assert receive(connection, len(WELCOME)) == WELCOME
+    with open_bulk(server) as connection:
+        connection.sendall(encode_header(Kind.CANCEL, 7) + request(8, "m"))
         assert receive(connection, HEADER_BYTES)[:8] == encode_header(Kind.REPLY, 8)[:8]
 
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,14 +19,20 @@ from mixserve import MixServer, ServerTls
 from mixserve.access.identity import EVERYBODY, acting_as
 from mixserve.cli.health import probe
 from mixserve.cli.main import app
+from mixserve.serving import bulk
 from mixserve_client import MixClient, PermissionDenied, TlsOptions, Unauthenticated
+from mixserve_client.errors import InvalidRequest, MixserveError
+from mixserve_client.transport.handshake import CHANNEL_SIZE, SLOT_ID, SLOT_PACKET
 from mixserve_client.wire import methods
+from mixserve_client.wire._generated import mix_pb2
+from mixserve_client.wire.bulk import ALPN
 from mixserve_client.wire.server import decode_server
+from tests.bulk_calls import bulk_token, connect_bulk, error_over_bulk, is_let_in, open_bulk, stream_over_bulk
 from tests.certificates import NEEDS_OPENSSL
 from tests.processes import write_mixture
 from tests.security.page import OTHERS
 from tests.security.world import BEGUN, MAY_END, Outcome, World
-from tests.tokens.calling import NEEDED, bearer, look, status_of
+from tests.tokens.calling import KEY, NEEDED, STREAMS, bearer, look, status_of
 from tests.tokens.files import Tokens, replace_file
 from tests.tokens.test_changes import endless_stream, ends_with
 
@@ -69,6 +77,26 @@ def own_tokens(world: World) -> Iterator[tuple[MixServer, Tokens]]:
     server = world.start(tokens=path)
     yield server, tokens
     server.stop()
+
+
+class _Lines(logging.Handler):
+    def __init__(self, level: int):
+        super().__init__(level)
+        self.lines = list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def lines_of(logger: str, level: int = logging.WARNING) -> Iterator[list[str]]:
+    """What is logged in the block."""
+    handler = _Lines(level)
+    logging.getLogger(logger).addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        logging.getLogger(logger).removeHandler(handler)
 
 
 def list_mixtures(server: MixServer, token: str | None) -> tuple[str, str]:
@@ -250,6 +278,158 @@ def shared_memory_of_others(world: World) -> str:
 SEQPACKET = "SOCK_SEQPACKET"
 
 
+def batches_of(mixture: str, count: int = 1) -> bytes:
+    first = mix_pb2.GetBatchAtRequest(mixture=mixture, key=KEY, size=64)
+    return mix_pb2.StreamBatchesRequest(first=first, stride=64, count=count, reply_rows=64).SerializeToString()
+
+
+@row("a bulk channel, with the token that `GetServer` has just given out")
+def bulk_channel(world: World) -> str:
+    server = world.server("tokens")
+    with open_bulk(server, bearer(world.tokens["reader-a"])) as connection:
+        (reply,) = stream_over_bulk(connection, 1, methods.STREAM_BATCHES, batches_of("a"))
+    assert len(mix_pb2.Batch.FromString(reply).arrays) == 1
+    with world.client(server, token=world.tokens["reader-a"]) as client:
+        assert len(next(client.batches(64, 1, mixture="a"))["id"]) == 64
+        assert client.transport.startswith("bulk ")
+    return "yes"
+
+
+def said_to(world: World, token: bytes) -> str:
+    """What a server with tokens does after that hello."""
+    with connect_bulk(world.server("tokens")) as connection:
+        return "yes" if is_let_in(connection, token) else ENDS
+
+
+ENDS = "no: the connection ends"
+
+
+@row("a bulk channel, with a token that is wrong")
+def bulk_wrong(world: World) -> str:
+    right = bulk_token(world.server("tokens"), bearer(world.tokens["reader"]))
+    assert said_to(world, right[:-1] + bytes([right[-1] ^ 1])) == ENDS
+    assert said_to(world, bytes(32)) == ENDS
+    assert said_to(world, right) == "yes"
+    return ENDS
+
+
+@row("a bulk channel, with a token that has opened another one")
+def bulk_again(world: World) -> str:
+    token = bulk_token(world.server("tokens"), bearer(world.tokens["reader"]))
+    assert said_to(world, token) == "yes"
+    return said_to(world, token)
+
+
+@row("a bulk channel, with a token of `GetServer` that is older than 30 s")
+def bulk_old(world: World) -> str:
+    assert bulk._TOKEN_S == 30
+    server, usual_s = world.server("tokens"), bulk._TOKEN_S
+    bulk._TOKEN_S = 0.05
+    try:
+        token = bulk_token(server, bearer(world.tokens["reader"]))
+        time.sleep(0.06)  # and so it is too old, however long this takes
+        return said_to(world, token)
+    finally:
+        bulk._TOKEN_S = usual_s
+
+
+def bulk_context(world: World, protocol: str | None, *, own: bool = False) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(world.made.authority.ca))
+    if protocol is not None:
+        context.set_alpn_protocols([protocol])
+    if own:
+        context.load_cert_chain(world.made.client.certificate, world.made.client.key)
+    return context
+
+
+def let_in_by(world: World, name: str, context: ssl.SSLContext | None) -> bool:
+    """Whether a server with TLS lets a connection in whose token is right."""
+    server, own = world.server(name), world.made.client
+    credentials = grpc.ssl_channel_credentials(
+        world.made.authority.ca.read_bytes(), own.key.read_bytes(), own.certificate.read_bytes()
+    )
+    token = bulk_token(server, channel=grpc.secure_channel(server.address, credentials))
+    try:
+        connection = connect_bulk(server, context)
+    except (ssl.SSLError, ConnectionError):
+        return False
+    with connection:
+        return is_let_in(connection, token)
+
+
+@row("a bulk channel of a server with `tls`, without TLS or with another protocol in it")
+def bulk_without_tls(world: World) -> str:
+    assert let_in_by(world, "server", bulk_context(world, ALPN))
+    for context in (None, bulk_context(world, None), bulk_context(world, "h2")):
+        assert not let_in_by(world, "server", context)
+    return ENDS
+
+
+@row("a bulk channel of a server with `client_ca`, without a certificate")
+def bulk_without_certificate(world: World) -> str:
+    assert let_in_by(world, "mutual", bulk_context(world, ALPN, own=True))
+    return "yes" if let_in_by(world, "mutual", bulk_context(world, ALPN)) else ENDS
+
+
+@row("a server at the port of bulk channels with a certificate of another authority, or for another host")
+def bulk_of_others(world: World) -> str:
+    for other in ("stranger", "elsewhere"):
+        server = world.start(tls=ServerTls(world.made.server.certificate, world.made.server.key))
+        assert server._bulk is not None
+        door, theirs = server._bulk._door, world.server(other)._bulk
+        assert theirs is not None
+        own_port, door.port = door.port, theirs.port  # as if they listened there
+        with world.client(server, tls=world.made.authority.ca) as client, lines_of("mixserve_client") as lines:
+            assert len(next(client.batches(64, 1, mixture="a"))["id"]) == 64
+            assert client.transport == f"grpc {server.address}"
+            (line,) = lines
+            assert "CERTIFICATE_VERIFY_FAILED" in line
+        door.port = own_port
+        with world.client(server, tls=world.made.authority.ca) as client:
+            next(client.batches(64, 1, mixture="a"))
+            assert client.transport.startswith("bulk ")
+    return "no: the client says no hello, and batches come over gRPC"
+
+
+@row("any call but streams of batches over a bulk channel")
+def others_over_bulk(world: World) -> str:
+    with open_bulk(world.server("plain")) as connection:
+        for number, method in enumerate(method for method in NEEDED if method not in STREAMS):
+            assert isinstance(error_over_bulk(connection, number, method, b""), InvalidRequest)
+        assert error_over_bulk(connection, 99, methods.STREAM_BATCHES, batches_of("a")) is None
+    return "no: InvalidRequest"
+
+
+@row("a mixture that is not in the token's list, over a bulk channel")
+def mixture_over_bulk(world: World) -> str:
+    with open_bulk(world.server("tokens"), bearer(world.tokens["reader-a"])) as connection:
+        said = list[str]()
+        for number, name in enumerate("bz"):
+            refused = error_over_bulk(connection, number, methods.STREAM_BATCHES, batches_of(name))
+            assert isinstance(refused, PermissionDenied)
+            said.append(str(refused).replace(f"'{name}'", "it"))
+        assert said[0] == said[1]
+        assert error_over_bulk(connection, 9, methods.STREAM_BATCHES, batches_of("a")) is None
+    return "no: PermissionDenied"
+
+
+@row("to open a bulk channel through the socket of shared memory: the same user, with the token of `GetServer`")
+def bulk_through_shared_memory(world: World) -> str:
+    server = world.server("tokens")
+    (path,) = (world.folder / "memory").glob("*/*.sock")
+    right = bulk_token(server, bearer(world.tokens["reader"]))
+    for token in (bytes(32), right):
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with mine, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+            asking.connect(str(path))
+            socket.send_fds(asking, [SLOT_PACKET.pack(CHANNEL_SIZE, 0)], [theirs.fileno()])
+            assert asking.recv(100) == SLOT_ID.pack(1)
+            theirs.close()
+            mine.settimeout(20)
+            assert is_let_in(mine, token) == (token == right)
+    return "yes"
+
+
 @row("a mixture that does not exist, with a token that is for others")
 def mixtures_alike(world: World) -> str:
     said = list[str]()
@@ -279,13 +459,48 @@ def revoked(world: World) -> str:
         return found
 
 
-@row("a token that is not in the file any more: streams that run")
+@row("a token that is not in the file any more: streams that run, over gRPC or a bulk channel")
 def revoked_stream(world: World) -> str:
-    with own_tokens(world) as (server, tokens), endless_stream(server, tokens["mine"], "a") as call:
-        next(call)
+    with own_tokens(world) as (server, tokens), streams(server, tokens) as (call, replies):
         tokens.write("mine")
         assert ends_with(call, 3)[0] == "UNAUTHENTICATED"
+        assert isinstance(ends_over_bulk_with(replies, 3), Unauthenticated)
     return "no: they end with Unauthenticated within 2 s"
+
+
+@contextmanager
+def streams(server: MixServer, tokens: Tokens) -> Iterator[tuple[Iterator[bytes], Iterator[bytes]]]:
+    """One over gRPC and one over a bulk channel, that run."""
+    with (
+        endless_stream(server, tokens["mine"], "a") as call,
+        open_bulk(server, bearer(tokens["mine"])) as connection,
+    ):
+        replies = stream_over_bulk(connection, 1, methods.STREAM_BATCHES, batches_of("a", 1 << 20))
+        next(call)
+        next(replies)
+        yield call, replies
+
+
+def ends_over_bulk_with(replies: Iterator[bytes], limit_s: float) -> MixserveError | None:
+    deadline = time.monotonic() + limit_s
+    try:
+        for _ in replies:
+            assert time.monotonic() < deadline, "it goes on"
+    except MixserveError as error:
+        return error
+    return None
+
+
+@row("a token that is not in the file any more: bulk channels that are open")
+def revoked_channel(world: World) -> str:
+    with own_tokens(world) as (server, tokens), open_bulk(server, bearer(tokens["mine"])) as connection:
+        assert error_over_bulk(connection, 1, methods.STREAM_BATCHES, batches_of("a")) is None
+        tokens.write("mine")
+        look(server)
+        for number in (2, 3):
+            refused = error_over_bulk(connection, number, methods.STREAM_BATCHES, batches_of("a"))
+            assert isinstance(refused, Unauthenticated)
+    return "no: Unauthenticated for each request"
 
 
 @row("a token that is not in the file any more: a single call that runs")
@@ -309,41 +524,27 @@ def revoked_call(world: World) -> str:
     return "yes"
 
 
-@row("a token whose mixture was taken away: streams that run")
+@row("a token whose mixture was taken away: streams that run, over gRPC or a bulk channel")
 def other_mixtures(world: World) -> str:
-    with own_tokens(world) as (server, tokens), endless_stream(server, tokens["mine"], "a") as call:
-        next(call)
+    with own_tokens(world) as (server, tokens), streams(server, tokens) as (call, replies):
         tokens.rights["mine"] = "trainer", ["b"]
         tokens.write()
         assert ends_with(call, 3)[0] == "PERMISSION_DENIED"
+        assert isinstance(ends_over_bulk_with(replies, 3), PermissionDenied)
     return "no: they end with PermissionDenied within 2 s"
-
-
-class Errors(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines = list[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 @row("the tokens of a file that is broken or gone now")
 def broken(world: World) -> str:
-    logger, errors = logging.getLogger("mixserve"), Errors()
-    logger.addHandler(errors)
-    try:
-        with own_tokens(world) as (server, tokens):
-            for number, spoil in enumerate(
-                (lambda: replace_file(tokens.path, "tokens: ["), lambda: tokens.path.unlink()), 1
-            ):
-                spoil()
-                for _ in range(3):
-                    look(server)
-                    assert words(list_mixtures(server, tokens["mine"])) == "yes"
-                assert len(errors.lines) == number
-    finally:
-        logger.removeHandler(errors)
+    with lines_of("mixserve", logging.ERROR) as errors, own_tokens(world) as (server, tokens):
+        for number, spoil in enumerate(
+            (lambda: replace_file(tokens.path, "tokens: ["), lambda: tokens.path.unlink()), 1
+        ):
+            spoil()
+            for _ in range(3):
+                look(server)
+                assert words(list_mixtures(server, tokens["mine"])) == "yes"
+            assert len(errors) == number
     return "yes"
 
 
