@@ -136,6 +136,8 @@ def test_in_python(small: MixDataSourcesNode, tmp_path: Path) -> None:
     for wrong in (-1, 65536, True, "7001", 1.5):
         with pytest.raises(ValueError, match="bulk_port must be a port in"):
             serve({"m": small}, bulk_port=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="bulk must be True or False"):
+        serve({"m": small}, bulk="off")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="a server on a Unix socket has no port for bulk channels, got bulk_port=7001"):
         serve({"m": small}, f"unix://{tmp_path}/socket", bulk_port=7001)
 

@@ -208,7 +208,7 @@ def open_shared_memory(folder: bool | str) -> SharedMemory | None:
             raise OSError("this system has no memfd_create")
         return SharedMemory(DEFAULT_FOLDER if folder is True else folder)
     except OSError as error:
-        _logger.warning("no shared memory: %s; clients on this host use gRPC", error)
+        _logger.warning("no shared memory: %s; batches are sent to clients on this host, too", error)
         return None
 
 

@@ -250,7 +250,7 @@ def test_closed_iterators_give_their_memory_back_at_once(near, folder, few_slots
         gc.enable()
 
 
-# (g): what forces gRPC
+# (g): what does without it
 
 
 def test_false_turns_a_way_off_on_either_side_and_the_transport_says_what_is_used(near, folder, big_node, expected):

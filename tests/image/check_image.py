@@ -23,13 +23,15 @@ from mixserve.build import build_nodes
 from mixserve.config import load_config
 from mixserve_client import MixClient
 from tests.processes import DEADLINE_S, write_mixture
+from tests.test_listening import a_free_port
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "mixserve-test"
 HEALTH = ("mixserve", "health", "127.0.0.1:50052")
 # The default command, for a mixture without TLS.
 SERVE = (
-    "serve", "/data/mixture.yaml", "--host", "0.0.0.0", "--port", "50051", "--health-port", "50052", "--insecure"
+    "serve", "/data/mixture.yaml", "--host", "0.0.0.0", "--port", "50051", "--health-port", "50052",
+    "--bulk-port", "50053", "--insecure",
 )  # fmt: skip
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--init")
 READ_SHARED = """
@@ -139,14 +141,19 @@ def start(engine: Engine, image: str, data: Path, cache: str):
         engine.run("rm", "--force", container.name)
 
 
-def test_user_and_health_check(engine, image):
+def test_user_ports_and_health_check(engine, image):
     (settings,) = json.loads(engine("image", "inspect", image))
     assert settings["Config"]["User"] == "10001:10001"
+    assert set(settings["Config"]["ExposedPorts"]) == {"50051/tcp", "50053/tcp"}
+    assert settings["Config"]["Cmd"] == list(SERVE[:-1])
     # Docker has it in the configuration, Podman beside it.
     health_check = settings["Config"].get("Healthcheck") or settings["Healthcheck"]
     assert health_check["Test"] == ["CMD", *HEALTH]
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-    assert compose["services"]["mixserve"]["healthcheck"]["test"] == health_check["Test"]
+    service = compose["services"]["mixserve"]
+    assert service["healthcheck"]["test"] == health_check["Test"]
+    assert service["command"] == list(SERVE)
+    assert service["ports"] == ["127.0.0.1:50051:50051", "127.0.0.1:50053:50053"]
 
 
 def test_volumes_take_their_owner_from_the_image(engine, image):
@@ -166,10 +173,13 @@ def test_the_licenses_are_in_the_image(engine, image):
 
 def test_serves_read_only_and_stops_at_sigterm(engine, data, start):
     for _ in ("compiles", "finds compiled programs"):
-        container = start(("--publish", "127.0.0.1::50051"))
+        port = str(a_free_port())  # of bulk channels: the server tells it to clients
+        published = ("--publish", "127.0.0.1::50051", "--publish", f"127.0.0.1:{port}:{port}")
+        container = start(published, (*SERVE, "--bulk-port", port))
         container.wait_until_healthy()
         with MixClient.connect(container.address(), patience_s=20) as client:
-            served = client.get_batch_at(0, 8, key=7)
+            served = next(client.batches(8, key=7))
+            assert client.transport == f"bulk 127.0.0.1:{port}, grpc {container.address()}"
         assert container.stop() == 0
         assert "INFO stopped" in container.log()
         assert "cannot cache" not in container.log()

@@ -272,7 +272,7 @@ def shared_memory_of_others(world: World) -> str:
     finally:
         path.parent.chmod(0o700)
     assert said == "b''\n" or "ConnectionResetError" in said
-    return "no: batches come over gRPC"
+    return "no: batches come over TCP"
 
 
 SEQPACKET = "SOCK_SEQPACKET"

@@ -1,1 +1,1 @@
-"""How requests and replies move: over gRPC, through shared memory, or within this process."""
+"""How requests and replies move: over gRPC, over bulk channels, through shared memory, or within this process."""
