@@ -120,7 +120,6 @@ class Certificates:
             raise ValueError(f"tls: key: {tls.key} has no private key in PEM (no BEGIN PRIVATE KEY)")
         warn_of_readers(tls.key, "key", _logger)
         context = _check_pair(tls)
-        context.set_alpn_protocols([ALPN])
         _check_kind(tls.certificate, certificate)
         client_ca = None if tls.client_ca is None else read_small(tls.client_ca, "tls: client_ca")
         if client_ca is not None:
@@ -153,6 +152,7 @@ def _check_pair(tls: ServerTls) -> ssl.SSLContext:
         raise ValueError(f"tls: key: {tls.key} is encrypted; a server needs a key without a password")
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols([ALPN])
     try:
         context.load_cert_chain(tls.certificate, tls.key, password=refuse)
     except ssl.SSLError as error:
