@@ -1,8 +1,9 @@
 """`mixserve serve --processes` for tests: its processes, and the addresses of each."""
 
+import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class Cluster:
         """With `authority`, clients need its certificates."""
         self.config = write_mixture(folder)
         self.tokens = Tokens(folder / "tokens.yaml", {role: (role, None) for role in ("reader", "trainer", "admin")})
-        options, self.tls = f"port: 0, processes: {count}, tokens: tokens.yaml", dict[str, Any]()
+        self.bulk_port = free_ports(count)
+        options = f"port: 0, processes: {count}, bulk_port: {self.bulk_port}, tokens: tokens.yaml"
+        self.tls = dict[str, Any]()
         if authority is not None:
             ours, theirs = authority.issue("server"), authority.issue("client")
             options += f", tls: {{certificate: {ours.certificate}, key: {ours.key}, client_ca: {authority.ca}}}"
@@ -80,6 +83,21 @@ class Cluster:
 
     def wait_until_all_serve(self) -> None:
         wait_until(lambda: probe(self.health, 5) == "SERVING")
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports of 127.0.0.1 that are free."""
+    while True:
+        with ExitStack() as bound:
+            first = bound.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                for number in range(1, count):
+                    bound.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

@@ -1,5 +1,6 @@
 """Whether a server has bulk channels, and at which port: by its file, by flags, and in Python."""
 
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mixserve.cli.main import app
 from mixserve.cli.reach import reachable
 from mixserve.config import ServerConfig
 from mixserve_client import MixClient
-from tests.processes import ONE_SIZE, server_process, write_mixture
+from tests.processes import DEADLINE_S, ONE_SIZE, server_process, write_mixture
 from tests.test_listening import a_free_port, listening
 
 
@@ -100,6 +101,9 @@ def test_flags_come_before_the_file(
         ),
         ("bulk: false", ("--bulk-port", "0"), "--bulk-port 0 is for bulk channels, which are turned off; add --bulk"),
         ("bulk: false, port: 0, bulk_port: 7001", (), "a.bin"),
+        ("port: 7003, bulk_port: 7001", ("--processes", "3"), "port of its own, and 7003 is the server's own port"),
+        ("worker_port: 7003, bulk_port: 7002", ("--processes", "2"), "port of its own, and 7003 is that of a process"),
+        ("port: 0, bulk_port: 65535", ("--processes", "2"), "bulk_port 65535 leaves no ports for 2 processes"),
     ],
 )
 def test_wrong_ports_end_with_2(tmp_path: Path, server: str, flags: tuple[str, ...], said: str) -> None:
@@ -117,6 +121,16 @@ def test_a_port_that_is_taken_is_said_before_data_are_opened(tmp_path: Path) -> 
         assert ended.exit_code == 2
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in ended.stderr
         assert "a.bin" in CliRunner().invoke(app, ["serve", str(config), "--no-bulk"]).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
+def test_each_process_needs_its_own_port(tmp_path: Path) -> None:
+    with closing(listening()) as other:
+        port = other.getsockname()[1]
+        config = configure(tmp_path, f"port: 0, bulk_port: {port - 1}", with_data=False)
+        with server_process(config, "--processes", "2") as server:
+            assert server.process.wait(DEADLINE_S) == 2
+            assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in server.log()
 
 
 def test_in_python(small: MixDataSourcesNode, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mixserve_client.schema.requests import BatchRequest, StreamRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_stream_request
 from tests.certificates import NEEDS_OPENSSL, Authority
-from tests.cluster import Cluster, is_running, unix_sockets, wait_until
+from tests.cluster import Cluster, is_running, listening_ports, unix_sockets, wait_until
 from tests.conftest import assert_batches_equal
 from tests.processes import DEADLINE_S, server_process, write_mixture
 from tests.tokens.calling import REFLECTION, bearer
@@ -87,6 +87,17 @@ def test_every_worker_serves_the_same_batches(cluster: Cluster, shared_memory: b
         assert re.fullmatch(
             rf"(shared memory|bulk 127.0.0.1:\d+), grpc 127.0.0.1:\d+, one of {WORKERS} processes", client.transport
         )
+
+
+def test_every_worker_has_a_port_for_bulk_channels(cluster: Cluster) -> None:
+    cluster.wait_until_all_serve()
+    for number in range(WORKERS):
+        assert cluster.bulk_port + number in listening_ports(cluster.worker(number))
+    # A stream that begins in another thread shows its worker before that has a channel.
+    ports = "|".join(str(cluster.bulk_port + number) for number in range(WORKERS))
+    with cluster.connect(shared_memory=False) as client, client.batches(BATCH, 7) as batches:
+        told = re.compile(rf"bulk 127\.0\.0\.1:({ports}), grpc \S+, one of {WORKERS} processes")
+        wait_until(lambda: next(batches) and told.fullmatch(client.transport) is not None)
 
 
 def test_info_shows_the_processes(cluster: Cluster) -> None:

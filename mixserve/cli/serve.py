@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mixserve.access.entries import BadTokens
