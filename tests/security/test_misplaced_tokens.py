@@ -140,7 +140,8 @@ def test_every_error_of_ours_hides_it() -> None:
     pending = [MixserveError]
     while pending:
         kind = pending.pop()
-        assert str(kind(f"got {TOKEN} here")) == "got mixserve_… here"
+        if kind.__module__.startswith("mixserve"):  # tests have others
+            assert str(kind(f"got {TOKEN} here")) == "got mixserve_… here"
         pending += kind.__subclasses__()
 
 
