@@ -258,3 +258,15 @@ def test_nobody_waits_while_a_thread_is_free():
     finally:
         go.set()
         threads.shutdown()
+
+
+def test_bulk_channels_close_while_their_watcher_wakes_by_itself(big_node):
+    """The end of a connection wakes the thread that watches it, which may end before it is told to."""
+    for _ in range(30):
+        with serve({"train": big_node}, shared_memory=False) as server:
+            clients = [MixClient.connect(server.address, shared_memory=False) for _ in range(4)]
+            for client in clients:
+                list(client.batches(SIZE, 3, stop=2 * SIZE))
+            server.stop(grace_s=0)
+            for client in clients:
+                client.close()

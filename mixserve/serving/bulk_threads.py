@@ -77,7 +77,8 @@ class BulkThreads:
             self._connections.discard(connection)
 
     def _notify(self) -> None:
-        with suppress(BlockingIOError):  # it is awake already
+        # It is awake already, or it has ended: `close` shuts connections down, and the first of these wakes it, too.
+        with suppress(OSError):
             self._wake.send(b"x")
 
     def _watch(self) -> None:

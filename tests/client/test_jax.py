@@ -15,6 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, local_client, serve
 from mixserve_client import FingerprintMismatch, InvalidRequest
 from mixserve_client.jax import device_batches, global_batches
+from mixserve_client.jax_dtypes import fit_dtypes
+from mixserve_client.schema.dtypes import DTYPES
 
 SIZE, DEADLINE_S = 8, 120
 
@@ -137,6 +139,18 @@ def test_values_that_do_not_fit_are_refused():
         with jax.enable_x64(True):
             assert next(batches)["id"].dtype == np.int64
         assert batches.get_state()["position"] == SIZE
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("dtype", [*DTYPES, "longlong", "ulonglong"])
+def test_batches_have_the_dtypes_of_jax(dtype, x64):
+    batch = {"narrow": np.zeros(2, np.uint8), "nested": (np.ones((2, 3), dtype),)}
+    with jax.enable_x64(x64):
+        expected = jax.dtypes.canonicalize_dtype(batch["nested"][0].dtype)
+        fitted = fit_dtypes(batch)
+    assert fitted["nested"][0].dtype == expected
+    assert fitted["narrow"] is batch["narrow"]
+    assert (fitted["nested"][0] is batch["nested"][0]) == (expected == batch["nested"][0].dtype)
 
 
 def test_one_process_gets_global_arrays(client):

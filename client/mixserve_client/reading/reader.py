@@ -119,8 +119,8 @@ class Reader:
         return DirectStream(stream, lane, before)
 
     def submit(self, task: Callable[[], None]) -> None:
-        """Run `task` in one of the client's threads. Raises Unavailable if the client is closed."""
-        self._resources.here.threads.submit(task)
+        """Run `task`, which must not raise, in one of the client's threads. Raises Unavailable after `close`."""
+        self._resources.here.threads.start(task)
 
     def _ask_end(self, deadline: float | None) -> int | None:
         schedule = self.selection.schedule

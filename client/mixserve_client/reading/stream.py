@@ -9,12 +9,11 @@ from mixserve_client.reading.selection import Selection, check_fingerprint
 from mixserve_client.rpc.retry import Request, RetryingCaller
 from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.positions import POSITIONS_PER_REQUEST
-from mixserve_client.schema.requests import StreamRequest
 from mixserve_client.transport.base import Lane, ReadMode, Reply
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
-from mixserve_client.wire.request import encode_positions_request, encode_stream_request
+from mixserve_client.wire.request import encode_positions_request, with_batches
 
 
 class BatchStream:
@@ -104,8 +103,8 @@ class _Rest:
         selection = self._selection
         if isinstance(left, StridedRange):
             rows = _reply_rows(left, selection)
-            first = selection.request(left.start, left.size)
-            request = encode_stream_request(StreamRequest(first, left.stride, left.count, rows))
+            unfinished = selection.request_without_rows
+            request = with_batches(unfinished, left.start, left.size, left.stride, left.count, rows)
         else:
             left = PositionList(left.positions[:POSITIONS_PER_REQUEST])
             rows = _reply_rows(left, selection)

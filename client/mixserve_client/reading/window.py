@@ -58,9 +58,9 @@ class Window:
         Requests half of the window at a time, so that one stream opens while another one ends, and at least `at_least`
         batches.
         """
-        half = self._half(at_least)
+        most, half = self._most(at_least), self._half(at_least)
         found = list[Fetch]()
-        while self._most(at_least) - in_flight >= half and (start := self.skips.first_from(start)) < self.stop:
+        while most - in_flight >= half and (start := self.skips.first_from(start)) < self.stop:
             # The first batch comes alone: otherwise the server would plan it with later ones, and the trainer waits.
             fetch = self._fetch(start, half if found or not idle else 1)
             if fetch is None:

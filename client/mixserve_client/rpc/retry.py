@@ -146,11 +146,15 @@ class RetryingReplies:
         """Raises what `RetryingCaller.call` raises."""
         backoff = _Backoff(self._replicas, self)
         publisher = _SchedulePublisher(self._definitions)
-        while not self._cancelled and (request := self._next_request()) is not None:
+        while not self._cancelled:
+            begun, self._begun = self._begun, None
+            request = None if begun is not None else self._next_request()  # `begin` has sent the first one
             transport, until = self._replicas.transport, self.deadline
             try:
-                if self._begun is not None:
-                    (transport, opened), self._begun = self._begun, None
+                if begun is not None:
+                    transport, opened = begun
+                elif request is None:
+                    return
                 else:
                     publisher.publish(transport, backoff)
                     data, replies, reply_bytes = request

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -44,14 +45,22 @@ class DaemonThreadPool:
     def submit(self, task: Callable[[], T]) -> "Future[T]":
         """Run `task` in one of the threads; the future has its result. Raises Unavailable after `close`."""
         future: Future[T] = Future()
+        idle = self._idle
+        self._put(lambda: _run(future, task, idle))
+        return future
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Run `task`, which must not raise, in one of the threads. Raises Unavailable after `close`."""
+        # A future costs more than the rest, and the thread that reads ahead is started between a trainer's steps.
+        self._put(partial(_run_alone, task, self._idle))
+
+    def _put(self, run: Callable[[], None]) -> None:
         with self._lock:
             if self._closed.is_set():
                 raise Unavailable("this client is closed; make another one")
             if not self._claim_idle() and len(self._threads) < self._count:
                 self._threads.append(_start_thread(self._name, self._tasks))
-            idle = self._idle
-            self._tasks.put(lambda: _run(future, task, idle))
-        return future
+            self._tasks.put(run)
 
     @property
     def is_closed(self) -> bool:
@@ -123,6 +132,13 @@ def _end(
     on_exit()
     for _ in threads:
         tasks.put(None)
+
+
+def _run_alone(task: Callable[[], None], idle: _Idle) -> None:
+    try:
+        task()
+    finally:
+        idle.put(None)
 
 
 def _run(future: "Future[T]", task: Callable[[], T], idle: _Idle) -> None:

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,22 @@ class Memory:
         root = np.frombuffer(self._mapping, np.uint8)
         root.flags.writeable = writable
         self.fork_count = forks()
+        key = id(self)
+
+        def come_back(_: object) -> None:
+            del _lent[key]
+            returned.put(self)
+
         # On the root, not on the view that the user gets: every view, and every JAX array that `device_put` made
-        # without a copy, keeps the root alive, but not that view. A finalizer may run in any thread, with any lock
-        # held, so it only puts on a SimpleQueue, which is reentrant.
-        weakref.finalize(root, returned.put, self).atexit = False
+        # without a copy, keeps the root alive, but not that view. The callback may run in any thread, with any lock
+        # held, so it only puts on a SimpleQueue, which is reentrant. Not `weakref.finalize`: right after a trainer's
+        # step, when its code is no longer in the processor's caches, it takes 20 microseconds, and this takes 3.
+        _lent[key] = weakref.ref(root, come_back)
         return root
+
+
+# The references to the roots of lent memory, by the memory's id. They outlive the roots, and each keeps its memory.
+_lent: dict[int, Any] = {}
 
 
 M = TypeVar("M", bound=Memory)

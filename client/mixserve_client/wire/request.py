@@ -23,6 +23,8 @@ from mixserve_client.wire._generated import mix_pb2
 # The limit on requests, except of sessions, whose requests may carry states: 2^16 positions need half of it.
 SMALL_REQUEST_BYTES = 2 << 20
 _SLOTS, _MOST_SLOTS = 15, 1 << 13
+_START, _SIZE = 2, 3  # of GetBatchAtRequest
+_FIRST, _STRIDE, _COUNT, _REPLY_ROWS = 1, 2, 3, 4  # of StreamBatchesRequest
 _CONTENTS = {int(content): content for content in Content}
 
 
@@ -34,6 +36,18 @@ def encode_batch_request(request: BatchRequest) -> bytes:
 def with_rows(request: bytes, start: int, size: int) -> bytes:
     """An encoded request for no rows of a batch, with the rows [start, start + size) added."""
     return request + mix_pb2.GetBatchAtRequest(start=start, size=size).SerializeToString()  # see `with_slots`
+
+
+def with_batches(request: bytes, start: int, size: int, stride: int, count: int, reply_rows: int) -> bytes:
+    """The StreamBatchesRequest message for `count` batches whose starts are `stride` positions apart.
+
+    `request` is an encoded request for no rows of a batch, as for `with_rows`. All numbers are at least 1 but `start`.
+    """
+    # Written by hand, since an iterator makes such requests between a trainer's steps, when the code of protobuf's
+    # messages is no longer in the processor's caches. The bytes of `first` are merged as in `with_slots`.
+    first = request + frame.number(_START, start) + frame.number(_SIZE, size)
+    rest = frame.number(_STRIDE, stride) + frame.number(_COUNT, count) + frame.number(_REPLY_ROWS, reply_rows)
+    return frame.delimited(_FIRST, first) + rest
 
 
 def encode_stream_request(request: StreamRequest) -> bytes:

@@ -1,0 +1,1 @@
+"""What needs an accelerator: placement `device`, its bytes beside those of `host`, and batches put on devices."""
