@@ -129,7 +129,6 @@ def test_what_needs_no_jax_works_whatever_locks_other_threads_hold(epoch_node):
             epoch_node.mixture._identifying,
             epoch_node.mixture.blocks._cache.lock,
             services.mix._replies._cache._lock,
-            services.mix._pool._lock,
             services.mix._schedules._lock,
             services.state._sessions._loaded._lock,
             *(entry.lock for entry in services.state._sessions._loaded._entries.values()),

@@ -10,12 +10,11 @@ from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.mixture.sampling import check_end
-from mixserve.servicer.bytes_pool import BytesPool
 from mixserve.servicer.hosted import HostedMixture, ServedSelection
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending, SlotTarget
 from mixserve.servicer.replies import NoSlots, Replies, Slots
-from mixserve.servicer.reply_memory import Message, ReplyMemory
+from mixserve.servicer.reply_memory import BytesMemory, Message, ReplyMemory
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.stream_reply import MadeReply, StreamReply
 from mixserve.servicer.turns import Turns
@@ -76,8 +75,8 @@ class MixServicer:
         renew_in_forks(self, MixServicer._renew)
         self._slots = slots or NoSlots()
         self._replies = Replies(self._slots)
-        self._pool = BytesPool()
-        self._memory: ReplyMemory = memory or self._pool
+        self._bytes = BytesMemory()
+        self._memory: ReplyMemory = memory or self._bytes
         self._schedules = Schedules()
         # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
@@ -163,7 +162,7 @@ class MixServicer:
         target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
         ranges = [(wanted.start, wanted.size)]
         with naming_positions(ranges):
-            return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._pool).result())
+            return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._bytes).result())
 
     def _stream_batches(self, request: bytes, memory: ReplyMemory) -> Generator[Message]:
         wanted = decode_stream_request(request)

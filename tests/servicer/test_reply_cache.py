@@ -1,7 +1,5 @@
 """Work that several readers request is done once, and memory is reused only after its last user."""
 
-import gc
-import random
 import sys
 import threading
 import time
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, serve
-from mixserve.servicer.bytes_pool import COUNTS_ARE_EXACT, BytesPool, references
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve_client import MixClient, ServerFault
 from tests.processes import ONE_SIZE
@@ -174,7 +171,8 @@ def test_an_error_while_others_wait_fails_one_of_them(served, source):
 
 def others(replies: list[bytes], place: int) -> int:
     """The number of references to a reply, except the list's."""
-    return references(replies, place) - references([bytes(1000)], 0)
+    # Indexed inside the calls: a variable would be one more reference on some versions and none on others.
+    return sys.getrefcount(replies[place]) - sys.getrefcount([bytes(1000)][0])
 
 
 class Maker:
@@ -264,204 +262,3 @@ def test_a_reader_that_has_nobody_to_share_with_any_more_is_forgotten():
         share("goes on")
     assert not cache.get("stopped", "new rows", 1, Maker(1).begin).is_shared
     assert cache.get("goes on", "new rows", 1, Maker(1).begin).is_shared
-
-
-counted = pytest.mark.skipif(not COUNTS_ARE_EXACT, reason="without a lock nothing is used again")
-
-HOLDERS: list[Callable[[bytes], Any]] = [
-    lambda reply: reply,
-    memoryview,
-    lambda reply: memoryview(reply)[10:][:50],
-    lambda reply: np.frombuffer(reply, np.uint8)[7:80],
-    lambda reply: np.frombuffer(memoryview(reply)[8:], np.int16),
-    lambda reply: {"x": [reply]},
-    lambda reply: iter(reply),
-]
-
-
-@pytest.mark.parametrize("seed", range(3))
-@counted
-def test_bytes_that_somebody_has_are_never_handed_out_again(seed):
-    rng, pool = random.Random(seed), BytesPool(reuse=True)
-    held, seen = list[tuple[int, int, int, Any]](), set[int]()
-
-    def check(how: int, size: int, fill: int, kept: Any) -> None:
-        whole = bytes([fill]) * size
-        if how == len(HOLDERS) - 1:
-            assert bytes(kept) == whole
-        elif how == len(HOLDERS) - 2:
-            assert kept["x"] == [whole]
-        else:
-            assert bytes(kept) == bytes(HOLDERS[how](whole))
-
-    for number in range(1500):
-        size, fill, how = rng.choice([1000, 1002, 70_000]), number % 251, rng.randrange(len(HOLDERS))
-        reply, memory = pool.take(size)
-        assert len(reply) == len(memory) == size
-        memory[:] = fill
-        seen.add(id(reply))
-        held.append((how, size, fill, HOLDERS[how](reply)))
-        del reply, memory
-        while len(held) > rng.randrange(40):
-            check(*held.pop(rng.randrange(len(held))))
-    for kept in held:
-        check(*kept)
-    assert len(seen) < 500  # memory was reused
-
-
-@counted
-def test_bytes_are_used_again_when_they_are_free():
-    pool = BytesPool(reuse=True)
-    reply, memory = pool.take(5000)
-    first = id(reply)
-    assert id(pool.take(5000)[0]) != first
-    view = memoryview(reply)
-    del reply
-    assert all(id(pool.take(5000)[0]) != first for _ in range(5))
-    del view
-    assert all(id(pool.take(5000)[0]) != first for _ in range(5))  # a reader may still write to them
-    del memory
-    gc.collect()
-    assert first in {id(pool.take(5000)[0]) for _ in range(5)}
-
-
-def hold_as_argument(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    def hold(reply: bytes) -> bytes:
-        wait()
-        return bytes(reply)
-
-    return hold(take())
-
-
-def hold_on_the_stack(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    return (take(), wait())[0]
-
-
-def hold_borrowed(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    def first(reply: bytes, _: Any) -> bytes:
-        return reply
-
-    reply = take()
-    return first(reply, wait())
-
-
-def hold_in_a_loop(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    return bytes(byte for byte in take() for _ in ([wait()] if byte != 0 else []))
-
-
-def hold_in_a_cell(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    reply = take()
-
-    def held() -> bytes:
-        wait()
-        return reply
-
-    return held()
-
-
-def hold_in_a_generator(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    def replies() -> Any:
-        reply = take()
-        yield None
-        yield reply
-
-    made = replies()
-    next(made)
-    wait()
-    return next(made)
-
-
-def hold_in_c(take: Callable[[], bytes], wait: Callable[[], Any]) -> bytes:
-    return max([take()], key=lambda _: wait())
-
-
-FRAMES = [
-    hold_as_argument,
-    hold_on_the_stack,
-    hold_borrowed,
-    hold_in_a_loop,
-    hold_in_a_cell,
-    hold_in_a_generator,
-    hold_in_c,
-]
-
-
-@pytest.mark.parametrize("hold", FRAMES)
-@counted
-def test_bytes_that_only_a_frame_has_are_never_handed_out_again(hold):
-    """Interpreters count references from a frame's stack differently; in all of them, memory in use must not change."""
-    pool, held, go_on = BytesPool(reuse=True), threading.Event(), threading.Event()
-    size, found = 3000, list[bytes]()
-
-    def take() -> bytes:
-        reply, memory = pool.take(size)
-        memory[:] = 7
-        return reply
-
-    def wait() -> bool:
-        held.set()
-        return go_on.wait(DEADLINE_S)
-
-    threads = in_threads([lambda: found.append(hold(take, wait))])
-    assert held.wait(DEADLINE_S)
-    for _ in range(20):
-        reply, memory = pool.take(size)
-        memory[:] = 9
-        del reply, memory
-    go_on.set()
-    joined(threads)
-    assert found == [bytes([7]) * size]
-
-
-def test_without_exact_counts_nothing_is_used_again():
-    pool, seen = BytesPool(reuse=False), list[bytes]()
-    for _ in range(50):
-        reply, memory = pool.take(5000)
-        memory[:] = len(seen)
-        assert not any(reply is before for before in seen)
-        seen.append(reply)
-    assert all(reply == bytes([fill]) * 5000 for fill, reply in enumerate(seen))
-    assert getattr(sys, "_is_gil_enabled", lambda: True)() == COUNTS_ARE_EXACT
-
-
-@counted
-def test_threads_never_get_the_same_bytes_at_once():
-    pool, together, failed = BytesPool(reuse=True), threading.Barrier(6), list[int]()
-
-    def work(fill: int) -> None:
-        rng, mine = random.Random(fill), list[bytes]()
-        together.wait(DEADLINE_S)
-        for _ in range(500):
-            reply, memory = pool.take(rng.choice([300, 5000]))
-            memory[:] = fill
-            mine.append(reply)
-            del reply, memory
-            failed.extend(fill for reply in mine if reply != bytes([fill]) * len(reply))
-            while len(mine) > rng.randrange(6):
-                mine.pop(rng.randrange(len(mine)))
-
-    joined(in_threads([lambda fill=fill: work(fill) for fill in range(6)]))
-    assert failed == []
-
-
-@counted
-def test_memory_that_waits_to_be_used_again_is_bounded():
-    pool, replies = BytesPool(reuse=True), list[bytes]()
-    for number in range(100):
-        replies.append(pool.take((1 << 20) + number)[0])
-    assert sum(others(replies, i) > 0 for i in range(100)) <= 64
-
-
-@pytest.mark.alone
-@counted
-def test_taking_memory_costs_the_same_however_much_is_in_use():
-    def cost(count: int) -> float:
-        pool, tries = BytesPool(reuse=True), list[float]()
-        held = [pool.take(1500) for _ in range(count)]
-        for _ in range(20):
-            began = time.perf_counter()
-            held.extend([pool.take(1500) for _ in range(20)])
-            tries.append(time.perf_counter() - began)
-        return min(tries)
-
-    assert cost(20_000) < 10 * cost(10) + 1e-3  # it once was 2.4 ms for each
