@@ -171,8 +171,9 @@ def test_an_error_while_others_wait_fails_one_of_them(served, source):
 
 def others(replies: list[bytes], place: int) -> int:
     """The number of references to a reply, except the list's."""
+    unshared = [bytes(1000)]
     # Indexed inside the calls: a variable would be one more reference on some versions and none on others.
-    return sys.getrefcount(replies[place]) - sys.getrefcount([bytes(1000)][0])
+    return sys.getrefcount(replies[place]) - sys.getrefcount(unshared[0])
 
 
 class Maker:
