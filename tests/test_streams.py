@@ -13,7 +13,7 @@ import pytest
 
 from mixserve import MixServer, serve
 from mixserve.cli.health import probe
-from mixserve.serving import streams
+from mixserve.serving import bulk_threads, streams
 from mixserve.serving.threads import CountingThreads
 from mixserve_client import MixClient
 from mixserve_client.reading import ranges as ranges_module
@@ -28,7 +28,7 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.batch import decode_batch
 from mixserve_client.wire.request import encode_stream_request
 from tests.client.test_shared_memory import serving_on
-from tests.conftest import assert_batches_equal
+from tests.conftest import ROUTES, assert_batches_equal
 from tests.memory_server import memory_server
 
 DEADLINE_S = 60
@@ -61,6 +61,7 @@ def joined(threads: list[threading.Thread]) -> None:
 def few_threads(monkeypatch) -> int:
     """New servers have two threads for streams."""
     monkeypatch.setattr(streams, "_THREADS", 2)
+    monkeypatch.setattr(bulk_threads, "_THREADS", 2)
     return 2
 
 
@@ -159,8 +160,8 @@ def test_a_stream_ends_early_while_another_waits(big_node, monkeypatch):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("shared_memory", [False, True], ids=["grpc", "shared memory"])
-def test_many_iterators_share_two_threads_evenly(big_node, few_threads, monkeypatch, tmp_path, shared_memory):
+@pytest.mark.parametrize("route", ROUTES)
+def test_many_iterators_share_two_threads_evenly(big_node, few_threads, monkeypatch, tmp_path, route):
     monkeypatch.setattr(ranges_module, "_READ_AHEAD_BYTES", 2 << 20)
     iterators, clients = 40, 10
     together, stop = threading.Barrier(iterators + 1), threading.Event()
@@ -175,7 +176,8 @@ def test_many_iterators_share_two_threads_evenly(big_node, few_threads, monkeypa
 
     folder = str(tmp_path)
     with serve({"train": big_node}, shared_memory=folder) as server:
-        made = [plain(server, shared_memory=folder if shared_memory else False) for _ in range(clients)]
+        options = {"shared_memory": folder} | ROUTES[route]
+        made = [plain(server, **options) for _ in range(clients)]
         threads = in_threads([lambda n=n: read(n, made[n % clients]) for n in range(iterators)])
         together.wait(DEADLINE_S)
         # Long enough that the initial prefetch, 16 batches, does not matter.

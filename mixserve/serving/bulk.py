@@ -60,7 +60,7 @@ class BulkChannels:
 
     def offer(self, admission: Admission) -> BulkOffer | None:
         """An offer for that caller; None if there are too many channels, or offers that wait to be used."""
-        if len(self._threads) >= connection_limit() // 2:
+        if self._is_full():
             return None
         token = self._offers.add(admission)
         return None if token is None else BulkOffer("", self.port, token)
@@ -72,17 +72,19 @@ class BulkChannels:
             self._door.close()
             self._threads.close()
 
-    def _admit(self, token: bytes, pipe: Pipe, peer: str) -> bool:
-        """Begin to answer whoever has the token. False if there is no such token."""
+    def _is_full(self) -> bool:
+        return len(self._threads) >= connection_limit() // 2
+
+    def _admit(self, token: bytes, peer: str) -> Callable[[Pipe], None] | None:
+        """What begins to answer whoever has the token. None if there is no such token, or too many have come."""
         admission = self._offers.take(token)
-        if admission is None:
-            return False
+        if admission is None or self._is_full():  # there may be many more offers than channels
+            return None
 
         def answer(method: str, request: bytes) -> Replies:
             return self._answer(method, admission, peer, request)
 
-        self._threads.add(BulkConnection(pipe, peer, answer))
-        return True
+        return lambda pipe: self._threads.add(BulkConnection(pipe, peer, answer))
 
 
 class _Offer(NamedTuple):

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Generator
 from enum import Enum
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class _Stream(NamedTuple):
     number: int
     method: str
     request: bytes
+    size: int  # bytes that it counts
     is_cancelled: bool = False
 
 
@@ -65,8 +66,8 @@ class BulkConnection:
         self._pipe = pipe
         self._answer = answer
         self._inbox = bytearray()
-        self._waiting = deque[_Stream]()
-        self._waiting_bytes = 0  # of their requests
+        self._waiting = OrderedDict[int, _Stream]()  # by their numbers, so that no cancel has to search
+        self._waiting_bytes = 0
         self._number = 0
         self._replies: Replies | None = None
         self._unsent = list[memoryview]()
@@ -126,8 +127,8 @@ class BulkConnection:
         if self._replies is None:
             if not self._waiting:
                 return False
-            stream = self._waiting.popleft()
-            self._waiting_bytes -= len(stream.request)
+            _, stream = self._waiting.popitem(last=False)
+            self._waiting_bytes -= stream.size
             self._number = stream.number
             if stream.is_cancelled:
                 self._unsent.append(memoryview(encode_header(Kind.END, stream.number)))
@@ -143,6 +144,8 @@ class BulkConnection:
         except BaseException as error:  # also what is no Exception: the client must get an answer
             self._end_stream()
             known = error if isinstance(error, MixserveError) else ServerFault(f"{type(error).__name__} on the server")
+            if known is not error:
+                _logger.error("a stream of %s failed", self.peer, exc_info=error)
             self._unsent.append(memoryview(encode_bulk_error(self._number, known)))
         return True
 
@@ -156,9 +159,8 @@ class BulkConnection:
         if self._replies is not None and number == self._number:
             self._end_stream()
             self._unsent.append(memoryview(encode_header(Kind.END, number)))
-        for place, stream in enumerate(self._waiting):
-            if stream.number == number:
-                self._waiting[place] = stream._replace(is_cancelled=True)
+        elif (stream := self._waiting.get(number)) is not None:
+            self._waiting[number] = stream._replace(is_cancelled=True)
 
     def _receive(self) -> None:
         """Take what the client has sent. Raises BadFrame."""
@@ -193,9 +195,11 @@ class BulkConnection:
     def _add(self, number: int, payload: bytes) -> None:
         if len(self._waiting) == _MOST_WAITING:
             raise BadFrame(f"a client may have at most {_MOST_WAITING} requests that wait")
+        if number in self._waiting or (self._replies is not None and number == self._number):
+            raise BadFrame(f"the stream {number} has not ended, and there is another request of this number")
         try:
-            stream = _Stream(number, *decode_bulk_request(payload))
+            stream = _Stream(number, *decode_bulk_request(payload), len(payload))
         except InvalidRequest as error:
             raise BadFrame(str(error)) from None
-        self._waiting.append(stream)
-        self._waiting_bytes += len(stream.request)
+        self._waiting[number] = stream
+        self._waiting_bytes += stream.size

@@ -1,5 +1,6 @@
 """Where bulk channels begin: accepts connections, and lets in those that say hello with a token."""
 
+import errno
 import logging
 import selectors
 import socket
@@ -21,12 +22,14 @@ _HELLO_S = 5.0
 _MOST_STRANGERS = 128
 _PAUSE_S = 0.2
 _BACKLOG = 128
+_TRIES = 8  # a free port of one address may be in use at another one
 
-Admit = Callable[[bytes, Pipe, str], bool]
+# Gets the token of a stranger and whence it comes. Returns what to do with its connection, None to end it.
+Admit = Callable[[bytes, str], Callable[[Pipe], None] | None]
 
 
 class BulkDoor:
-    """Hands connections to `admit(token, pipe, peer)`, which says whether it takes them. `port` is 0 until `listen`.
+    """Lets in those connections whose tokens `admit` knows. `port` is 0 until `listen`.
 
     One thread does this for all, so strangers cannot occupy those that answer.
     """
@@ -89,13 +92,7 @@ class BulkDoor:
             events = self._selector.select(None if oldest is None else max(0.0, oldest.until - time.monotonic()))
             for key, _ in events:
                 try:
-                    if isinstance(key.data, _Stranger):
-                        self._hear(key.data)
-                    elif key.data is self:
-                        assert isinstance(key.fileobj, socket.socket)
-                        self._accept(key.fileobj)
-                    else:
-                        self._woken.recv(1024)
+                    self._attend(key)
                 except BaseException:  # this thread must live
                     _logger.exception("cannot open a bulk channel")
             with self._lock:
@@ -105,6 +102,16 @@ class BulkDoor:
             self._end_silent()
         for stranger in list(self._strangers):
             self._drop(stranger)
+
+    def _attend(self, key: selectors.SelectorKey) -> None:
+        if key.data is self:
+            assert isinstance(key.fileobj, socket.socket)
+            self._accept(key.fileobj)
+        elif isinstance(key.data, _Stranger):
+            if key.data in self._strangers:  # it may have been dropped for one that came in the same round
+                self._hear(key.data)
+        else:
+            self._woken.recv(1024)
 
     def _accept(self, listening: socket.socket) -> None:
         try:
@@ -130,24 +137,38 @@ class BulkDoor:
         if len(self._strangers) >= _MOST_STRANGERS:
             self._drop(next(iter(self._strangers)))
         self._strangers[stranger] = None
-        self._selector.register(stranger, selectors.EVENT_READ, stranger)
         self._hear(stranger)
 
     def _hear(self, stranger: "_Stranger") -> None:
         try:
             token = stranger.hear()
             if token is None:
-                self._selector.modify(stranger, stranger.waits_for, stranger)
+                self._watch(stranger)
                 return
-            self._selector.unregister(stranger)
-            del self._strangers[stranger]
-            if self._admit(token, stranger.welcome(), stranger.peer):
+            self._forget(stranger)
+            begin = self._admit(token, stranger.peer)
+            if begin is not None:
+                # Not before: a client that is welcome takes it for granted that its requests will be answered here.
+                begin(stranger.welcome())
                 return
             # The client goes on with gRPC. The token is of no use to others: it is not in the log.
             _logger.info("%s said hello on a bulk channel with a token that is unknown, used or too old", stranger.peer)
         except (OSError, ValueError) as error:
             _logger.info("no bulk channel for %s: %s", stranger.peer, error)
+        except BaseException:  # such as a lack of threads
+            _logger.exception("cannot open a bulk channel for %s", stranger.peer)
         self._drop(stranger)
+
+    def _watch(self, stranger: "_Stranger") -> None:
+        change = self._selector.modify if stranger.is_watched else self._selector.register
+        change(stranger, stranger.waits_for, stranger)
+        stranger.is_watched = True
+
+    def _forget(self, stranger: "_Stranger") -> None:
+        self._strangers.pop(stranger, None)
+        if stranger.is_watched:
+            stranger.is_watched = False
+            self._selector.unregister(stranger)
 
     def _end_silent(self) -> None:
         now = time.monotonic()
@@ -155,8 +176,7 @@ class BulkDoor:
             self._drop(oldest)
 
     def _drop(self, stranger: "_Stranger") -> None:
-        if self._strangers.pop(stranger, self) is None:
-            self._selector.unregister(stranger)
+        self._forget(stranger)
         stranger.close()
 
 
@@ -168,6 +188,7 @@ class _Stranger:
         self.peer = peer
         self.until = time.monotonic() + _HELLO_S
         self.waits_for = selectors.EVENT_READ
+        self.is_watched = False
         self._came = b""
         self._secure: ssl.SSLSocket | None = None
         self._socket = connection
@@ -219,17 +240,26 @@ class _Stranger:
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets at one port of all addresses of `host` that this machine has. Raises OSError if there are none."""
-    made = list[socket.socket]()
-    failed: OSError | None = None
-    for family, address in _addresses(host):
-        try:
-            made.append(_bind(family, address, port or (made[0].getsockname()[1] if made else 0)))
-        except OSError as error:
-            failed = error
-    if not made:
-        raise listening_error(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") from failed
-    return made
+    """Sockets at one port of all addresses of `host` that this machine has. Raises OSError if there are none, or if the
+    port is in use at one of them: clients would find another server there."""
+    for left in range(_TRIES if port == 0 else 1, 0, -1):
+        made = list[socket.socket]()
+        failed: OSError | None = None
+        for family, address in _addresses(host):
+            try:
+                made.append(_bind(family, address, port or (made[0].getsockname()[1] if made else 0)))
+            except OSError as error:
+                failed = error
+                if error.errno == errno.EADDRINUSE:
+                    break
+        in_use = failed is not None and failed.errno == errno.EADDRINUSE
+        if made and not in_use:
+            return made
+        for one in made:
+            one.close()
+        if not in_use or left == 1:
+            raise listening_error(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") from failed
+    raise AssertionError
 
 
 def _bind(family: int, address: str, port: int) -> socket.socket:

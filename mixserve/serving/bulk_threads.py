@@ -57,22 +57,32 @@ class BulkThreads:
                 connection.shutdown()
         self._notify()
         self._watching.join()
+        self._woken.close()
+        self._wake.close()
         self._threads.shutdown()
 
     def _run(self, connection: BulkConnection) -> None:
         wait = connection.run(self._do_others_wait)
-        if wait == Wait.TURN:
-            self._threads.submit(self._run, connection)
-        elif wait == Wait.NOTHING:
-            self._forget(connection)
-        else:
-            self._to_watch.append((connection, wait))
-            self._notify()
+        if wait == Wait.NOTHING or not self._go_on(connection, wait):
+            self._end(connection)
+
+    def _go_on(self, connection: BulkConnection, wait: Wait) -> bool:
+        """Let a connection wait. False if these threads end."""
+        with self._lock:
+            if self._closed:
+                return False
+            if wait == Wait.TURN:
+                self._threads.submit(self._run, connection)
+            else:
+                self._to_watch.append((connection, wait))
+                self._notify()
+            return True
 
     def _do_others_wait(self) -> bool:
         return self._threads.waiting > 0
 
-    def _forget(self, connection: BulkConnection) -> None:
+    def _end(self, connection: BulkConnection) -> None:
+        connection.close()
         with self._lock:
             self._connections.discard(connection)
 
@@ -84,19 +94,29 @@ class BulkThreads:
     def _watch(self) -> None:
         look_at = time.monotonic() + _LOOK_EVERY_S
         while not self._closed:
-            for key, _ in self._selector.select(max(0.0, look_at - time.monotonic())):
-                if isinstance(key.data, BulkConnection):
-                    self._selector.unregister(key.fileobj)
-                    self._threads.submit(self._run, key.data)
-                else:
-                    self._woken.recv(1024)
-            while self._to_watch:
-                connection, wait = self._to_watch.popleft()
-                self._selector.register(connection, _EVENTS[wait], connection)
-            if time.monotonic() >= look_at:
-                self._end_stalled()
-                look_at = time.monotonic() + _LOOK_EVERY_S
+            try:
+                self._watch_until(look_at)
+                if time.monotonic() >= look_at:
+                    look_at = time.monotonic() + _LOOK_EVERY_S
+                    self._end_stalled()
+            except BaseException:  # this thread must live
+                _logger.exception("cannot watch the bulk channels")
         self._end_watched()
+
+    def _watch_until(self, look_at: float) -> None:
+        for key, _ in self._selector.select(max(0.0, look_at - time.monotonic())):
+            if isinstance(key.data, BulkConnection):
+                self._selector.unregister(key.fileobj)
+                self._threads.submit(self._run, key.data)
+            else:
+                self._woken.recv(1024)
+        while self._to_watch:
+            connection, wait = self._to_watch.popleft()
+            try:
+                self._selector.register(connection, _EVENTS[wait], connection)
+            except (OSError, ValueError, KeyError):  # such as the system's limit on what may be watched
+                self._end(connection)
+                raise
 
     def _end_stalled(self) -> None:
         stalled_since = time.monotonic() - _STALLED_S
@@ -104,13 +124,10 @@ class BulkThreads:
             if key.events == selectors.EVENT_WRITE and key.data.stalled_since < stalled_since:
                 self._selector.unregister(key.fileobj)
                 _logger.warning("%s took nothing for %.0f s: ending its stream", key.data.peer, _STALLED_S)
-                key.data.close()
-                self._forget(key.data)
+                self._end(key.data)
 
     def _end_watched(self) -> None:
         watched = [key.data for key in self._selector.get_map().values() if key.data is not None]
         for connection in [*watched, *(connection for connection, _ in self._to_watch)]:
-            connection.close()
+            self._end(connection)
         self._selector.close()
-        self._woken.close()
-        self._wake.close()

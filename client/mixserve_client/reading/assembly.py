@@ -14,29 +14,43 @@ def batches_of(
     replies: Iterable[Batch], size: int, fields: tuple[Field, ...], memory: MemoryPool
 ) -> Iterator[list[Batch]]:
     """Batches of `size` rows from the rows of `replies`: for each reply, the batches that it completes."""
-    partial: Batch | None = None
-    filled = 0
+    joiner = _Joiner(size, fields, memory)
     for reply in replies:
-        rows = len(next(iter(reply.values())))
-        if rows == size and partial is None:
-            yield [reply]
-            continue
+        came = [joiner.add(reply)]
+        del reply
+        yield came.pop()  # this frame must not keep its memory while it waits to go on
+
+
+class _Joiner:
+    """Cuts replies into batches of `size` rows."""
+
+    def __init__(self, size: int, fields: tuple[Field, ...], memory: MemoryPool):
+        self._size, self._fields, self._memory = size, fields, memory
+        self._partial: Batch | None = None
+        self._filled = 0  # rows of it
+
+    def add(self, reply: Batch) -> list[Batch]:
+        """The batches that `reply` completes."""
+        rows, size = len(next(iter(reply.values()))), self._size
+        if rows == size and self._partial is None:
+            return [reply]
         complete, at = list[Batch](), 0
         while at < rows:
-            if partial is None and rows - at >= size:
+            if self._partial is None and rows - at >= size:
                 complete.append({name: array[at : at + size] for name, array in reply.items()})
                 at += size
                 continue
-            if partial is None:
-                partial, filled = _empty_batch(size, fields, memory), 0
+            if self._partial is None:
+                self._partial, self._filled = _empty_batch(size, self._fields, self._memory), 0
+            filled = self._filled
             taken = min(size - filled, rows - at)
             for name, array in reply.items():
-                partial[name][filled : filled + taken] = array[at : at + taken]
-            at, filled = at + taken, filled + taken
-            if filled == size:
-                complete.append(partial)
-                partial = None
-        yield complete
+                self._partial[name][filled : filled + taken] = array[at : at + taken]
+            at, self._filled = at + taken, filled + taken
+            if self._filled == size:
+                complete.append(self._partial)
+                self._partial = None
+        return complete
 
 
 def concatenate(parts: Sequence[Batch]) -> Batch:

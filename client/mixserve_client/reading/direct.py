@@ -23,6 +23,7 @@ class DirectStream:
         self._stream = stream
         self._batches = iter(stream)
         self._before = before
+        self._ending: DirectStream | None = None
         self._ready: deque[Batch] = deque()
         self._reading = threading.Lock()
         self._is_awaited = False
@@ -45,12 +46,13 @@ class DirectStream:
             self._lane.opening.release()
 
     def _begin(self) -> None:
-        before = self._before
-        if before is not None:
-            before._begin()
-        if not self._has_begun:
-            self._stream.begin(self._lane)
-            self._has_begun = True
+        waiting, one = list[DirectStream](), self
+        while one is not None and not one._has_begun:  # no recursion: there may be thousands
+            waiting.append(one)
+            one = one._before
+        for one in reversed(waiting):
+            one._stream.begin(self._lane)
+            one._has_begun = True
 
     def take(self, deadline: float | None) -> Batch:
         """The next batch. Waits until `deadline`, a time of `time.monotonic()`.
@@ -64,12 +66,8 @@ class DirectStream:
                 pass  # `suppress` would cost 0.4 microseconds for each batch
             if self._cancelled:
                 raise Unavailable(CLOSED)
-            if not self._reading.acquire(blocking=False):
-                self._is_awaited = True  # the thread that reads ahead stops after the next reply
-                if not self._reading.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
-                    raise DeadlineExceeded(_LATE)
+            self._await_turn(deadline)
             try:
-                self._is_awaited = False
                 if not self._ready:
                     self._read(deadline)
             finally:
@@ -95,14 +93,28 @@ class DirectStream:
         """Drop the batches that have not been taken, and release their memory. A waiting `take` raises Unavailable."""
         self._cancelled = True
         self._stream.cancel()
+        ending = self._ending
+        if ending is not None:  # all of its batches have been taken, and a thread waits for its end, in vain now
+            ending.cancel()
         self._ready.clear()
         self._error = None
 
     def finish(self, deadline: float | None) -> None:
         """Read what is left, mostly the end alone. Raises what reading it raises."""
-        with self._reading:
+        self._await_turn(deadline)
+        try:
             while not self.has_ended:
                 self._read(deadline)
+        finally:
+            self._reading.release()
+
+    def _await_turn(self, deadline: float | None) -> None:
+        """Acquire `_reading`. Raises DeadlineExceeded."""
+        if not self._reading.acquire(blocking=False):
+            self._is_awaited = True  # the thread that reads ahead stops after the next reply
+            if not self._reading.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
+                raise DeadlineExceeded(_LATE)
+        self._is_awaited = False
 
     def _read(self, deadline: float | None) -> None:
         """Read one reply, or the end."""
@@ -114,8 +126,10 @@ class DirectStream:
                 del error  # a cycle: its traceback leads to this frame, as in `BackgroundStream.take`
         self.begin(deadline)
         if self._before is not None:
-            self._before.finish(deadline)
-            self._before = None
+            self._ending = self._before
+            if not self._cancelled:
+                self._before.finish(deadline)
+            self._before = self._ending = None
         self._stream.wait_until(deadline)
         try:
             batches = next(self._batches, None)

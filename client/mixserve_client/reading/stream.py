@@ -67,11 +67,14 @@ class BatchStream:
         for reply in self._replies:
             try:
                 batch, rows = decode_reply(reply, self._selection)
+                del reply
                 self._rest.receive(rows)  # before the yield: a stream that is lost meanwhile continues after these rows
             except MixserveError:
                 self.cancel()  # a faulty server's stream may never end
                 raise
-            yield batch
+            came = [batch]
+            del batch
+            yield came.pop()  # this frame must not keep its memory while it waits to go on
 
 
 class _Rest:

@@ -169,8 +169,9 @@ class RetryingReplies:
                     answered = True
                     backoff.reset()
                     publisher.note_reply()
-                    yield reply
-                    del reply  # this frame must not keep its memory until the next one arrives
+                    came = [reply]
+                    del reply
+                    yield came.pop()  # this frame must not keep its memory while it waits to go on
                     opened.wait_until(self.deadline)
                 # A server may end a stream early, but one that always ends it at once must not keep this loop busy.
                 if not answered:
@@ -184,7 +185,8 @@ class RetryingReplies:
                     backoff.wait_after(transport, error)
             except DeadlineExceeded as error:
                 # gRPC knows only the deadline at which the stream began.
-                if until is None or self.deadline is None or self.deadline <= max(until, time.monotonic()):
+                now = time.monotonic()
+                if until is None or (self.deadline is not None and self.deadline <= max(until, now)):
                     try:
                         raise error
                     finally:

@@ -87,7 +87,8 @@ class Transport(Protocol):
     ) -> Replies:
         """The replies to `request`: about `replies` of up to `reply_bytes` bytes each, or more and smaller ones.
 
-        Sends the request now. With a `lane`, the replies may come after those of the lane's streams before it.
+        Sends the request now. With a `lane`, the replies may come after those of the lane's streams before it; raises
+        Interrupted if they cannot come as `read_mode` says.
         """
         ...
 

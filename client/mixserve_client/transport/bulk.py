@@ -11,14 +11,13 @@ from weakref import WeakSet
 
 from mixserve_client.errors import (
     CorruptReply,
-    DeadlineExceeded,
     MixserveError,
     ServerFault,
     Unauthenticated,
     Unavailable,
 )
 from mixserve_client.schema.server import BulkOffer
-from mixserve_client.transport.base import Lane, ReadMode, Replies, Transport
+from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Transport
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.bulk_connection import BulkConnection
 from mixserve_client.transport.credentials import Credentials
@@ -32,7 +31,6 @@ _logger = logging.getLogger("mixserve_client")
 _OPEN_S = 1.0  # to open a channel, with what it takes to get a token
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 60.0
 _MOST_IDLE = 8
-_ASK_S = 20.0
 
 OpenSocket = Callable[[float], socket.socket]
 
@@ -40,7 +38,8 @@ OpenSocket = Callable[[float], socket.socket]
 class BulkTransport:
     """Adds bulk channels to `inner`, of the gRPC target `target`; where none can be opened, uses `inner`.
 
-    The first stream tries. After a failure another one tries again, after a delay that doubles up to 60 s.
+    The first stream tries. After a failure another one tries again, after a delay that doubles up to 60 s, until a
+    channel has carried something.
     """
 
     def __init__(self, inner: Transport, target: str, credentials: Credentials):
@@ -90,8 +89,12 @@ class BulkTransport:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         connection = self._connection(lane, timeout_s)
         if connection is None:
+            if lane is not None:  # gRPC cannot limit a wait for a reply later
+                raise Interrupted("there is no bulk channel now: read the stream in another way")
             timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             return self._inner.stream(method, request, timeout_s, replies, reply_bytes, lane)
+        if lane is not None and not connection.has_room(len(request)):
+            raise Interrupted("so many streams cannot be asked for ahead: read this one in another way")
         found = connection.open(method, request)
         found.wait_until(deadline)
         if lane is None:
@@ -139,7 +142,7 @@ class BulkTransport:
 
     def _open(self, until: float) -> "_Connection | None":
         """A new channel, None if there is none. Raises what a call raises, but for what takes too long."""
-        through, server = self._through, _Server(self._inner, self._credentials)
+        through, server = self._through, _Server(self._inner, self._credentials, self._note_reply, self._note_loss)
         try:
             offer = self._offer(until)
             if offer is None:
@@ -159,7 +162,7 @@ class BulkTransport:
         except (OSError, CorruptReply) as error:
             return self._give_up(str(error), logging.WARNING)
         with self._lock:
-            self._way, self._tries, self._next_try_at = way, 0, 0.0
+            self._way, self._next_try_at = way, 0.0
             self._made.add(made)
             is_late = self._closed
         if is_late:
@@ -175,7 +178,7 @@ class BulkTransport:
     def _connect(self, at: Endpoint, until: float) -> Pipe:
         assert self._endpoint is not None
         context = self._credentials.context()
-        made = socket.create_connection(at, _remaining_s(until))
+        made = _connected(at, until)
         try:
             if context is None:
                 return PlainPipe(made)
@@ -185,6 +188,12 @@ class BulkTransport:
         except BaseException:
             made.close()
             raise
+
+    def _note_reply(self) -> None:
+        self._tries = 0
+
+    def _note_loss(self, error: OSError) -> None:
+        self._give_up(f"a channel was opened, and ended before a reply: {error}", logging.WARNING)
 
     def _give_up(self, reason: str, level: int) -> None:
         """Use gRPC for a while."""
@@ -201,22 +210,27 @@ class BulkTransport:
 class _Server:
     """The server at the other end of a channel, and the credentials with which it was opened."""
 
-    def __init__(self, inner: Transport, credentials: Credentials):
+    def __init__(
+        self,
+        inner: Transport,
+        credentials: Credentials,
+        note_reply: Callable[[], None],
+        note_loss: Callable[[OSError], None],
+    ):
         self._inner = inner
         self._credentials = credentials
         self._sent = credentials.metadata()
         self._files = credentials.channel_version()
+        self.note_reply, self.note_loss = note_reply, note_loss
 
     @property
     def knows_us(self) -> bool:
         """Whether the credentials are still the same."""
         return self._files == self._credentials.channel_version() and self._sent == self._credentials.metadata()
 
-    def ask(self) -> None:
-        try:
-            self._inner.call(methods.LIST_MIXTURES, b"", _ASK_S)
-        except DeadlineExceeded as error:
-            raise Unavailable(f"the server has not answered for {_ASK_S:g} s: {error}") from error
+    def ask(self, timeout_s: float) -> Replies:
+        # As a stream of one reply, which can be cancelled.
+        return self._inner.stream(methods.LIST_MIXTURES, b"", timeout_s, 1, 0)
 
     def convert(self, error: MixserveError) -> MixserveError:
         if isinstance(error, Unauthenticated) and self._credentials.has_another_token(self._sent):
@@ -235,3 +249,25 @@ def _remaining_s(until: float) -> float:
     if remaining_s <= 0:
         raise TimeoutError("it took too long")
     return remaining_s
+
+
+def _connected(at: Endpoint, until: float) -> socket.socket:
+    """A connection to the first of the host's addresses that answers. Raises OSError."""
+    try:
+        found = socket.getaddrinfo(at.host, at.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label of a name is empty, or too long
+        raise OSError(f"{at.host!r:.100} is no name of a host: {error}") from error
+    said = "it has no address"
+    for place, (family, kind, protocol, _, address) in enumerate(found):
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(_remaining_s(until) / (len(found) - place))
+            made.connect(address)
+            return made
+        except OSError as error:
+            made.close()
+            said = str(error)
+        except BaseException:
+            made.close()
+            raise
+    raise OSError(said)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError, Unavailable
-from mixserve_client.transport.base import Reply
+from mixserve_client.transport.base import Interrupted, Replies, Reply
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.pipes import PATIENCE_S, Pipe
 from mixserve_client.wire.bulk import (
@@ -27,15 +27,30 @@ from mixserve_client.wire.bulk import (
 # come at once. Larger ones are received where they stay.
 _BUFFER_BYTES = 4096
 _SEND_S = 10.0
+# A server that cannot send takes no requests either, so that many of them would wait for the thread that sends them to
+# read. These fit into the buffers of every socket.
+_MOST_AHEAD, _MOST_AHEAD_BYTES = 128, 64 << 10
 # After this long without a byte, the client asks over gRPC whether the server is there, and so again.
 _SILENT_S = 20.0
+
+
+# How long the server may take to answer that.
+_ASK_S = 20.0
 
 
 class Server(Protocol):
     """The server at the other end."""
 
-    def ask(self) -> None:
-        """Raises Unavailable if the server does not answer a call."""
+    def ask(self, timeout_s: float) -> Replies:
+        """The reply of a call that every server answers."""
+        ...
+
+    def note_reply(self) -> None:
+        """A channel has carried something."""
+        ...
+
+    def note_loss(self, error: OSError, /) -> None:
+        """A channel has ended before it carried anything."""
         ...
 
     def convert(self, error: MixserveError) -> MixserveError:
@@ -61,6 +76,9 @@ class BulkConnection(Generic[ServerT]):
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._first = self._end = 0  # what of the buffer has not been used
         self._frames_are_small = False  # as the last one
+        self._unsent = list[memoryview]()
+        self._has_replied = False
+        self._asking: Replies | None = None
         self._closed = False
         self._users = 0  # threads that are at the pipe
         # Reentrant: the garbage collector may cancel a stream in a thread that holds it.
@@ -85,31 +103,38 @@ class BulkConnection(Generic[ServerT]):
     def __del__(self) -> None:
         # With what was opened, also if that failed half-way. A forked process closes its own descriptor only.
         if pipe := getattr(self, "_pipe", None):
+            if getattr(self, "_pid", None) == os.getpid():
+                pipe.shutdown()  # a forked process may have another descriptor of it
             pipe.close()
 
     @property
     def is_usable(self) -> bool:
         """Whether it can be used in this process."""
+        if self._pid != os.getpid():
+            return False  # a thread that is not here may hold the lock
         with self._lock:
-            if self._closed or self._pid != os.getpid():
+            if self._closed:
                 return False
             # What comes to an idle one can only be its end.
             return bool(self._streams or self._users) or not self._pipe.wait(0)
+
+    def has_room(self, size: int) -> bool:
+        """Whether the server will take a request of `size` bytes, even if nobody reads its replies meanwhile."""
+        with self._lock:
+            return not self._streams or (
+                len(self._streams) < _MOST_AHEAD and size + sum(one.size for one in self._streams) <= _MOST_AHEAD_BYTES
+            )
 
     def open(self, method: str, request: bytes) -> "BulkReplies":
         """Send a request. Raises Unavailable."""
         with self._lock:
             self._last = (self._last + 1) & 0xFFFFFFFF
-            replies = BulkReplies(self, self._last)
+            replies = BulkReplies(self, self._last, len(request))
             self._streams.append(replies)
         try:
             self._send(encode_bulk_request(replies.number, method, request))
         except OSError as error:
-            self.close()
             raise Unavailable(f"{self.name}: the request could not be sent: {error}") from error
-        except BaseException:
-            self.close()  # half of it may have been sent
-            raise
         return replies
 
     def cancel(self, replies: "BulkReplies") -> None:
@@ -120,9 +145,9 @@ class BulkConnection(Generic[ServerT]):
         with self._lock:
             if replies not in self._streams:
                 return
-            needed = any(not other.is_cancelled for other in self._streams)
+            needed = any(not other.is_cancelled for other in tuple(self._streams))  # a finalizer may clear it
         if needed:
-            with suppress(OSError):
+            with suppress(OSError):  # then it is closed
                 self._send(encode_header(Kind.CANCEL, replies.number))
         else:
             self.close()
@@ -134,10 +159,14 @@ class BulkConnection(Generic[ServerT]):
         with self._lock:
             self._closed = True
             self._streams.clear()  # these refer to this object
-            if self._users:
-                self._pipe.shutdown()  # and the last of them closes it
-            else:
+            # Also ends the waits of threads that use it, the last of which closes it, and the server's, though a forked
+            # process has another descriptor of it.
+            self._pipe.shutdown()
+            if not self._users:
                 self._pipe.close()
+            asking = self._asking
+        if asking is not None:
+            asking.cancel()
 
     def _enter(self) -> None:
         """Begin to use the pipe. Raises OSError."""
@@ -163,7 +192,12 @@ class BulkConnection(Generic[ServerT]):
                 return self._next_reply(replies)
             finally:
                 self._leave()
+        except MixserveError:  # some are OSErrors
+            self.close()
+            raise
         except OSError as error:
+            if not (self._closed or self._has_replied):
+                self.server.note_loss(error)
             self.close()
             raise Unavailable(f"{self.name}: the connection ended: {error}") from error
         except BaseException:
@@ -181,9 +215,12 @@ class BulkConnection(Generic[ServerT]):
                 if header.kind != Kind.REPLY:
                     self._streams.popleft()
                     owner.has_ended = True
+            if not self._has_replied:
+                self._has_replied = True
+                self.server.note_reply()
             is_wanted = owner is replies
             if header.kind == Kind.ERROR:
-                error = decode_bulk_error(self._take(header.length, replies.deadline).tobytes())
+                error = decode_bulk_error(bytes(self._payload(header.length, replies.deadline)))
                 if is_wanted:
                     replies.error = self.server.convert(error)
             elif header.kind == Kind.REPLY:
@@ -226,44 +263,85 @@ class BulkConnection(Generic[ServerT]):
         """Receive at least one byte, and with `whole` all if they come without a pause. Raises OSError."""
         silent_until = 0.0
         while True:
-            now = 0.0
+            waits = True
             if deadline is not None:
                 now = time.monotonic()
                 if now >= deadline:
                     raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time")
-                if deadline - now < PATIENCE_S:
-                    self._pipe.wait(deadline - now)
-            came = self._pipe.receive(into, wait=deadline is None or deadline - now >= PATIENCE_S, whole=whole)
+                waits = deadline - now >= PATIENCE_S
+            came = self._pipe.receive(into, wait=waits, whole=whole)
             if came:
                 return came
             if came == 0 or self._closed:
                 raise ConnectionError("the other end closed it")
+            if deadline is not None and not waits:
+                self._pipe.wait(deadline - time.monotonic())
+                continue
             now = time.monotonic()
             silent_until = silent_until or now + _SILENT_S
             if now >= silent_until:
-                self.server.ask()
+                self._ask(deadline)
                 silent_until = 0.0
 
+    def _ask(self, deadline: float | None) -> None:
+        """Raises Unavailable if the server does not answer a call either. Ends at `deadline`, and on `close`."""
+        asked = time.monotonic()
+        asking = self._asking = self.server.ask(_ASK_S if deadline is None else min(_ASK_S, deadline - asked))
+        try:
+            if self._closed:  # `close` may have looked just before
+                asking.cancel()
+            for _ in asking:
+                pass
+        except DeadlineExceeded as error:
+            # It is there if it has sent what is waited for.
+            if time.monotonic() - asked >= _ASK_S and not self._pipe.wait(0):
+                raise Unavailable(f"the server has not answered for {_ASK_S:g} s: {error}") from error
+        except Interrupted:
+            pass
+        except Unavailable:
+            if not self._closed:
+                raise
+        except MixserveError:
+            pass  # so it answers
+        finally:
+            self._asking = None
+
     def _send(self, data: bytes) -> None:
-        parts, until = [memoryview(data)], time.monotonic() + _SEND_S
+        """Send one frame. Raises OSError; then the connection is closed, since a part may have been sent."""
         self._enter()
         try:
             with self._sending:
-                while True:
-                    self._pipe.send(parts, wait=True)
-                    if not parts:
-                        return
-                    if self._closed or time.monotonic() >= until:
-                        raise TimeoutError("the server takes no requests")
+                is_within = bool(self._unsent)
+                self._unsent.append(memoryview(data))
+                # A finalizer or a signal handler may cancel a stream while this thread sends: its frame comes after.
+                if not is_within:
+                    self._send_all()
+        except BaseException:
+            self.close()
+            raise
         finally:
             self._leave()
+
+    def _send_all(self) -> None:
+        until = time.monotonic() + _SEND_S
+        try:
+            while True:
+                self._pipe.send(self._unsent, wait=True)
+                if not self._unsent:
+                    return
+                if self._closed or time.monotonic() >= until:
+                    raise TimeoutError("the server takes no requests")
+        finally:
+            self._unsent.clear()
 
 
 class BulkReplies:
     """The replies of one stream. `on_end` is called when the last one has been read."""
 
-    def __init__(self, connection: BulkConnection[Any], number: int):
+    def __init__(self, connection: BulkConnection[Any], number: int, size: int):
+        """`size` is that of the request, in bytes."""
         self.number = number
+        self.size = size
         self.on_end: Callable[[], None] | None = None
         self.deadline: float | None = None
         self.is_cancelled = False
@@ -276,10 +354,9 @@ class BulkReplies:
             while not self.has_ended:
                 if self.is_cancelled:
                     raise Unavailable(f"{self._connection.name}: the stream was cancelled")
-                reply = self._connection.next_reply(self)
-                if reply is not None:
-                    yield reply
-                del reply  # this frame must not keep its memory until the next one arrives
+                came = [reply for reply in (self._connection.next_reply(self),) if reply is not None]
+                if came:
+                    yield came.pop()  # this frame must not keep its memory while it waits to go on
         finally:
             if not self.has_ended:  # it is dropped, perhaps after all of its rows: its connection refers to it
                 self.cancel()

@@ -6,6 +6,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -15,6 +16,7 @@ _ALL = getattr(socket, "MSG_WAITALL", 0)
 _NOW = socket.MSG_DONTWAIT
 # A peer whose host is gone sends no end of the connection: the kernel asks after 60 s, and every 15 s, four times.
 _IDLE_S, _INTERVAL_S, _TRIES = 60, 15, 4
+_UNACKNOWLEDGED_MS = 30_000
 _IDLE_OPTION = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # the second on macOS
 
 
@@ -57,6 +59,7 @@ class PlainPipe:
 
     def __init__(self, connection: socket.socket):
         self._socket = connection
+        self._is_unix = connection.family == socket.AF_UNIX  # whose limit is for each piece of what is sent
         # The kernel's own limits on waiting: with Python's, every call would be two system calls, and MSG_WAITALL would
         # have no effect.
         connection.setblocking(True)
@@ -66,14 +69,12 @@ class PlainPipe:
         _prepare(connection)
 
     def send(self, parts: list[memoryview], *, wait: bool) -> None:
-        while parts:
-            try:
-                sent = self._socket.sendmsg(parts, (), 0 if wait else _NOW)
-            except (BlockingIOError, InterruptedError):
-                return
-            _advance(parts, sent)
-            if parts and not wait:
-                return
+        # Not until all is sent: the frames of a slow peer may take minutes.
+        with suppress(BlockingIOError, InterruptedError):
+            _advance(parts, self._socket.sendmsg(parts, (), 0 if wait and not self._is_unix else _NOW))
+        if wait and parts and self._is_unix and _wait(self._socket, select.POLLOUT, PATIENCE_S):
+            with suppress(BlockingIOError, InterruptedError):
+                _advance(parts, self._socket.sendmsg(parts, (), _NOW))
 
     def receive(self, into: memoryview, *, wait: bool, whole: bool = False) -> int | None:
         try:
@@ -101,21 +102,20 @@ class TlsPipe:
 
     def __init__(self, connection: ssl.SSLSocket):
         self._socket = connection
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may cancel a stream in a thread that holds it.
+        self._lock = threading.RLock()
         connection.setblocking(False)
         _prepare(connection)
 
     def send(self, parts: list[memoryview], *, wait: bool) -> None:
+        until = time.monotonic() + PATIENCE_S if wait else 0.0
         while parts:
             try:
                 with self._lock:
                     sent = self._socket.send(parts[0])
-            except ssl.SSLWantWriteError:
-                if not wait or not _wait(self._socket, select.POLLOUT, PATIENCE_S):
-                    return
-                continue
-            except ssl.SSLWantReadError:
-                if not wait or not _wait(self._socket, select.POLLIN, PATIENCE_S):
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as error:
+                wanted = select.POLLOUT if isinstance(error, ssl.SSLWantWriteError) else select.POLLIN
+                if not wait or not _wait(self._socket, wanted, until - time.monotonic()):
                     return
                 continue
             _advance(parts, sent)
@@ -157,6 +157,8 @@ def _prepare(connection: socket.socket) -> None:
     if sys.platform == "linux":
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _INTERVAL_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _TRIES)
+        # What was sent is not acknowledged, as after a change of a firewall: the kernel would try for a quarter hour.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
 
 
 def _advance(parts: list[memoryview], sent: int) -> None:
@@ -180,4 +182,5 @@ def _wait(connection: socket.socket, events: int, seconds: float) -> bool:
 
 def _shut_down(connection: socket.socket) -> None:
     with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+        # Not the method of an SSLSocket, after which other threads would read and write without TLS.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

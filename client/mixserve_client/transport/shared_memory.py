@@ -205,10 +205,11 @@ class _Replies:
         try:
             for message in self._messages:
                 message = bytes(message)
-                reply = self._lease.reply(message)
-                if reply is not message:
+                came = [self._lease.reply(message)]
+                if came[0] is not message:
                     self._note_success()
-                yield reply
+                del message
+                yield came.pop()  # this frame must not keep its memory while it waits to go on
         except BaseException:  # also GeneratorExit, of an iteration that ends before the stream does
             self._lease.discard()
             raise
