@@ -115,12 +115,13 @@ class RetryingReplies:
         self._definitions = definitions
         self._cancelled = False
         self._replies: Replies | None = None
+        self._first: Request | None = None  # made to know the mode, and sent by `begin`
         self._begun: tuple[Transport, Replies] | None = None
 
     @property
     def read_mode(self) -> ReadMode:
         """How the replies would come if the first request was sent now."""
-        request = self._next_request()
+        request = self._first = self._next_request()
         if request is None:
             return ReadMode.BACKGROUND
         return self._replicas.transport.read_mode(self._method, request.data)
@@ -130,7 +131,8 @@ class RetryingReplies:
 
         The streams of a lane must be read one after another, in the order in which they began.
         """
-        request, transport = self._next_request(), self._replicas.transport
+        request, transport = self._first or self._next_request(), self._replicas.transport
+        self._first = None
         if request is None or self._cancelled:
             return
         try:

@@ -4,8 +4,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError, Unavailable
@@ -16,6 +16,7 @@ from mixserve_client.wire.bulk import (
     HEADER_BYTES,
     HELLO,
     WELCOME,
+    Header,
     Kind,
     decode_bulk_error,
     decode_reply_header,
@@ -75,6 +76,8 @@ class BulkConnection(Generic[ServerT]):
         self._last = 0
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._first = self._end = 0  # what of the buffer has not been used
+        self._header: Header | None = None  # of a frame whose payload has not been read
+        self._reading = threading.Lock()
         self._frames_are_small = False  # as the last one
         self._unsent = list[memoryview]()
         self._has_replied = False
@@ -189,7 +192,8 @@ class BulkConnection(Generic[ServerT]):
         try:
             self._enter()
             try:
-                return self._next_reply(replies)
+                with self._turn(replies.deadline):
+                    return self._next_reply(replies)
             finally:
                 self._leave()
         except MixserveError:  # some are OSErrors
@@ -205,13 +209,30 @@ class BulkConnection(Generic[ServerT]):
             self.close()
             raise
 
+    @contextmanager
+    def _turn(self, deadline: float | None) -> Generator[None]:
+        """The only thread that reads. Raises DeadlineExceeded."""
+        # Another one may still wait for the end of a stream whose batches have all been taken, or that was cancelled.
+        if not self._reading.acquire(blocking=False):
+            timeout_s = -1 if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._reading.acquire(timeout=timeout_s):
+                raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time")
+        try:
+            yield
+        finally:
+            self._reading.release()
+
     def _next_reply(self, replies: "BulkReplies") -> Reply | None:
-        while True:
-            header = decode_reply_header(self._take(HEADER_BYTES, replies.deadline))
+        while not replies.has_ended:
+            header = self._header or decode_reply_header(self._take(HEADER_BYTES, replies.deadline))
+            self._header = header
             with self._lock:
                 owner = self._streams[0] if self._streams else None
                 if owner is None or owner.number != header.stream:
                     raise CorruptReply(f"{self.name} answers request {header.stream}, which is not the next one")
+                if replies.is_cancelled and not owner.is_cancelled:
+                    return None  # this frame is for the thread that reads its stream
+                self._header = None
                 if header.kind != Kind.REPLY:
                     self._streams.popleft()
                     owner.has_ended = True
@@ -230,8 +251,7 @@ class BulkConnection(Generic[ServerT]):
                     return payload
                 if not owner.is_cancelled:
                     raise CorruptReply(f"{self.name}: streams were read in another order than they were opened")
-            if is_wanted and header.kind != Kind.REPLY:
-                return None
+        return None
 
     def _payload(self, length: int, deadline: float | None) -> Reply:
         """The next `length` bytes, in memory of their own."""
