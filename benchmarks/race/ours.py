@@ -6,8 +6,7 @@ The server's packages are imported only in a server: the trainer's process has n
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from benchmarks.common.pipes import Server, start_server
 from benchmarks.common.work import ROW_BYTES, WEIGHTS, load
 from benchmarks.race.contestant import Contestant
 from mixserve_client import MixClient
-from mixserve_client.options import ConnectOptions
 from mixserve_client.reading.ranges import batches_ahead
 
 if TYPE_CHECKING:
@@ -31,14 +29,8 @@ def contestant(way: str) -> Contestant:
 
         return _contestant(local_client({"train": node()}))
     server = start_server(__name__, way)
-    client = MixClient.connect(server.address, shared_memory=way == "shared-memory", **_grpc_alone(way))
+    client = MixClient.connect(server.address, shared_memory=way == "shared-memory", bulk=way != "grpc")
     return _contestant(client, server)
-
-
-def _grpc_alone(way: str) -> dict[str, Any]:
-    """The option without which a client would use a bulk channel; none in clients that have no such channel."""
-    has_bulk = any(field.name == "bulk" for field in fields(ConnectOptions))
-    return {"bulk": False} if way == "grpc" and has_bulk else {}
 
 
 def _contestant(client: MixClient, *servers: Server) -> Contestant:

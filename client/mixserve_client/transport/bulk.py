@@ -154,8 +154,8 @@ class BulkTransport:
                 if self._endpoint is None or not offer.port:
                     return self._give_up("the server offers none over TCP", logging.INFO)
                 at = Endpoint(offer.host or self._endpoint.host, offer.port)
-                pipe, name = self._connect(at, until), f"bulk channel {at.host}:{at.port}"
-                way = f"bulk {at.host}:{at.port}"
+                where = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
+                pipe, name, way = self._connect(at, until), f"bulk channel {where}", f"bulk {where}"
             made = BulkConnection(pipe, name, offer.token, until, self._memory, server)
         except Unavailable:  # `inner` would say the same, and the first answer of a starting server must decide
             raise
