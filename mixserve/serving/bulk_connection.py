@@ -4,6 +4,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from enum import Enum
 from typing import NamedTuple
 
@@ -144,9 +145,10 @@ class BulkConnection:
         except BaseException as error:  # also what is no Exception: the client must get an answer
             self._end_stream()
             known = error if isinstance(error, MixserveError) else ServerFault(f"{type(error).__name__} on the server")
-            if known is not error:
-                _logger.error("a stream of %s failed", self.peer, exc_info=error)
             self._unsent.append(memoryview(encode_bulk_error(self._number, known)))
+            if known is not error:
+                with suppress(BaseException):  # such as SystemExit from a handler of the log
+                    _logger.error("a stream of %s failed", self.peer, exc_info=error)
         return True
 
     def _end_stream(self) -> None:

@@ -311,7 +311,7 @@ def test_a_client_that_reads_slowly_is_not_cut_off_and_holds_no_thread(server, s
         going.set()
         for reader in readers:
             reader.join(20)
-        assert took_s < 1.0
+        assert took_s < 5.0  # a dozen threads that each keep a frame would take longer than the trickles last
 
 
 def large(rows: int) -> bytes:

@@ -203,7 +203,7 @@ class BulkTransport:
             self._next_try_at = time.monotonic() + min(delay_s, _LONGEST_DELAY_S)
             self._tries += 1
             is_new, self._last_logged = reason != self._last_logged, reason
-        if is_new:
+        if is_new and not self._closed:
             _logger.log(level, "%s: batches come over gRPC, not over a bulk channel: %s", self._inner.name, reason)
 
 
