@@ -206,6 +206,7 @@ class Supervisor:
             assert worker.process is not None
             if worker.process.returncode:
                 _logger.warning("worker %d %s", worker.place.number, _describe_end(worker.process.returncode))
+            self._unlink(worker)  # its end may not have been heard
         _logger.info("stopped")
 
     def _hear_at_end(self, worker: _Worker) -> None:
