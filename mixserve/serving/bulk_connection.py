@@ -106,18 +106,23 @@ class BulkConnection:
 
     def _run(self, others_wait: Callable[[], bool]) -> Wait:
         until = time.monotonic() + _TURN_S
+        has_answered = False
         while True:
             if self._unsent:
                 self._pipe.send(self._unsent, wait=not others_wait())
                 if self._unsent:
                     self.stalled_since = time.monotonic()
                     return Wait.ROOM
+            # One request in a turn: a reader that sends the next at once would get more than its share.
+            if has_answered and others_wait():
+                return Wait.TURN
             self._receive()
             if self._has_ended:
                 self.close()
                 return Wait.NOTHING
             if self._make_next():
-                if others_wait() and time.monotonic() >= until:
+                has_answered = self._replies is None
+                if not has_answered and others_wait() and time.monotonic() >= until:
                     return Wait.TURN
             # The next request often comes in a moment, and to wake another thread for it would take longer.
             elif others_wait() or not self._pipe.wait(_LINGER_S):
