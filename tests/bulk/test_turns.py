@@ -8,6 +8,7 @@ from mixserve_client.errors import MixserveError
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.bulk_connection import BulkConnection
 from mixserve_client.transport.pipes import PlainPipe
+from mixserve_client.transport.waits import acquire
 from mixserve_client.wire import methods
 from mixserve_client.wire.bulk import Kind
 from tests.bulk.peers import DEADLINE_S, TOKEN, header, let_in, until
@@ -59,3 +60,14 @@ def test_a_thread_that_waits_for_an_end_takes_nothing_of_the_next_stream() -> No
         assert ends == [None]
         assert found == [whole]
         connection.close()
+
+
+def test_a_deadline_that_no_lock_can_wait_for_is_no_error() -> None:
+    lock = threading.Lock()
+    with lock:
+        waiting = threading.Thread(target=acquire, args=(lock, time.monotonic() + 1e12))
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()  # an OverflowError would have ended it
+    waiting.join(DEADLINE_S)
+    assert not waiting.is_alive()

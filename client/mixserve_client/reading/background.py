@@ -8,9 +8,9 @@ from queue import Empty, SimpleQueue
 
 from mixserve_client.errors import DeadlineExceeded, Unavailable
 from mixserve_client.reading.stream import BatchStream
-from mixserve_client.rpc.deadlines import wait_s
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.schema.fields import Batch
+from mixserve_client.transport.waits import LATE, wait_s
 
 CLOSED = "this iterator was closed while a call waited for a batch"
 
@@ -50,7 +50,7 @@ class BackgroundStream:
             try:
                 arrived = self._arrived.get(timeout=None if deadline is None else wait_s(deadline))
             except Empty:
-                raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time") from None
+                raise DeadlineExceeded(LATE) from None
             if isinstance(arrived, BaseException):
                 try:
                     raise arrived

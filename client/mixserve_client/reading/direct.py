@@ -3,14 +3,12 @@
 import threading
 from collections import deque
 
-from mixserve_client.errors import DeadlineExceeded, Unavailable
+from mixserve_client.errors import Unavailable
 from mixserve_client.reading.background import CLOSED
 from mixserve_client.reading.stream import BatchStream
-from mixserve_client.rpc.deadlines import wait_s
 from mixserve_client.schema.fields import Batch
 from mixserve_client.transport.base import Lane
-
-_LATE = "timeout_s ran out before the batch arrived; allow more time"
+from mixserve_client.transport.waits import acquire
 
 
 class DirectStream:
@@ -38,8 +36,7 @@ class DirectStream:
         """
         if self._has_begun:
             return
-        if not self._lane.opening.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
-            raise DeadlineExceeded(_LATE)
+        acquire(self._lane.opening, deadline)
         try:
             self._begin()
         finally:
@@ -83,7 +80,7 @@ class DirectStream:
         except BaseException as error:
             self._error = error  # for `take`, which comes to it after the batches before it
             if self._cancelled:
-                self._error = None  # its traceback leads to this object: nobody would break that cycle
+                self._error = None  # its traceback leads to this object: it would be a cycle
             return False
         finally:
             self._reading.release()
@@ -112,8 +109,7 @@ class DirectStream:
         """Acquire `_reading`. Raises DeadlineExceeded."""
         if not self._reading.acquire(blocking=False):
             self._is_awaited = True  # the thread that reads ahead stops after the next reply
-            if not self._reading.acquire(timeout=-1 if deadline is None else wait_s(deadline)):
-                raise DeadlineExceeded(_LATE)
+            acquire(self._reading, deadline)
         self._is_awaited = False
 
     def _read(self, deadline: float | None) -> None:
@@ -142,5 +138,5 @@ class DirectStream:
         elif self.has_ended or self._cancelled:
             raise Unavailable(CLOSED)
         self.has_ended = batches is None
-        if self._cancelled:  # by another thread, meanwhile: nobody takes them
+        if self._cancelled:  # by another thread, meanwhile: they will not be taken
             self._ready.clear()

@@ -19,7 +19,7 @@ from mixserve_client.errors import (
     ServerFault,
     Unavailable,
 )
-from mixserve_client.rpc.deadlines import deadline_in, wait_s
+from mixserve_client.rpc.deadlines import deadline_in
 from mixserve_client.rpc.one_thread import try_acquire
 from mixserve_client.rpc.resources import Resources
 from mixserve_client.schema.fields import Batch, Field
@@ -28,6 +28,7 @@ from mixserve_client.schema.positions import check_positions
 from mixserve_client.schema.sessions import CallReply, CallRequest, HeldSession, OpenedSession, check_name
 from mixserve_client.sessions.leases import LeaseKeeper
 from mixserve_client.sessions.values import check_record, check_records, check_rows
+from mixserve_client.transport.waits import wait_s
 from mixserve_client.wire import methods
 from mixserve_client.wire.session import decode_call_reply, encode_call_request
 

@@ -12,6 +12,7 @@ from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError
 from mixserve_client.transport.base import Interrupted, Replies, Reply
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.pipes import PATIENCE_S, Pipe
+from mixserve_client.transport.waits import LATE, acquire
 from mixserve_client.wire.bulk import (
     HEADER_BYTES,
     HELLO,
@@ -122,7 +123,7 @@ class BulkConnection(Generic[ServerT]):
             return bool(self._streams or self._users) or not self._pipe.wait(0)
 
     def has_room(self, size: int) -> bool:
-        """Whether the server will take a request of `size` bytes, even if nobody reads its replies meanwhile."""
+        """Whether the server will take a request of `size` bytes, even if its replies are not read meanwhile."""
         with self._lock:
             return not self._streams or (
                 len(self._streams) < _MOST_AHEAD and size + sum(one.size for one in self._streams) <= _MOST_AHEAD_BYTES
@@ -214,9 +215,7 @@ class BulkConnection(Generic[ServerT]):
         """The only thread that reads. Raises DeadlineExceeded."""
         # Another one may still wait for the end of a stream whose batches have all been taken, or that was cancelled.
         if not self._reading.acquire(blocking=False):
-            timeout_s = -1 if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._reading.acquire(timeout=timeout_s):
-                raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time")
+            acquire(self._reading, deadline)
         try:
             yield
         finally:
@@ -287,7 +286,7 @@ class BulkConnection(Generic[ServerT]):
             if deadline is not None:
                 now = time.monotonic()
                 if now >= deadline:
-                    raise DeadlineExceeded("timeout_s ran out before the batch arrived; allow more time")
+                    raise DeadlineExceeded(LATE)
                 waits = deadline - now >= PATIENCE_S
             came = self._pipe.receive(into, wait=waits, whole=whole)
             if came:
