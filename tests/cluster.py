@@ -1,9 +1,8 @@
 """`mixserve serve --processes` for tests: its processes, and the addresses of each."""
 
-import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from mixserve_client.transport.shared_memory import SharedMemoryTransport
 from mixserve_client.wire import methods
 from mixserve_client.wire.server import decode_server
 from tests.certificates import Authority
+from tests.ports import free_ports
 from tests.processes import DEADLINE_S, ServerProcess, write_mixture
 from tests.tokens.files import Tokens
 
@@ -83,21 +83,6 @@ class Cluster:
 
     def wait_until_all_serve(self) -> None:
         wait_until(lambda: probe(self.health, 5) == "SERVING")
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports of 127.0.0.1 that are free."""
-    while True:
-        with ExitStack() as bound:
-            first = bound.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                for number in range(1, count):
-                    bound.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

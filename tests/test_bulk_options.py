@@ -13,8 +13,9 @@ from mixserve.cli.main import app
 from mixserve.cli.reach import reachable
 from mixserve.config import ServerConfig
 from mixserve_client import MixClient
+from tests.ports import free_ports
 from tests.processes import DEADLINE_S, ONE_SIZE, server_process, write_mixture
-from tests.test_listening import a_free_port, listening
+from tests.test_listening import listening
 
 
 def configure(folder: Path, server: str, *, with_data: bool = True) -> Path:
@@ -38,7 +39,8 @@ def small() -> MixDataSourcesNode:
 
 
 def test_flags_fix_the_port_and_the_log_has_it(tmp_path: Path) -> None:
-    port, other = a_free_port(), a_free_port()
+    port = free_ports(2)
+    other = port + 1
     config = configure(tmp_path, f"port: 0, bulk: false, bulk_port: {other}")
     with server_process(config, "--bulk", "--bulk-port", str(port)) as server:
         address, log = server.address(), server.log()
@@ -125,8 +127,8 @@ def test_a_port_that_is_taken_is_said_before_data_are_opened(tmp_path: Path) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
 def test_each_process_needs_its_own_port(tmp_path: Path) -> None:
-    with closing(listening()) as other:
-        port = other.getsockname()[1]
+    port = free_ports(2) + 1
+    with closing(listening(port=port)):
         config = configure(tmp_path, f"port: 0, bulk_port: {port - 1}", with_data=False)
         with server_process(config, "--processes", "2") as server:
             assert server.process.wait(DEADLINE_S) == 2
@@ -134,7 +136,7 @@ def test_each_process_needs_its_own_port(tmp_path: Path) -> None:
 
 
 def test_in_python(small: MixDataSourcesNode, tmp_path: Path) -> None:
-    port = a_free_port()
+    port = free_ports()
     with serve({"m": small}, bulk_port=port, shared_memory=False) as server:
         assert server.bulk_port == port
         assert transport_of(server.address) == f"bulk 127.0.0.1:{port}, grpc {server.address}"

@@ -11,6 +11,7 @@ import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve.listening import holding
+from tests.ports import free_ports
 from tests.processes import DEADLINE_S, ONE_SIZE, ServerProcess
 
 # A source that says when it is opened, and is open when the file `go` is there. It forks a process that has the port.
@@ -62,11 +63,6 @@ def has_ipv6() -> bool:
 NEEDS_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
-def a_free_port() -> int:
-    with closing(listening()) as found:
-        return found.getsockname()[1]
-
-
 @pytest.fixture
 def slow(tmp_path) -> Path:
     (tmp_path / "slow_source.py").write_text(SLOW)
@@ -89,7 +85,7 @@ def test_a_port_that_is_taken_is_said_before_data_are_opened(slow):
 
 
 def test_a_port_is_kept_while_data_are_opened_and_calls_are_refused(slow):
-    port = a_free_port()
+    port = free_ports()
     server = ServerProcess(slow, "--port", str(port))
     try:
         deadline = time.monotonic() + DEADLINE_S
@@ -146,7 +142,7 @@ def test_a_port_taken_on_another_address_of_the_machine(taken, asked):
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", pytest.param("[::1]", marks=NEEDS_IPV6)])
 def test_a_free_port_is_held_by_one_only(host):
-    address = f"{host}:{a_free_port()}"
+    address = f"{host}:{free_ports()}"
     for _ in range(2):
         with holding(address), pytest.raises(OSError, match="Address already in use"), holding(address):
             pass

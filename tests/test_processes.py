@@ -239,6 +239,7 @@ def test_a_worker_that_would_serve_other_mixtures_is_refused(other: Cluster) -> 
 
 
 def test_no_worker_outlives_the_process_that_started_it(other: Cluster) -> None:
+    other.wait_until_all_serve()
     workers = other.workers()
     assert len(workers) == 2
     (folder,) = {Path(one).parent for one in unix_sockets(other.worker(0)) if one.endswith("state.sock")}
@@ -255,6 +256,7 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path, cluster: Cluster) -> No
 
 
 def test_a_signal_drains_all_workers(cluster: Cluster) -> None:
+    cluster.wait_until_all_serve()
     workers = cluster.workers()
     assert len(workers) == WORKERS
     with cluster.connect() as client:

@@ -2,7 +2,6 @@
 
 import json
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_batch_request
 from tests.conftest import ROUTES, assert_batches_equal, make_node
 from tests.forked import Forked
+from tests.ports import free_ports
 from tests.processes import DEADLINE_S, server_process, write_mixture
 from tests.schedule_trainer import BATCH_SIZE, CHANGES, JOURNAL, KEY, STATE, STEPS, digest, main, train
 
@@ -73,12 +73,6 @@ def journal(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def knows(address: str, state: dict[str, Any]) -> bool:
     """Whether the server at `address` knows the schedule of an iterator's state, without sending it."""
     with MixClient.connect(address, patience_s=DEADLINE_S, shared_memory=False) as client:
@@ -100,8 +94,8 @@ def test_a_trainer_that_is_killed_and_moved_between_servers_reads_what_a_quiet_o
     options = {"block_size": BLOCK_SIZE} if sampling == "epoch" else {}
     config = write_mixture(tmp_path, sampling=sampling, **options)
     rng = random.Random(f"kills, {sampling}")
-    port = free_port()
-    first, second = f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"
+    port = free_ports()
+    first, second = f"127.0.0.1:{port}", f"127.0.0.1:{free_ports()}"
     kills = 0
     with ExitStack() as stack:
         server = stack.enter_context(server_process(config, "--port", str(port)))

@@ -22,6 +22,7 @@ from mixserve.access.certificates import Certificates
 from mixserve_client import AsyncMixClient, InvalidRequest, MixClient, TlsOptions, Unauthenticated, Unavailable
 from mixserve_client.transport import credentials, diagnosis
 from tests.certificates import NEEDS_OPENSSL, Made, Pair
+from tests.ports import free_ports
 
 pytestmark = NEEDS_OPENSSL
 
@@ -159,8 +160,7 @@ def test_one_side_without_tls_is_named(secure: MixServer, mutual: MixServer, ser
 
 
 def test_a_server_that_is_not_there_is_waited_for(node: MixDataSourcesNode, made: Made) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_ports()
     for tls in (made.authority.ca, None):
         with MixClient.connect(f"127.0.0.1:{port}", tls=tls, patience_s=0.2) as client, pytest.raises(Unavailable):
             client.mixtures()

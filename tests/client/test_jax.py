@@ -1,7 +1,6 @@
 """Remote batches on devices, and as global arrays of several processes."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from mixserve_client import FingerprintMismatch, InvalidRequest
 from mixserve_client.jax import device_batches, global_batches
 from mixserve_client.jax_dtypes import fit_dtypes
 from mixserve_client.schema.dtypes import DTYPES
+from tests.ports import free_ports
 
 SIZE, DEADLINE_S = 8, 120
 
@@ -194,9 +194,7 @@ with MixClient.connect(address, patience_s=60) as client:
 
 def test_processes_ask_for_their_own_rows_of_global_arrays():
     with serve({"train": small_node()}, shared_memory=False) as server:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+        coordinator = f"127.0.0.1:{free_ports()}"
         command = [sys.executable, "-c", PROCESS, server.address, coordinator, "2"]
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
         processes = [

@@ -22,8 +22,8 @@ from mixserve import local_client
 from mixserve.build import build_nodes
 from mixserve.config import load_config
 from mixserve_client import MixClient
+from tests.ports import free_ports
 from tests.processes import DEADLINE_S, write_mixture
-from tests.test_listening import a_free_port
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "mixserve-test"
@@ -173,7 +173,7 @@ def test_the_licenses_are_in_the_image(engine, image):
 
 def test_serves_read_only_and_stops_at_sigterm(engine, data, start):
     for _ in ("compiles", "finds compiled programs"):
-        port = str(a_free_port())  # of bulk channels: the server tells it to clients
+        port = str(free_ports())  # of bulk channels: the server tells it to clients
         published = ("--publish", "127.0.0.1::50051", "--publish", f"127.0.0.1:{port}:{port}")
         container = start(published, (*SERVE, "--bulk-port", port))
         container.wait_until_healthy()
