@@ -6,6 +6,7 @@ from mixserve.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from mixserve.access.certificates import ServerTls
+    from mixserve.limits import ServerLimits
     from mixserve.local import local_client
     from mixserve.module import DataSourceModule, StructuralConfig
     from mixserve.node import MixDataSourcesConfig, MixDataSourcesNode
@@ -41,6 +42,7 @@ __all__ = [
     "MixServer",
     "ParquetSource",
     "RandomAccessSource",
+    "ServerLimits",
     "ServerTls",
     "Source",
     "StructuralConfig",
@@ -55,6 +57,7 @@ __version__ = "0.1.0"
 
 # Imported at first use, so that a command that only calls a server (a health probe every few seconds) never loads JAX.
 _HOMES = {
+    "ServerLimits": "mixserve.limits",
     "ArrayRecordSource": "mixserve.sources",
     "ArraySource": "mixserve.sources",
     "DataSourceModule": "mixserve.module",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mixserve.address import check_host
+from mixserve.limits import ServerLimits
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
 from mixserve.sources.kinds.fields import field_section
 from mixserve.sources.registry import KINDS, AnySourceConfig
@@ -121,7 +123,7 @@ class ServerConfig(Section):
     answers health alone (no port: none).
 
     `processes` is how many processes serve the port together (auto: half of the cores). Each also has a port
-    of its own, counted from `worker_port` (None: free ones).
+    of its own, counted from `worker_port` (None: free ones). `limits` are those of each process.
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -140,6 +142,7 @@ class ServerConfig(Section):
     tokens: str | None = Field(default=None, min_length=1)
     processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = 1
     worker_port: int | None = Field(default=None, ge=1, le=65535)
+    limits: ServerLimits = ServerLimits()
 
 
 class Config(Section):
@@ -181,7 +184,7 @@ def _describe_problem(problem: Any) -> str:
     # pydantic adds the kind of a source to the path, after mixtures.NAME.sources.NAME; the file has no such level.
     steps = [shorten(str(step), 100) for i, step in enumerate(problem["loc"]) if not (i == 4 and step in KINDS)]
     key, value = shorten(".".join(steps), 300), problem["input"]
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key}: unknown key; allowed here are {_allowed_keys(_section(problem['loc']))}"
     if problem["type"] == "missing":
         return f"{key}: is required"
@@ -197,12 +200,12 @@ def _difference(wanted: dict[str, Any], given: dict[str, Any]) -> str:
     return ", ".join(f"{what} {show_names(names)}" for what, names in parts if names)
 
 
-def _section(place: Sequence[Any]) -> type[Section]:
+def _section(place: Sequence[Any]) -> type[Section] | type[ServerLimits]:
     """The section that has the key at the path `place`, by the depth of the sections in the file."""
     if len(place) == 1:
         return Config
     if place[0] == "server":
-        return TlsConfig if len(place) > 2 and place[1] == "tls" else ServerConfig
+        return {"tls": TlsConfig, "limits": ServerLimits}[place[1]] if len(place) > 2 else ServerConfig
     if len(place) == 3:
         return MixtureConfig
     if len(place) > 6 and place[5] == "fields":
@@ -210,5 +213,7 @@ def _section(place: Sequence[Any]) -> type[Section]:
     return ScheduleEntryConfig if place[2] == "schedule" else KINDS[place[4]]
 
 
-def _allowed_keys(section: type[Section]) -> str:
+def _allowed_keys(section: type[Section] | type[ServerLimits]) -> str:
+    if not issubclass(section, Section):
+        return ", ".join(one.name for one in fields(section))
     return ", ".join(field.alias or name for name, field in section.model_fields.items())

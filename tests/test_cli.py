@@ -155,6 +155,14 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "server.prot: unknown key; allowed here are host, port",
         ),
         (
+            "server: {limits: {replies: 1}}\nmixtures: {x: {sources: {a: %s}}}",
+            "server.limits.replies: unknown key; allowed here are reply_bytes",
+        ),
+        (
+            "server: {limits: {reply_bytes: 0}}\nmixtures: {x: {sources: {a: %s}}}",
+            "server.limits: reply_bytes must be a positive integer, got 0",
+        ),
+        (
             "mixtures: {x: {sauces: {a: %s}}}",
             "mixtures.x.sauces: unknown key; allowed here are sampling, block_size, stop, sources, schedule",
         ),

@@ -106,6 +106,7 @@ def run(
                 worker=as_worker,
                 bulk=reach.bulk,
                 bulk_port=reach.bulk_port,
+                limits=config.server.limits,
             )
     if as_worker is None or as_worker.keeps_state:
         _logger.info(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
+from mixserve.limits import ServerLimits
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.replies import Slots
@@ -28,6 +29,7 @@ class Services:
         state_dir: Path | str | None = None,
         session_ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
+        limits: ServerLimits | None = None,
     ):
         """`placement` overrides every node's own. `slots` is the memory that clients share with this process.
         `memory` is that of the replies of streams, if these need not be bytes objects.
@@ -36,6 +38,7 @@ class Services:
 
         Raises ValueError for bad arguments, and OSError if the state folder cannot be used.
         """
+        limits = ServerLimits() if limits is None else limits
         mixtures = Mixtures(nodes, placement)
         if not isinstance(state_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"state_dir must be a folder, or None for none, got {show(state_dir)}")

@@ -17,6 +17,7 @@ from mixserve.access.certificates import Certificates
 from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
 from mixserve.descriptors import connection_limit
+from mixserve.limits import ServerLimits
 from mixserve.pooled_memory import PooledMemory
 from mixserve.servicer import Services
 from mixserve.servicer.reply_memory import Message, ReplyMemory
@@ -80,6 +81,7 @@ class MixServer:
         health_address: str | None = None,
         bulk: bool = True,
         bulk_port: int = 0,
+        limits: ServerLimits | None = None,
         worker: Worker | None = None,
     ):
         """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them. Without
@@ -94,7 +96,8 @@ class MixServer:
         self._services = services
         self._memory = memory
         self._calls = CallCounter()
-        self._unread = UnreadReplies()
+        limits = ServerLimits() if limits is None else limits
+        self._unread = UnreadReplies(limits.reply_bytes)
         self._worker = worker
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self._streams = StreamThreads()

@@ -9,6 +9,7 @@ from mixserve.access.certificates import Certificates, ServerTls
 from mixserve.access.exposure import check_exposure
 from mixserve.access.tokens import TokenFile
 from mixserve.address import join_address, ports_of
+from mixserve.limits import ServerLimits
 from mixserve.listening import check_listening, holding
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer import Services
@@ -35,6 +36,7 @@ def serve(
     health_host: str = "127.0.0.1",
     bulk: bool = True,
     bulk_port: int = 0,
+    limits: ServerLimits | None = None,
     worker: Worker | None = None,
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
@@ -55,11 +57,14 @@ def serve(
     `client_ca`, unless `insecure`. At `health_host:health_port` the server answers health alone, always in plain text
     and to everybody.
 
+    `limits` say what the server does and remembers at most (None: those of `ServerLimits()`).
+
     A server in Python is one process. `mixserve serve --processes` has several; `worker` is for these alone.
 
     Raises ValueError for bad arguments, and OSError if the server cannot listen at `address`, use the folder or read a
     file.
     """
+    limits = ServerLimits() if limits is None else limits
     token_file = None if tokens is None else TokenFile(tokens)
     files = ServerTls.of(tls)
     health_address = None if health_port is None else join_address(health_host, health_port)
@@ -88,6 +93,7 @@ def serve(
                 state_dir=state_dir,
                 session_ttl_s=session_ttl_s,
                 journal_days=journal_days,
+                limits=limits,
             )
             opened.callback(services.close)
         if worker is not None:
@@ -103,6 +109,7 @@ def serve(
             health_address=health_address,
             bulk=bulk,
             bulk_port=bulk_port,
+            limits=limits,
             worker=worker,
         )
         opened.pop_all()

@@ -12,7 +12,6 @@ from mixserve_client.errors import Overloaded
 
 _logger = logging.getLogger("mixserve")
 
-_MOST_BYTES = 512 << 20  # gRPC makes a copy, so that they take twice as much
 _STALLED_S = 5.0
 _RETRY_S = 0.2
 
@@ -28,10 +27,11 @@ class UnreadReplies:
     """The replies of single calls that have not ended. Thread-safe.
 
     A stream waits until its reader takes each reply. The reply of a single call leaves its thread at once, and gRPC
-    holds it: a client that reads nothing could ask for as many as it likes.
+    holds it: a client that reads nothing could ask for as many as it likes. gRPC also makes a copy, so that they take
+    twice as much memory.
     """
 
-    def __init__(self, most_bytes: int = _MOST_BYTES, clock: Clock = time.monotonic):
+    def __init__(self, most_bytes: int, clock: Clock = time.monotonic):
         self._most_bytes = most_bytes
         self._clock = clock
         self._lock = threading.Lock()
