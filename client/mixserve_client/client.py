@@ -4,6 +4,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.reading.ranges import PositionList
 from mixserve_client.reading.reader import Reader
 from mixserve_client.rpc.deadlines import deadline_in
+from mixserve_client.rpc.replicas import ATTEMPT_S
 from mixserve_client.rpc.resources import ClientResources, Resources
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.schema.checks import check_mixture, check_truth
@@ -50,13 +52,21 @@ class MixClient:
     other data.
     """
 
-    def __init__(self, transports: Iterable[Transport], *, patience_s: float = 600.0):
+    def __init__(
+        self,
+        transports: Iterable[Transport],
+        *,
+        patience_s: float = 600.0,
+        attempt_s: float = ATTEMPT_S,
+        hedge: bool = False,
+    ):
         if isinstance(transports, str):
             raise InvalidRequest(f"transports must not be an address: use MixClient.connect({transports!r:.100})")
         made = tuple(transports)
         if any(isinstance(transport, str) for transport in made):
             raise InvalidRequest(f"transports must not be addresses: use MixClient.connect({list(made)!r:.100})")
-        self._set_up(MixtureCatalog(Resources(lambda: ClientResources(made, patience_s))))
+        make = partial(ClientResources, made, patience_s, attempt_s, hedge=hedge)
+        self._set_up(MixtureCatalog(Resources(make)))
         _ = self.catalog.resources.here  # makes them now, so that wrong arguments raise here and not at the first call
 
     @classmethod
@@ -70,10 +80,14 @@ class MixClient:
         token: str | None = None,
         token_file: str | PathLike[str] | None = None,
         bulk: bool = True,
+        attempt_s: float = ATTEMPT_S,
+        hedge: bool = False,
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
         Never blocks: the first call connects. `patience_s` is how many seconds a call keeps trying to reach a server.
+        With several replicas, one that lets a call wait `attempt_s` seconds for a reply is left for another one, and
+        with `hedge` another one is asked as well when a reply is late, for up to 5 % more requests.
         A server on this host, run by the same user, passes batches in shared memory. Set `shared_memory` to the folder
         of that server's socket if it is not /dev/shm, or to False for none. Other servers send batches over a bulk
         channel, a plain TCP connection, unless `bulk` is False. gRPC carries what neither of them does.
@@ -93,6 +107,8 @@ class MixClient:
             token=token,
             token_file=token_file,
             bulk=bulk,
+            attempt_s=attempt_s,
+            hedge=hedge,
         )
         return cls._of(MixtureCatalog.connect(options))
 

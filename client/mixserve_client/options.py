@@ -25,6 +25,8 @@ class ConnectOptions:
     token: str | None = field(default=None, repr=False)
     token_file: str | PathLike[str] | None = None
     bulk: bool = True
+    attempt_s: float = 5.0
+    hedge: bool = False
 
     def __post_init__(self) -> None:
         # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
@@ -39,6 +41,8 @@ class ConnectOptions:
         if not isinstance(folder, bool | str) or folder == "":
             raise InvalidRequest(f"shared_memory must be True, False or a folder, got {folder!r:.100}")
         object.__setattr__(self, "bulk", check_truth("bulk", self.bulk))
+        object.__setattr__(self, "attempt_s", check_seconds("attempt_s", self.attempt_s))
+        object.__setattr__(self, "hedge", check_truth("hedge", self.hedge))
         object.__setattr__(self, "tls", TlsOptions.of(self.tls))
         given = TokenOptions(self.token, self.token_file)
         object.__setattr__(self, "token", given.token)

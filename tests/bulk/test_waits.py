@@ -240,20 +240,23 @@ def test_a_server_that_answers_calls_is_waited_for(answers, monkeypatch):
         batches.close()
 
 
-def test_a_deadline_is_no_failure_of_the_server(answers, big_node):
-    """The next request goes to the same replica."""
+def test_a_silent_replica_is_left_before_the_deadline(answers, big_node):
     address, _, behave = answers
     with (
         serve({"train": big_node}, shared_memory=False) as other,
+        MixClient.connect(address, shared_memory=False) as alone,
         MixClient.connect([address, other.address], shared_memory=False) as client,
     ):
+        in_use(alone)
         in_use(client)
         behave.silent_before_rows = True
-        batches = client.batches(SIZE, 3, timeout_s=0.3)
+        batches = alone.batches(SIZE, 3, timeout_s=0.3)
         with pytest.raises(DeadlineExceeded, match="before the batch arrived"):
             next(batches)
-        assert client.transport.endswith(address)
         batches.close()
+        for _ in range(4):
+            next(client.batches(SIZE, 3, timeout_s=2))
+        assert client.transport.endswith(other.address)
 
 
 # A channel is lost, and there is no other

@@ -30,7 +30,7 @@ from mixserve_client import (
     errors,
 )
 from mixserve_client.reading.ranges import Shard
-from mixserve_client.rpc import retry
+from mixserve_client.rpc import tries
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
 from tests.conftest import assert_batches_equal, make_node
@@ -286,8 +286,8 @@ def test_patience_ends_the_search_for_a_server():
 
 
 def test_a_wait_for_a_server_is_logged_again_and_again(caplog, monkeypatch):
-    monkeypatch.setattr(retry, "_LOG_AFTER_S", 0.1)
-    monkeypatch.setattr(retry, "_LOG_EVERY_S", 0.15)
+    monkeypatch.setattr(tries, "_LOG_AFTER_S", 0.1)
+    monkeypatch.setattr(tries, "_LOG_EVERY_S", 0.15)
     with MixClient.connect("127.0.0.1:1", patience_s=0.7) as client, pytest.raises(Unavailable, match="patience_s"):
         client.mixtures()
     said = r"still waiting for a server, for \d+ s now, up to 1 s \(patience_s\): 127\.0\.0\.1:1: .*"

@@ -13,7 +13,7 @@ from mixserve.servicer import Services
 from mixserve_client import AsyncMixClient, BatchIterator, MixClient
 from mixserve_client.errors import Unavailable
 from mixserve_client.reading.batches import Batches
-from mixserve_client.rpc import retry
+from mixserve_client.rpc import retry, tries
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.transport.in_process import InProcessTransport
@@ -61,11 +61,11 @@ class Away:
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
 def test_a_stream_that_is_ended_does_not_sleep_out_its_delay(monkeypatch, how):
-    monkeypatch.setattr(retry, "_FIRST_DELAY_S", 60.0)
-    monkeypatch.setattr(retry, "_LONGEST_DELAY_S", 60.0)
+    monkeypatch.setattr(tries, "_FIRST_DELAY_S", 60.0)
+    monkeypatch.setattr(tries, "_LONGEST_DELAY_S", 60.0)
     away = Away()
     caller = RetryingCaller([away], 600)
-    replies = caller.stream(methods.STREAM_BATCHES, lambda: retry.Request(b"", 1, 1))
+    replies = caller.stream(methods.STREAM_BATCHES, lambda: retry.Request(b"", 1, 1), bytes)
     ended = list[object]()
 
     def read() -> None:

@@ -71,7 +71,7 @@ def test_a_stream_that_has_begun_makes_its_request_once(node):
     services = Services({"train": node})
     caller = RetryingCaller([InProcessTransport(services, on_close=services.close)], 1.0)
     try:
-        replies = caller.stream(methods.STREAM_BATCHES, next_request)
+        replies = caller.stream(methods.STREAM_BATCHES, next_request, bytes)
         replies.begin(Lane())
         assert len(list(replies)) == 1
         assert len(made) == 2  # the request, and that there is no other one

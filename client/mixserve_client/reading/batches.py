@@ -39,7 +39,7 @@ class Batches:
         # `set_state` replaces the skips of an earlier state, and keeps our own.
         self._own_skips = self._skips = Skips.of(options.skip)
         self._reader: Reader | None = None  # until the first request
-        self._in_flight = InFlight(options.start)
+        self._in_flight = InFlight(options.start, options.timeout_s)
         # Any thread may call it. Not a method of this object: an iterator's finalizer holds it, and must not keep the
         # batches alive.
         self.cancel = self._in_flight.cancel
@@ -153,6 +153,8 @@ class Batches:
         """Resume where `state` was taken."""
         saved, deadline = ReaderState.of(state), self._deadline()
         mixture, skips = self._catalog.get(self.mixture_name, deadline), self._own_skips | saved.skips
+        if saved.fingerprint != mixture.fingerprint:  # another replica may have the state's mixture
+            mixture = self._catalog.find(mixture, saved.fingerprint)
         if self._options.strict:
             saved.check_mixture(mixture)
         reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline)

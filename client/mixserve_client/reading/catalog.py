@@ -1,14 +1,18 @@
 """The mixtures of a client's servers, and the check that they stay what they were at their first use."""
 
+import logging
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from mixserve_client.errors import CorruptReply
+from mixserve_client.errors import CorruptReply, MixserveError
 from mixserve_client.options import ConnectOptions
 from mixserve_client.reading.reader import Reader
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection, check_fingerprint
+from mixserve_client.rpc.asking import Asking
 from mixserve_client.rpc.resources import ClientResources, Resources
 from mixserve_client.schema.checks import check_mixture
 from mixserve_client.schema.fields import Content
@@ -20,6 +24,9 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import decode_mixture
 from mixserve_client.wire.request import encode_mixture_request
 
+_logger = logging.getLogger("mixserve_client")
+
+_FIND_S = 10.0
 _SELECTIONS = 64  # a client that reads more streams in turns makes one for each call
 
 
@@ -39,7 +46,7 @@ class MixtureCatalog:
     @classmethod
     def connect(cls, options: ConnectOptions, known: Mapping[str, MixtureDescription] | None = None) -> Self:
         """A catalog of the servers of `options`, which expects the mixtures in `known`. Sends nothing."""
-        catalog = cls(Resources(lambda: ClientResources(transports_of(options), options.patience_s)), options)
+        catalog = cls(Resources(partial(_resources, options)), options)
         catalog.expect(known or {})
         return catalog
 
@@ -59,15 +66,54 @@ class MixtureCatalog:
         Raises UnknownMixture, FingerprintMismatch if the mixture has changed since its first use, and what every call
         may raise.
         """
-        request = encode_mixture_request(name or "")
-        fresh = decode_mixture(self.resources.here.caller.call(methods.GET_MIXTURE, request, deadline))
-        if name and fresh.name != name:
-            raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, not {name!r:.100}")
+        known = self._known.get(name or "")
+        # Without a mixture to look for, the first replica of the list decides, whichever is quickest.
+        asking = Asking(in_order=True) if known is None else Asking(fingerprint=known.fingerprint)
+        fresh = self._describe(name or "", known, asking, deadline)
         known = self._known.setdefault(fresh.name, fresh)  # one step: racing threads agree on the first answer
         check_fingerprint(known, fresh.fingerprint, fresh)
         if not name:
             self._known.setdefault("", known)
         return fresh
+
+    def find(self, known: MixtureDescription, fingerprint: str) -> MixtureDescription:
+        """The mixture of that fingerprint, which is the client's from then on, if a replica answers that has it.
+
+        Otherwise the known one.
+        """
+        caller = self.resources.here.caller
+        if caller.replicas == 1:
+            return known
+        try:
+            until = time.monotonic() + _FIND_S
+            wanted = replace(known, fingerprint=fingerprint)
+            found = self._describe(known.name, wanted, Asking(fingerprint=fingerprint), until)
+        except MixserveError:
+            return known
+        _logger.warning(
+            "the mixture %r is the one of a state, with the fingerprint %s, and no longer the one with %s",
+            known.name,
+            fingerprint,
+            known.fingerprint,
+        )
+        self.expect({name: found for name, one in self._known.items() if one is known})
+        return found
+
+    def _describe(
+        self, name: str, known: MixtureDescription | None, asking: Asking, deadline: float | None
+    ) -> MixtureDescription:
+        """The description of a replica that has the mixture `known`, if there is one."""
+
+        def decode(reply: bytes) -> MixtureDescription:
+            fresh = decode_mixture(reply)
+            if name and fresh.name != name:
+                raise CorruptReply(f"the server describes the mixture {fresh.name!r:.100}, not {name!r:.100}")
+            if known is not None and fresh.name == known.name:
+                check_fingerprint(known, fresh.fingerprint, fresh)
+            return fresh
+
+        caller = self.resources.here.caller
+        return caller.ask(methods.GET_MIXTURE, encode_mixture_request(name), decode, deadline, asking)
 
     def get(self, name: str | None, deadline: float | None) -> MixtureDescription:
         """The mixture's description; asks a server at its first use only. Raises what `ask` raises."""
@@ -105,3 +151,7 @@ class MixtureCatalog:
                 "MixClient.connect(...)"
             )
         return MixtureCatalog.connect, (self._options, dict(self._known))
+
+
+def _resources(options: ConnectOptions) -> ClientResources:
+    return ClientResources(transports_of(options), options.patience_s, options.attempt_s, hedge=options.hedge)

@@ -31,8 +31,10 @@ class _Fetching:
 class InFlight:
     """The batches in flight. For one thread at a time; any thread may call `cancel`."""
 
-    def __init__(self, position: int):
+    def __init__(self, position: int, most_wait_s: float | None):
+        """`most_wait_s` is how long a trainer waits for a batch at most."""
         self.next_request_at = position
+        self._most_wait_s = most_wait_s
         self._fetching: deque[_Fetching] = deque()
         self.count = 0  # batches in flight, each as often as it has streams
         self.refill_at = 0
@@ -50,7 +52,7 @@ class InFlight:
             before = self._fetching[-1].streams[-1:] if self._fetching else ()
             streams = list(before)
             for part in fetch.parts:
-                stream = reader.start(part, streams[-1] if streams else None, self._lane)
+                stream = reader.start(part, streams[-1] if streams else None, self._lane, self._most_wait_s)
                 # A trainer need not wait until its request is sent, if another thread reads ahead of it.
                 if isinstance(stream, DirectStream) and not self._ahead.is_wanted:
                     stream.begin()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from mixserve_client.errors import CorruptReply, FingerprintMismatch, InvalidRequest, MixserveError
 from mixserve_client.reading.background import BackgroundStream
@@ -79,17 +80,15 @@ class Reader:
         request = with_rows(selection.request_without_rows, start, size)
         caller = self._resources.here.caller
         try:
-            reply = caller.call(methods.GET_BATCH_AT, request, deadline, selection.schedule.definitions)
+            return caller.ask(
+                methods.GET_BATCH_AT, request, partial(_decode_rows, selection, size), deadline, selection.asking
+            )
         except InvalidRequest:
             # The server may have restarted with a smaller limit. A stream has no limit on its rows; if something else
             # is wrong with the request, the stream is refused as well.
             batch = self._batch(StridedRange(start, size, size, 1), deadline)
             self._call_rows = min(self._call_rows, size - 1)
             return batch
-        batch, rows = decode_reply(reply, selection)
-        if rows != size:
-            raise CorruptReply(f"the server sent {rows} rows, but {size} were requested")
-        return batch
 
     def batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
         """The one batch of `wanted`, read as streams."""
@@ -105,13 +104,15 @@ class Reader:
         (batch,) = (batch for batches in stream for batch in batches)
         return batch
 
-    def start(self, wanted: StridedRange | PositionList, after: AnyStream | None, lane: Lane) -> AnyStream:
+    def start(
+        self, wanted: StridedRange | PositionList, after: AnyStream | None, lane: Lane, most_wait_s: float | None
+    ) -> AnyStream:
         """The batches of `wanted`, requested after those of `after`, the lane's stream before it.
 
-        A `DirectStream` has to be begun.
+        `most_wait_s` is how long a trainer waits for a batch at most. A `DirectStream` has to be begun.
         """
         resources = self._resources.here
-        stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers)
+        stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers, None, most_wait_s)
         mode = stream.read_mode
         if mode == ReadMode.BACKGROUND:
             return BackgroundStream(stream, resources.threads, after if isinstance(after, BackgroundStream) else None)
@@ -130,4 +131,11 @@ class Reader:
         # then sends all of them.
         (definition,) = schedule.definitions(whole=False)
         caller = self._resources.here.caller
-        return decode_schedule(caller.call(methods.DEFINE_SCHEDULE, definition, deadline, schedule.definitions)).end
+        return caller.ask(methods.DEFINE_SCHEDULE, definition, decode_schedule, deadline, self.selection.asking).end
+
+
+def _decode_rows(selection: Selection, size: int, reply: bytes) -> Batch:
+    batch, rows = decode_reply(reply, selection)
+    if rows != size:
+        raise CorruptReply(f"the server sent {rows} rows, but {size} were requested")
+    return batch

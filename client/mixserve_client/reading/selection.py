@@ -8,6 +8,7 @@ from typing import Any
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.source_list import describe_sources
+from mixserve_client.rpc.asking import Asking
 from mixserve_client.schema.fields import PROVENANCE, Batch, Content, Field, content_fields, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.mixture import MixtureDescription, differences
@@ -49,6 +50,11 @@ class Selection:
     def sources(self) -> str:
         """The mixture's sources as a state holds them."""
         return describe_sources(self.mixture.sources)
+
+    @cached_property
+    def asking(self) -> Asking:
+        """What all requests for it have in common."""
+        return Asking(self.schedule.definitions, self.fingerprint)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from mixserve_client.errors import CorruptReply, MixserveError
+from mixserve_client.errors import CorruptReply
 from mixserve_client.reading.assembly import batches_of
 from mixserve_client.reading.ranges import PositionList, StridedRange, reply_batches
 from mixserve_client.reading.selection import Selection, check_fingerprint
@@ -31,15 +31,17 @@ class BatchStream:
         wanted: StridedRange | PositionList,
         memory: MemoryPool,
         deadline: float | None = None,
+        most_wait_s: float | None = None,
     ):
+        """`most_wait_s` is how long its reader waits for a batch at most."""
         self._selection = selection
         self._memory = memory
-        self._rest = _Rest(selection, wanted)
+        self._rest = rest = _Rest(selection, wanted)
         method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else methods.STREAM_POSITIONS
-        self._replies = caller.stream(method, self._rest.next_request, deadline, selection.schedule.definitions)
+        self._replies = caller.stream(method, rest.next_request, rest.receive, deadline, selection.asking, most_wait_s)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return batches_of(self._rows(), self._rest.wanted.size, self._selection.fields, self._memory)
+        return batches_of(iter(self._replies), self._rest.wanted.size, self._selection.fields, self._memory)
 
     @property
     def read_mode(self) -> ReadMode:
@@ -63,19 +65,6 @@ class BatchStream:
         """End the stream early."""
         self._replies.cancel()
 
-    def _rows(self) -> Iterator[Batch]:
-        for reply in self._replies:
-            try:
-                batch, rows = decode_reply(reply, self._selection)
-                del reply
-                self._rest.receive(rows)  # before the yield: a stream that is lost meanwhile continues after these rows
-            except MixserveError:
-                self.cancel()  # a faulty server's stream may never end
-                raise
-            came = [batch]
-            del batch
-            yield came.pop()  # this frame must not keep its memory while it waits to go on
-
 
 class _Rest:
     """What is left of `wanted`: an object of its own, so that what requests it need not refer to the stream."""
@@ -91,12 +80,14 @@ class _Rest:
         """How many rows are left."""
         return self.wanted.size * self.wanted.count - self._received
 
-    def receive(self, rows: int) -> None:
-        """Count rows that have come. Raises CorruptReply if these are more than were left."""
-        self._received += rows
-        if self.rows < 0:
+    def receive(self, reply: Reply) -> Batch:
+        """The rows in `reply`, which are left no longer. Raises CorruptReply if these are more than were left."""
+        batch, rows = decode_reply(reply, self._selection)
+        if rows > self.rows:
             requested = self.wanted.size * self.wanted.count
-            raise CorruptReply(f"the server sent {self._received} rows, but {requested} were requested")
+            raise CorruptReply(f"the server sent {self._received + rows} rows, but {requested} were requested")
+        self._received += rows
+        return batch
 
     def next_request(self) -> Request | None:
         """The request for what is left; None if nothing is."""

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Protocol
 
 from mixserve_client.forks import PerProcess
+from mixserve_client.rpc.replicas import ATTEMPT_S
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.transport.base import Transport
@@ -31,8 +32,10 @@ class ClientResources:
     They end when they are closed, or when the client and everything that it handed out are collected.
     """
 
-    def __init__(self, transports: Sequence[Transport], patience_s: float):
-        self.caller = RetryingCaller(transports, patience_s)
+    def __init__(
+        self, transports: Sequence[Transport], patience_s: float, attempt_s: float = ATTEMPT_S, *, hedge: bool = False
+    ):
+        self.caller = RetryingCaller(transports, patience_s, attempt_s, hedge=hedge)
         self.buffers = MemoryPool()
         # Threads must not hold these resources, or they would never be collected: hence `on_exit` gets the parts, and
         # is not a bound method.

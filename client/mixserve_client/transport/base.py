@@ -55,6 +55,10 @@ class Replies(Protocol):
         """End the stream; the iteration ends, or raises Unavailable."""
         ...
 
+    def abandon(self) -> None:
+        """As `cancel`, and end a wait for the next reply at once, whatever ends with it: the server may be lost."""
+        ...
+
 
 class Transport(Protocol):
     """Moves requests to a servicer, and its replies back; every thread may use it."""

@@ -33,8 +33,7 @@ _SEND_S = 10.0
 # read. These fit into the buffers of every socket.
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 128, 64 << 10
 # After this long without a byte, the client asks over gRPC whether the server is there, and so again.
-_SILENT_S = 20.0
-
+_SILENT_S = 5.0
 
 # How long the server may take to answer that.
 _ASK_S = 20.0
@@ -394,3 +393,7 @@ class BulkReplies:
 
     def cancel(self) -> None:
         self._connection.cancel(self)
+
+    def abandon(self) -> None:
+        self.is_cancelled = True
+        self._connection.close()

@@ -9,12 +9,13 @@ from mixserve_client.transport.forking import GATE
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
 
 # The limit on replies admits one row of the largest size; what reads a smaller kind of reply checks its own limit.
-# gRPC pings no peer by default, so a call to one that froze, or whose host is gone, would wait forever.
+# gRPC pings no peer by default, so a call to one that froze, or whose host is gone, would wait forever. It counts pings
+# that nothing else goes with, and by default stops after two.
 _OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_REPLY_BYTES),
     ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # also the time limit of one attempt to connect
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -22,13 +23,18 @@ _OPTIONS = [
 ]
 
 
+KEEPALIVE_S = 5
+# What servers of before accept: they end connections that ping more often.
+SELDOM_S = 20
+
+
 class Channel:
     """A channel under the credentials of the moment; connects at its first call. A call takes it, and returns it."""
 
-    def __init__(self, target: str, credentials: Credentials):
-        """Raises InvalidRequest if a file of TLS cannot be used."""
+    def __init__(self, target: str, credentials: Credentials, keepalive_s: int = KEEPALIVE_S):
+        """A quiet peer is pinged every `keepalive_s` seconds. Raises InvalidRequest if a file of TLS cannot be used."""
         self.version = credentials.channel_version()
-        self._channel = credentials.open_channel(target, _OPTIONS)
+        self._channel = credentials.open_channel(target, [*_OPTIONS, ("grpc.keepalive_time_ms", keepalive_s * 1000)])
         self._methods: dict[str, Callable[..., Any]] = {}
         self._lock = threading.Lock()
         self._calls = 0

@@ -15,7 +15,7 @@ from mixserve_client.errors import InvalidRequest, MixserveError, Unauthenticate
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode
-from mixserve_client.transport.channel import Channel
+from mixserve_client.transport.channel import KEEPALIVE_S, SELDOM_S, Channel
 from mixserve_client.transport.credentials import Credentials, Metadata
 from mixserve_client.transport.diagnosis import Diagnosis
 from mixserve_client.transport.endpoints import check_may_have_token
@@ -24,6 +24,8 @@ from mixserve_client.transport.sockets import check_owner, socket_of
 from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
 _logger = logging.getLogger("mixserve_client")
+
+_TOO_MANY_PINGS = "too_many_pings"  # gRPC's word for it, in every language
 
 
 class GrpcTransport:
@@ -37,6 +39,7 @@ class GrpcTransport:
         self._diagnosis = Diagnosis(self._target, self._credentials.tls)
         self._channel: Channel | None = None
         self._refused: object = None  # version of files that cannot be used
+        self._keepalive_s = KEEPALIVE_S
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
         self._closed = False
@@ -104,7 +107,7 @@ class GrpcTransport:
                 raise Unavailable(f"the client of {self._target} is closed; connect again")
             if self._channel is None:
                 keep_freed_memory()
-                self._channel = Channel(self._target, self._credentials)
+                self._channel = Channel(self._target, self._credentials, self._keepalive_s)
             elif (version := self._credentials.channel_version()) not in (self._channel.version, self._refused):
                 self._replace(self._channel, version)
             return self._channel
@@ -112,12 +115,19 @@ class GrpcTransport:
     def _replace(self, old: Channel, version: object) -> None:
         """Open a channel with the files of TLS as they are now; keep `old` if these cannot be used."""
         try:
-            self._channel = Channel(self._target, self._credentials)
+            self._channel = Channel(self._target, self._credentials, self._keepalive_s)
         except InvalidRequest as error:  # they may be half-written, and change again
             self._refused = version
             _logger.error("%s: %s; the client goes on with the files that it had", self._target, error)
         else:
             self._has_answered = False
+            old.retire()
+
+    def _ping_seldom(self) -> None:
+        """The server is older than our pings, or a proxy does not like them."""
+        with self._lock:
+            old, self._channel, self._keepalive_s = self._channel, None, SELDOM_S
+        if old is not None:
             old.retire()
 
     @contextmanager
@@ -139,6 +149,8 @@ class GrpcTransport:
         metadata = tuple(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
         code, details = error.code().name, error.details() or ""
         if ERROR_METADATUM not in dict(metadata):
+            if _TOO_MANY_PINGS in details:
+                self._ping_seldom()
             if code == "UNAVAILABLE":
                 reason = self._diagnosis.reason(details, None if until is None else until - time.monotonic())
                 if reason is not None:
@@ -194,3 +206,6 @@ class _Replies:
         # The stream may be over, and so out of the gate, before gRPC returns from this.
         with GATE.count():
             self._call.cancel()
+
+    def abandon(self) -> None:
+        self.cancel()

@@ -79,3 +79,6 @@ class _Replies:
 
     def cancel(self) -> None:
         self._cancelled = True
+
+    def abandon(self) -> None:
+        self.cancel()

@@ -217,3 +217,6 @@ class _Replies:
 
     def cancel(self) -> None:
         self._messages.cancel()
+
+    def abandon(self) -> None:
+        self._messages.abandon()

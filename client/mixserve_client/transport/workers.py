@@ -241,6 +241,11 @@ class _Replies:
         if self.messages is not None:
             self.messages.cancel()
 
+    def abandon(self) -> None:
+        self._cancelled = True
+        if self.messages is not None:
+            self.messages.abandon()
+
     def end(self, error: BaseException | None = None) -> None:
         """The stream has ended. Raises Interrupted if its worker was lost, so that another one may have the rest."""
         if self.worker is not None:

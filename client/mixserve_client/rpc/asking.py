@@ -1,0 +1,19 @@
+"""What every try of one request has in common."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+# The requests that send a schedule to a server: all of it for True, its last entry for False.
+Definitions = Callable[[bool], Iterable[bytes]]
+
+
+class Asking(NamedTuple):
+    """What every try of one request has in common.
+
+    `fingerprint` is that of the mixture that it is for: replicas that have another one are asked only if no other is
+    left. With `in_order` the first replica of the list is asked first, and not the one that is likely to be quickest.
+    """
+
+    definitions: Definitions | None = None
+    fingerprint: str = ""
+    in_order: bool = False

@@ -1,0 +1,48 @@
+"""When a reply is so late that another replica is asked as well, and how often that may happen."""
+
+import threading
+from collections import deque
+
+_SHARE = 0.05  # of requests
+_MOST_SAVED = 4.0
+_LATE = 0.95  # quantile of the waits
+_KEPT, _EVERY = 128, 16
+# Below it, threads that wait for a core make as many replies late as replicas do. Above it a trainer feels the wait.
+_LEAST_S, _MOST_S = 0.02, 0.4
+
+
+class Hedging:
+    """Counts requests and waits. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self._saved = 1.0
+        self._waits = deque[float](maxlen=_KEPT)
+        self._new = 0
+        self._lock = threading.Lock()
+        self.after_s = _MOST_S  # how long to wait for a reply before another replica is asked
+
+    def note_request(self) -> None:
+        """A request is sent: of twenty, one more may be."""
+        with self._lock:
+            self._saved = min(self._saved + _SHARE, _MOST_SAVED)
+
+    def note_wait(self, waited_s: float) -> None:
+        """A reply has come after so long."""
+        with self._lock:
+            self._waits.append(waited_s)
+            self._new += 1
+            if self._new < _EVERY:
+                return
+            self._new = 0
+            late_s = sorted(self._waits)[int(len(self._waits) * _LATE)]
+        self.after_s = min(max(late_s, _LEAST_S), _MOST_S)
+
+    def take(self) -> bool:
+        """Whether one more request may be sent; counts it."""
+        with self._lock:
+            if self._saved < 1.0:
+                return False
+            self._saved -= 1.0
+            self.sent += 1
+            return True

@@ -1,0 +1,356 @@
+"""The replicas of a server: which one gets a request, which are left out for now, and how they come back."""
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterable, Sequence, Set
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, Unavailable
+from mixserve_client.rpc.failures import Kind, kind_of
+from mixserve_client.rpc.hedging import Hedging
+from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.rpc.watch import Watch
+from mixserve_client.schema.checks import check_seconds, check_truth
+from mixserve_client.schema.text import describe_error, shorten
+from mixserve_client.transport.base import Replies, Transport
+
+_logger = logging.getLogger("mixserve_client")
+
+ATTEMPT_S = 5.0
+# What a request to an idle replica costs at least in the comparison: then outstanding requests count among equals.
+_LEAST_COST_S = 0.001
+# How fast a slow reply is forgotten, so that a replica that was slow is tried again: by a factor e in so many seconds.
+_FORGET_S = 10.0
+# A stream moves elsewhere if its replica lets it wait so long, and so many times as long as another one.
+_SLOW_S, _SLOWER = 0.2, 8
+# A replica that is out gets the request that it failed again, after so long, doubled each time.
+_FIRST_PROBE_S, _LONGEST_PROBE_S = 1.0, 30.0
+_FIRST_WRONG_S, _LONGEST_WRONG_S = 2.0, 60.0
+_PROBE_THREADS = 4
+_SAID = 500
+
+
+class Asked(NamedTuple):
+    """A request, as it can be sent once more: `replies` and `reply_bytes` are 0 for a single call."""
+
+    method: str
+    data: bytes
+    replies: int = 0
+    reply_bytes: int = 0
+
+
+class Attempt:
+    """One request to one replica; its stream if it is one."""
+
+    __slots__ = ("__weakref__", "asked", "began", "replica", "replies")
+
+    def __init__(self, replica: "Replica", asked: Asked):
+        self.replica = replica
+        self.asked = asked
+        self.began = time.monotonic()
+        self.replies: Replies | None = None
+
+    def open(self, replies: Replies) -> None:
+        """Its stream has been opened."""
+        self.replies = replies
+        self.replica.attempts.add(self)
+
+
+class _Wrong(NamedTuple):
+    """A mixture that a replica does not have, and when to ask it again."""
+
+    error: MixserveError
+    ask_at: float
+    times: int
+
+
+class Replica:
+    """One server, and what its replies have shown. `Replicas` changes it."""
+
+    def __init__(self, transport: Transport, place: float):
+        self.transport = transport
+        self.place = place  # decides among equals
+        self.said = ""  # the last error
+        # Weak: a stream that is dropped before its first reply has no end that could be noticed.
+        self.attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
+        self.calls = 0  # under way
+        self.busy_until = 0.0
+        self.out_since = 0.0  # 0: it is in
+        self.probe_at = 0.0
+        self.probe = Asked("", b"")  # what it failed to answer
+        self.probes = 0
+        self.is_probed = False
+        self.wrong: dict[str, _Wrong] = {}  # by fingerprint
+        self._wait_s, self._wait_at = 0.0, 0.0
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it may get requests while others may."""
+        return not self.out_since
+
+    def wait_s(self, now: float) -> float:
+        """About how long a reply lets its reader wait: the longest waits count, and are forgotten in time."""
+        return self._wait_s * 2.718 ** ((self._wait_at - now) / _FORGET_S)
+
+    def cost(self, now: float) -> tuple[float, float]:
+        """What the next request would wait, to compare replicas."""
+        return (self.wait_s(now) + _LEAST_COST_S) * (len(self.attempts) + self.calls + 1), self.place
+
+    def note_wait(self, waited_s: float, now: float) -> None:
+        """A reply has come after its reader waited so long."""
+        before_s = self.wait_s(now)
+        # At once up, and slowly down.
+        self._wait_s, self._wait_at = max(waited_s, before_s * 0.8 + waited_s * 0.2), now
+
+    def is_right(self, fingerprint: str, now: float) -> bool:
+        """Whether it may get requests for this mixture: it is in, and has not just said that it has another one."""
+        wrong = self.wrong.get(fingerprint)
+        return self.is_in and (wrong is None or wrong.ask_at <= now)
+
+
+class Replicas:
+    """The servers of a client. Thread-safe."""
+
+    def __init__(
+        self,
+        transports: Sequence[Transport],
+        patience_s: float,
+        attempt_s: float = ATTEMPT_S,
+        *,
+        hedge: bool = False,
+    ):
+        if not transports:
+            raise InvalidRequest("at least one server address is needed, got none")
+        # Clients begin with different ones, or all would begin with the first.
+        order = random.sample(range(len(transports)), len(transports))
+        self.all = tuple(map(Replica, transports, order))
+        self.patience_s = check_seconds("patience_s", patience_s)
+        self.attempt_s = check_seconds("attempt_s", attempt_s)
+        self.alone = self.all[0] if len(self.all) == 1 else None
+        self.last = self.all[0]
+        self.closed = False
+        self.failovers = 0
+        self._limit_s = self.attempt_s
+        # With its RLock: the garbage collector may cancel a reader in a thread that holds it.
+        self._changed = threading.Condition()
+        self.watch = Watch(self)
+        self.threads: DaemonThreadPool | None = None
+        if self.alone is None:
+            self.threads = DaemonThreadPool(_PROBE_THREADS, on_exit=_nothing, name="mixserve-replicas")
+        is_hedged = check_truth("hedge", hedge) and self.alone is None
+        self.hedging = Hedging() if is_hedged else None
+
+    def choose(
+        self, tried: Set[Replica] = frozenset(), fingerprint: str = "", *, in_order: bool = False
+    ) -> Replica | None:
+        """The replica for a request for the mixture `fingerprint` (empty: any), which `tried` have failed.
+
+        The one where it waits least, or with `in_order` the first of the list. None if none should be asked now.
+        """
+        if self.alone is not None:
+            return None if tried else self.alone
+        with self._changed:
+            now = time.monotonic()
+            right = [one for one in self.all if one.is_right(fingerprint, now)]
+            if right:
+                left = [one for one in right if one not in tried and one.busy_until <= now]
+                found = left[0] if left and in_order else min(left, key=lambda one: one.cost(now), default=None)
+            else:  # those that are out may be back, and no other is left
+                found = next((one for one in sorted(self.all, key=_probe_at) if one not in tried), None)
+            if found is not None:
+                self.last = found
+            return found
+
+    def limit_s(self, rounds: int, left_s: float | None) -> float | None:
+        """How long an attempt may wait for a reply, after so many rounds over all replicas; None: as long as it likes.
+
+        `left_s` is what is left of the request's deadline.
+        """
+        if self.alone is not None:
+            return None
+        limit_s = self._limit_s * 2.0 ** min(rounds, 16)
+        return limit_s if left_s is None else min(limit_s, left_s / 2)
+
+    def has_better(self, replica: Replica, waited_s: float, fingerprint: str) -> bool:
+        """Whether a stream that has waited so long for a reply should go on at another replica."""
+        if waited_s < _SLOW_S or self.alone is not None:
+            return False
+        now = time.monotonic()
+        return any(
+            one.is_right(fingerprint, now) and one.cost(now)[0] * _SLOWER < replica.cost(now)[0]
+            for one in self.all
+            if one is not replica
+        )
+
+    @contextmanager
+    def calling(self, attempt: Attempt) -> Generator[None]:
+        """Count the code inside as a call under way."""
+        replica = attempt.replica
+        self.note_request()
+        with self._changed:
+            replica.calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                replica.calls -= 1
+
+    def note_request(self) -> None:
+        """A stream was opened."""
+        if self.hedging is not None:
+            self.hedging.note_request()
+
+    def note_reply(self, replica: Replica, waited_s: float, fingerprint: str = "") -> None:
+        """A replica has answered after so long."""
+        if self.alone is not None:
+            return
+        if self.hedging is not None:
+            self.hedging.note_wait(waited_s)
+        if replica.wrong and replica.wrong.pop(fingerprint, None) is not None:
+            _logger.warning("%s has the right mixture again", replica.transport.name)
+        replica.note_wait(waited_s, time.monotonic())
+        # Sources that are slow everywhere must not fail each request once more.
+        self._limit_s = max(self.attempt_s, self._limit_s * 0.8, 2 * waited_s)
+        if replica.out_since:
+            self._let_in(replica)
+
+    def note_failure(self, attempt: Attempt, error: MixserveError, fingerprint: str = "") -> None:
+        """An attempt has failed: leave its replica out for a while, if it is its own fault."""
+        replica, kind, now = attempt.replica, kind_of(error), time.monotonic()
+        replica.said = shorten(str(error), _SAID)
+        if self.alone is not None or self.closed:
+            return
+        if isinstance(error, Overloaded):
+            replica.busy_until = now + error.retry_after_s
+        elif kind == Kind.WRONG:
+            self._note_wrong(replica, error, fingerprint, now)
+        elif kind == Kind.LOST:
+            self._leave_out(replica, attempt.asked, now)
+
+    def _leave_out(self, replica: Replica, failed: Asked, now: float) -> None:
+        with self._changed:
+            if replica.out_since:
+                return
+            replica.out_since, replica.probes, replica.probe = now, 0, failed
+            replica.probe_at = now + _FIRST_PROBE_S
+        self.watch.look_at(replica.probe_at)
+        self.failovers += 1
+        _logger.warning("%s is left out until it answers again: %s", replica.transport.name, replica.said)
+
+    def _note_wrong(self, replica: Replica, error: MixserveError, fingerprint: str, now: float) -> None:
+        if not fingerprint:
+            return
+        before = replica.wrong.get(fingerprint)
+        times = 1 if before is None else before.times + 1
+        replica.wrong[fingerprint] = _Wrong(error, now + _delay_s(_FIRST_WRONG_S, times, _LONGEST_WRONG_S), times)
+        if before is None:
+            _logger.warning("%s does not count for this mixture: %s", replica.transport.name, replica.said)
+
+    def look(self, now: float) -> float:
+        """Ask the replicas again that are out and due; returns when the next one is due, 0 for never."""
+        due = list[Replica]()
+        with self._changed:
+            for one in self.all:
+                if one.out_since and one.probe_at <= now and not one.is_probed:
+                    one.is_probed = True
+                    due.append(one)
+            at = [one.probe_at for one in self.all if one.out_since and not one.is_probed]
+        for one in due:
+            try:
+                assert self.threads is not None
+                self.threads.start(partial(self._probe, one))
+            except Unavailable:  # closed
+                one.is_probed = False
+        return min(at, default=0.0)
+
+    def _probe(self, replica: Replica) -> None:
+        """Send the request that failed once more: a replica that answers it is back."""
+        began, error = time.monotonic(), None
+        try:
+            _ask(replica.transport, replica.probe, 2 * self._limit_s)
+        except MixserveError as raised:
+            error = raised
+        except Exception as raised:  # of a transport that was closed meanwhile
+            error = Unavailable(describe_error(raised))
+        now = time.monotonic()
+        if error is None or kind_of(error) in (Kind.FINAL, Kind.WRONG):
+            replica.note_wait(now - began, now)
+            self._let_in(replica)
+        else:
+            replica.said = shorten(str(error), _SAID)
+            replica.probes += 1
+            replica.probe_at = now + _delay_s(_FIRST_PROBE_S, replica.probes + 1, _LONGEST_PROBE_S)
+            self.watch.look_at(replica.probe_at)
+        replica.is_probed = False
+
+    def _let_in(self, replica: Replica) -> None:
+        with self._changed:
+            if not replica.out_since:
+                return
+            out_s, replica.out_since = time.monotonic() - replica.out_since, 0.0
+        self.wake()
+        _logger.warning("%s is back after %.0f s", replica.transport.name, out_s)
+
+    def describe(self) -> str:
+        """What each replica that failed said last."""
+        said = [f"{one.transport.name}: {one.said}" for one in self.all if one.said]
+        return "; ".join(said) or "none has answered yet"
+
+    def close(self) -> None:
+        """End the calls in flight, and the waits for a server."""
+        self.closed = True
+        self.wake()
+        self.watch.close()
+        for replica in self.all:
+            replica.transport.close()
+        if self.threads is not None:
+            self.threads.close()
+
+    def wait(self, delay_s: float, is_over: Callable[[], bool]) -> None:
+        """Wait for `delay_s` seconds, or until a replica is back, the replicas are closed, or `is_over()`."""
+        ins = self._ins()
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or is_over() or self._ins() > ins, delay_s)
+
+    def wake(self) -> None:
+        """Make waiting threads check again whether to go on."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _ins(self) -> int:
+        return sum(one.is_in for one in self.all)
+
+
+def _ask(transport: Transport, asked: Asked, timeout_s: float) -> None:
+    if not asked.replies:
+        transport.call(asked.method, asked.data, timeout_s)
+        return
+    replies = transport.stream(asked.method, asked.data, timeout_s, asked.replies, asked.reply_bytes)
+    replies.wait_until(time.monotonic() + timeout_s)
+    try:
+        _first(replies)
+    finally:
+        replies.cancel()
+
+
+def _first(replies: Iterable[object]) -> None:
+    for _ in replies:
+        return
+    raise Unavailable("the server ended a stream without a reply")
+
+
+def _probe_at(replica: Replica) -> float:
+    return replica.probe_at
+
+
+def _delay_s(first_s: float, times: int, longest_s: float) -> float:
+    return min(first_s * 2 ** min(times - 1, 16), longest_s)
+
+
+def _nothing() -> None:
+    pass
