@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash chaos parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-examples: $(READY) ## Run the examples and the code in docs; takes minutes
 crash: $(READY) ## Kill servers 200 times during saves, restores and reads of sessions, and hold 1,000; takes ten minutes
 	MIXSERVE_CRASH_KILLS=$${MIXSERVE_CRASH_KILLS:-200} MIXSERVE_SESSIONS=$${MIXSERVE_SESSIONS:-1000} \
 	  $(BIN)/python -m pytest -s tests/crash tests/test_sessions_live.py
+
+chaos: $(READY) ## Read 20,000 batches from three replicas that are stopped, cut off, slowed down and killed; takes minutes
+	MIXSERVE_CHAOS_BATCHES=$${MIXSERVE_CHAOS_BATCHES:-20000} $(BIN)/python -m pytest -s tests/chaos
 
 parquet: $(READY) ## Convert 5 GB of Parquet in under 2 GB of memory, killed ten times on the way; needs 20 GB of disk
 	MIXSERVE_PARQUET_MB=$${MIXSERVE_PARQUET_MB:-5000} MIXSERVE_PARQUET_KILLS=$${MIXSERVE_PARQUET_KILLS:-10} \

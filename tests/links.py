@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 _CHUNK_BYTES = 64 << 10
@@ -30,6 +30,10 @@ class Faults:
     swallowed: bool = False  # everything is read and thrown away: a black hole
     flip_rate: float = 0.0  # the share of bytes of which one bit is flipped
     seed: int = 0  # of the places of those bits
+
+    def __str__(self) -> str:
+        changed = [one for one in fields(self) if getattr(self, one.name) != one.default]
+        return ", ".join(f"{one.name} {getattr(self, one.name):.3g}" for one in changed) or "well"
 
     @classmethod
     def draw(cls, choice: random.Random, flips: bool = False) -> Self:
