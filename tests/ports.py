@@ -1,32 +1,32 @@
 """Ports that a test gives to a server."""
 
-import os
 import random
 import socket
 from contextlib import ExitStack
 
 # Below the ports that Linux and macOS give to whoever asks for any: a port of those may be taken by another test's
-# connection between this look and the server's start.
-LOWEST, PORTS_OF_A_PROCESS = 16_000, 800
-PROCESSES = 20
+# connection between this look and the server's start. So many that other processes of tests hardly choose the same.
+_LOWEST, _END = 16_000, 32_000
+_TRIES = 1000
+_given = set[int]()
 
 
 def free_ports(count: int = 1, host: str = "127.0.0.1") -> int:
-    """The first of `count` adjacent ports of `host` that are free, and which nobody gets who asks for any port.
-
-    Each of pytest's processes draws from ports of its own.
-    """
-    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PROCESSES
-    first = LOWEST + process * PORTS_OF_A_PROCESS
-    for port in random.sample(range(first, first + PORTS_OF_A_PROCESS - count), PORTS_OF_A_PROCESS // 2):
+    """The first of `count` adjacent ports of `host` that are free; nobody gets them who asks for any port."""
+    choice = random.SystemRandom()
+    for _ in range(_TRIES):
+        first = choice.randrange(_LOWEST, _END - count)
+        ports = range(first, first + count)
         with ExitStack() as bound:
             try:
-                for number in range(port, port + count):
-                    _bind(bound, host, number)
+                for port in ports:
+                    _bind(bound, host, port)
             except OSError:
                 continue
-            return port
-    raise OSError(f"found no {count} free ports from {first} on")
+        if _given.isdisjoint(ports):
+            _given.update(ports)
+            return first
+    raise OSError(f"found no {count} free ports in {_TRIES} tries")
 
 
 def _bind(bound: ExitStack, host: str, port: int) -> None:

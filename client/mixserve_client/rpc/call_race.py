@@ -5,7 +5,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from mixserve_client.errors import MixserveError, Unavailable
-from mixserve_client.rpc.hedging import Hedging
+from mixserve_client.rpc.hedging import LATEST_S, Hedging
 from mixserve_client.rpc.replicas import Attempt, Replica, Replicas
 from mixserve_client.rpc.stream_wait import LOST_S
 from mixserve_client.rpc.threads import DaemonThreadPool
@@ -29,9 +29,8 @@ class CallRace:
         """Who answered, and the reply. Raises what the call of `attempt` raises, if no other one answers."""
         answers: SimpleQueue[_Answer] = SimpleQueue()
         self._begin(attempt, timeout_s, answers)
-        try:
-            answer = answers.get(timeout=self._hedging.after_s)
-        except Empty:
+        answer = self._wait(answers, self._hedging.after_s)
+        if answer is None:
             answer = self._with_another(attempt, timeout_s, fingerprint, answers)
         if answer.error is None:
             return answer.attempt.replica, answer.reply
@@ -43,8 +42,12 @@ class CallRace:
     def _with_another(
         self, attempt: Attempt, timeout_s: float | None, fingerprint: str, answers: "SimpleQueue[_Answer]"
     ) -> _Answer:
+        if not self._hedging.take(self._hedging.after_s):
+            answer = self._wait(answers, LATEST_S - self._hedging.after_s)
+            if answer is not None or not self._hedging.take(LATEST_S):
+                return answer or answers.get()
         other = self._replicas.choose({attempt.replica}, fingerprint)
-        if other is None or not self._hedging.take():
+        if other is None:
             return answers.get()
         rival = Attempt(other, attempt.asked)
         self._begin(rival, timeout_s, answers)
@@ -64,6 +67,12 @@ class CallRace:
             error = Unavailable(f"{name}: no reply came for {late_s:.1f} s, and another one answered")
             self._replicas.note_failure(attempt, error, fingerprint)
         return answer
+
+    def _wait(self, answers: "SimpleQueue[_Answer]", seconds: float) -> _Answer | None:
+        try:
+            return answers.get(timeout=max(0.0, seconds))
+        except Empty:
+            return None
 
     def _begin(self, attempt: Attempt, timeout_s: float | None, answers: "SimpleQueue[_Answer]") -> None:
         asked = attempt.asked

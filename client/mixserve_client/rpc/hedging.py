@@ -4,11 +4,12 @@ import threading
 from collections import deque
 
 _SHARE = 0.05  # of requests
-_MOST_SAVED = 4.0
+# Replies that are a little late may not use up what is needed when a replica is lost.
+_AT_FIRST, _RESERVED, _MOST_SAVED = 2.0, 2.0, 8.0
 _LATE = 0.95  # quantile of the waits
 _KEPT, _EVERY = 128, 16
 # Below it, threads that wait for a core make as many replies late as replicas do. Above it a trainer feels the wait.
-_LEAST_S, _MOST_S = 0.02, 0.4
+_LEAST_S, LATEST_S = 0.02, 0.3
 
 
 class Hedging:
@@ -16,11 +17,11 @@ class Hedging:
 
     def __init__(self) -> None:
         self.sent = 0
-        self._saved = 1.0
+        self._saved = _AT_FIRST
         self._waits = deque[float](maxlen=_KEPT)
         self._new = 0
         self._lock = threading.Lock()
-        self.after_s = _MOST_S  # how long to wait for a reply before another replica is asked
+        self.after_s = LATEST_S  # how long to wait for a reply before another replica is asked
 
     def note_request(self) -> None:
         """A request is sent: of twenty, one more may be."""
@@ -36,12 +37,12 @@ class Hedging:
                 return
             self._new = 0
             late_s = sorted(self._waits)[int(len(self._waits) * _LATE)]
-        self.after_s = min(max(late_s, _LEAST_S), _MOST_S)
+        self.after_s = min(max(late_s, _LEAST_S), LATEST_S)
 
-    def take(self) -> bool:
-        """Whether one more request may be sent; counts it."""
+    def take(self, waited_s: float) -> bool:
+        """Whether one more request may be sent after a wait of so long; counts it."""
         with self._lock:
-            if self._saved < 1.0:
+            if self._saved < 1.0 + (waited_s < LATEST_S) * _RESERVED:
                 return False
             self._saved -= 1.0
             self.sent += 1

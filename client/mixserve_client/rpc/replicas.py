@@ -31,7 +31,8 @@ _SLOW_S, _SLOWER = 0.2, 8
 # A replica that is out gets the request that it failed again, after so long, doubled each time.
 _FIRST_PROBE_S, _LONGEST_PROBE_S = 1.0, 30.0
 _FIRST_WRONG_S, _LONGEST_WRONG_S = 2.0, 60.0
-_PROBE_THREADS = 4
+# Calls to a replica that does not answer keep theirs for as long as an attempt lasts.
+_PROBE_THREADS, _RACE_THREADS = 4, 32
 _SAID = 500
 
 
@@ -140,10 +141,11 @@ class Replicas:
         self._changed = threading.Condition()
         self.watch = Watch(self)
         self.threads: DaemonThreadPool | None = None
-        if self.alone is None:
-            self.threads = DaemonThreadPool(_PROBE_THREADS, on_exit=_nothing, name="mixserve-replicas")
         is_hedged = check_truth("hedge", hedge) and self.alone is None
         self.hedging = Hedging() if is_hedged else None
+        if self.alone is None:
+            count = _PROBE_THREADS + is_hedged * _RACE_THREADS
+            self.threads = DaemonThreadPool(count, on_exit=_nothing, name="mixserve-replicas")
 
     def choose(
         self, tried: Set[Replica] = frozenset(), fingerprint: str = "", *, in_order: bool = False

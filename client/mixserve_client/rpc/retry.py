@@ -193,6 +193,7 @@ class RetryingReplies(Generic[T]):
         while not self._cancelled:
             attempt, self._begun = self._begun, None  # `begin` has sent the first request
             until, wait = self.deadline, None
+            is_awaited = attempt is None
             try:
                 if attempt is None:
                     request = self._next_request()
@@ -202,8 +203,9 @@ class RetryingReplies(Generic[T]):
                     publisher.publish(attempt.replica.transport, tries)
                     self._open(attempt, tries.remaining_s())
                 wait = StreamWait(replicas, attempt, self._open_rival)
-                answered = False
-                for found in self._read(wait, tries):
+                # The time that opening took is part of the first wait, if the reader waited for that too.
+                answered, since = False, attempt.began if is_awaited else None
+                for found in self._read(wait, tries, since):
                     answered = True
                     tries.reset()
                     publisher.note_reply()
@@ -247,8 +249,8 @@ class RetryingReplies(Generic[T]):
         finally:
             del error, wait  # a reference cycle, as in `Tries.failed`
 
-    def _read(self, wait: StreamWait, tries: Tries) -> Iterator[T]:
-        """The replies of one stream, and of one that takes its place."""
+    def _read(self, wait: StreamWait, tries: Tries, since: float | None) -> Iterator[T]:
+        """The replies of one stream, and of one that takes its place. Its reader waits since `since` (None: now)."""
         replicas, fingerprint = self._replicas, self._asking.fingerprint
         opened = wait.attempt.replies
         assert opened is not None
@@ -257,7 +259,8 @@ class RetryingReplies(Generic[T]):
         try:
             while True:
                 opened.wait_until(self.deadline)
-                wait.begin(tries.limit_s(self._most_wait_s))
+                wait.begin(tries.limit_s(self._most_wait_s), since)
+                since = None
                 came = list[Any]()
                 try:
                     came.append(next(replies))

@@ -52,9 +52,9 @@ class StreamWait:
         self._rival: Rival | None = None
         self._handing_over = threading.RLock()
 
-    def begin(self, limit_s: float | None) -> None:
-        """The reader waits for a reply from now on, at most `limit_s` seconds (None: no limit)."""
-        self._limit_s, self._since = limit_s, time.monotonic()
+    def begin(self, limit_s: float | None, since: float | None = None) -> None:
+        """The reader waits for a reply since `since` (None: now), at most `limit_s` seconds (None: no limit)."""
+        self._limit_s, self._since = limit_s, time.monotonic() if since is None else since
         if limit_s is not None:
             self._replicas.watch.need(limit_s)
         if self._replicas.hedging is not None:
@@ -85,7 +85,7 @@ class StreamWait:
             return
         name = self.attempt.replica.transport.name
         if hedging is not None and self._hedged != number and waited_s >= hedging.after_s:
-            self._hedge(number, since)
+            self._hedge(number, since, waited_s)
         if limit_s is not None and waited_s >= limit_s and self._since == since:
             self.late = Unavailable(f"{name}: no reply came for {waited_s:.1f} s")
             self._abandon()
@@ -99,11 +99,11 @@ class StreamWait:
             )
             self._log_after_s = waited_s + min(waited_s, _LOG_EVERY_S)
 
-    def _hedge(self, number: int, since: float) -> None:
+    def _hedge(self, number: int, since: float, waited_s: float) -> None:
         threads, hedging, open_rival = self._replicas.threads, self._replicas.hedging, self._open_rival
         assert threads is not None
         assert hedging is not None
-        if open_rival is None or self._replicas.choose({self.attempt.replica}) is None or not hedging.take():
+        if open_rival is None or self._replicas.choose({self.attempt.replica}) is None or not hedging.take(waited_s):
             return
         self._hedged = number
         with suppress(Unavailable):  # the client is closed
