@@ -158,6 +158,7 @@ class RetryingReplies(Generic[T]):
         self._chosen: Replica | None = None  # to know the mode, and for `begin`
         self._first: Request | None = None
         self._begun: Attempt | None = None
+        self._lost_s = 0.0  # how long `begin` tried in vain
 
     @property
     def read_mode(self) -> ReadMode:
@@ -182,6 +183,7 @@ class RetryingReplies(Generic[T]):
         try:
             self._open(attempt, Tries(self._replicas, self).remaining_s(), lane)
         except MixserveError:
+            self._lost_s = time.monotonic() - attempt.began
             return  # the iteration sends the request again, and knows what to do about its error
         self._begun = attempt
 
@@ -204,7 +206,8 @@ class RetryingReplies(Generic[T]):
                     self._open(attempt, tries.remaining_s())
                 wait = StreamWait(replicas, attempt, self._open_rival)
                 # The time that opening took is part of the first wait, if the reader waited for that too.
-                answered, since = False, attempt.began if is_awaited else None
+                answered, since = False, attempt.began - self._lost_s if is_awaited else None
+                self._lost_s = 0.0
                 for found in self._read(wait, tries, since):
                     answered = True
                     tries.reset()

@@ -28,7 +28,7 @@ from mixserve_client.wire.server import decode_server
 
 _logger = logging.getLogger("mixserve_client")
 
-_OPEN_S = 1.0  # to open a channel, with what it takes to get a token
+OPEN_S = 1.0  # to open a channel, with what it takes to get a token
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 60.0
 _MOST_IDLE = 8
 
@@ -42,8 +42,10 @@ class BulkTransport:
     channel has carried something.
     """
 
-    def __init__(self, inner: Transport, target: str, credentials: Credentials):
+    def __init__(self, inner: Transport, target: str, credentials: Credentials, open_s: float = OPEN_S):
+        """Gives up to open a channel after `open_s` seconds."""
         self._inner = inner
+        self._open_s = open_s
         self._endpoint = endpoint_of(target)
         self._credentials = credentials
         self._memory = MemoryPool()
@@ -130,7 +132,9 @@ class BulkTransport:
                     taken.close()
             if found is None and time.monotonic() < self._next_try_at:
                 return None
-        found = found or self._open(time.monotonic() + (_OPEN_S if timeout_s is None else min(timeout_s / 2, _OPEN_S)))
+        found = found or self._open(
+            time.monotonic() + (self._open_s if timeout_s is None else min(timeout_s / 2, self._open_s))
+        )
         if lane is not None and found is not None:
             lane.connections[self] = found
         return found

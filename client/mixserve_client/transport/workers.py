@@ -16,7 +16,7 @@ from mixserve_client.wire.server import decode_server
 
 _logger = logging.getLogger("mixserve_client")
 
-_PATIENCE_S = 1.0  # how long a stream may wait for answers about workers, in all
+PATIENCE_S = 1.0  # how long a stream may wait for answers about workers, in all
 # A worker that failed is left alone for so long, doubled each time. One that did not even refuse has cost a second.
 _FIRST_DELAY_S, _DELAY_AFTER_SILENCE_S, _LONGEST_DELAY_S = 1.0, 10.0, 600.0
 
@@ -40,8 +40,10 @@ class WorkersTransport:
     firewall, streams go to the shared address like the calls.
     """
 
-    def __init__(self, target: str, open_transport: Callable[[str], Transport]):
-        """`open_transport` makes the transport to an address."""
+    def __init__(self, target: str, open_transport: Callable[[str], Transport], patience_s: float = PATIENCE_S):
+        """`open_transport` makes the transport to an address. A stream waits `patience_s` seconds for answers about
+        workers."""
+        self._patience_s = patience_s
         self._target = target
         self._open = open_transport
         self._shared = open_transport(target)
@@ -94,7 +96,7 @@ class WorkersTransport:
         lane: Lane | None = None,
     ) -> Replies:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        stream = self._choose(_PATIENCE_S if timeout_s is None else min(timeout_s / 2, _PATIENCE_S))
+        stream = self._choose(self._patience_s if timeout_s is None else min(timeout_s / 2, self._patience_s))
         transport = self._shared if stream.worker is None else stream.worker.transport
         if deadline is not None:
             timeout_s = max(0.0, deadline - time.monotonic())
