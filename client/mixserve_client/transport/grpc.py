@@ -25,7 +25,7 @@ from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
 _logger = logging.getLogger("mixserve_client")
 
-_TOO_MANY_PINGS = "too_many_pings"  # gRPC's word for it, in every language
+_TOO_MANY_PINGS = "too many pings"  # gRPC's word for it, with or without underscores
 
 
 class GrpcTransport:
@@ -149,7 +149,7 @@ class GrpcTransport:
         metadata = tuple(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
         code, details = error.code().name, error.details() or ""
         if ERROR_METADATUM not in dict(metadata):
-            if _TOO_MANY_PINGS in details:
+            if _TOO_MANY_PINGS in details.lower().replace("_", " "):
                 self._ping_seldom()
             if code == "UNAVAILABLE":
                 reason = self._diagnosis.reason(details, None if until is None else until - time.monotonic())
