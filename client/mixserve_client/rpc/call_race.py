@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.rpc.hedging import LATEST_S, Hedging
-from mixserve_client.rpc.replicas import Attempt, Replica, Replicas
+from mixserve_client.rpc.replica import Attempt, Replica
+from mixserve_client.rpc.replicas import Replicas
 from mixserve_client.rpc.stream_wait import LOST_S
 from mixserve_client.rpc.threads import DaemonThreadPool
 

@@ -4,28 +4,23 @@ import logging
 import random
 import threading
 import time
-import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence, Set
+from collections.abc import Callable, Generator, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, Unavailable
 from mixserve_client.rpc.failures import Kind, kind_of
 from mixserve_client.rpc.hedging import Hedging
+from mixserve_client.rpc.replica import Asked, Attempt, Replica, Wrong
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.rpc.watch import Watch
 from mixserve_client.schema.checks import check_seconds, check_truth
 from mixserve_client.schema.text import describe_error, shorten
-from mixserve_client.transport.base import Replies, Transport
+from mixserve_client.transport.base import Transport
 
 _logger = logging.getLogger("mixserve_client")
 
 ATTEMPT_S = 5.0
-# What a request to an idle replica costs at least in the comparison: then outstanding requests count among equals.
-_LEAST_COST_S = 0.001
-# How fast a slow reply is forgotten, so that a replica that was slow is tried again: by a factor e in so many seconds.
-_FORGET_S = 10.0
 # A stream moves elsewhere if its replica lets it wait so long, and so many times as long as another one.
 _SLOW_S, _SLOWER = 0.2, 8
 # A replica that is out gets the request that it failed again, after so long, doubled each time.
@@ -34,84 +29,6 @@ _FIRST_WRONG_S, _LONGEST_WRONG_S = 2.0, 60.0
 # Calls to a replica that does not answer keep theirs for as long as an attempt lasts.
 _PROBE_THREADS, _RACE_THREADS = 4, 32
 _SAID = 500
-
-
-class Asked(NamedTuple):
-    """A request, as it can be sent once more: `replies` and `reply_bytes` are 0 for a single call."""
-
-    method: str
-    data: bytes
-    replies: int = 0
-    reply_bytes: int = 0
-
-
-class Attempt:
-    """One request to one replica; its stream if it is one."""
-
-    __slots__ = ("__weakref__", "asked", "began", "replica", "replies")
-
-    def __init__(self, replica: "Replica", asked: Asked):
-        self.replica = replica
-        self.asked = asked
-        self.began = time.monotonic()
-        self.replies: Replies | None = None
-
-    def open(self, replies: Replies) -> None:
-        """Its stream has been opened."""
-        self.replies = replies
-        self.replica.attempts.add(self)
-
-
-class _Wrong(NamedTuple):
-    """A mixture that a replica does not have, and when to ask it again."""
-
-    error: MixserveError
-    ask_at: float
-    times: int
-
-
-class Replica:
-    """One server, and what its replies have shown. `Replicas` changes it."""
-
-    def __init__(self, transport: Transport, place: float):
-        self.transport = transport
-        self.place = place  # decides among equals
-        self.said = ""  # the last error
-        # Weak: a stream that is dropped before its first reply has no end that could be noticed.
-        self.attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
-        self.calls = 0  # under way
-        self.busy_until = 0.0
-        self.out_since = 0.0  # 0: it is in
-        self.probe_at = 0.0
-        self.probe = Asked("", b"")  # what it failed to answer
-        self.probes = 0
-        self.is_probed = False
-        self.wrong: dict[str, _Wrong] = {}  # by fingerprint
-        self._wait_s, self._wait_at = 0.0, 0.0
-
-    @property
-    def is_in(self) -> bool:
-        """Whether it may get requests while others may."""
-        return not self.out_since
-
-    def wait_s(self, now: float) -> float:
-        """About how long a reply lets its reader wait: the longest waits count, and are forgotten in time."""
-        return self._wait_s * 2.718 ** ((self._wait_at - now) / _FORGET_S)
-
-    def cost(self, now: float) -> tuple[float, float]:
-        """What the next request would wait, to compare replicas."""
-        return (self.wait_s(now) + _LEAST_COST_S) * (len(self.attempts) + self.calls + 1), self.place
-
-    def note_wait(self, waited_s: float, now: float) -> None:
-        """A reply has come after its reader waited so long."""
-        before_s = self.wait_s(now)
-        # At once up, and slowly down.
-        self._wait_s, self._wait_at = max(waited_s, before_s * 0.8 + waited_s * 0.2), now
-
-    def is_right(self, fingerprint: str, now: float) -> bool:
-        """Whether it may get requests for this mixture: it is in, and has not just said that it has another one."""
-        wrong = self.wrong.get(fingerprint)
-        return self.is_in and (wrong is None or wrong.ask_at <= now)
 
 
 class Replicas:
@@ -249,7 +166,7 @@ class Replicas:
             return
         before = replica.wrong.get(fingerprint)
         times = 1 if before is None else before.times + 1
-        replica.wrong[fingerprint] = _Wrong(error, now + _delay_s(_FIRST_WRONG_S, times, _LONGEST_WRONG_S), times)
+        replica.wrong[fingerprint] = Wrong(error, now + _delay_s(_FIRST_WRONG_S, times, _LONGEST_WRONG_S), times)
         if before is None:
             _logger.warning("%s does not count for this mixture: %s", replica.transport.name, replica.said)
 
@@ -274,13 +191,15 @@ class Replicas:
         """Send the request that failed once more: a replica that answers it is back."""
         began, error = time.monotonic(), None
         try:
-            _ask(replica.transport, replica.probe, 2 * self._limit_s)
+            replica.probe.send(replica.transport, 2 * self._limit_s)
         except MixserveError as raised:
             error = raised
         except Exception as raised:  # of a transport that was closed meanwhile
             error = Unavailable(describe_error(raised))
         now = time.monotonic()
-        if error is None or kind_of(error) in (Kind.FINAL, Kind.WRONG):
+        if error is None or kind_of(error) != Kind.LOST:
+            if isinstance(error, Overloaded):
+                replica.busy_until = now + error.retry_after_s
             replica.note_wait(now - began, now)
             self._let_in(replica)
         else:
@@ -326,24 +245,6 @@ class Replicas:
 
     def _ins(self) -> int:
         return sum(one.is_in for one in self.all)
-
-
-def _ask(transport: Transport, asked: Asked, timeout_s: float) -> None:
-    if not asked.replies:
-        transport.call(asked.method, asked.data, timeout_s)
-        return
-    replies = transport.stream(asked.method, asked.data, timeout_s, asked.replies, asked.reply_bytes)
-    replies.wait_until(time.monotonic() + timeout_s)
-    try:
-        _first(replies)
-    finally:
-        replies.cancel()
-
-
-def _first(replies: Iterable[object]) -> None:
-    for _ in replies:
-        return
-    raise Unavailable("the server ended a stream without a reply")
 
 
 def _probe_at(replica: Replica) -> float:

@@ -8,7 +8,8 @@ from mixserve_client.errors import DeadlineExceeded, MixserveError, Unavailable,
 from mixserve_client.rpc.asking import Asking
 from mixserve_client.rpc.call_race import CallRace
 from mixserve_client.rpc.publisher import SchedulePublisher
-from mixserve_client.rpc.replicas import ATTEMPT_S, Asked, Attempt, Replica, Replicas
+from mixserve_client.rpc.replica import Asked, Attempt, Replica
+from mixserve_client.rpc.replicas import ATTEMPT_S, Replicas
 from mixserve_client.rpc.stream_wait import StreamWait
 from mixserve_client.rpc.tries import Tries
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Reply, Transport

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from mixserve_client.errors import MixserveError, Unavailable
-from mixserve_client.rpc.replicas import Attempt, Replicas
+from mixserve_client.rpc.replica import Attempt
+from mixserve_client.rpc.replicas import Replicas
 from mixserve_client.transport.base import Replies, Reply
 
 _logger = logging.getLogger("mixserve_client")

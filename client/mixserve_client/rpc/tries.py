@@ -7,7 +7,8 @@ from typing import Protocol
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError, Overloaded, Unavailable
 from mixserve_client.rpc.failures import Kind, kind_of
-from mixserve_client.rpc.replicas import Attempt, Replica, Replicas
+from mixserve_client.rpc.replica import Attempt, Replica
+from mixserve_client.rpc.replicas import Replicas
 
 _logger = logging.getLogger("mixserve_client")
 

@@ -1,0 +1,104 @@
+"""One of the servers of a client, and what its replies have shown."""
+
+import time
+import weakref
+from typing import NamedTuple
+
+from mixserve_client.errors import MixserveError, Unavailable
+from mixserve_client.transport.base import Replies, Transport
+
+# What a request to an idle replica costs at least in the comparison: then outstanding requests count among equals.
+_LEAST_COST_S = 0.001
+# How fast a slow reply is forgotten, so that a replica that was slow is tried again: by a factor e in so many seconds.
+_FORGET_S = 10.0
+
+
+class Asked(NamedTuple):
+    """A request, as it can be sent once more: `replies` and `reply_bytes` are 0 for a single call."""
+
+    method: str
+    data: bytes
+    replies: int = 0
+    reply_bytes: int = 0
+
+    def send(self, transport: Transport, timeout_s: float) -> None:
+        """Send it, and take the first reply. Raises what the call or stream raises."""
+        if not self.replies:
+            transport.call(self.method, self.data, timeout_s)
+            return
+        replies = transport.stream(self.method, self.data, timeout_s, self.replies, self.reply_bytes)
+        replies.wait_until(time.monotonic() + timeout_s)
+        try:
+            if next(iter(replies), None) is None:
+                raise Unavailable("the server ended a stream without a reply")
+        finally:
+            replies.cancel()
+
+
+class Attempt:
+    """One request to one replica; its stream if it is one."""
+
+    __slots__ = ("__weakref__", "asked", "began", "replica", "replies")
+
+    def __init__(self, replica: "Replica", asked: Asked):
+        self.replica = replica
+        self.asked = asked
+        self.began = time.monotonic()
+        self.replies: Replies | None = None
+
+    def open(self, replies: Replies) -> None:
+        """Its stream has been opened."""
+        self.replies = replies
+        self.replica.attempts.add(self)
+
+
+class Wrong(NamedTuple):
+    """A mixture that a replica does not have, and when to ask it again."""
+
+    error: MixserveError
+    ask_at: float
+    times: int
+
+
+class Replica:
+    """One server, and what its replies have shown. `Replicas` changes it."""
+
+    def __init__(self, transport: Transport, place: float):
+        self.transport = transport
+        self.place = place  # decides among equals
+        self.said = ""  # the last error
+        # Weak: a stream that is dropped before its first reply has no end that could be noticed.
+        self.attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
+        self.calls = 0  # under way
+        self.busy_until = 0.0
+        self.out_since = 0.0  # 0: it is in
+        self.probe_at = 0.0
+        self.probe = Asked("", b"")  # what it failed to answer
+        self.probes = 0
+        self.is_probed = False
+        self.wrong: dict[str, Wrong] = {}  # by fingerprint
+        self._wait_s, self._wait_at = 0.0, 0.0
+
+    @property
+    def is_in(self) -> bool:
+        """Whether it may get requests while others may."""
+        return not self.out_since
+
+    def wait_s(self, now: float) -> float:
+        """About how long a reply lets its reader wait: the longest waits count, and are forgotten in time."""
+        return self._wait_s * 2.718 ** ((self._wait_at - now) / _FORGET_S)
+
+    def cost(self, now: float) -> tuple[float, float]:
+        """What the next request would wait, to compare replicas."""
+        return (self.wait_s(now) + _LEAST_COST_S) * (len(self.attempts) + self.calls + 1), self.place
+
+    def note_wait(self, waited_s: float, now: float) -> None:
+        """A reply has come after its reader waited so long."""
+        before_s = self.wait_s(now)
+        # At once up, and slowly down.
+        self._wait_s, self._wait_at = max(waited_s, before_s * 0.8 + waited_s * 0.2), now
+
+    def is_right(self, fingerprint: str, now: float) -> bool:
+        """Whether it may get requests for this mixture: it is in, and has not just said that it has another one."""
+        wrong = self.wrong.get(fingerprint)
+        return self.is_in and (wrong is None or wrong.ask_at <= now)
