@@ -92,7 +92,9 @@ class Tries:
         `patience_s`, and DeadlineExceeded if the wait would reach the deadline.
         """
         kind, now = kind_of(error), time.monotonic()
-        if kind == Kind.FINAL or self._replicas.closed or self._waiting.is_cancelled:
+        # The only server has a limit of its own, which the same request would meet again.
+        is_final = kind == Kind.FINAL or (self._replicas.alone is not None and isinstance(error, DeadlineExceeded))
+        if is_final or self._replicas.closed or self._waiting.is_cancelled:
             try:
                 raise error
             finally:
