@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash chaos parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash chaos parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-cold: $(READY) ## Measure batches from a cold disk beside preadv; writes 1
 
 bench-tls: $(READY) ## Measure a server with TLS, and with client certificates and tokens, beside one without
 	$(BIN)/python -m benchmarks.tls
+
+bench-checksum: $(READY) ## Measure batches with checksums beside batches without
+	$(BIN)/python -m benchmarks.checksum
 
 # Where there is an NVIDIA GPU, with JAX for it, in an environment of its own: about 5 GB.
 DEVICE_VENV := $(if $(shell command -v nvidia-smi),.venv-cuda,$(VENV))

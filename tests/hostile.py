@@ -1,6 +1,6 @@
 """A server that answers as a test wants: any bytes, any number of replies, for any method."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -29,21 +29,22 @@ class Answers:
 
 
 class _Handler(grpc.GenericRpcHandler):
-    def __init__(self, answers: Answers):
+    def __init__(self, answers: Answers, streams: Container[str]):
         self._answers = answers
+        self._streams = streams
 
     def service(self, handler_call_details):
         method = handler_call_details.method
-        if method in STREAMS:
+        if method in self._streams:
             return grpc.unary_stream_rpc_method_handler(lambda request, _: self._answers.stream(method, request))
         return grpc.unary_unary_rpc_method_handler(lambda request, _: self._answers.handle(method, request))
 
 
 @contextmanager
-def hostile_server(answers: Answers) -> Iterator[str]:
-    """The address of a real gRPC server with these answers."""
+def hostile_server(answers: Answers, streams: Container[str] = STREAMS) -> Iterator[str]:
+    """The address of a real gRPC server with these answers; to the methods `streams` it sends all of them."""
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.max_send_message_length", -1)])
-    server.add_generic_rpc_handlers([_Handler(answers)])
+    server.add_generic_rpc_handlers([_Handler(answers, streams)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

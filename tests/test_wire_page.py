@@ -20,6 +20,7 @@ from mixserve_client.wire import bulk as frames
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.bulk import ALPN, HEADER_BYTES, HELLO, WELCOME, Kind, encode_header
+from mixserve_client.wire.checksum import ReplyTo, open_reply, open_request, seal_reply, seal_request
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES
 from mixserve_client.wire.request import SMALL_REQUEST_BYTES, encode_stream_request
 from mixserve_client.wire.server import decode_server
@@ -48,6 +49,7 @@ def pieces_of(heading: str) -> list[Piece]:
 
 
 EXCHANGE = pieces_of("A whole exchange")
+CHECKED = pieces_of("Checksums")
 TOKEN = bytes(range(32))
 NO_FINGERPRINT = b"0" * 64
 
@@ -58,9 +60,14 @@ def request(number: int, mixture: str, count: int = 1) -> bytes:
     return frames.encode_bulk_request(number, methods.STREAM_BATCHES, asked)
 
 
-def test_the_exchange_is_what_the_code_writes() -> None:
+def rows_of_the_page() -> bytes:
+    """The Batch of two rows."""
     rows = mix_pb2.Array(name="x", dtype="uint8", shape=[2, 4], padding=bytes(42), data=bytes([1, 2, 3, 4] * 2))
-    batch = mix_pb2.Batch(fingerprint=NO_FINGERPRINT.decode(), arrays=[rows]).SerializeToString()
+    return mix_pb2.Batch(fingerprint=NO_FINGERPRINT.decode(), arrays=[rows]).SerializeToString()
+
+
+def test_the_exchange_is_what_the_code_writes() -> None:
+    batch = rows_of_the_page()
     expected = [
         ("client", HELLO + TOKEN),
         ("server", WELCOME),
@@ -72,6 +79,41 @@ def test_the_exchange_is_what_the_code_writes() -> None:
         ("server", encode_header(Kind.END, 3)),
     ]
     assert joined(EXCHANGE) == expected
+
+
+def test_the_exchange_with_checksums_is_what_the_code_writes() -> None:
+    first = BatchRequest(mixture="m", start=0, size=2, key=np.array([0, 7], np.uint32))
+    asked, checksum = seal_request(encode_stream_request(StreamRequest(first, stride=2, count=1, reply_rows=2)))
+    batch = seal_reply(rows_of_the_page(), ReplyTo(checksum, 0))
+    assert joined(CHECKED) == [
+        ("client", frames.encode_bulk_request(1, methods.STREAM_BATCHES, asked, is_checked=True)),
+        (
+            "server",
+            encode_header(Kind.REPLY, 1, len(batch), is_checked=True)
+            + batch
+            + encode_header(Kind.END, 1, is_checked=True),
+        ),
+    ]
+
+
+def test_a_server_answers_a_checked_request_with_checked_frames(server: MixServer) -> None:
+    asked, expected = (data for _, data in joined(CHECKED))
+    (sealed,) = re.findall(rb"\x75.{4}\x0a\x19.*", asked, re.DOTALL)
+    _, checksum = open_request(sealed)
+    assert checksum is not None
+    with connect_bulk(server) as connection:
+        connection.sendall(HELLO + bulk_token(server))
+        assert receive(connection, len(WELCOME)) == WELCOME
+        connection.sendall(asked)
+        reply = receive(connection, len(expected))
+        assert reply[:HEADER_BYTES] == expected[:HEADER_BYTES]
+        assert reply[-HEADER_BYTES:] == expected[-HEADER_BYTES:]
+        rows = open_reply(reply[HEADER_BYTES:-HEADER_BYTES], ReplyTo(checksum, 0))
+        assert bytes(rows[-8:]) == bytes([1, 2, 3, 4] * 2)
+        damaged = bytearray(asked)
+        damaged[40] ^= 1
+        connection.sendall(damaged)
+        assert ends(connection)
 
 
 def joined(pieces: list[Piece]) -> list[Piece]:

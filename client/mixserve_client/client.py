@@ -82,6 +82,7 @@ class MixClient:
         bulk: bool = True,
         attempt_s: float = ATTEMPT_S,
         hedge: bool = False,
+        checksum: bool | None = None,
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
@@ -96,6 +97,8 @@ class MixClient:
           brings, a path those in that file (PEM), and `TlsOptions` has a certificate of the client's own too.
         - `token` is what `mixserve token new` printed, or `token_file` the path of a file that has it. Pickles of the
           client have the path, and the token only if it was given as text.
+        - `checksum`: True asks for checksums (CRC-32C) of all calls, so that bits that flip on the way raise
+          CorruptReply. Needs the extra `checksum` at both ends, and time; without TLS nothing else notices such bits.
 
         Files are read again when they change. Raises InvalidRequest.
         """
@@ -109,6 +112,7 @@ class MixClient:
             bulk=bulk,
             attempt_s=attempt_s,
             hedge=hedge,
+            checksum=checksum,
         )
         return cls._of(MixtureCatalog.connect(options))
 

@@ -15,7 +15,7 @@ MixserveError
 ├── Overloaded                           RESOURCE_EXHAUSTED   clients retry after `retry_after_s`
 ├── Unavailable          (ConnectionError) UNAVAILABLE        no server answers, or it is starting or draining
 ├── DeadlineExceeded     (TimeoutError)  DEADLINE_EXCEEDED    `timeout_s` ran out
-├── CorruptReply                         DATA_LOSS            the reply breaks the protocol
+├── CorruptReply                         DATA_LOSS            the reply breaks the protocol, or was damaged
 ├── CorruptCheckpoint                    DATA_LOSS            a session's file on the server is damaged
 ├── StorageFailed                        RESOURCE_EXHAUSTED   the server cannot write to its disk
 └── ServerFault                          INTERNAL             a source or the server failed; the log has the id

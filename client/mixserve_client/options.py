@@ -12,6 +12,7 @@ from mixserve_client.schema.checks import check_integer, check_mixture, check_pa
 from mixserve_client.schema.keys import KeyWords, key_words
 from mixserve_client.schema.positions import POSITION_LIMIT, check_intervals, check_positions
 from mixserve_client.schema.schedule import Pairs, copy_pairs
+from mixserve_client.wire.checksum import require_crc32c
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class ConnectOptions:
     bulk: bool = True
     attempt_s: float = 5.0
     hedge: bool = False
+    checksum: bool | None = None
 
     def __post_init__(self) -> None:
         # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
@@ -43,6 +45,10 @@ class ConnectOptions:
         object.__setattr__(self, "bulk", check_truth("bulk", self.bulk))
         object.__setattr__(self, "attempt_s", check_seconds("attempt_s", self.attempt_s))
         object.__setattr__(self, "hedge", check_truth("hedge", self.hedge))
+        if self.checksum is not None:
+            object.__setattr__(self, "checksum", check_truth("checksum", self.checksum))
+        if self.checksum:
+            require_crc32c()
         object.__setattr__(self, "tls", TlsOptions.of(self.tls))
         given = TokenOptions(self.token, self.token_file)
         object.__setattr__(self, "token", given.token)

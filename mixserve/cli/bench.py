@@ -36,10 +36,12 @@ def run(
     mixture: str | None,
     shared_memory: bool | str,
     bulk: bool,
+    checksum: bool,
 ) -> None:
     """Read batches of each size for `seconds` seconds, and show a table. Raises MixserveError."""
     console = open_console()
-    with connection.connect(address, patience_s=10, shared_memory=shared_memory, bulk=bulk) as client:
+    options = {"shared_memory": shared_memory, "bulk": bulk, "checksum": checksum}
+    with connection.connect(address, patience_s=10, **options) as client:
         description = client.mixture(mixture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("measuring", total=len(sizes) * seconds)
@@ -49,7 +51,8 @@ def run(
                 # Another key for each size: the same key could be answered from the server's cached plans.
                 measured.append(_measure(client, description, size, (key + number) % 2**32, seconds))
         console.print(_table(measured, description))
-        console.print(f"  over {client.transport}; mixture {description.name}, {description.row_bytes:,} bytes a row")
+        way = f"{client.transport}, with checksums" if checksum else client.transport
+        console.print(f"  over {way}; mixture {description.name}, {description.row_bytes:,} bytes a row")
 
 
 def _measure(client: MixClient, description: MixtureDescription, size: int, key: int, seconds: float) -> Measured:

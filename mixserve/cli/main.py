@@ -267,6 +267,7 @@ def bench(
     mixture: MixtureName = None,
     shared_memory: SharedMemory = None,
     bulk: Bulk = None,
+    checksum: Annotated[bool, typer.Option("--checksum", help="With checksums.")] = False,
 ) -> None:
     """Measure how fast this process gets batches from a running server."""
     with plain_errors():
@@ -282,6 +283,7 @@ def bench(
             mixture=mixture,
             shared_memory=True if memory is None else memory,
             bulk=bulk is not False,
+            checksum=checksum,
         )
 
 

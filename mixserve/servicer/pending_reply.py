@@ -10,6 +10,7 @@ from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.wire.batch import encode_slot_reply, frame_batch
+from mixserve_client.wire.checksum import CHECKSUM_BYTES, ReplyTo, seal_reply, write_checksum
 
 
 class Pending(Protocol):
@@ -30,13 +31,13 @@ class SlotTarget(NamedTuple):
 class PendingReply:
     """A reply with the rows of `ranges`, framed in a slot or in other memory.
 
-    The constructor starts planning and gathering. The message of a reply in a slot names only the slot. Each call of
-    `result` makes the reply again.
+    The constructor starts planning and gathering. The message of a reply in a slot names only the slot. The message has
+    a checksum if `to` is given. Each call of `result` makes the reply again.
     """
 
     # No `_ranges`: scattered positions have one each, and a reply cache holds up to 1,024 of these.
 
-    __slots__ = ("_into", "_row_count", "_rows", "_selection", "_size")
+    __slots__ = ("_into", "_row_count", "_rows", "_selection", "_size", "_to")
 
     def __init__(
         self,
@@ -46,12 +47,14 @@ class PendingReply:
         row_count: int,
         size: int,
         into: SlotTarget | ReplyMemory,
+        to: ReplyTo | None = None,
     ):
         """`size` is the number of bytes of the framed reply with `row_count` rows. Raises OutOfRange."""
         self._selection = selection
         self._row_count = row_count
         self._size = size
         self._into = into
+        self._to = to
         self._rows = selection.begin_read(ranges, key)
 
     def result(self) -> Message:
@@ -59,22 +62,47 @@ class PendingReply:
         if isinstance(self._into, SlotTarget):
             message, memory = encode_slot_reply(self._into.slot, self._size), self._into.memory
         else:
-            message, memory = self._into.take(self._size)
+            message, memory = self._into.take(self._size + (CHECKSUM_BYTES if self._to else 0))
         # Framed first, filled after: rows are copied once, from their sources into the object that gRPC sends.
         self._rows.write(frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count))
+        if self._to is None:
+            return message
+        if isinstance(self._into, SlotTarget):
+            return seal_reply(bytes(message), self._to)
+        write_checksum(memory, self._size, self._to)
         return message
 
 
 class CopiedReply:
     """A shared reply, copied into the slot of one of its readers."""
 
-    __slots__ = ("_shared", "_target")
+    __slots__ = ("_shared", "_target", "_to")
 
-    def __init__(self, shared: Pending, target: SlotTarget):
+    def __init__(self, shared: Pending, target: SlotTarget, to: ReplyTo | None):
         self._shared = shared
         self._target = target
+        self._to = to
 
     def result(self) -> Message:
         reply = self._shared.result()
         self._target.memory[: len(reply)] = np.frombuffer(reply, np.uint8)
-        return encode_slot_reply(self._target.slot, len(reply))
+        message = encode_slot_reply(self._target.slot, len(reply))
+        return message if self._to is None else seal_reply(message, self._to)
+
+
+class SealedReply:
+    """A shared reply, copied to get the checksum of one of its readers."""
+
+    __slots__ = ("_memory", "_shared", "_to")
+
+    def __init__(self, shared: Pending, memory: ReplyMemory, to: ReplyTo):
+        self._shared = shared
+        self._memory = memory
+        self._to = to
+
+    def result(self) -> Message:
+        reply = self._shared.result()
+        message, memory = self._memory.take(len(reply) + CHECKSUM_BYTES)
+        memory[: len(reply)] = np.frombuffer(reply, np.uint8)
+        write_checksum(memory, len(reply), self._to)
+        return message

@@ -8,13 +8,14 @@ from typing import Protocol
 import numpy as np
 
 from mixserve.servicer.hosted import ServedSelection, plan_limit
-from mixserve.servicer.pending_reply import CopiedReply, Pending, PendingReply, SlotTarget
+from mixserve.servicer.pending_reply import CopiedReply, Pending, PendingReply, SealedReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve.servicer.reply_memory import Memory, ReplyMemory
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.requests import PositionsRequest, StreamRequest
 from mixserve_client.wire.batch import batch_bytes
+from mixserve_client.wire.checksum import ReplyTo
 
 # In epoch mode a scattered position plans its whole block, so positions are limited as well as draws.
 _PLANNED_POSITIONS = 1 << 17
@@ -87,8 +88,10 @@ class Replies:
         ranges: Sequence[Range],
         target: SlotTarget | None,
         memory: ReplyMemory,
+        to: ReplyTo | None = None,
     ) -> Pending:
-        """Begin the reply with the rows of `ranges`, in the slot `target` if there is one, or else in `memory`.
+        """Begin the reply with the rows of `ranges`, in the slot `target` if there is one, or else in `memory`; with a
+        checksum if `to` is given.
 
         Raises OutOfRange.
         """
@@ -96,14 +99,17 @@ class Replies:
         size = batch_bytes(selection.fingerprint, selection.fields, rows)
         # Not cached: gathering arrays is copying them, and a copy of a cached reply into the slot would cost the same.
         if target is not None and selection.is_array_backed:
-            return PendingReply(selection, key, ranges, rows, size, target)
-        # Other sources may be slow: their replies are shared at any size.
-        if selection.is_array_backed and not _LEAST_CACHED_BYTES <= size <= _MOST_CACHED_BYTES:
-            return PendingReply(selection, key, ranges, rows, size, memory)
+            return PendingReply(selection, key, ranges, rows, size, target, to)
+        # Other sources may be slow: their replies are shared at any size. A checksum is that of one reader, and goes
+        # into a copy.
+        if selection.is_array_backed and (to is not None or not _LEAST_CACHED_BYTES <= size <= _MOST_CACHED_BYTES):
+            return PendingReply(selection, key, ranges, rows, size, memory, to)
         begin = partial(PendingReply, selection, key, ranges, rows, size, memory)
         # By memory too: gRPC sends bytes objects only.
         cached = self._cache.get(selection.identity(key), (_identity(ranges), memory), size, begin)
-        return cached if target is None else CopiedReply(cached, target)
+        if target is not None:
+            return CopiedReply(cached, target, to)
+        return cached if to is None else SealedReply(cached, memory, to)
 
 
 def _split_plans(selection: ServedSelection, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:

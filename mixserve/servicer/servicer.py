@@ -27,6 +27,7 @@ from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Stre
 from mixserve_client.schema.server import ServerDescription
 from mixserve_client.schema.text import describe_error, shorten
 from mixserve_client.wire import methods
+from mixserve_client.wire.checksum import ReplyTo, load_crc32c
 from mixserve_client.wire.mixture import encode_mixture, encode_names
 from mixserve_client.wire.request import (
     check_small,
@@ -117,13 +118,17 @@ class MixServicer:
             check_small(method, request)
             return self._handlers[method](request)
 
-    def stream(self, method: str, request: bytes, memory: ReplyMemory | None = None) -> Generator[Message]:
+    def stream(
+        self, method: str, request: bytes, memory: ReplyMemory | None = None, checksum: int | None = None
+    ) -> Generator[Message]:
         """The replies to `request`, each made when it is taken, in `memory` (None: as the constructor says).
+
+        They have checksums if the request had the one that is given.
 
         The iteration raises as `handle` does.
         """
         check_small(method, request)
-        with closing(self._streams[method](request, memory or self._memory)) as replies:
+        with closing(self._streams[method](request, memory or self._memory, checksum)) as replies:
             while True:
                 with error_boundary(method):  # not around the yield: a reader that stops early is not a fault
                     reply = next(replies, None)
@@ -153,7 +158,7 @@ class MixServicer:
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
         path = self._slots.path_for(current_caller().peer())
-        return encode_server(ServerDescription(path, workers=self._workers))
+        return encode_server(ServerDescription(path, workers=self._workers, checksums=load_crc32c() is not None))
 
     def _get_batch_at(self, request: bytes) -> bytes:
         wanted = decode_batch_request(request)
@@ -164,25 +169,30 @@ class MixServicer:
         with naming_positions(ranges):
             return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._bytes).result())
 
-    def _stream_batches(self, request: bytes, memory: ReplyMemory) -> Generator[Message]:
+    def _stream_batches(self, request: bytes, memory: ReplyMemory, checksum: int | None) -> Generator[Message]:
         wanted = decode_stream_request(request)
         selection = self._selection(wanted.first)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
         check_end(selection.blocks.end, first, last + 1 - first)
-        yield from self._in_replies(selection, wanted.first.key, wanted, memory)
+        yield from self._in_replies(selection, wanted.first.key, wanted, memory, checksum)
 
-    def _stream_positions(self, request: bytes, memory: ReplyMemory) -> Generator[Message]:
+    def _stream_positions(self, request: bytes, memory: ReplyMemory, checksum: int | None) -> Generator[Message]:
         wanted = decode_positions_request(request)
         selection = self._selection(wanted)
         check_end(selection.blocks.end, int(wanted.positions.max()), 1)
-        yield from self._in_replies(selection, wanted.key, wanted, memory)
+        yield from self._in_replies(selection, wanted.key, wanted, memory, checksum)
 
     def _in_replies(
-        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
+        self,
+        selection: ServedSelection,
+        key: KeyWords,
+        wanted: StreamRequest | PositionsRequest,
+        memory: ReplyMemory,
+        checksum: int | None,
     ) -> Iterator[Message]:
         has_sent = False
         try:
-            for message, lacking in self._made_replies(selection, key, wanted, memory):
+            for message, lacking in self._made_replies(selection, key, wanted, memory, checksum):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
                 yield message
                 has_sent = True
@@ -199,7 +209,12 @@ class MixServicer:
         _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))
 
     def _made_replies(
-        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
+        self,
+        selection: ServedSelection,
+        key: KeyWords,
+        wanted: StreamRequest | PositionsRequest,
+        memory: ReplyMemory,
+        checksum: int | None,
     ) -> Iterator[MadeReply]:
         # Each reply begins before the previous one is finished, so that a device gathers during the previous copy.
         # The first does not wait for a second: its reader is waiting. Copies from arrays do not overlap: nothing runs
@@ -208,10 +223,11 @@ class MixServicer:
         copying = selection.mixture.is_gathered_by_copying
         turns = self._turns if copying else nullcontext()
         is_first = True
-        for at, rows, target in self._replies.cut(selection, wanted, memory):
+        for number, (at, rows, target) in enumerate(self._replies.cut(selection, wanted, memory)):
             ranges = partial(wanted.ranges, at)
+            to = None if checksum is None else ReplyTo(checksum, number)
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
-                following = StreamReply(rows, partial(self._begin, selection, key, ranges, target, memory), ranges)
+                following = StreamReply(rows, partial(self._begin, selection, key, ranges, target, memory, to), ranges)
                 # While rows come from a disk, the next reply's are announced before this one's are copied. A reply that
                 # waits since then goes first.
                 if pending is None and (is_first or (copying and not selection.mixture.is_cold())):
@@ -233,9 +249,10 @@ class MixServicer:
         ranges: Callable[[int], Sequence[Range]],
         target: SlotTarget | None,
         memory: ReplyMemory,
+        to: ReplyTo | None,
         rows: int,
     ) -> Pending:
-        return self._replies.begin(selection, key, ranges(rows), target, memory)
+        return self._replies.begin(selection, key, ranges(rows), target, memory, to)
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)

@@ -13,6 +13,7 @@ from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.session_servicer import SessionServicer
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
 from mixserve_client.schema.text import show
+from mixserve_client.wire.checksum import ReplyTo, open_request, seal_reply
 
 
 class Services:
@@ -66,12 +67,15 @@ class Services:
         return {mixture.name: mixture.description.fingerprint for mixture in self._all}
 
     def handle(self, method: str, request: bytes) -> bytes:
-        """The reply to `request`. Raises as `MixServicer.handle` does."""
-        return (self.state if method in self._of_sessions else self.mix).handle(method, request)
+        """The reply to `request`, with a checksum if the request has one. Raises as `MixServicer.handle` does."""
+        request, checksum = open_request(request)
+        reply = (self.state if method in self._of_sessions else self.mix).handle(method, request)
+        return reply if checksum is None else seal_reply(reply, ReplyTo(checksum, 0))
 
     def stream(self, method: str, request: bytes, memory: ReplyMemory | None = None) -> Generator[Message]:
-        """As `MixServicer.stream`."""
-        return self.mix.stream(method, request, memory)
+        """As `MixServicer.stream`, with checksums if the request has one."""
+        request, checksum = open_request(request)
+        yield from self.mix.stream(method, request, memory, checksum)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         """As `MixServicer.copies_rows`."""

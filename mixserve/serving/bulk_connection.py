@@ -50,6 +50,7 @@ class _Stream(NamedTuple):
     method: str
     request: bytes
     size: int  # bytes that it counts
+    is_checked: bool  # whether headers of its frames have checksums
     is_cancelled: bool = False
 
 
@@ -70,6 +71,7 @@ class BulkConnection:
         self._waiting = OrderedDict[int, _Stream]()  # by their numbers, so that no cancel has to search
         self._waiting_bytes = 0
         self._number = 0
+        self._is_checked = False  # as the stream in progress
         self._replies: Replies | None = None
         self._unsent = list[memoryview]()
         self._has_ended = False
@@ -135,22 +137,22 @@ class BulkConnection:
                 return False
             _, stream = self._waiting.popitem(last=False)
             self._waiting_bytes -= stream.size
-            self._number = stream.number
+            self._number, self._is_checked = stream.number, stream.is_checked
             if stream.is_cancelled:
-                self._unsent.append(memoryview(encode_header(Kind.END, stream.number)))
+                self._unsent.append(self._header(Kind.END))
                 return True
             self._replies = self._answer(stream.method, stream.request)
         try:
             reply = next(self._replies, None)
             if reply is None:
                 self._end_stream()
-                self._unsent.append(memoryview(encode_header(Kind.END, self._number)))
+                self._unsent.append(self._header(Kind.END))
             else:
-                self._unsent += map(memoryview, (encode_header(Kind.REPLY, self._number, len(reply)), reply))
+                self._unsent += self._header(Kind.REPLY, len(reply)), memoryview(reply)
         except BaseException as error:  # also what is no Exception: the client must get an answer
             self._end_stream()
             known = error if isinstance(error, MixserveError) else ServerFault(f"{type(error).__name__} on the server")
-            self._unsent.append(memoryview(encode_bulk_error(self._number, known)))
+            self._unsent.append(memoryview(encode_bulk_error(self._number, known, is_checked=self._is_checked)))
             if known is not error:
                 with suppress(BaseException):  # such as SystemExit from a handler of the log
                     _logger.error("a stream of %s failed", self.peer, exc_info=error)
@@ -165,9 +167,13 @@ class BulkConnection:
         """End a stream before its end. Its END is sent when it would have been, since streams end in order."""
         if self._replies is not None and number == self._number:
             self._end_stream()
-            self._unsent.append(memoryview(encode_header(Kind.END, number)))
+            self._unsent.append(self._header(Kind.END))
         elif (stream := self._waiting.get(number)) is not None:
             self._waiting[number] = stream._replace(is_cancelled=True)
+
+    def _header(self, kind: Kind, length: int = 0) -> memoryview:
+        """A header for the stream in progress."""
+        return memoryview(encode_header(kind, self._number, length, is_checked=self._is_checked))
 
     def _receive(self) -> None:
         """Take what the client has sent. Raises BadFrame."""
@@ -184,7 +190,7 @@ class BulkConnection:
         at, inbox = 0, self._inbox
         while len(inbox) - at >= HEADER_BYTES:
             try:
-                kind, stream, length = decode_header(inbox, at)
+                kind, stream, length, is_checked = decode_header(inbox, at)
             except ValueError as error:
                 raise BadFrame(str(error)) from None
             if kind not in (Kind.REQUEST, Kind.CANCEL) or length > (SMALL_REQUEST_BYTES if kind == Kind.REQUEST else 0):
@@ -195,17 +201,17 @@ class BulkConnection:
             if kind == Kind.CANCEL:
                 self._cancel(stream)
             else:
-                self._add(stream, bytes(inbox[first : first + length]))
+                self._add(stream, bytes(inbox[first : first + length]), is_checked)
             at = first + length
         del inbox[:at]
 
-    def _add(self, number: int, payload: bytes) -> None:
+    def _add(self, number: int, payload: bytes, is_checked: bool) -> None:
         if len(self._waiting) == _MOST_WAITING:
             raise BadFrame(f"a client may have at most {_MOST_WAITING} requests that wait")
         if number in self._waiting or (self._replies is not None and number == self._number):
             raise BadFrame(f"the stream {number} has not ended, and there is another request of this number")
         try:
-            stream = _Stream(number, *decode_bulk_request(payload), len(payload))
+            stream = _Stream(number, *decode_bulk_request(payload, is_checked), len(payload), is_checked)
         except InvalidRequest as error:
             raise BadFrame(str(error)) from None
         self._waiting[number] = stream

@@ -208,7 +208,7 @@ def test_requests_that_are_wrong_get_an_error_and_the_channel_goes_on(server, ex
         made.sendall(request(8))
         found, payload = frame(made)
         np.testing.assert_array_equal(decode_batch(payload)[1]["tokens"], expected[0])
-        assert frame(made)[0] == (Kind.END, 8, 0)
+        assert frame(made)[0] == (Kind.END, 8, 0, False)
 
 
 def test_cancels_of_current_waiting_unknown_and_ended_streams(server, expected):
@@ -229,7 +229,7 @@ def test_cancels_of_current_waiting_unknown_and_ended_streams(server, expected):
         last, payload = frame(made)
         assert last[:2] == (Kind.REPLY, 4)
         np.testing.assert_array_equal(decode_batch(payload)[1]["tokens"], expected[5])
-        assert frame(made)[0] == (Kind.END, 4, 0)
+        assert frame(made)[0] == (Kind.END, 4, 0, False)
 
 
 def test_a_flood_of_cancels_costs_little(server, expected):

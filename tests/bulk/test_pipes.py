@@ -173,7 +173,7 @@ class Server:
 
 def opened(pair: Pair) -> "BulkConnection[Server]":
     pair[1].send([memoryview(WELCOME)], wait=True)
-    return BulkConnection(pair[0], "a channel", TOKEN, time.monotonic() + 5, MemoryPool(), Server())
+    return BulkConnection(pair[0], "a channel", TOKEN, time.monotonic() + 5, MemoryPool(), Server(), False)
 
 
 def test_what_came_with_other_bytes_is_there_though_little_time_is_left(pair):
@@ -215,7 +215,7 @@ def test_a_handler_that_cancels_in_the_middle_of_a_request_leaves_its_frame_whol
     del came[: len(HELLO) + len(TOKEN)]
     found = list[tuple[Kind, int]]()
     while came:
-        kind, number, length = decode_header(came)
+        kind, number, length, _ = decode_header(came)
         if number == 3:
             assert decode_bulk_request(bytes(came[HEADER_BYTES : HEADER_BYTES + length])) == ("/b", large)
         found.append((kind, number))

@@ -37,7 +37,7 @@ def test_a_thread_that_waits_for_an_end_takes_nothing_of_the_next_stream() -> No
         answering = threading.Thread(target=let_in, args=(theirs,))
         answering.start()
         until_s = time.monotonic() + DEADLINE_S
-        connection = BulkConnection(PlainPipe(mine), "channel", TOKEN, until_s, MemoryPool(), Server())
+        connection = BulkConnection(PlainPipe(mine), "channel", TOKEN, until_s, MemoryPool(), Server(), False)
         answering.join()
         first, second = (connection.open(methods.STREAM_BATCHES, b"") for _ in range(2))
         theirs.sendall(header(Kind.REPLY, first.number, 3) + b"abc")

@@ -19,8 +19,10 @@ class ServerDescription:
     server has no bulk channels.
 
     `workers` has the addresses of the processes that answer there together, `host:port` or `:port`; empty for one.
+    `checksums`: the server checks those of requests, and computes those of replies.
     """
 
     shared_memory: str = ""
     bulk: BulkOffer | None = None
     workers: tuple[str, ...] = ()
+    checksums: bool = False

@@ -16,7 +16,7 @@ from mixserve_client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from mixserve_client.schema.server import BulkOffer
+from mixserve_client.schema.server import ServerDescription
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Transport
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.bulk_connection import BulkConnection
@@ -42,10 +42,19 @@ class BulkTransport:
     channel has carried something.
     """
 
-    def __init__(self, inner: Transport, target: str, credentials: Credentials, open_s: float = OPEN_S):
-        """Gives up to open a channel after `open_s` seconds."""
+    def __init__(
+        self,
+        inner: Transport,
+        target: str,
+        credentials: Credentials,
+        open_s: float = OPEN_S,
+        *,
+        checksum: bool = False,
+    ):
+        """Gives up to open a channel after `open_s` seconds. `checksum`: frames are checked too, if the server can."""
         self._inner = inner
         self._open_s = open_s
+        self._checksum = checksum
         self._endpoint = endpoint_of(target)
         self._credentials = credentials
         self._memory = MemoryPool()
@@ -148,7 +157,8 @@ class BulkTransport:
         """A new channel, None if there is none. Raises what a call raises, but for what takes too long."""
         through, server = self._through, _Server(self._inner, self._credentials, self._note_reply, self._note_loss)
         try:
-            offer = self._offer(until)
+            found = self._ask(until)
+            offer = found.bulk
             if offer is None:
                 return self._give_up("the server offers none", logging.INFO)
             if through is not None:
@@ -160,7 +170,8 @@ class BulkTransport:
                 at = Endpoint(offer.host or self._endpoint.host, offer.port)
                 where = f"[{at.host}]:{at.port}" if ":" in at.host else f"{at.host}:{at.port}"
                 pipe, name, way = self._connect(at, until), f"bulk channel {where}", f"bulk {where}"
-            made = BulkConnection(pipe, name, offer.token, until, self._memory, server)
+            is_checked = self._checksum and found.checksums
+            made = BulkConnection(pipe, name, offer.token, until, self._memory, server, is_checked)
         except Unavailable:  # `inner` would say the same, and the first answer of a starting server must decide
             raise
         except (OSError, CorruptReply) as error:
@@ -173,11 +184,11 @@ class BulkTransport:
             made.close()
         return made
 
-    def _offer(self, until: float) -> BulkOffer | None:
+    def _ask(self, until: float) -> ServerDescription:
         try:
-            return decode_server(self._inner.call(methods.GET_SERVER, b"", _remaining_s(until))).bulk
+            return decode_server(self._inner.call(methods.GET_SERVER, b"", _remaining_s(until)))
         except ServerFault:  # the answer of a server that is older than GetServer
-            return None
+            return ServerDescription()
 
     def _connect(self, at: Endpoint, until: float) -> Pipe:
         assert self._endpoint is not None

@@ -34,9 +34,7 @@ _SEND_S = 10.0
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 128, 64 << 10
 # After this long without a byte, the client asks over gRPC whether the server is there, and so again.
 _SILENT_S = 5.0
-
-# How long the server may take to answer that.
-_ASK_S = 20.0
+_ASK_S = 20.0  # how long the server may take to answer that
 
 
 class Server(Protocol):
@@ -65,10 +63,13 @@ ServerT = TypeVar("ServerT", bound=Server)
 class BulkConnection(Generic[ServerT]):
     """One channel. One thread at a time reads from it; any thread may open streams, and cancel them."""
 
-    def __init__(self, pipe: Pipe, name: str, token: bytes, until: float, memory: MemoryPool, server: ServerT):
-        """Says hello, and waits for the answer until the time `until`. Raises OSError, and CorruptReply."""
+    def __init__(
+        self, pipe: Pipe, name: str, token: bytes, until: float, memory: MemoryPool, server: ServerT, is_checked: bool
+    ):
+        """Says hello, and waits for an answer until `until`; `is_checked`: frames are. Raises OSError, CorruptReply."""
         self.name = name
         self.server = server
+        self._is_checked = is_checked
         self._pipe = pipe
         self._memory = memory
         self._pid = os.getpid()
@@ -135,7 +136,7 @@ class BulkConnection(Generic[ServerT]):
             replies = BulkReplies(self, self._last, len(request))
             self._streams.append(replies)
         try:
-            self._send(encode_bulk_request(replies.number, method, request))
+            self._send(encode_bulk_request(replies.number, method, request, is_checked=self._is_checked))
         except OSError as error:
             raise Unavailable(f"{self.name}: the request could not be sent: {error}") from error
         return replies
@@ -151,7 +152,7 @@ class BulkConnection(Generic[ServerT]):
             needed = any(not other.is_cancelled for other in tuple(self._streams))  # a finalizer may clear it
         if needed:
             with suppress(OSError):  # then it is closed
-                self._send(encode_header(Kind.CANCEL, replies.number))
+                self._send(encode_header(Kind.CANCEL, replies.number, is_checked=self._is_checked))
         else:
             self.close()
 
@@ -222,7 +223,7 @@ class BulkConnection(Generic[ServerT]):
 
     def _next_reply(self, replies: "BulkReplies") -> Reply | None:
         while not replies.has_ended:
-            header = self._header or decode_reply_header(self._take(HEADER_BYTES, replies.deadline))
+            header = self._header or decode_reply_header(self._take(HEADER_BYTES, replies.deadline), self._is_checked)
             self._header = header
             with self._lock:
                 owner = self._streams[0] if self._streams else None
@@ -239,7 +240,7 @@ class BulkConnection(Generic[ServerT]):
                 self.server.note_reply()
             is_wanted = owner is replies
             if header.kind == Kind.ERROR:
-                error = decode_bulk_error(bytes(self._payload(header.length, replies.deadline)))
+                error = decode_bulk_error(bytes(self._payload(header.length, replies.deadline)), self._is_checked)
                 if is_wanted:
                     replies.error = self.server.convert(error)
             elif header.kind == Kind.REPLY:

@@ -5,6 +5,7 @@ from functools import partial
 from mixserve_client.options import ConnectOptions
 from mixserve_client.transport.base import Transport
 from mixserve_client.transport.bulk import OPEN_S, BulkTransport
+from mixserve_client.transport.checksums import ChecksumTransport
 from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.transport.handshake import DEFAULT_FOLDER
@@ -20,14 +21,18 @@ def transports_of(options: ConnectOptions) -> list[Transport]:
     folder = DEFAULT_FOLDER if options.shared_memory is True else options.shared_memory
     # Who asks another replica after a third of a second does not wait longer than that for a better way to one.
     haste = _HASTE if options.hedge else 1.0
-    open_one = partial(_open, credentials, folder, options.bulk, OPEN_S * haste)
+    open_one = partial(_open, options, credentials, folder, OPEN_S * haste)
     return [WorkersTransport(address, open_one, PATIENCE_S * haste) for address in options.addresses]
 
 
-def _open(credentials: Credentials, folder: str | bool, has_bulk: bool, open_s: float, target: str) -> Transport:
+def _open(
+    options: ConnectOptions, credentials: Credentials, folder: str | bool, open_s: float, target: str
+) -> Transport:
     """The transport to one process, through shared memory if it has a `folder`."""
     transport: Transport = GrpcTransport(target, credentials)
     bulk = None
-    if has_bulk:
-        transport = bulk = BulkTransport(transport, target, credentials, open_s)
+    if options.bulk:
+        transport = bulk = BulkTransport(transport, target, credentials, open_s, checksum=bool(options.checksum))
+    if options.checksum:
+        transport = ChecksumTransport(transport)
     return SharedMemoryTransport(transport, folder, bulk) if isinstance(folder, str) else transport

@@ -11,7 +11,7 @@ from typing import Any, cast
 import grpc
 
 from mixserve_client.credentials import TokenOptions
-from mixserve_client.errors import InvalidRequest, MixserveError, Unauthenticated, Unavailable
+from mixserve_client.errors import CorruptReply, InvalidRequest, MixserveError, Unauthenticated, Unavailable
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode
@@ -57,8 +57,10 @@ class GrpcTransport:
             channel = self._current_channel()
             try:
                 call = channel.take(method, "unary_unary")
-                reply: bytes = call(request, timeout=timeout_s, metadata=metadata)
+                reply: bytes | None = call(request, timeout=timeout_s, metadata=metadata)
                 self._has_answered = True
+                if reply is None:  # gRPC's answer if the call ended well, and its message was lost
+                    raise CorruptReply(f"{self._target}: the call has ended without a reply")
                 return reply
             finally:
                 channel.put_back()

@@ -30,7 +30,7 @@ class SharedMemoryTransport:
     """
 
     def __init__(self, inner: Transport, folder: str, bulk: BulkTransport | None = None):
-        """`bulk`, which is `inner` if it is given, opens its channels through the socket of shared memory."""
+        """`bulk`, which `inner` uses if it is given, opens its channels through the socket of shared memory."""
         self._inner = inner
         self._bulk = bulk
         self._folder = folder

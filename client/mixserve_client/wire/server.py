@@ -13,7 +13,9 @@ _WORKERS_LIMIT, _ADDRESS_LENGTH, _PORTS = 1024, 300, 1 << 16
 
 def encode_server(description: ServerDescription) -> bytes:
     """The Server message."""
-    message = mix_pb2.Server(shared_memory=description.shared_memory, workers=description.workers)
+    message = mix_pb2.Server(
+        shared_memory=description.shared_memory, workers=description.workers, checksums=description.checksums
+    )
     if description.bulk is not None:
         message.bulk_host, message.bulk_port, message.bulk_token = (
             description.bulk.host,
@@ -32,7 +34,7 @@ def decode_server(data: bytes) -> ServerDescription:
     if len(message.workers) > _WORKERS_LIMIT:
         raise CorruptReply(f"a server has at most {_WORKERS_LIMIT} workers, got {len(message.workers)}")
     workers = tuple(_check_worker(address) for address in message.workers)
-    return ServerDescription(path, _check_bulk(message) if message.bulk_token else None, workers)
+    return ServerDescription(path, _check_bulk(message) if message.bulk_token else None, workers, message.checksums)
 
 
 def _check_bulk(message: mix_pb2.Server) -> BulkOffer:

@@ -16,23 +16,29 @@ CONTENT_RECORDS_AND_PROVENANCE: Content
 CONTENT_PROVENANCE: Content
 
 class ListMixturesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("checksum",)
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    checksum: int
+    def __init__(self, checksum: _Optional[int] = ...) -> None: ...
 
 class ListMixturesReply(_message.Message):
-    __slots__ = ("names",)
+    __slots__ = ("names", "checksum")
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class GetMixtureRequest(_message.Message):
-    __slots__ = ("mixture",)
+    __slots__ = ("mixture", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
-    def __init__(self, mixture: _Optional[str] = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Mixture(_message.Message):
-    __slots__ = ("name", "fingerprint", "fields", "sources", "limits", "placement", "sampling", "block_size", "stop", "end", "schedule", "leaves")
+    __slots__ = ("name", "fingerprint", "fields", "sources", "limits", "placement", "sampling", "block_size", "stop", "end", "schedule", "leaves", "checksum")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +51,7 @@ class Mixture(_message.Message):
     END_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     LEAVES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     name: str
     fingerprint: str
     fields: _containers.RepeatedCompositeFieldContainer[Field]
@@ -57,7 +64,8 @@ class Mixture(_message.Message):
     end: int
     schedule: _containers.RepeatedCompositeFieldContainer[ScheduleEntry]
     leaves: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., placement: _Optional[str] = ..., sampling: _Optional[str] = ..., block_size: _Optional[int] = ..., stop: _Optional[str] = ..., end: _Optional[int] = ..., schedule: _Optional[_Iterable[_Union[ScheduleEntry, _Mapping]]] = ..., leaves: _Optional[_Iterable[str]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, name: _Optional[str] = ..., fingerprint: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., placement: _Optional[str] = ..., sampling: _Optional[str] = ..., block_size: _Optional[int] = ..., stop: _Optional[str] = ..., end: _Optional[int] = ..., schedule: _Optional[_Iterable[_Union[ScheduleEntry, _Mapping]]] = ..., leaves: _Optional[_Iterable[str]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class ScheduleEntry(_message.Message):
     __slots__ = ("start", "weights")
@@ -68,24 +76,28 @@ class ScheduleEntry(_message.Message):
     def __init__(self, start: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DefineScheduleRequest(_message.Message):
-    __slots__ = ("mixture", "expected_fingerprint", "parent", "entries")
+    __slots__ = ("mixture", "expected_fingerprint", "parent", "entries", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     expected_fingerprint: str
     parent: str
     entries: _containers.RepeatedCompositeFieldContainer[ScheduleEntry]
-    def __init__(self, mixture: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., parent: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[ScheduleEntry, _Mapping]]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., parent: _Optional[str] = ..., entries: _Optional[_Iterable[_Union[ScheduleEntry, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Schedule(_message.Message):
-    __slots__ = ("id", "end")
+    __slots__ = ("id", "end", "checksum")
     ID_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     id: str
     end: int
-    def __init__(self, id: _Optional[str] = ..., end: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, id: _Optional[str] = ..., end: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Field(_message.Message):
     __slots__ = ("name", "dtype", "shape")
@@ -130,7 +142,7 @@ class Key(_message.Message):
     def __init__(self, implementation: _Optional[str] = ..., words: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetBatchAtRequest(_message.Message):
-    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "schedule", "content", "slots")
+    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "schedule", "content", "slots", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +151,7 @@ class GetBatchAtRequest(_message.Message):
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     start: int
     size: int
@@ -147,24 +160,27 @@ class GetBatchAtRequest(_message.Message):
     schedule: str
     content: Content
     slots: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class StreamBatchesRequest(_message.Message):
-    __slots__ = ("first", "stride", "count", "reply_rows", "slots")
+    __slots__ = ("first", "stride", "count", "reply_rows", "slots", "checksum")
     FIRST_FIELD_NUMBER: _ClassVar[int]
     STRIDE_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     REPLY_ROWS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     first: GetBatchAtRequest
     stride: int
     count: int
     reply_rows: int
     slots: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, first: _Optional[_Union[GetBatchAtRequest, _Mapping]] = ..., stride: _Optional[int] = ..., count: _Optional[int] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, first: _Optional[_Union[GetBatchAtRequest, _Mapping]] = ..., stride: _Optional[int] = ..., count: _Optional[int] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class StreamPositionsRequest(_message.Message):
-    __slots__ = ("mixture", "positions", "key", "expected_fingerprint", "schedule", "content", "reply_rows", "slots")
+    __slots__ = ("mixture", "positions", "key", "expected_fingerprint", "schedule", "content", "reply_rows", "slots", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +189,7 @@ class StreamPositionsRequest(_message.Message):
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     REPLY_ROWS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     positions: _containers.RepeatedScalarFieldContainer[int]
     key: Key
@@ -181,19 +198,22 @@ class StreamPositionsRequest(_message.Message):
     content: Content
     reply_rows: int
     slots: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, mixture: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("fingerprint", "arrays", "slot", "slot_bytes")
+    __slots__ = ("fingerprint", "arrays", "slot", "slot_bytes", "checksum")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     arrays: _containers.RepeatedCompositeFieldContainer[Array]
     slot: int
     slot_bytes: int
-    def __init__(self, fingerprint: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., slot: _Optional[int] = ..., slot_bytes: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, fingerprint: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[Array, _Mapping]]] = ..., slot: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Array(_message.Message):
     __slots__ = ("name", "dtype", "shape", "padding", "data")
@@ -214,29 +234,33 @@ class GetServerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers")
+    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums")
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     BULK_HOST_FIELD_NUMBER: _ClassVar[int]
     BULK_PORT_FIELD_NUMBER: _ClassVar[int]
     BULK_TOKEN_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     shared_memory: str
     bulk_host: str
     bulk_port: int
     bulk_token: bytes
     workers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ...) -> None: ...
+    checksums: bool
+    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ...) -> None: ...
 
 class BulkRequest(_message.Message):
-    __slots__ = ("method", "request")
+    __slots__ = ("method", "request", "checksum")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     method: str
     request: bytes
-    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ...) -> None: ...
+    checksum: int
+    def __init__(self, method: _Optional[str] = ..., request: _Optional[bytes] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class BulkError(_message.Message):
-    __slots__ = ("code", "text", "metadata")
+    __slots__ = ("code", "text", "metadata", "checksum")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -247,7 +271,9 @@ class BulkError(_message.Message):
     CODE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     code: str
     text: str
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., checksum: _Optional[int] = ...) -> None: ...

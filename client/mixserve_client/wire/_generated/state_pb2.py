@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mixserve/v1/state.proto\x12\x0bmixserve.v1\"\xb1\x01\n\x12OpenSessionRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x1c\n\x14\x65xpected_fingerprint\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\r\n\x05lease\x18\x04 \x01(\t\x12\x0e\n\x06holder\x18\x05 \x01(\t\x12\r\n\x05\x66resh\x18\x06 \x01(\x08\x12\x11\n\ttake_over\x18\x07 \x01(\x08\x12\x1a\n\x12ignore_fingerprint\x18\x08 \x01(\x08\"Y\n\x07Session\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\r\n\x05index\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\":\n\x0cHeldSessions\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.mixserve.v1.HeldSession\">\n\x0bHeldSession\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\"\x06\n\x04\x44one\"&\n\x13ListSessionsRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\"=\n\x08Sessions\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.mixserve.v1.SessionDescription\"\xae\x01\n\x12SessionDescription\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x0e\n\x06idle_s\x18\x04 \x01(\x01\x12\r\n\x05index\x18\x05 \x01(\x03\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\x07 \x03(\t\x12\x0f\n\x07\x64\x61maged\x18\x08 \x01(\t\x12\x12\n\nsaved_only\x18\t \x01(\x08\"\x91\x01\n\x12\x43\x61llSessionRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x11\n\toperation\x18\x05 \x01(\t\x12%\n\targuments\x18\x06 \x01(\x0b\x32\x12.mixserve.v1.Value\"b\n\x10\x43\x61llSessionReply\x12!\n\x05value\x18\x01 \x01(\x0b\x32\x12.mixserve.v1.Value\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\xff\x01\n\x05Value\x12\x0e\n\x04none\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12(\n\x05\x61rray\x18\x06 \x01(\x0b\x32\x17.mixserve.v1.ArrayValueH\x00\x12#\n\x04list\x18\x07 \x01(\x0b\x32\x13.mixserve.v1.ValuesH\x00\x12$\n\x05tuple\x18\x08 \x01(\x0b\x32\x13.mixserve.v1.ValuesH\x00\x12$\n\x04\x64ict\x18\t \x01(\x0b\x32\x14.mixserve.v1.EntriesH\x00\x42\x06\n\x04kind\"8\n\nArrayValue\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x06Values\x12\"\n\x06values\x18\x01 \x03(\x0b\x32\x12.mixserve.v1.Value\".\n\x07\x45ntries\x12#\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x12.mixserve.v1.Entry\"S\n\x05\x45ntry\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x12H\x00\x12!\n\x05value\x18\x03 \x01(\x0b\x32\x12.mixserve.v1.ValueB\x05\n\x03key2\xec\x02\n\x0cStateService\x12\x44\n\x0bOpenSession\x12\x1f.mixserve.v1.OpenSessionRequest\x1a\x14.mixserve.v1.Session\x12=\n\rRenewSessions\x12\x19.mixserve.v1.HeldSessions\x1a\x11.mixserve.v1.Done\x12?\n\x0fReleaseSessions\x12\x19.mixserve.v1.HeldSessions\x1a\x11.mixserve.v1.Done\x12G\n\x0cListSessions\x12 .mixserve.v1.ListSessionsRequest\x1a\x15.mixserve.v1.Sessions\x12M\n\x0b\x43\x61llSession\x12\x1f.mixserve.v1.CallSessionRequest\x1a\x1d.mixserve.v1.CallSessionReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mixserve/v1/state.proto\x12\x0bmixserve.v1\"\xd5\x01\n\x12OpenSessionRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x1c\n\x14\x65xpected_fingerprint\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\r\n\x05lease\x18\x04 \x01(\t\x12\x0e\n\x06holder\x18\x05 \x01(\t\x12\r\n\x05\x66resh\x18\x06 \x01(\x08\x12\x11\n\ttake_over\x18\x07 \x01(\x08\x12\x1a\n\x12ignore_fingerprint\x18\x08 \x01(\x08\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"}\n\x07Session\x12\r\n\x05ttl_s\x18\x01 \x01(\x01\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\r\n\x05index\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07resumed\x18\x05 \x01(\x08\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"^\n\x0cHeldSessions\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.mixserve.v1.HeldSession\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\">\n\x0bHeldSession\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\"*\n\x04\x44one\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"J\n\x13ListSessionsRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"a\n\x08Sessions\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.mixserve.v1.SessionDescription\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xae\x01\n\x12SessionDescription\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x0e\n\x06idle_s\x18\x04 \x01(\x01\x12\r\n\x05index\x18\x05 \x01(\x03\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\x07 \x03(\t\x12\x0f\n\x07\x64\x61maged\x18\x08 \x01(\t\x12\x12\n\nsaved_only\x18\t \x01(\x08\"\xb5\x01\n\x12\x43\x61llSessionRequest\x12\x0f\n\x07mixture\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\r\n\x05lease\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x11\n\toperation\x18\x05 \x01(\t\x12%\n\targuments\x18\x06 \x01(\x0b\x32\x12.mixserve.v1.Value\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\x86\x01\n\x10\x43\x61llSessionReply\x12!\n\x05value\x18\x01 \x01(\x0b\x32\x12.mixserve.v1.Value\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xff\x01\n\x05Value\x12\x0e\n\x04none\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04\x66lag\x18\x02 \x01(\x08H\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0e\n\x04text\x18\x05 \x01(\tH\x00\x12(\n\x05\x61rray\x18\x06 \x01(\x0b\x32\x17.mixserve.v1.ArrayValueH\x00\x12#\n\x04list\x18\x07 \x01(\x0b\x32\x13.mixserve.v1.ValuesH\x00\x12$\n\x05tuple\x18\x08 \x01(\x0b\x32\x13.mixserve.v1.ValuesH\x00\x12$\n\x04\x64ict\x18\t \x01(\x0b\x32\x14.mixserve.v1.EntriesH\x00\x42\x06\n\x04kind\"8\n\nArrayValue\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\",\n\x06Values\x12\"\n\x06values\x18\x01 \x03(\x0b\x32\x12.mixserve.v1.Value\".\n\x07\x45ntries\x12#\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x12.mixserve.v1.Entry\"S\n\x05\x45ntry\x12\x0e\n\x04name\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x12H\x00\x12!\n\x05value\x18\x03 \x01(\x0b\x32\x12.mixserve.v1.ValueB\x05\n\x03key2\xec\x02\n\x0cStateService\x12\x44\n\x0bOpenSession\x12\x1f.mixserve.v1.OpenSessionRequest\x1a\x14.mixserve.v1.Session\x12=\n\rRenewSessions\x12\x19.mixserve.v1.HeldSessions\x1a\x11.mixserve.v1.Done\x12?\n\x0fReleaseSessions\x12\x19.mixserve.v1.HeldSessions\x1a\x11.mixserve.v1.Done\x12G\n\x0cListSessions\x12 .mixserve.v1.ListSessionsRequest\x1a\x15.mixserve.v1.Sessions\x12M\n\x0b\x43\x61llSession\x12\x1f.mixserve.v1.CallSessionRequest\x1a\x1d.mixserve.v1.CallSessionReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,35 +22,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mixserve.v1.state_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPENSESSIONREQUEST']._serialized_start=41
-  _globals['_OPENSESSIONREQUEST']._serialized_end=218
-  _globals['_SESSION']._serialized_start=220
-  _globals['_SESSION']._serialized_end=309
-  _globals['_HELDSESSIONS']._serialized_start=311
-  _globals['_HELDSESSIONS']._serialized_end=369
-  _globals['_HELDSESSION']._serialized_start=371
-  _globals['_HELDSESSION']._serialized_end=433
-  _globals['_DONE']._serialized_start=435
-  _globals['_DONE']._serialized_end=441
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=443
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=481
-  _globals['_SESSIONS']._serialized_start=483
-  _globals['_SESSIONS']._serialized_end=544
-  _globals['_SESSIONDESCRIPTION']._serialized_start=547
-  _globals['_SESSIONDESCRIPTION']._serialized_end=721
-  _globals['_CALLSESSIONREQUEST']._serialized_start=724
-  _globals['_CALLSESSIONREQUEST']._serialized_end=869
-  _globals['_CALLSESSIONREPLY']._serialized_start=871
-  _globals['_CALLSESSIONREPLY']._serialized_end=969
-  _globals['_VALUE']._serialized_start=972
-  _globals['_VALUE']._serialized_end=1227
-  _globals['_ARRAYVALUE']._serialized_start=1229
-  _globals['_ARRAYVALUE']._serialized_end=1285
-  _globals['_VALUES']._serialized_start=1287
-  _globals['_VALUES']._serialized_end=1331
-  _globals['_ENTRIES']._serialized_start=1333
-  _globals['_ENTRIES']._serialized_end=1379
-  _globals['_ENTRY']._serialized_start=1381
-  _globals['_ENTRY']._serialized_end=1464
-  _globals['_STATESERVICE']._serialized_start=1467
-  _globals['_STATESERVICE']._serialized_end=1831
+  _globals['_OPENSESSIONREQUEST']._serialized_end=254
+  _globals['_SESSION']._serialized_start=256
+  _globals['_SESSION']._serialized_end=381
+  _globals['_HELDSESSIONS']._serialized_start=383
+  _globals['_HELDSESSIONS']._serialized_end=477
+  _globals['_HELDSESSION']._serialized_start=479
+  _globals['_HELDSESSION']._serialized_end=541
+  _globals['_DONE']._serialized_start=543
+  _globals['_DONE']._serialized_end=585
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=587
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=661
+  _globals['_SESSIONS']._serialized_start=663
+  _globals['_SESSIONS']._serialized_end=760
+  _globals['_SESSIONDESCRIPTION']._serialized_start=763
+  _globals['_SESSIONDESCRIPTION']._serialized_end=937
+  _globals['_CALLSESSIONREQUEST']._serialized_start=940
+  _globals['_CALLSESSIONREQUEST']._serialized_end=1121
+  _globals['_CALLSESSIONREPLY']._serialized_start=1124
+  _globals['_CALLSESSIONREPLY']._serialized_end=1258
+  _globals['_VALUE']._serialized_start=1261
+  _globals['_VALUE']._serialized_end=1516
+  _globals['_ARRAYVALUE']._serialized_start=1518
+  _globals['_ARRAYVALUE']._serialized_end=1574
+  _globals['_VALUES']._serialized_start=1576
+  _globals['_VALUES']._serialized_end=1620
+  _globals['_ENTRIES']._serialized_start=1622
+  _globals['_ENTRIES']._serialized_end=1668
+  _globals['_ENTRY']._serialized_start=1670
+  _globals['_ENTRY']._serialized_end=1753
+  _globals['_STATESERVICE']._serialized_start=1756
+  _globals['_STATESERVICE']._serialized_end=2120
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("mixture", "expected_fingerprint", "session", "lease", "holder", "fresh", "take_over", "ignore_fingerprint")
+    __slots__ = ("mixture", "expected_fingerprint", "session", "lease", "holder", "fresh", "take_over", "ignore_fingerprint", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class OpenSessionRequest(_message.Message):
     FRESH_FIELD_NUMBER: _ClassVar[int]
     TAKE_OVER_FIELD_NUMBER: _ClassVar[int]
     IGNORE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     expected_fingerprint: str
     session: str
@@ -23,27 +24,32 @@ class OpenSessionRequest(_message.Message):
     fresh: bool
     take_over: bool
     ignore_fingerprint: bool
-    def __init__(self, mixture: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., session: _Optional[str] = ..., lease: _Optional[str] = ..., holder: _Optional[str] = ..., fresh: bool = ..., take_over: bool = ..., ignore_fingerprint: bool = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., session: _Optional[str] = ..., lease: _Optional[str] = ..., holder: _Optional[str] = ..., fresh: bool = ..., take_over: bool = ..., ignore_fingerprint: bool = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("ttl_s", "sequence", "index", "epoch", "resumed")
+    __slots__ = ("ttl_s", "sequence", "index", "epoch", "resumed", "checksum")
     TTL_S_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     ttl_s: float
     sequence: int
     index: int
     epoch: int
     resumed: bool
-    def __init__(self, ttl_s: _Optional[float] = ..., sequence: _Optional[int] = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., resumed: bool = ...) -> None: ...
+    checksum: int
+    def __init__(self, ttl_s: _Optional[float] = ..., sequence: _Optional[int] = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., resumed: bool = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class HeldSessions(_message.Message):
-    __slots__ = ("sessions",)
+    __slots__ = ("sessions", "checksum")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedCompositeFieldContainer[HeldSession]
-    def __init__(self, sessions: _Optional[_Iterable[_Union[HeldSession, _Mapping]]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, sessions: _Optional[_Iterable[_Union[HeldSession, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class HeldSession(_message.Message):
     __slots__ = ("mixture", "session", "lease")
@@ -56,20 +62,26 @@ class HeldSession(_message.Message):
     def __init__(self, mixture: _Optional[str] = ..., session: _Optional[str] = ..., lease: _Optional[str] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("checksum",)
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    checksum: int
+    def __init__(self, checksum: _Optional[int] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
-    __slots__ = ("mixture",)
+    __slots__ = ("mixture", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
-    def __init__(self, mixture: _Optional[str] = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Sessions(_message.Message):
-    __slots__ = ("sessions",)
+    __slots__ = ("sessions", "checksum")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionDescription]
-    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionDescription, _Mapping]]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, sessions: _Optional[_Iterable[_Union[SessionDescription, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class SessionDescription(_message.Message):
     __slots__ = ("mixture", "session", "holder", "idle_s", "index", "epoch", "checkpoints", "damaged", "saved_only")
@@ -94,32 +106,36 @@ class SessionDescription(_message.Message):
     def __init__(self, mixture: _Optional[str] = ..., session: _Optional[str] = ..., holder: _Optional[str] = ..., idle_s: _Optional[float] = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., damaged: _Optional[str] = ..., saved_only: bool = ...) -> None: ...
 
 class CallSessionRequest(_message.Message):
-    __slots__ = ("mixture", "session", "lease", "sequence", "operation", "arguments")
+    __slots__ = ("mixture", "session", "lease", "sequence", "operation", "arguments", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
     session: str
     lease: str
     sequence: int
     operation: str
     arguments: Value
-    def __init__(self, mixture: _Optional[str] = ..., session: _Optional[str] = ..., lease: _Optional[str] = ..., sequence: _Optional[int] = ..., operation: _Optional[str] = ..., arguments: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., session: _Optional[str] = ..., lease: _Optional[str] = ..., sequence: _Optional[int] = ..., operation: _Optional[str] = ..., arguments: _Optional[_Union[Value, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class CallSessionReply(_message.Message):
-    __slots__ = ("value", "ended", "index", "epoch")
+    __slots__ = ("value", "ended", "index", "epoch", "checksum")
     VALUE_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     value: Value
     ended: bool
     index: int
     epoch: int
-    def __init__(self, value: _Optional[_Union[Value, _Mapping]] = ..., ended: bool = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, value: _Optional[_Union[Value, _Mapping]] = ..., ended: bool = ..., index: _Optional[int] = ..., epoch: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Value(_message.Message):
     __slots__ = ("none", "flag", "integer", "number", "text", "array", "list", "tuple", "dict")
