@@ -1,5 +1,6 @@
 """Bits that flip between server and client: with checksums no wrong batch is ever delivered."""
 
+import os
 import random
 import sys
 import time
@@ -17,7 +18,7 @@ from tests.processes import ONE_SIZE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
 
-FLIPS = 300
+FLIPS = int(os.environ.get("MIXSERVE_BIT_FLIPS", "75"))  # of replies, for each way
 SIZE, ROW = 32, 64
 TIMEOUT_S = 1.0  # a damaged length can make both ends wait for more
 LIMIT_S = 30.0
@@ -110,12 +111,12 @@ def test_no_wrong_batch_is_delivered_with_checksums(server, proxy, expected, rea
 
 @pytest.mark.parametrize(("read", "route"), WAYS)
 def test_requests_that_were_damaged_bring_no_wrong_batch_either(server, proxy, expected, read: Read, route) -> None:
-    found = outcomes(server, proxy, expected, read, TO_SERVER, FLIPS // 5, checksum=True, **ROUTES[route])
+    found = outcomes(server, proxy, expected, read, TO_SERVER, FLIPS // 4, checksum=True, **ROUTES[route])
     assert found["wrong"] == 0
 
 
 @pytest.mark.parametrize(("read", "route"), WAYS)
 def test_without_checksums_most_are_delivered_as_right(server, proxy, expected, read: Read, route: str) -> None:
     """So these tests can fail, and the page that says what checksums are for is right."""
-    found = outcomes(server, proxy, expected, read, TO_CLIENT, FLIPS // 10, **ROUTES[route])
-    assert found["wrong"] > FLIPS // 10 * 0.8
+    found = outcomes(server, proxy, expected, read, TO_CLIENT, FLIPS // 3, **ROUTES[route])
+    assert found["wrong"] > FLIPS // 3 * 0.8
