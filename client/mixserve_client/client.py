@@ -97,8 +97,7 @@ class MixClient:
           brings, a path those in that file (PEM), and `TlsOptions` has a certificate of the client's own too.
         - `token` is what `mixserve token new` printed, or `token_file` the path of a file that has it. Pickles of the
           client have the path, and the token only if it was given as text.
-        - `checksum`: True asks for checksums (CRC-32C) of all calls, so that bits that flip on the way raise
-          CorruptReply. Needs the extra `checksum` at both ends, and time; without TLS nothing else notices such bits.
+        - `checksum`: True notices bits that flip on the way, and asks again. Needs the extra `checksum` at both ends.
 
         Files are read again when they change. Raises InvalidRequest.
         """
