@@ -13,7 +13,7 @@ from mixserve_client.schema.sessions import CallRequest, HeldSession
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import check_small
 from mixserve_client.wire.session import (
-    decode_call_request,
+    decode_call,
     decode_held,
     decode_list_request,
     decode_open_request,
@@ -85,8 +85,10 @@ class SessionServicer:
         return encode_sessions(found for mixture in names for found in self._sessions.describe(mixture))
 
     def _call(self, request: bytes) -> bytes:
-        wanted = decode_call_request(request)
-        wanted = replace(wanted, mixture=self._mixtures.get(wanted.mixture).name)
+        unread = decode_call(request)
+        unread = replace(unread, mixture=self._mixtures.get(unread.mixture).name)
+        self._sessions.check(unread)  # before the arguments are read, which may be 16 MiB
+        wanted = unread.read()
         reply = encode_call_reply(self._sessions.call(wanted))
         _audit(wanted)
         return reply

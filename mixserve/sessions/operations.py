@@ -49,6 +49,7 @@ class Operation(NamedTuple):
     run: Run
     moves: bool = True  # needs the session's holder
     again: Run | None = None  # makes the answer again; without it, the session keeps the answer until the next call
+    large: bool = False  # its arguments may be as large as a state or statistics
     reads: bool = False  # `again` must start at the position where the session was before the call
     counts: bool = False  # changes the session even when it fails
     # Computes the answer in advance. For operations that destroy what their answer describes: the answer is in the
@@ -301,10 +302,10 @@ OPERATIONS: dict[str, Operation] = {
     "next_batch": Operation(_next_batch, again=_next_batch, reads=True),
     "reset": Operation(_reset),
     "get_state": Operation(_get_state, moves=False),
-    "set_state": Operation(_set_state),
+    "set_state": Operation(_set_state, large=True),
     "compute_statistics": Operation(_compute_statistics),
     "get_statistics": Operation(_get_statistics, moves=False),
-    "set_statistics": Operation(_set_statistics),
+    "set_statistics": Operation(_set_statistics, large=True),
     "reset_statistics": Operation(_reset_statistics),
     "get_operation_stats": Operation(_get_operation_stats, moves=False),
     "reset_operation_stats": Operation(_reset_operation_stats),

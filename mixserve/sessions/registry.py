@@ -24,6 +24,7 @@ from mixserve.sessions.storage import StateFolder
 from mixserve_client.errors import (
     CorruptCheckpoint,
     FingerprintMismatch,
+    InvalidRequest,
     MixserveError,
     SessionTaken,
     StorageFailed,
@@ -39,6 +40,7 @@ from mixserve_client.schema.sessions import (
     SessionDescription,
 )
 from mixserve_client.schema.text import show
+from mixserve_client.wire.session import FEW_BYTES, UnreadCall
 
 _logger = logging.getLogger("mixserve")
 
@@ -108,6 +110,22 @@ class Sessions:
                     raise SessionTaken(f"the session {key.name!r} was released before it was open; open it again")
                 _audit_opening(key, request, held_by)
             return OpenedSession(self._ttl_s, session.sequence, session.index, session.epoch, session.was_resumed)
+
+    def check(self, call: UnreadCall) -> None:
+        """Raises InvalidRequest, UnknownSession or SessionTaken for a call that cannot be made, whatever its arguments
+        are; and what loading the session raises."""
+        operation = find_operation(call.operation)
+        if call.arguments is not None and len(call.arguments) > FEW_BYTES and not operation.large:
+            raise InvalidRequest(
+                f"the arguments of {call.operation} must have at most {FEW_BYTES} bytes, got {len(call.arguments)}"
+            )
+        if call.operation in ABOUT_CHECKPOINTS and not call.lease:
+            return
+        session = self._loaded.get(key := Key(call.mixture, call.name))
+        if session is None:
+            with self._enter(key) as session:
+                pass
+        session.check_caller(call, operation)
 
     def call(self, request: CallRequest) -> CallReply:
         """Run one operation on a session. Raises UnknownSession, and what `Session.call` raises."""

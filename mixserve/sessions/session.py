@@ -35,6 +35,7 @@ from mixserve_client.errors import (
     from_wire,
 )
 from mixserve_client.schema.sessions import CallReply, CallRequest, OpenRequest
+from mixserve_client.wire.session import UnreadCall
 from mixserve_client.wire.value import encode_value
 
 _NO_LEASE = ""
@@ -195,15 +196,10 @@ class Session:
         operation that `counts`.
         """
         operation = find_operation(request.operation)
+        self.check_caller(request, operation)
         if request.lease:
-            if request.lease != self.lease:
-                raise self._taken_error()
             self.renew()
         if not request.sequence:
-            if operation.moves:
-                raise InvalidRequest(
-                    f"{request.operation} moves the session: it needs the holder's lease and a sequence"
-                )
             return self._reply(self._run(operation.run, request))
         asked = hashlib.sha256(encode_value([request.operation, request.arguments], more_levels=LEVELS)).hexdigest()
         try:
@@ -214,6 +210,13 @@ class Session:
             # The node may have moved by half. The journal has the session as it was before, and the next call loads it.
             self.dropped = self.dropped or (self._journal is not None and not operation.counts)
             raise
+
+    def check_caller(self, call: CallRequest | UnreadCall, operation: Operation) -> None:
+        """Raises SessionTaken for a lease that is not the holder's, and InvalidRequest for a missing one."""
+        if call.lease and call.lease != self.lease:
+            raise self._taken_error()
+        if operation.moves and not call.sequence:
+            raise InvalidRequest(f"{call.operation} moves the session: it needs the holder's lease and a sequence")
 
     def _answer(self, operation: Operation, request: CallRequest, asked: str) -> CallReply:
         last: Record = {"asked": asked}

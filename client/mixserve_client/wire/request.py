@@ -17,11 +17,19 @@ from mixserve_client.schema.positions import (
     check_positions,
 )
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
-from mixserve_client.wire import frame
+from mixserve_client.wire import frame, methods
 from mixserve_client.wire._generated import mix_pb2
 
-# The limit on requests, except of sessions, whose requests may carry states: 2^16 positions need half of it.
-SMALL_REQUEST_BYTES = 2 << 20
+# The limit on requests other than CallSession, which may carry states. protobuf takes up to 40 bytes of memory for one
+# of a request, so each method has a limit near what it needs.
+SMALL_REQUEST_BYTES = 2 << 20  # 2^16 entries of one weight need 1.5 MiB
+_OTHERS_BYTES = 128 << 10  # with 2^13 slots
+_REQUEST_BYTES = {
+    methods.DEFINE_SCHEDULE: SMALL_REQUEST_BYTES,
+    methods.STREAM_POSITIONS: 1 << 20,  # 2^16 positions and 2^13 slots
+    methods.RENEW_SESSIONS: 1 << 20,  # 1,000 sessions, also of mixtures with long names
+    methods.RELEASE_SESSIONS: 1 << 20,
+}
 _SLOTS, _MOST_SLOTS = 15, 1 << 13
 _START, _SIZE = 2, 3  # of GetBatchAtRequest
 _FIRST, _STRIDE, _COUNT, _REPLY_ROWS = 1, 2, 3, 4  # of StreamBatchesRequest
@@ -214,8 +222,9 @@ def decode_empty_request(name: str, data: bytes) -> None:
 
 def check_small(method: str, data: bytes) -> None:
     """Check a request's size before reading it. Raises InvalidRequest if it is larger than `method` needs."""
-    if len(data) > SMALL_REQUEST_BYTES:
-        raise InvalidRequest(f"a request for {method} must have at most {SMALL_REQUEST_BYTES} bytes, got {len(data)}")
+    most = _REQUEST_BYTES.get(method, _OTHERS_BYTES)
+    if len(data) > most:
+        raise InvalidRequest(f"a request for {method} must have at most {most} bytes, got {len(data)}")
 
 
 def unreadable_request(message: str, data: bytes) -> InvalidRequest:

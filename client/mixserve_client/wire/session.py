@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
@@ -20,13 +21,18 @@ from mixserve_client.schema.sessions import (
     is_lease,
 )
 from mixserve_client.wire._generated import state_pb2
+from mixserve_client.wire.frame import fields
 from mixserve_client.wire.reply import LARGEST_REPLY_BYTES, parse_reply
 from mixserve_client.wire.request import unreadable_request
 from mixserve_client.wire.value import STATE_LEVELS, value_message, value_of
+from mixserve_client.wire.value_count import check_values
 
 REQUEST_BYTES_LIMIT = 16 << 20
 # In the arguments of one call; each value takes about a hundred bytes of memory, even if it took two on the wire.
-_VALUES_LIMIT = 1 << 20
+_VALUES_LIMIT = 1 << 18
+# Arguments up to here cost little, however many values they hold.
+FEW_BYTES = 128 << 10
+_CALL_FIELDS = 64  # a call has six
 _SEQUENCE_LIMIT = (1 << 63) - 1
 _SESSIONS_LIMIT = 1 << 20
 
@@ -181,25 +187,60 @@ def encode_call_request(request: CallRequest) -> bytes:
     return data
 
 
-def decode_call_request(data: bytes) -> CallRequest:
-    """The request in `data`. Raises InvalidRequest."""
-    message = _parse_request(state_pb2.CallSessionRequest, data)
+@dataclass(frozen=True, slots=True)
+class UnreadCall:
+    """A CallRequest whose arguments are a Value message still."""
+
+    mixture: str
+    name: str
+    operation: str
+    lease: str
+    sequence: int
+    arguments: bytes | None
+
+    def read(self) -> CallRequest:
+        """The request. Raises InvalidRequest."""
+        try:
+            arguments: Any = {}
+            if self.arguments is not None:
+                arguments = _arguments(self.arguments, _more_levels(self.operation))
+        except (ValueError, DecodeError) as error:
+            raise InvalidRequest(f"arguments cannot be read: {error}") from error
+        if not isinstance(arguments, dict):
+            raise InvalidRequest(f"arguments must be a dict, got {type(arguments).__name__}")
+        by_name = cast(dict[str, Any], arguments)
+        return CallRequest(self.mixture, self.name, self.operation, by_name, self.lease, self.sequence)
+
+
+def decode_call(data: bytes) -> UnreadCall:
+    """The request in `data`, of which the arguments are not looked at. Raises InvalidRequest."""
+    texts = {1: "", 2: "", 3: "", 5: ""}
+    sequence = 0
+    arguments: list[memoryview] | None = None
     try:
-        arguments: Any = {}
-        if message.HasField("arguments"):
-            levels = _more_levels(message.operation)
-            arguments = value_of(message.arguments, more_levels=levels, most_values=_VALUES_LIMIT)
+        for number, value in fields(memoryview(data), _CALL_FIELDS):
+            if isinstance(value, int):
+                sequence = value if number == 4 else sequence
+            elif number in texts:
+                texts[number] = str(value, "utf-8")
+            elif number == 6:
+                arguments = [*(arguments or ()), value]
     except ValueError as error:
-        raise InvalidRequest(f"arguments cannot be read: {error}") from error
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"arguments must be a dict, got {type(arguments).__name__}")
-    if message.lease:
-        _check_lease(message.lease)
-    if message.sequence < 0 or (message.sequence and not message.lease):
-        raise InvalidRequest(f"sequence must be 0 without a lease, and at least 0 with one; got {message.sequence}")
-    name = check_name("session", message.session)
-    by_name = cast(dict[str, Any], arguments)
-    return CallRequest(message.mixture, name, message.operation, by_name, message.lease, message.sequence)
+        raise unreadable_request("CallSessionRequest", data) from error
+    mixture, name, lease, operation = texts.values()
+    if lease:
+        _check_lease(lease)
+    sequence = sequence - (1 << 64) if sequence >> 63 else sequence
+    if sequence < 0 or (sequence and not lease):
+        raise InvalidRequest(f"sequence must be 0 without a lease, and at least 0 with one; got {sequence}")
+    # Messages that come in several parts are merged, and so are parts that are joined.
+    joined = None if arguments is None else b"".join(arguments)
+    return UnreadCall(mixture, check_name("session", name), operation, lease, sequence, joined)
+
+
+def decode_call_request(data: bytes) -> CallRequest:
+    """The request in `data`, with its arguments. Raises InvalidRequest."""
+    return decode_call(data).read()
 
 
 def encode_call_reply(reply: CallReply) -> bytes:
@@ -222,6 +263,13 @@ def decode_call_reply(data: bytes) -> CallReply:
         return CallReply(value, message.ended, message.index, message.epoch)
     except ValueError as error:
         raise CorruptReply(f"the server's answer cannot be read: {error!s:.500}") from error
+
+
+def _arguments(data: bytes, more_levels: int) -> Any:
+    """The tree in a Value message. Raises ValueError and DecodeError."""
+    if len(data) > FEW_BYTES:
+        check_values(data, _VALUES_LIMIT)
+    return value_of(state_pb2.Value.FromString(data), more_levels=more_levels, most_values=_VALUES_LIMIT)
 
 
 def _check_lease(lease: str) -> str:
