@@ -11,12 +11,16 @@ class ServerLimits:
     """The limits of one process of a server. Raises ValueError.
 
     - `reply_bytes`: of replies to single calls that readers have not taken, in all connections together.
+    - `schedule_bytes`: of readers' schedules, about. The server forgets those that were not used for longest, and their
+      readers send them again; it refuses one that is larger by itself. 512 MiB hold 364,000 entries of two weights in
+      epoch mode, and four times as many otherwise.
     """
 
     # The section of a configuration file has these keys and no others.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     reply_bytes: int = 512 << 20
+    schedule_bytes: int = 512 << 20
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -5,36 +5,38 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mixserve.limits import ServerLimits
 from mixserve.mixture.blocks import PlanBlocks
+from mixserve.mixture.mixture import Mixture
 from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve.servicer.hosted import HostedMixture
+from mixserve.servicer.schedule_memory import ScheduleMemory, entry_bytes
 from mixserve_client.errors import InvalidRequest, UnknownSchedule
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
 
-_WEIGHTS, _SCHEDULES = 1 << 22, 1024
-# The overhead of an entry, counted in weights: about 1 KiB in epoch mode.
-_ENTRY_OVERHEAD = 32
+_SCHEDULES = 1024
 
 
 class _Known(NamedTuple):
     schedule: Schedule
     last_start: int  # of the reader's own entries
     blocks: PlanBlocks
-    weights: int
 
 
 class Schedules:
-    """Thread-safe. Evicts the least recently used schedules above 1,024 schedules, or 2^22 weights in all.
+    """Thread-safe. Evicts the least recently used schedules above 1,024 schedules, or `most_bytes` in all.
 
-    An entry counts as 32 weights more. Schedules that grew from one another share their memory.
+    Schedules that grew from one another share their memory, which is counted once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int = ServerLimits().schedule_bytes):
         self._known: OrderedDict[tuple[HostedMixture, str], _Known] = OrderedDict()
-        self._weights = 0
+        self._memory = ScheduleMemory()
+        self._most_bytes = most_bytes
         self._lock = threading.Lock()
+        self.refused = 0  # schedules that are too large
         renew_in_forks(self, Schedules._renew)
 
     def _renew(self) -> None:
@@ -74,12 +76,11 @@ class Schedules:
             raise InvalidRequest(
                 f"a schedule may have up to {most} entries of {len(own.lengths)} weights; change weights less often"
             )
+        self._check_bytes(own, len(grown.entries) + len(entries))
         try:
             schedule = grown.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
             blocks = own.planned_by(schedule, grown, own.blocks if known is None else known.blocks)
-            found = _Known(
-                schedule, entries[-1].start, blocks, len(schedule.entries) * (len(own.lengths) + _ENTRY_OVERHEAD)
-            )
+            found = _Known(schedule, entries[-1].start, blocks)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         self._keep(mixture, ids[-1], found)
@@ -106,7 +107,20 @@ class Schedules:
             # Another thread may have defined the same schedule meanwhile: the lock is not held while one is planned.
             before = self._known.pop((mixture, schedule), None)
             self._known[mixture, schedule] = known
-            self._weights += known.weights - (0 if before is None else before.weights)
-            # The newest stays, however large it is: its reader asks for it next, and would send it again for ever.
-            while len(self._known) > 1 and (self._weights > _WEIGHTS or len(self._known) > _SCHEDULES):
-                self._weights -= self._known.popitem(last=False)[1].weights
+            self._memory.add(mixture.node.mixture, known.schedule)
+            if before is not None:
+                self._memory.remove(mixture.node.mixture, before.schedule)
+            # The newest stays: its reader asks for it next, and would send it again for ever.
+            while len(self._known) > 1 and (self._memory.bytes > self._most_bytes or len(self._known) > _SCHEDULES):
+                (of, _), oldest = self._known.popitem(last=False)
+                self._memory.remove(of.node.mixture, oldest.schedule)
+
+    def _check_bytes(self, mixture: Mixture, entries: int) -> None:
+        """Raises InvalidRequest if a schedule of so many entries alone is larger than all may be."""
+        wanted = entries * entry_bytes(mixture)
+        if wanted > self._most_bytes:
+            self.refused += 1
+            raise InvalidRequest(
+                f"this server keeps up to {self._most_bytes} bytes of schedules, and this one of {entries} entries "
+                f"would take {wanted}; change weights less often, or raise schedule_bytes in server.limits"
+            )

@@ -9,6 +9,7 @@ from functools import partial
 from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
+from mixserve.limits import ServerLimits
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import HostedMixture, ServedSelection
 from mixserve.servicer.mixtures import Mixtures
@@ -55,9 +56,11 @@ class MixServicer:
         slots: Slots | None = None,
         memory: ReplyMemory | None = None,
         workers: Sequence[str] = (),
+        limits: ServerLimits | None = None,
     ):
         """`slots` is the memory that clients share with this process, and `memory` that of the replies of streams, if
         these need not be bytes objects. `workers` are told by GetServer."""
+        limits = ServerLimits() if limits is None else limits
         self._mixtures = mixtures
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
@@ -78,7 +81,7 @@ class MixServicer:
         self._replies = Replies(self._slots)
         self._bytes = BytesMemory()
         self._memory: ReplyMemory = memory or self._bytes
-        self._schedules = Schedules()
+        self._schedules = Schedules(limits.schedule_bytes)
         # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
         self._workers = tuple(workers)

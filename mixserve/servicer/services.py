@@ -47,7 +47,7 @@ class Services:
         hosted = {mixture.name: mixture.node for mixture in mixtures}
         self.mixtures = mixtures.names
         self._all = mixtures
-        self.mix = MixServicer(mixtures, slots=slots, memory=memory, workers=workers)
+        self.mix = MixServicer(mixtures, slots=slots, memory=memory, workers=workers, limits=limits)
         try:
             sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)
         except BaseException:

@@ -253,7 +253,7 @@ def test_an_ending_mixture_takes_a_schedule_that_its_server_never_heard_of(stop)
 
 
 def test_a_server_that_forgets_is_told_again(monkeypatch):
-    monkeypatch.setattr(schedules, "_WEIGHTS", 1)  # the server keeps only the last schedule
+    monkeypatch.setattr(schedules, "_SCHEDULES", 1)  # the server keeps only the last schedule
     with serve({"train": NODES["categorical"]}) as server, MixClient.connect(server.address, patience_s=20) as client:
         one, two = (client.batches(8, 3, schedule=[(at, (1, 0, 0))], prefetch=0, stop=80) for at in (16, 24))
         local = local_client({"train": NODES["categorical"]})
