@@ -14,6 +14,9 @@ class ServerLimits:
     - `schedule_bytes`: of readers' schedules, about. The server forgets those that were not used for longest, and their
       readers send them again; it refuses one that is larger by itself. 512 MiB hold 364,000 entries of two weights in
       epoch mode, and four times as many otherwise.
+    - `sessions`: in memory, of all mixtures. Beyond it the server takes out those that no client holds, and with a
+      state folder then those that were not used for longest, which it loads again when they are. Without one, it
+      refuses further ones with Overloaded.
     """
 
     # The section of a configuration file has these keys and no others.
@@ -21,6 +24,7 @@ class ServerLimits:
 
     reply_bytes: int = 512 << 20
     schedule_bytes: int = 512 << 20
+    sessions: int = 10_000
 
     def __post_init__(self) -> None:
         for one in fields(self):

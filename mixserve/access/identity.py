@@ -38,12 +38,18 @@ class Identity:
 EVERYBODY = Identity("everybody", Role.ADMIN)
 
 
+def _always() -> bool:
+    return True
+
+
 class Caller(NamedTuple):
-    """An identity, the function that says from where it calls, and the role that its call needs."""
+    """An identity, the function that says from where it calls, the role that its call needs, and the function that says
+    whether it still waits for the reply; only the thread that answers the call may ask."""
 
     identity: Identity
     peer: Callable[[], str]
     needed: Role
+    is_wanted: Callable[[], bool] = _always
 
 
 _IN_PROCESS = Caller(EVERYBODY, lambda: "", Role.READER)
@@ -61,8 +67,14 @@ class acting_as:  # noqa: N801  # it is used like a function
     # A class, because there is one of these around every reply of a stream.
     __slots__ = ("_caller", "_outer")
 
-    def __init__(self, identity: Identity, peer: Callable[[], str] = lambda: "", needed: Role = Role.READER):
-        self._caller = Caller(identity, peer, needed)
+    def __init__(
+        self,
+        identity: Identity,
+        peer: Callable[[], str] = lambda: "",
+        needed: Role = Role.READER,
+        is_wanted: Callable[[], bool] = _always,
+    ):
+        self._caller = Caller(identity, peer, needed, is_wanted)
         self._outer: Token[Caller] | None = None
 
     def __enter__(self) -> None:

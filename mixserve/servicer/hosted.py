@@ -17,6 +17,7 @@ from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDes
 from mixserve_client.schema.positions import Range
 from mixserve_client.schema.schedule import ScheduleEntry
 from mixserve_client.schema.text import show_names
+from mixserve_client.wire.mixture import encode_mixture
 
 _logger = logging.getLogger("mixserve")
 
@@ -83,6 +84,11 @@ class HostedMixture:
             schedule=tuple(ScheduleEntry(*entry) for entry in sampling.schedule.entries),
             leaves=mixture.leaf_names,
         )
+
+    @cached_property
+    def encoded_description(self) -> bytes:
+        """The Mixture message. Encoded once: with a schedule of 2^20 weights it has 8 MiB."""
+        return encode_mixture(self.description)
 
     def warm_up(self) -> None:
         """Compute the description, and compile the programs that the first batches need.

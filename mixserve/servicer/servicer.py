@@ -29,7 +29,7 @@ from mixserve_client.schema.server import ServerDescription
 from mixserve_client.schema.text import describe_error, shorten
 from mixserve_client.wire import methods
 from mixserve_client.wire.checksum import ReplyTo, load_crc32c
-from mixserve_client.wire.mixture import encode_mixture, encode_names
+from mixserve_client.wire.mixture import encode_names
 from mixserve_client.wire.request import (
     check_small,
     decode_batch_request,
@@ -156,7 +156,7 @@ class MixServicer:
         return encode_names(self._mixtures.names)
 
     def _get_mixture(self, request: bytes) -> bytes:
-        return encode_mixture(self._mixtures.get(decode_mixture_request(request)).description)
+        return self._mixtures.get(decode_mixture_request(request)).encoded_description
 
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)

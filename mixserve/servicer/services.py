@@ -49,7 +49,7 @@ class Services:
         self._all = mixtures
         self.mix = MixServicer(mixtures, slots=slots, memory=memory, workers=workers, limits=limits)
         try:
-            sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days)
+            sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days, limits=limits)
         except BaseException:
             if folder is not None:
                 folder.close()  # or its lock would keep out a second try in this process

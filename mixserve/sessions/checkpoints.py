@@ -36,6 +36,7 @@ from mixserve.sessions.manifest import (
 )
 from mixserve.sessions.orbax_files import read_orbax, write_orbax
 from mixserve.sessions.storage import StateFolder, make_folder, storing
+from mixserve.sessions.unchanged import Unchanged
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.sessions import is_name
@@ -43,6 +44,8 @@ from mixserve_client.schema.sessions import is_name
 _logger = logging.getLogger("mixserve")
 
 MOST_CHECKPOINTS, MOST_SESSIONS = 1000, 10_000
+# What lists need not read again: the names of sessions that have few, and manifests.
+_MOST_NAMED, _MOST_NAMES, _MOST_DESCRIBED = 10_000, 20, 10_000
 _FOLDER = re.compile(r"(?P<name>.+)\.(?P<number>\d{10,17})", re.ASCII)
 # Reads take no lock. A read that finds its checkpoint deleted meanwhile is retried this often.
 _ATTEMPTS = 10
@@ -69,6 +72,8 @@ class Checkpoints:
         self._folder = folder
         self._path = folder.checkpoints(mixture)
         self._mixture = mixture
+        self._names: Unchanged[tuple[str, ...]] = Unchanged(_MOST_NAMED, settled=True, is_small=_is_small)
+        self._described: Unchanged[dict[str, Any]] = Unchanged(_MOST_DESCRIBED)
         self._lock = threading.Lock()
         renew_in_forks(self, Checkpoints._renew)
 
@@ -109,7 +114,7 @@ class Checkpoints:
         descriptions: list[dict[str, Any]] = []
         for _ in range(_ATTEMPTS):
             newest = sorted({checkpoint.name: checkpoint for checkpoint in self._find_all(session)}.values())
-            pairs = [(checkpoint, _describe_at(checkpoint)) for checkpoint in newest]
+            pairs = [(checkpoint, self._describe_at(checkpoint)) for checkpoint in newest]
             # What looks damaged and is gone was being deleted while we read it.
             descriptions = [said for checkpoint, said in pairs if "damaged" not in said or _is_there(checkpoint)]
             if len(descriptions) == len(pairs):
@@ -128,10 +133,19 @@ class Checkpoints:
         # Reversed twice: dict.fromkeys keeps the first of equal names, and the last save of a name is the one to keep.
         return tuple(dict.fromkeys(checkpoint.name for checkpoint in reversed(self._find_all(session))))[::-1]
 
-    def sessions(self) -> list[str]:
-        """The sessions that have checkpoints."""
-        folders = self._path.iterdir() if self._path.is_dir() else ()
-        return sorted(path.name for path in folders if is_name(path.name) and self._find_all(path.name))
+    def names_by_session(self) -> dict[str, tuple[str, ...]]:
+        """The names of the checkpoints of all sessions that have some, the oldest first."""
+        try:
+            with os.scandir(self._path) as folders:
+                sessions = [(folder.name, folder.stat()) for folder in folders if is_name(folder.name)]
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        found = ((name, self._names_of(name, state)) for name, state in sessions)
+        return {name: names for name, names in found if names}
+
+    def _names_of(self, session: str, state: os.stat_result) -> tuple[str, ...]:
+        """The names of a session's checkpoints. A save or deletion changes the time of the folder, whose `state` is."""
+        return self._names.get(session, state, lambda: self.names(session))
 
     def delete(self, session: str, name: str) -> dict[str, Any]:
         """Delete the checkpoint `name`. Returns its description. Raises UnknownCheckpoint and StorageFailed."""
@@ -231,6 +245,20 @@ class Checkpoints:
             )
         return matches[-1]
 
+    def _describe_at(self, checkpoint: _Found) -> dict[str, Any]:
+        """As `_describe`, or why it cannot be read. Reads a manifest only if it has changed."""
+        path = checkpoint.path / MANIFEST
+        try:
+            if checkpoint.path.is_symlink():  # which is an error
+                return _describe(read_manifest(checkpoint.path))
+            return dict(
+                self._described.get(str(path), os.lstat(path), lambda: _describe(read_manifest(checkpoint.path)))
+            )
+        except OSError as error:
+            return {"name": checkpoint.name, "damaged": str(damage_error(path, error.strerror or str(error)))}
+        except CorruptCheckpoint as error:
+            return {"name": checkpoint.name, "damaged": str(error)}
+
     def _delete_old(self, session: str, keep_last: int | None) -> None:
         """Delete checkpoints whose name was saved again, and all but the newest `keep_last`. Raises OSError."""
         found = self._find_all(session)
@@ -256,15 +284,12 @@ def _load(checkpoint: _Found) -> tuple[State, str]:
     return state, manifest["fingerprint"]
 
 
+def _is_small(names: tuple[str, ...]) -> bool:
+    return len(names) <= _MOST_NAMES
+
+
 def _describe(manifest: Manifest) -> dict[str, Any]:
     return {entry: manifest[entry] for entry in DESCRIBED}
-
-
-def _describe_at(checkpoint: _Found) -> dict[str, Any]:
-    try:
-        return _describe(read_manifest(checkpoint.path))
-    except CorruptCheckpoint as error:
-        return {"name": checkpoint.name, "damaged": str(error)}
 
 
 def _is_there(checkpoint: _Found) -> bool:

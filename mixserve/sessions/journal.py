@@ -8,6 +8,7 @@ error.
 import errno
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from io import BufferedReader
@@ -26,6 +27,7 @@ _LONGER_BYTES = 128 << 20
 _ENTRY_BYTES = 256 << 20
 _BYTES = 1 << 30  # more than a journal can grow to under the limits above
 _PIECE_BYTES = 1 << 20
+_TOUCH_EVERY_S = 3600.0
 
 
 class Journal:
@@ -121,6 +123,11 @@ class Journal:
         """Mark the session as in use. Raises OSError."""
         with self._folder.writing():  # the age of a journal is that of its modification time
             os.utime(self.path)
+
+    def touch_if_old(self) -> None:
+        """As `touch`, unless it was written or touched within the last hour."""
+        if time.time() - self.path.stat().st_mtime >= _TOUCH_EVERY_S:
+            self.touch()
 
     def _damage_error(self, why: str) -> CorruptCheckpoint:
         return CorruptCheckpoint(

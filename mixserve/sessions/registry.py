@@ -2,21 +2,24 @@
 
 import logging
 import math
-import os
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from numbers import Real
 from typing import Any
 
 from mixserve.access.audit import audit
+from mixserve.access.identity import current_caller
 from mixserve.error_boundary import error_boundary
+from mixserve.limits import ServerLimits
 from mixserve.node import MixDataSourcesNode
 from mixserve.sessions.checkpoints import Checkpoints
 from mixserve.sessions.journal import Journal
-from mixserve.sessions.listing import Listing, age_s, session_files
+from mixserve.sessions.journals import Journals
+from mixserve.sessions.listing import Listing, age_s
 from mixserve.sessions.loaded import Key, LoadedSessions
 from mixserve.sessions.operations import ABOUT_CHECKPOINTS, Subject, find_operation
 from mixserve.sessions.session import Session
@@ -27,7 +30,7 @@ from mixserve_client.errors import (
     InvalidRequest,
     MixserveError,
     SessionTaken,
-    StorageFailed,
+    Unavailable,
     UnknownSession,
 )
 from mixserve_client.schema.sessions import (
@@ -46,9 +49,14 @@ _logger = logging.getLogger("mixserve")
 
 TTL_S = 900.0
 JOURNAL_DAYS = 7.0
-_DAY_S, _HOUR_S = 86400.0, 3600.0
+_HOUR_S = 3600.0
 _MOST_RELEASED = 1000
-MOST_JOURNALS = 20_000
+# A list that took longer than the first is given out again for so many times as long, the last at most.
+_SLOW_LIST_S, _LISTED_FOR, _OLDEST_LIST_S = 0.1, 5.0, 2.0
+_NAMED = 100  # sessions in an error message
+_SWEEP_S = 2.0  # for the deletion of old journals in one go: each waits for the disk
+
+_Names = Mapping[str, tuple[str, ...]]  # of checkpoints, by session
 
 
 class Sessions:
@@ -61,6 +69,7 @@ class Sessions:
         *,
         ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
+        limits: ServerLimits | None = None,
     ):
         """Raises ValueError for durations that are not positive and finite, or too short to renew leases in time."""
         if not _is_positive(ttl_s):
@@ -74,15 +83,22 @@ class Sessions:
         self._nodes = dict(nodes)
         self._folder = folder
         self._checkpoints = {name: Checkpoints(folder, name) for name in nodes} if folder is not None else {}
+        self._journals = None if folder is None else Journals(folder, nodes, journal_days)
         self._ttl_s = ttl_s
         self._journal_days = journal_days
-        self._loaded = LoadedSessions()
+        limits = ServerLimits() if limits is None else limits
+        self._loaded = LoadedSessions(limits.sessions, kept=folder is not None, ttl_s=ttl_s)
         self._listing = Listing()
+        # Lists that took long, by mixture: until when they may be given out again, and the list.
+        self._lists: dict[str, tuple[float, list[SessionDescription]]] = {}
         # Leases that were released. A session may be busy, or not open yet, when its release arrives.
         self._released: OrderedDict[str, None] = OrderedDict()
         self._started = time.monotonic()
         # The first deletion of old journals waits for one ttl_s: after a restart, holders need that to renew leases.
         self._swept = self._started + ttl_s - _HOUR_S
+        self._old: Iterator[Key] = iter(())
+        self._sweeping = threading.Lock()
+        self._is_watched = False
 
     def open(self, request: OpenRequest) -> OpenedSession:
         """Give a session, known or new, to the client that sent `request`.
@@ -90,7 +106,10 @@ class Sessions:
         Raises SessionTaken if another client holds it, FingerprintMismatch, CorruptCheckpoint, StorageFailed and
         Overloaded.
         """
-        self.end_silent()  # makes room first
+        if self._is_watched:
+            self._loaded.end_silent(time.monotonic() - self._ttl_s)  # makes room first
+        else:  # in a process without a thread for that
+            self._end_silent()
         key = Key(request.mixture, request.name)
         with self._loaded.enter(key, partial(self._load, key, request)) as entry:
             session = entry.session
@@ -136,63 +155,99 @@ class Sessions:
             return session.call(request)
 
     def renew(self, held: Iterable[HeldSession]) -> None:
-        """Renew the leases of these sessions. Skips sessions that are not held under the given lease."""
+        """Renew the leases of these sessions. Skips sessions that are not held under the given lease, and loads none.
+
+        Stops when the caller is gone.
+        """
         for mixture, name, lease in held:
+            if not current_caller().is_wanted():
+                return
             key = Key(mixture, name)
-            # One at a time: a source that fails while its session is loaded must not end the leases of the others.
+            # One at a time: a journal that cannot be read must not end the leases of the others.
             with suppress(MixserveError), error_boundary(f"the lease of the session {name!r}"):
                 session = self._loaded.get(key)  # not entered: a long call must not end its own lease
-                if session is None and not self._is_kept(key):
-                    continue
-                if session is None:  # it left memory after an error, or the server has restarted
-                    with self._enter(key) as session:
-                        pass
-                if session.lease == lease:
-                    session.renew()
-                    session.touch()
+                if session is not None:
+                    if session.lease == lease:
+                        session.renew()
+                        session.touch()
+                elif self._kept_lease(key) == lease:  # it left memory, or the server has restarted
+                    self._loaded.saw(key)
+                    if self._journals is not None:
+                        self._journals.of(key).touch_if_old()
 
     def release(self, held: Iterable[HeldSession]) -> None:
-        """Release these sessions. Skips sessions that are not held under the given lease."""
+        """Release these sessions. Skips sessions that are not held under the given lease.
+
+        Stops when the caller is gone.
+        """
         for mixture, name, lease in held:
+            if not current_caller().is_wanted():
+                return
             # First, so that the lease is void even if the session is busy.
             self._released[lease] = None
             while len(self._released) > _MOST_RELEASED:
                 self._released.popitem(last=False)
             key = Key(mixture, name)
-            if self._loaded.get(key) is None and not self._is_kept(key):
-                continue
-            with (
-                suppress(MixserveError),
-                error_boundary(f"the release of the session {name!r}"),
-                self._enter(key) as session,
-            ):
-                if session.lease == lease:
-                    audit("session-released", mixture=mixture, session=name, holder=session.holder)
-                    session.release()
-                    session.dropped = self._folder is not None  # its journal has it; without a folder only memory does
+            with suppress(MixserveError), error_boundary(f"the release of the session {name!r}"):
+                if self._loaded.get(key) is None and self._kept_lease(key) != lease:
+                    continue
+                with self._enter(key) as session:
+                    if session.lease == lease:
+                        audit("session-released", mixture=mixture, session=name, holder=session.holder)
+                        session.release()
+                        session.dropped = self._folder is not None  # its journal has it; else only memory does
+
+    def _kept_lease(self, key: Key) -> str | None:
+        """The lease in the journal of that session, None without one. Reads a journal only if it has changed."""
+        if self._journals is None:
+            return None
+        try:
+            return self._listing.summarise(self._journals.of(key)).lease
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def describe(self, mixture: str = "") -> list[SessionDescription]:
-        """Descriptions of the sessions of `mixture`, or of all mixtures, sorted."""
+        """Descriptions of the sessions of `mixture`, or of all mixtures, sorted. Of thousands they may be
+        two seconds old. Raises Unavailable if the caller is gone."""
+        began = time.monotonic()
+        until, known = self._lists.get(mixture, (began, []))
+        if began < until:
+            return known
+        known = self._describe_all(mixture)
+        took_s = (now := time.monotonic()) - began
+        if took_s > _SLOW_LIST_S:  # so that callers who ask all the time do not keep a core busy
+            self._lists[mixture] = now + min(_LISTED_FOR * took_s, _OLDEST_LIST_S), known
+        return known
+
+    def _describe_all(self, mixture: str) -> list[SessionDescription]:
         loaded = [(key, session) for key, session in self._loaded.all() if mixture in ("", key.mixture)]
-        known = {key: self._describe(key, session) for key, session in loaded}
-        if self._folder is not None:
-            for name in [mixture] if mixture else self._nodes:
-                kept = {path.name for path in session_files(self._folder.journals(name))}
-                for session in kept | set(self._checkpoints[name].sessions()):
-                    if (key := Key(name, session)) not in known:
-                        known[key] = self._describe_on_disk(key)
+        saved = {name: found.names_by_session() for name, found in self._checkpoints.items() if mixture in ("", name)}
+        known = {key: self._describe(key, session, saved) for key, session in loaded}
+        for name, checkpoints in saved.items():
+            kept = set(self._journals.names(name)) if self._journals is not None else set[str]()
+            for session in kept | set(checkpoints):
+                if (key := Key(name, session)) not in known:
+                    if not current_caller().is_wanted():
+                        raise Unavailable("the caller has ended this call")
+                    known[key] = self._describe_on_disk(key, checkpoints.get(session, ()))
         return [known[key] for key in sorted(known)]
 
     def end_silent(self) -> None:
-        """Remove sessions with silent holders from memory; once an hour, delete old journals."""
-        for key, session in self._loaded.all():
-            if not self._is_live(session):
-                self._loaded.leave(key, self._is_live)  # checks again: a renewal may come in between
-        now = time.monotonic()
-        self._loaded.forget_last_seen(now - self._ttl_s)
-        if self._folder is not None and now - self._swept >= _HOUR_S:
-            self._swept = now
-            self._delete_old_journals(self._folder)
+        """Remove sessions with silent holders from memory; once an hour, delete old journals, for 2 s at a time.
+
+        Call it every few seconds, always from the same thread; or never, then `open` does it.
+        """
+        self._is_watched = True
+        self._lists.clear()
+        self._end_silent()
+
+    def _end_silent(self) -> None:
+        self._loaded.end_silent(time.monotonic() - self._ttl_s)
+        if self._journals is not None and self._sweeping.acquire(blocking=False):
+            try:
+                self._delete_old_journals(self._journals)
+            finally:
+                self._sweeping.release()
 
     def close(self) -> None:
         """Release the folder, so that another server can use it. Calls that still run write nothing more."""
@@ -229,29 +284,14 @@ class Sessions:
                 if opening is None or not opening.fresh:
                     raise
         if opening is None:
-            known = ", ".join(map(repr, self._names(key.mixture))) or "none"
-            raise UnknownSession(f"the mixture {key.mixture!r} has no session {key.name!r}; it has {known:.1000}")
-        self._check_journals(key)
+            raise self._unknown_error(key)
+        if self._journals is not None and not self._journals.has(key):
+            self._journals.add()
         return self._begin(key)
 
     def _begin(self, key: Key) -> Session:
         node, checkpoints = self._nodes[key.mixture], self._checkpoints.get(key.mixture)
         return Session(key.name, node, self._journal(key), checkpoints, time.monotonic(), self._loaded.check_room)
-
-    def _check_journals(self, key: Key) -> None:
-        """Raises StorageFailed if there is no room for the journal of another session."""
-        if self._folder is None or self._is_kept(key):
-            return
-        count = sum(len(session_files(self._folder.journals(name))) for name in self._nodes)
-        if count >= MOST_JOURNALS:
-            raise StorageFailed(
-                f"this server has journals of {count} sessions, and no room for more; it deletes a journal that is not "
-                f"used for {self._journal_days:g} days. Open a known session, with fresh=True to start it over"
-            )
-
-    def _is_kept(self, key: Key) -> bool:
-        """Whether there is a journal of that session."""
-        return self._folder is not None and os.path.lexists(self._folder.journals(key.mixture) / key.name)
 
     def _check_free(self, key: Key, session: Session, request: OpenRequest) -> None:
         """Raises SessionTaken if another client holds the session, and is not silent."""
@@ -265,9 +305,7 @@ class Sessions:
             )
 
     def _journal(self, key: Key) -> Journal | None:
-        if self._folder is None:
-            return None
-        return Journal(self._folder.journals(key.mixture) / key.name, self._folder)
+        return None if self._journals is None else self._journals.of(key)
 
     def _is_held(self, session: Session) -> bool:
         """Whether a client holds it that is not silent, and has not released it while it was busy."""
@@ -276,38 +314,45 @@ class Sessions:
     def _is_live(self, session: Session) -> bool:
         return _silent_s(session) < self._ttl_s
 
-    def _describe(self, key: Key, session: Session) -> SessionDescription:
-        checkpoints = self._checkpoints[key.mixture].names(key.name) if self._checkpoints else ()
+    def _describe(self, key: Key, session: Session, saved: Mapping[str, _Names]) -> SessionDescription:
+        checkpoints = saved.get(key.mixture, {}).get(key.name, ())
         holder = session.holder if self._is_held(session) else ""
         return SessionDescription(*key, holder, _silent_s(session), session.index, session.epoch, checkpoints)
 
-    def _describe_on_disk(self, key: Key) -> SessionDescription:
-        journal, checkpoints = self._journal(key), self._checkpoints[key.mixture].names(key.name)
+    def _describe_on_disk(self, key: Key, checkpoints: tuple[str, ...]) -> SessionDescription:
+        journal = self._journal(key)
         assert journal is not None
         try:
             found = self._listing.summarise(journal)
         except (FileNotFoundError, NotADirectoryError):  # only its checkpoints are left
             return SessionDescription(*key, "", 0.0, 0, 0, checkpoints, saved_only=True)
         # Within one ttl_s of a restart, its holder may still come back.
-        is_held = time.monotonic() - self._started < self._ttl_s
-        holder = found.holder if is_held else ""
-        return SessionDescription(*key, holder, found.idle_s, found.index, found.epoch, checkpoints, found.damaged)
+        seen = self._loaded.last_seen(key)
+        silent_s = time.monotonic() - (self._started if seen is None else seen)
+        holder = found.holder if silent_s < self._ttl_s else ""
+        idle_s = found.idle_s if seen is None else min(found.idle_s, silent_s)
+        return SessionDescription(*key, holder, idle_s, found.index, found.epoch, checkpoints, found.damaged)
 
-    def _names(self, mixture: str) -> list[str]:
-        """The names of the sessions in memory and on disk, sorted."""
-        kept = session_files(self._folder.journals(mixture)) if self._folder is not None else []
-        loaded = {key.name for key, _ in self._loaded.all() if key.mixture == mixture}
-        return sorted(loaded | {path.name for path in kept})
+    def _unknown_error(self, key: Key) -> UnknownSession:
+        # Some names only: looking at all of them would cost much more than the call.
+        names = {known.name for known in self._loaded.some(_NAMED) if known.mixture == key.mixture and known != key}
+        if self._journals is not None:
+            names.update(self._journals.some_names(key.mixture, _NAMED))
+        known = ", ".join(map(repr, sorted(names))) or "none"
+        return UnknownSession(f"the mixture {key.mixture!r} has no session {key.name!r}; it has {known:.1000}")
 
-    def _delete_old_journals(self, folder: StateFolder) -> None:
-        oldest = time.time() - self._journal_days * _DAY_S
-        for mixture in self._nodes:
-            for path in session_files(folder.journals(mixture)):
-                # `without` keeps the session out of memory meanwhile: its next write would be lost.
-                with self._loaded.without(Key(mixture, path.name)) as is_free, suppress(OSError):
-                    if is_free and path.stat().st_mtime < oldest:
-                        folder.remove(path)
-                        _logger.info("deleted the journal %s: not used for %g days", path, self._journal_days)
+    def _delete_old_journals(self, journals: Journals) -> None:
+        began = time.monotonic()
+        if began - self._swept >= _HOUR_S:
+            self._swept, self._old = began, journals.old()
+        for key in self._old:
+            # `without` keeps the session out of memory meanwhile: its next write would be lost.
+            with self._loaded.without(key) as is_free, suppress(OSError):
+                if is_free and journals.is_old(key):
+                    path = journals.remove(key)
+                    _logger.info("deleted the journal %s: not used for %g days", path, self._journal_days)
+            if time.monotonic() - began > _SWEEP_S:
+                return
 
 
 def _audit_opening(key: Key, request: OpenRequest, held_by: str | None) -> None:

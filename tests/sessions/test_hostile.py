@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixserve import local_client, serve
+from mixserve import ServerLimits, local_client, serve
 from mixserve.node import batch_cache
 from mixserve.servicer import Services
 from mixserve.servicer.reply_cache import ReplyCache
-from mixserve.sessions import Sessions, checkpoints, listing, loaded, record, registry
+from mixserve.sessions import Sessions, checkpoints, journals, listing, loaded, record
 from mixserve_client import InvalidRequest, MixClient, StorageFailed
 from mixserve_client.schema.sessions import CallRequest, HeldSession, OpenRequest
 from mixserve_client.wire import methods
@@ -184,7 +184,7 @@ def test_answers_that_are_kept_are_counted(wire, client, monkeypatch):
 
 
 def test_so_many_journals_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "MOST_JOURNALS", 3)
+    monkeypatch.setattr(journals, "MOST_JOURNALS", 3)
     nodes = {"one": make_node(), "two": make_node()}
     with local_client(nodes, state_dir=tmp_path) as client:
         for name in "ab":
@@ -237,9 +237,8 @@ def test_a_state_folder_holds_so_many_bytes(tmp_path):
         assert folder._used == folder._measure()
 
 
-def test_holders_that_are_remembered_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(loaded, "MOST", 3)
-    wire = Wire(lambda: Services({"train": make_node()}, state_dir=tmp_path))
+def test_holders_that_are_remembered_are_bounded(tmp_path):
+    wire = Wire(lambda: Services({"train": make_node()}, state_dir=tmp_path, limits=ServerLimits(sessions=3)))
     with MixClient([wire]) as client:
         for number in range(6):
             session = client.session(f"run-{number}")

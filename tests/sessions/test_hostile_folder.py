@@ -268,7 +268,7 @@ def test_who_looks_does_not_wait_for_a_checkpoint_that_is_written(checkpoints, m
                 lambda: (
                     [said["name"] for said in checkpoints.describe_all("run")],
                     checkpoints.describe("other", "a")["name"],
-                    checkpoints.sessions(),
+                    list(checkpoints.names_by_session()),
                     checkpoints.delete("run", "before")["name"],
                 )
             )
