@@ -389,8 +389,9 @@ class MixClient:
     def _check_one_server(self) -> None:
         if self._caller.replicas > 1:
             raise InvalidRequest(
-                f"a session lives on one server, and this client has {self._caller.replicas}: connect a client to the "
-                "one server that should hold it"
+                f"a session lives on one server, and this client has {self._caller.replicas}, each with other sessions "
+                "in a state folder of its own; connect a second client to the server that holds it, as with "
+                'MixClient.connect("HOST:PORT"), and read batches with this one'
             )
 
 
