@@ -134,10 +134,8 @@ class Sessions:
         """Raises InvalidRequest, UnknownSession or SessionTaken for a call that cannot be made, whatever its arguments
         are; and what loading the session raises."""
         operation = find_operation(call.operation)
-        if call.arguments is not None and len(call.arguments) > FEW_BYTES and not operation.large:
-            raise InvalidRequest(
-                f"the arguments of {call.operation} must have at most {FEW_BYTES} bytes, got {len(call.arguments)}"
-            )
+        if (size := call.arguments_bytes) > FEW_BYTES and not operation.large:
+            raise InvalidRequest(f"the arguments of {call.operation} must have at most {FEW_BYTES} bytes, got {size}")
         if call.operation in ABOUT_CHECKPOINTS and not call.lease:
             return
         session = self._loaded.get(key := Key(call.mixture, call.name))

@@ -189,21 +189,27 @@ def encode_call_request(request: CallRequest) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class UnreadCall:
-    """A CallRequest whose arguments are a Value message still."""
+    """A CallRequest whose arguments are a Value message still, in one part or several of the request's own bytes."""
 
     mixture: str
     name: str
     operation: str
     lease: str
     sequence: int
-    arguments: bytes | None
+    arguments: tuple[memoryview, ...]
+
+    @property
+    def arguments_bytes(self) -> int:
+        """The size of the arguments."""
+        return sum(map(len, self.arguments))
 
     def read(self) -> CallRequest:
         """The request. Raises InvalidRequest."""
         try:
             arguments: Any = {}
-            if self.arguments is not None:
-                arguments = _arguments(self.arguments, _more_levels(self.operation))
+            if self.arguments:
+                # Messages that come in several parts are merged, and so are parts that are joined.
+                arguments = _arguments(b"".join(self.arguments), _more_levels(self.operation))
         except (ValueError, DecodeError) as error:
             raise InvalidRequest(f"arguments cannot be read: {error}") from error
         if not isinstance(arguments, dict):
@@ -216,7 +222,7 @@ def decode_call(data: bytes) -> UnreadCall:
     """The request in `data`, of which the arguments are not looked at. Raises InvalidRequest."""
     texts = {1: "", 2: "", 3: "", 5: ""}
     sequence = 0
-    arguments: list[memoryview] | None = None
+    arguments = list[memoryview]()
     try:
         for number, value in fields(memoryview(data), _CALL_FIELDS):
             if isinstance(value, int):
@@ -224,7 +230,7 @@ def decode_call(data: bytes) -> UnreadCall:
             elif number in texts:
                 texts[number] = str(value, "utf-8")
             elif number == 6:
-                arguments = [*(arguments or ()), value]
+                arguments.append(value)
     except ValueError as error:
         raise unreadable_request("CallSessionRequest", data) from error
     mixture, name, lease, operation = texts.values()
@@ -233,9 +239,7 @@ def decode_call(data: bytes) -> UnreadCall:
     sequence = sequence - (1 << 64) if sequence >> 63 else sequence
     if sequence < 0 or (sequence and not lease):
         raise InvalidRequest(f"sequence must be 0 without a lease, and at least 0 with one; got {sequence}")
-    # Messages that come in several parts are merged, and so are parts that are joined.
-    joined = None if arguments is None else b"".join(arguments)
-    return UnreadCall(mixture, check_name("session", name), operation, lease, sequence, joined)
+    return UnreadCall(mixture, check_name("session", name), operation, lease, sequence, tuple(arguments))
 
 
 def decode_call_request(data: bytes) -> CallRequest:
