@@ -339,6 +339,11 @@ def splits(folder: Path) -> None:
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
 
 
+def deep_splits(folder: Path) -> None:
+    no_state(folder)
+    (folder / "dataset_dict.json").write_text("[" * 100_000)
+
+
 def state(text: str):
     return lambda folder: (folder / "state.json").write_text(text)
 
@@ -356,6 +361,8 @@ def state(text: str):
         (splits, "holds several data sets, train, test; give the path of one, such as .*/train"),
         (state("{"), r"state\.json is not as save_to_disk writes it"),
         (state("[]"), r"state\.json is not as save_to_disk writes it"),
+        (state('{"_data_files":' * 10_000), r"state\.json is not as save_to_disk writes it"),
+        (deep_splits, "holds several data sets; give the path of one, such as .*/train"),
         (state('{"_data_files": []}'), "holds no records"),
         (state('{"_data_files": [{"filename": "../x.arrow"}]}'), "must list files beside it, got '../x.arrow'"),
         (state('{"_data_files": [], "_indices_data_files": [{"filename": "i"}]}'), "flatten_indices"),

@@ -271,10 +271,13 @@ def test_what_cannot_be_served_is_said(tmp_path):
     np.savez(tmp_path / "words.npz", x=np.array(["a", "b"]))
     np.savez(tmp_path / "good.npz", x=np.zeros((2, 3)))
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and nothing else")
+    save_to_disk(tmp_path / "deep", [arrow_table().to_batches()])
+    (tmp_path / "deep" / "state.json").write_text('{"_data_files":' * 10_000)
     said = run("init", tmp_path, "--out", tmp_path / "m.yaml")
     assert re.search(r"odd.bin \(tokens\): it has an odd number of bytes", said)
     assert re.search(r"words.npz.*arrays that are not of numbers", said)
     assert re.search(r"cut.parquet.*is not a Parquet file", said)
+    assert re.search(r"deep \(hf\): .*recursion", said)
     run("check", tmp_path / "m.yaml")
 
 

@@ -89,7 +89,17 @@ def _propose(given: Group, folder: Path, length: int | None) -> Proposal:
             if group.what == "zarr array":
                 made.path = {made.name: path[0]}
             made.spec = _spec_of(open_proposed(made, folder))
-    except (OSError, ValueError, TypeError, ImportError, KeyError, EOFError, TarError, BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+        KeyError,
+        EOFError,
+        RecursionError,
+        TarError,
+        BadZipFile,
+    ) as error:
         raise NotServed(describe_error(error, 300)) from error
     if made.fields:
         made.spec = {name: leaf for one in made.fields for name, leaf in one.spec.items()}

@@ -78,7 +78,7 @@ def _files_of(folder: Path) -> list[Path]:
         found = cast(Any, json.loads(state.read_text("utf-8")))
         names = [entry["filename"] for entry in found["_data_files"]]
         indices = found.get("_indices_data_files") or found.get("_indices_files")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{state} is not as save_to_disk writes it: it must list _data_files "
             f"({type(error).__name__}: {error!s:.200})"
@@ -98,10 +98,11 @@ def _no_data_set(folder: Path) -> str:
     if (splits := folder / "dataset_dict.json").is_file():
         try:
             names = list(json.loads(splits.read_text("utf-8"))["splits"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             names = []
         one = folder / str([*names, "train"][0])
-        return f"holds several data sets, {show_names(names)}; give the path of one, such as {one}"
+        named = f", {show_names(names)}" if names else ""
+        return f"holds several data sets{named}; give the path of one, such as {one}"
     if folder.is_file():
         return "is a file; give the folder that save_to_disk of Hugging Face's datasets wrote"
     if not folder.exists():

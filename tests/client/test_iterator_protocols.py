@@ -102,9 +102,10 @@ def test_orbax_saves_it_beside_a_model(client, tmp_path):
     state.write_text(state.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(FingerprintMismatch, match="its batches are different"):
         ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
-    state.write_text("{")
-    with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is not JSON"):
-        ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
+    for damaged in ("{", "[" * 100_000):
+        state.write_text(damaged)
+        with pytest.raises(InvalidRequest, match=r"mixserve_state\.json is not JSON"):
+            ocp.load_checkpointables(tmp_path / "checkpoint", {"data": other})
 
 
 def test_a_pickled_iterator_goes_on_at_its_place(connected):

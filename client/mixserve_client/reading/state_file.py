@@ -40,7 +40,7 @@ def read_state(directory: Any) -> dict[str, Any]:
     file = _path(directory) / _NAME
     try:
         return json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # json.loads recurses for nested lists
         raise InvalidRequest(f"{file} is not JSON: {error}") from error
 
 
