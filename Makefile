@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash chaos parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean
+.PHONY: help setup demo test test-pythons test-examples crash chaos parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean fuzz soak
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,21 @@ crash: $(READY) ## Kill servers 200 times during saves, restores and reads of se
 	  $(BIN)/python -m pytest -s tests/crash tests/test_sessions_live.py
 
 chaos: $(READY) ## Read 20,000 batches from three replicas that are stopped, cut off, slowed down and killed; takes minutes
-	MIXSERVE_CHAOS_BATCHES=$${MIXSERVE_CHAOS_BATCHES:-20000} $(BIN)/python -m pytest -s tests/chaos
+	MIXSERVE_CHAOS_BATCHES=$${MIXSERVE_CHAOS_BATCHES:-20000} MIXSERVE_CHAOS_HARM_S=$${MIXSERVE_CHAOS_HARM_S:-12} \
+	  $(BIN)/python -m pytest -s tests/chaos
+
+# atheris has wheels for Linux on x86_64; without it the inputs are made by mutation alone, and the run says so.
+.venv-fuzz/.ready: pyproject.toml client/pyproject.toml constraints.txt tests/fuzz/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -c constraints.txt -e ./client -e '.[dev]'
+	$(@D)/bin/python $(PIP) --only-binary atheris -r tests/fuzz/requirements.txt
+	touch $@
+
+fuzz: $(READY) ## Fuzz all decoders (5 M inputs), a live server and a client of a hostile one; takes an hour
+	-$(MAKE) .venv-fuzz/.ready
+	$(BIN)/python -m tests.fuzz.run
+	MIXSERVE_FUZZ_REQUESTS=$${MIXSERVE_FUZZ_REQUESTS:-200000} MIXSERVE_FUZZ_REPLIES=$${MIXSERVE_FUZZ_REPLIES:-100000} \
+	  $(BIN)/python -m pytest -s --timeout 7200 tests/fuzz
 
 parquet: $(READY) ## Convert 5 GB of Parquet in under 2 GB of memory, killed ten times on the way; needs 20 GB of disk
 	MIXSERVE_PARQUET_MB=$${MIXSERVE_PARQUET_MB:-5000} MIXSERVE_PARQUET_KILLS=$${MIXSERVE_PARQUET_KILLS:-10} \

@@ -1,8 +1,9 @@
 """Trainers of three replicas that fail in every way, again and again: each batch is right and comes once.
 
 MIXSERVE_CHAOS_BATCHES sets the number of batches of all trainers together, MIXSERVE_CHAOS_KINDS what happens to
-replicas, MIXSERVE_CHAOS_WAIT_S the longest wait that is allowed, and MIXSERVE_CHAOS_SEED repeats what happens to each
-replica, as far as the clock allows. At any time one replica is left alone.
+replicas, MIXSERVE_CHAOS_HARM_S how long at most, and MIXSERVE_CHAOS_WAIT_S the longest wait that is allowed.
+MIXSERVE_CHAOS_SEED repeats what happens to each replica, as far as the clock allows. At any time one replica is left
+alone.
 """
 
 import math
@@ -33,7 +34,7 @@ SEED = int(os.environ.get("MIXSERVE_CHAOS_SEED") or random.SystemRandom().randra
 LONGEST_WAIT_S = float(os.environ.get("MIXSERVE_CHAOS_WAIT_S") or math.inf)
 REPLICAS, TRAINERS, HARMED = 3, 4, 2
 STEP_S = 0.05
-SHORTEST_S, LONGEST_S = 0.5, 6.0  # of a harm
+SHORTEST_S, LONGEST_S = 0.5, float(os.environ.get("MIXSERVE_CHAOS_HARM_S") or 6)  # of a harm
 PROGRESS_S = 10
 # A client ends training with FingerprintMismatch at the first replica of another mixture, though others are right.
 _LEFT_OUT = ("other",)

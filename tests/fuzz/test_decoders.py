@@ -1,0 +1,76 @@
+"""Every decoder takes its valid inputs, and damaged ones with an error of its own, little memory and little time.
+
+`make fuzz` gives them millions of inputs, guided by coverage; these are the few that every run of the tests has.
+"""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixserve_client.errors import CorruptReply
+from tests.fuzz.file_targets import FILES
+from tests.fuzz.mutations import mutate
+from tests.fuzz.target import MEMORY_BYTES, Checked, Fault, Target
+from tests.fuzz.wire_targets import WIRE
+from tests.profiles import examples
+
+TARGETS = [*WIRE, *FILES]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_valid_inputs_are_taken(target):
+    for seed in target.seeds():
+        target.run(seed)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_damaged_inputs_are_refused_soon_and_in_words(target):
+    checked, seeds = Checked(target), target.seeds()
+
+    @settings(max_examples=examples(40), database=None)
+    @given(st.randoms(use_true_random=False) | st.binary(max_size=200))
+    def run(given):
+        checked(given if isinstance(given, bytes) else mutate(given, seeds, min(target.largest, 64 << 10)))
+
+    run()
+
+
+def raising(error: BaseException):
+    def run(data: bytes) -> None:
+        if data:
+            raise error
+
+    return run
+
+
+def busy(data: bytes) -> None:
+    if data:
+        sum(range(20_000_000))
+
+
+def large(data: bytes) -> None:
+    if data:
+        _ = bytearray(3 * MEMORY_BYTES)
+
+
+WRONG = {
+    "another error": raising(IndexError("no such place")),
+    "a message without end": raising(CorruptReply("x" * 100_000)),
+    "much time": busy,
+}
+
+
+@pytest.mark.parametrize("run", WRONG.values(), ids=WRONG)
+def test_what_no_input_may_do_is_a_fault(run):
+    checked = Checked(Target("wrong", run, (CorruptReply,), lambda: [b""]))
+    with pytest.raises(Fault):
+        checked(b"x")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone says how much memory was in use")
+def test_memory_that_is_given_back_is_a_fault_too():
+    checked = Checked(Target("wrong", large, (CorruptReply,), lambda: [b""]))
+    with pytest.raises(Fault, match="MiB of memory"):
+        checked(b"x")
