@@ -38,7 +38,7 @@ class Forked:
         self.pid: int = self._process.pid or 0
 
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")
 
     def tell(self, line: str) -> None:
         """Send a line to its standard input."""

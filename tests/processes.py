@@ -90,7 +90,7 @@ class Command:
         self.poll, self.wait, self.send_signal = self._process.poll, self._process.wait, self._process.send_signal
 
     def log(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")
 
     def kill(self, timeout_s: float) -> None:
         self._process.kill()

@@ -166,12 +166,12 @@ STATES = [
         lambda data: load_config(_at("fuzz.yaml", data)),
         (ConfigError,),
         lambda: [text.encode() for text in _CONFIGS],
-        share=0.05,
+        share=0.3,
         largest=4096,
     ),
-    Target("token file", lambda data: read_tokens(_at("tokens.yaml", data)), (BadTokens,), _tokens, 0.1, 4096),
+    Target("token file", lambda data: read_tokens(_at("tokens.yaml", data)), (BadTokens,), _tokens, 0.3, 4096),
     Target("journal of a session", _read_journal, (CorruptCheckpoint,), _journals, share=0.3),
-    Target("entry of a journal", _read_entry, (CorruptCheckpoint,), lambda: [_entry()], share=0.02),
+    Target("entry of a journal", _read_entry, (CorruptCheckpoint,), lambda: [_entry()], share=0.1),
     Target("manifest", _read_manifest, (CorruptCheckpoint,), lambda: [_manifest()], 0.3, 64 << 10),
     Target(
         "manifest of a right hash",
@@ -366,7 +366,7 @@ SOURCES = [
         partial(lambda name, data: _of(name)(data), name),
         PLAIN,
         partial(lambda name: _of(name).seeds(), name),
-        share=0.01,
+        share=0.15,
         largest=64 << 10,
     )
     for name in _MAKERS
