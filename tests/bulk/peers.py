@@ -107,8 +107,9 @@ class HostileBulk:
         self.failures = list[BaseException]()
         self.offer = BulkOffer("", 0, TOKEN)
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
+        self._threads = list[threading.Thread]()
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
 
     @property
     def port(self) -> int:
@@ -130,7 +131,8 @@ class HostileBulk:
         for made in self.connections:
             with suppress(OSError):
                 made.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
+        self._accepting.join(DEADLINE_S)
+        for thread in (self._accepting, *self._threads):
             thread.join(DEADLINE_S)
             assert not thread.is_alive()
         self.services.close()
@@ -142,6 +144,8 @@ class HostileBulk:
             except OSError:
                 return
             self.connections.append(made)
+            # Those that have ended are forgotten: a test may make 100,000.
+            self._threads = [one for one in self._threads if one.is_alive()]
             self._threads.append(threading.Thread(target=self._run, args=(made,)))
             self._threads[-1].start()
 

@@ -253,7 +253,8 @@ def test_method_paths_are_those_of_the_proto():
 def test_health_statuses():
     assert health.decode_status(b"") == "UNKNOWN"
     assert health.decode_status(b"\x08\x01") == "SERVING"
-    for reply in (b"\x08\x09", b"\x08", b"\xff"):
+    assert health.decode_status(b"\x08\x01" * 200) == "SERVING"
+    for reply in (b"\x08\x09", b"\x08", b"\xff", b"\x08\x01" * 1000):
         with pytest.raises(CorruptReply):
             health.decode_status(reply)
 

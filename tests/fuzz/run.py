@@ -36,7 +36,7 @@ def fuzz(python: str, target: Target, inputs: int) -> tuple[Target, dict[str, An
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S
     )
-    said = done.stdout + done.stderr
+    said = done.stderr[-1000:] + done.stdout
     last = next((line for line in reversed(done.stdout.splitlines()) if line.startswith(f"{target.name}\t")), None)
     return target, None if done.returncode or last is None else json.loads(last.split("\t")[1]), said
 
@@ -60,7 +60,7 @@ def main() -> None:
             target, found, said = done.result()
             if found is None:
                 failed.append(target.name)
-                print(f"{target.name:34} FAULT\n{said[-3000:]}", flush=True)
+                print(f"{target.name:34} FAULT\n{said[-4000:]}", flush=True)
                 continue
             total += found["inputs"]
             print(
