@@ -61,6 +61,9 @@ fuzz: $(READY) ## Fuzz all decoders (5 M inputs), a live server and a client of 
 	MIXSERVE_FUZZ_REQUESTS=$${MIXSERVE_FUZZ_REQUESTS:-200000} MIXSERVE_FUZZ_REPLIES=$${MIXSERVE_FUZZ_REPLIES:-100000} \
 	  $(BIN)/python -m pytest -s --timeout 7200 tests/fuzz
 
+soak: $(READY) ## Read for an hour from replicas that are cut off now and then; fit lines to memory, descriptors, threads
+	MIXSERVE_SOAK_S=$${MIXSERVE_SOAK_S:-1800} $(BIN)/python -m pytest -s tests/soak
+
 parquet: $(READY) ## Convert 5 GB of Parquet in under 2 GB of memory, killed ten times on the way; needs 20 GB of disk
 	MIXSERVE_PARQUET_MB=$${MIXSERVE_PARQUET_MB:-5000} MIXSERVE_PARQUET_KILLS=$${MIXSERVE_PARQUET_KILLS:-10} \
 	  $(BIN)/python -m pytest -s tests/test_parquet_kills.py
