@@ -206,6 +206,32 @@ def test_a_stream_that_never_ends_is_ended(big_node):
         assert time.monotonic() - begun < SOON_S
 
 
+def test_an_error_that_was_read_ahead_is_raised_once(big_node):
+    """Not again for each batch that a thread read before it: its traceback would grow."""
+
+    def behave(connection: socket.socket) -> None:
+        let_in(connection)
+        while True:
+            found, payload = frame(connection)
+            replies = list(made.services.stream(*decode_bulk_request(payload)))
+            sizes.append(len(replies))
+            if len(sizes) > 1 and len(replies) > 10:
+                replies[10:] = [b"\x07"]
+            for reply in replies:
+                connection.sendall(header(Kind.REPLY, found.stream, len(reply)) + reply)
+            connection.sendall(header(Kind.END, found.stream))
+
+    sizes = list[int]()  # of the streams that were requested
+    with hostile_bulk(big_node, behave) as (address, made), connect(address) as client:
+        client.get_batch_at(0, ROWS, 3)  # from now on iterators read by themselves
+        with client.batches(64, 3) as batches, pytest.raises(CorruptReply) as caught:
+            for _ in range(100):
+                next(batches)
+                time.sleep(0.01)  # as a trainer that computes: a thread reads ahead
+
+    assert len(caught.traceback) < 20
+
+
 def test_a_server_that_trickles_a_reply_byte_by_byte_meets_the_deadline(big_node):
     def slowly(connection: socket.socket, number: int) -> None:
         connection.sendall(header(Kind.REPLY, number, 1 << 17))

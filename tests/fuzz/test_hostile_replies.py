@@ -35,7 +35,7 @@ from tests.conftest import make_node
 from tests.fuzz.mutations import mutate
 from tests.processes import ONE_SIZE
 
-REPLIES = int(os.environ.get("MIXSERVE_FUZZ_REPLIES") or 1000)
+REPLIES = int(os.environ.get("MIXSERVE_FUZZ_REPLIES") or 500)
 SEED = int(os.environ.get("MIXSERVE_FUZZ_SEED") or random.SystemRandom().randrange(1 << 32))
 THREADS, CALLS_OF_A_CLIENT = 16, 6  # threads mostly wait for what never comes
 DAMAGED = 0.3

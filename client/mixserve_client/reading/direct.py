@@ -75,7 +75,8 @@ class DirectStream:
         if not self._reading.acquire(blocking=False):
             return False
         try:
-            while not (self._is_awaited or self._cancelled or self.has_ended):
+            # An error that waits for `take` would have its traceback extended at each try.
+            while self._error is None and not (self._is_awaited or self._cancelled or self.has_ended):
                 self._read(None)
         except BaseException as error:
             self._error = error  # for `take`, which comes to it after the batches before it
