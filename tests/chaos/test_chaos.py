@@ -36,14 +36,12 @@ REPLICAS, TRAINERS, HARMED = 3, 4, 2
 STEP_S = 0.05
 SHORTEST_S, LONGEST_S = 0.5, float(os.environ.get("MIXSERVE_CHAOS_HARM_S") or 6)  # of a harm
 PROGRESS_S = 10
-# A client ends training with FingerprintMismatch at the first replica of another mixture, though others are right.
-_LEFT_OUT = ("other",)
 
 
 def _kinds() -> tuple[str, ...]:
     named = os.environ.get("MIXSERVE_CHAOS_KINDS", "").split()
     assert set(named) <= set(KINDS), f"MIXSERVE_CHAOS_KINDS must be of {KINDS}"
-    return tuple(named) or tuple(kind for kind in KINDS if kind not in _LEFT_OUT and (kind != "flips" or HAS_CHECKSUMS))
+    return tuple(named) or tuple(kind for kind in KINDS if kind != "flips" or HAS_CHECKSUMS)
 
 
 class Came(NamedTuple):
