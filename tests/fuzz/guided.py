@@ -4,6 +4,7 @@ The last line of its output is `TARGET`, tab, and a dict of what was counted. A 
 the input lies in the folder CORPUS-faults.
 """
 
+import faulthandler
 import json
 import os
 import random
@@ -20,6 +21,7 @@ except ImportError:
 
 _PREFIXES = ["mixserve", "mixserve_client"]
 _LONGEST_S = 20  # a call that takes longer hangs
+_WATCHED = 256  # inputs
 _MOST_BYTES = 8192  # of a guided input; longer ones are made by mutation
 
 
@@ -42,6 +44,8 @@ def main() -> None:
     choice, began = random.Random(name), time.monotonic()
 
     def call(data: bytes) -> None:
+        if checked.inputs % _WATCHED == 0:  # the process ends with the stacks of all threads if these take so long
+            faulthandler.dump_traceback_later(_LONGEST_S * 3, exit=True)
         try:
             checked(data)
         except Fault as fault:

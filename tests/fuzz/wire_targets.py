@@ -28,6 +28,7 @@ from mixserve_client.schema.sessions import (
     SessionDescription,
 )
 from mixserve_client.wire import batch, bulk, error, health, methods, mixture, request, schedule, server, session, value
+from tests.fuzz.handshake_target import HANDSHAKE
 from tests.fuzz.target import Target
 
 FINGERPRINT = "ab" * 32
@@ -238,4 +239,4 @@ def _of_requests() -> list[Target]:
     return [*found, header]
 
 
-WIRE = [*_replies(), *_of_requests()]
+WIRE = [*_replies(), *_of_requests(), HANDSHAKE]
