@@ -94,7 +94,9 @@ def _tokens() -> list[bytes]:
 
 @cache
 def _state_folder() -> StateFolder:
-    return StateFolder(_folder() / "state")
+    made = StateFolder(_folder() / "state")
+    atexit.register(made.close)
+    return made
 
 
 def _read_journal(data: bytes) -> object:
@@ -300,7 +302,7 @@ def _make_zarr(folder: Path, version: int) -> Data:
 
 
 _LLM_C = np.array([20240520, 1, 8 * _ROWS] + [0] * 253, np.int32).tobytes()
-_MAKERS: dict[str, tuple[str, Callable[[Path], Data]]] = {
+MAKERS: dict[str, tuple[str, Callable[[Path], Data]]] = {
     "tokens": ("tokens", _make_tokens),
     "tokens of llm.c": ("tokens", partial(_make_tokens, head=_LLM_C)),
     "tokens in npy": ("tokens", _make_npy),
@@ -324,7 +326,7 @@ class SourceOf:
     the others are its content."""
 
     def __init__(self, name: str):
-        kind, make = _MAKERS[name]
+        kind, make = MAKERS[name]
         self._folder = _folder() / name.replace(" ", "-")
         self._folder.mkdir()
         self._data = make(self._folder)
@@ -369,7 +371,7 @@ SOURCES = [
         share=0.15,
         largest=64 << 10,
     )
-    for name in _MAKERS
+    for name in MAKERS
 ]
 
 FILES = [*STATES, *SOURCES]

@@ -3,13 +3,18 @@
 `make fuzz` gives them millions of inputs, guided by coverage; these are the few that every run of the tests has.
 """
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixserve.sources.registry import KINDS
+from mixserve_client import wire
 from mixserve_client.errors import CorruptReply
+from tests.fuzz import file_targets, wire_targets
 from tests.fuzz.file_targets import FILES
 from tests.fuzz.mutations import mutate
 from tests.fuzz.target import MEMORY_BYTES, Checked, Fault, Target
@@ -35,6 +40,16 @@ def test_damaged_inputs_are_refused_soon_and_in_words(target):
         checked(given if isinstance(given, bytes) else mutate(given, seeds, min(target.largest, 64 << 10)))
 
     run()
+
+
+def test_every_decoder_and_every_kind_of_source_is_fuzzed():
+    modules = [
+        importlib.import_module(found.name) for found in pkgutil.iter_modules(wire.__path__, f"{wire.__name__}.")
+    ]
+    decoders = {name for module in modules for name in vars(module) if name.startswith("decode_")}
+    fuzzed = Path(wire_targets.__file__).read_text()
+    assert [name for name in decoders if f".{name}" not in fuzzed] == []
+    assert {kind for kind, _ in file_targets.MAKERS.values()} == KINDS.keys() - {"factory"}
 
 
 def raising(error: BaseException):
