@@ -1,8 +1,5 @@
 """`MixClient`: single batches, descriptions, iterators and sessions of the mixtures of a server."""
 
-import os
-import secrets
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -10,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mixserve_client.credentials import TlsOptions
-from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
+from mixserve_client.errors import CorruptReply, InvalidRequest
 from mixserve_client.options import BatchOptions, ConnectOptions
 from mixserve_client.reading.batches import Batches
 from mixserve_client.reading.catalog import MixtureCatalog
@@ -26,14 +23,15 @@ from mixserve_client.schema.fields import Batch, Content
 from mixserve_client.schema.mixture import MixtureDescription
 from mixserve_client.schema.positions import check_any_positions, check_positions
 from mixserve_client.schema.schedule import Pairs
-from mixserve_client.schema.sessions import HeldSession, OpenRequest, SessionDescription, check_name
+from mixserve_client.schema.sessions import SessionDescription
 from mixserve_client.schema.text import show
 from mixserve_client.sessions.leases import LeaseKeeper, SharedLeases, leases_of
-from mixserve_client.sessions.session import Session, SessionView, is_definite
+from mixserve_client.sessions.opening import open_session
+from mixserve_client.sessions.session import Session, SessionView
 from mixserve_client.transport.base import Transport
 from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import decode_names
-from mixserve_client.wire.session import decode_opened, decode_sessions, encode_list_request, encode_open_request
+from mixserve_client.wire.session import decode_sessions, encode_list_request
 
 
 def check_client(client: Any) -> "MixClient":
@@ -89,6 +87,7 @@ class MixClient:
         Never blocks: the first call connects. `patience_s` is how many seconds a call keeps trying to reach a server.
         With several replicas, one that lets a call wait `attempt_s` seconds for a reply is left for another one, and
         with `hedge` another one is asked as well when a reply is late, for up to 5 % more requests.
+
         A server on this host, run by the same user, passes batches in shared memory. Set `shared_memory` to the folder
         of that server's socket if it is not /dev/shm, or to False for none. Other servers send batches over a bulk
         channel, a plain TCP connection, unless `bulk` is False. gRPC carries what neither of them does.
@@ -318,30 +317,17 @@ class MixClient:
         self._check_one_server()
         deadline = deadline_in(timeout_s)
         description = self.catalog.get(mixture, deadline)
-        held = HeldSession(description.name, check_name("session", name), secrets.token_hex(16))
-        request = OpenRequest(
-            *held,
-            holder=f"process {os.getpid()} on {socket.gethostname()}",
-            fresh=check_truth("fresh", fresh),
-            take_over=check_truth("take_over", take_over),
-            strict=check_truth("strict", strict),
-            expected_fingerprint=description.fingerprint,
+        return open_session(
+            self.catalog.resources,
+            self._leases,
+            description,
+            name,
+            deadline,
+            timeout_s,
+            fresh=fresh,
+            take_over=take_over,
+            strict=strict,
         )
-        # An earlier call may have abandoned this session under another lease, for which the server would refuse us.
-        self._leases.settle(description.name, name, deadline)
-        try:
-            reply = self._caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
-            return Session(
-                self.catalog.resources, self._leases, held, decode_opened(reply), timeout_s, description.fields
-            )
-        except BaseException as error:
-            # The server may have opened the session although this call failed: release it, or our own retry would get
-            # SessionTaken. After a timeout a background thread does so, since this caller has no time left.
-            if isinstance(error, DeadlineExceeded):
-                self._leases.abandon(held)
-            elif not is_definite(error):
-                self._leases.release(held, deadline=deadline)
-            raise
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """A view of a session that another client may hold: its state and its checkpoints."""

@@ -1,0 +1,55 @@
+"""Opens a session, and leaves none behind that its caller does not know."""
+
+import os
+import secrets
+import socket
+
+from mixserve_client.errors import DeadlineExceeded
+from mixserve_client.rpc.resources import Resources
+from mixserve_client.schema.checks import check_truth
+from mixserve_client.schema.mixture import MixtureDescription
+from mixserve_client.schema.sessions import HeldSession, OpenRequest, check_name
+from mixserve_client.sessions.leases import LeaseKeeper
+from mixserve_client.sessions.session import Session, is_definite
+from mixserve_client.wire import methods
+from mixserve_client.wire.session import decode_opened, encode_open_request
+
+
+def open_session(
+    resources: Resources,
+    leases: LeaseKeeper,
+    mixture: MixtureDescription,
+    name: str,
+    deadline: float | None,
+    timeout_s: float | None,
+    *,
+    fresh: bool,
+    take_over: bool,
+    strict: bool,
+) -> Session:
+    """Open the session `name` until `deadline`; each of its calls has `timeout_s` seconds.
+
+    `MixClient.session` says what the other arguments mean, and what this raises.
+    """
+    held = HeldSession(mixture.name, check_name("session", name), secrets.token_hex(16))
+    request = OpenRequest(
+        *held,
+        holder=f"process {os.getpid()} on {socket.gethostname()}",
+        fresh=check_truth("fresh", fresh),
+        take_over=check_truth("take_over", take_over),
+        strict=check_truth("strict", strict),
+        expected_fingerprint=mixture.fingerprint,
+    )
+    # An earlier call may have abandoned this session under another lease, for which the server would refuse us.
+    leases.settle(mixture.name, name, deadline)
+    try:
+        reply = resources.here.caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
+        return Session(resources, leases, held, decode_opened(reply), timeout_s, mixture.fields)
+    except BaseException as error:
+        # The server may have opened the session although this call failed: release it, or our own retry would get
+        # SessionTaken. After a timeout a background thread does so, since this caller has no time left.
+        if isinstance(error, DeadlineExceeded):
+            leases.abandon(held)
+        elif not is_definite(error):
+            leases.release(held, deadline=deadline)
+        raise
