@@ -22,7 +22,7 @@ from mixserve_client.errors import Overloaded
 from mixserve_client.schema.sessions import HeldSession
 from mixserve_client.wire import methods
 from mixserve_client.wire.session import encode_held
-from tests.sessions.test_faults import DEADLINE_S, Wire, ids, make_node, stream
+from tests.sessions.test_faults import DEADLINE_S, SOON_S, Wire, ids, make_node, stream
 
 LEASE = "f" * 32
 
@@ -41,10 +41,10 @@ def test_closed_sessions_make_room_the_oldest_first():
     with MixClient([wire]) as client:
         held = client.session("held")
         for name in "abcd":
-            with client.session(name) as session:
+            with client.session(name, timeout_s=SOON_S) as session:
                 session.next_batch(4)
         assert wire.sessions._loaded.evicted == 1
-        with client.session("e"):
+        with client.session("e", timeout_s=SOON_S):
             assert wire.sessions._loaded.evicted == 2
         assert [known.name for known in client.sessions()] == ["c", "d", "e", "held"]
         assert client.session("d").resumed
@@ -71,7 +71,7 @@ def test_more_sessions_than_fit_are_refused_with_a_delay(caplog):
 def test_sessions_on_disk_leave_memory_and_come_back(tmp_path):
     wire = make_wire(tmp_path, sessions=3)
     with MixClient([wire]) as client:
-        held = [client.session(f"run-{number}") for number in range(8)]
+        held = [client.session(f"run-{number}", timeout_s=SOON_S) for number in range(8)]
         for turn in range(3):
             for session in held:
                 assert ids(session.next_batch(4)) == stream(3)[turn]
