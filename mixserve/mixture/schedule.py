@@ -27,7 +27,8 @@ def normalised(weights: Sequence[float]) -> Shares:
     if isinstance(weights, Shares):
         return weights
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, Real):  # pyright: ignore[reportUnnecessaryIsInstance]
+        # Floats first, since a look at Real takes longer than all else, and a request may have 65,536 entries.
+        if type(weight) is not float and (isinstance(weight, bool) or not isinstance(weight, Real)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"weights must be numbers, got {weight!r}")
         if not abs(weight) <= sys.float_info.max or weight < 0:
             raise ValueError(f"weights must be positive or zero, and finite, got {weight!r} in {tuple(weights)}")
