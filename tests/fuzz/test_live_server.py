@@ -42,7 +42,7 @@ THREADS, TIMEOUT_S, MOST_REPLIES = 4, 5.0, 20
 GROWTH_BYTES = 256 << 20  # of a server that has met all of this, beyond what it had after the first
 PROGRESS_S = 10
 # What no request may make of a server: everything else says what is wrong with the request.
-FAULTS = ("ServerFault", "CorruptReply", "INTERNAL", "UNKNOWN", "DATA_LOSS")
+FAULTS = ("ServerFault", "INTERNAL", "UNKNOWN")
 
 
 class Attackers:
