@@ -63,7 +63,7 @@ class Link:
         ended: Callable[["Link"], None],
     ):
         self.port = target[1]
-        self._selector, self._ended, self._note_flips = selector, ended, note_flips
+        self._selector, self._ended = selector, ended
         server = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HELD_BYTES)
         for made in (client, server):
@@ -71,8 +71,8 @@ class Link:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._ends = client, server
         self._is_connecting = True
-        self._up = _Flow(client, server, lambda: faults["up"], 2 * number)
-        self._down = _Flow(server, client, lambda: faults["down"], 2 * number + 1)
+        self._up = _Flow(client, server, lambda: faults["up"], 2 * number, note_flips)
+        self._down = _Flow(server, client, lambda: faults["down"], 2 * number + 1, note_flips)
         self._interests = dict[socket.socket, int]()
         self.due = math.inf  # when bytes that are held back may go on
         server.connect_ex(target)
@@ -91,7 +91,6 @@ class Link:
             if not self._is_connecting:
                 for flow in (self._up, self._down):
                     flow.move()
-                    self._note_flips(flow.take_flipped())
         except OSError:
             self.end(reset=True)
             return
@@ -148,8 +147,16 @@ class Link:
 class _Flow:
     """One direction of a connection: bytes that came from `source`, until they may go to `sink`."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, faults: Callable[[], Faults], number: int):
+    def __init__(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        faults: Callable[[], Faults],
+        number: int,
+        note_flips: Callable[[int], None],
+    ):
         self._source, self._sink, self._faults, self._number = source, sink, faults, number
+        self._note_flips = note_flips
         self._held = deque[tuple[float, bytes]]()  # with the time at which they came
         self._held_bytes = 0
         self._free_at = 0.0  # when the line has sent what it got
@@ -175,12 +182,6 @@ class _Flow:
             return math.inf
         due = self._held[0][0] + faults.delay_s
         return due if faults.bytes_per_s == math.inf else max(due, self._free_at)
-
-    def take_flipped(self) -> int:
-        if self._flips is None:
-            return 0
-        flipped, self._flips[1].flipped = self._flips[1].flipped, 0
-        return flipped
 
     def move(self) -> None:
         """Read, and write what is due. Raises OSError."""
@@ -222,7 +223,9 @@ class _Flow:
         wanted = (faults.flip_rate, faults.seed)
         if self._flips is None or self._flips[0] != wanted:
             self._flips = wanted, _Flips(faults.flip_rate, f"{faults.seed} {self._number}")
-        return self._flips[1].flip(data)
+        changed, bits = self._flips[1].flip(data)
+        self._note_flips(bits)  # before they are sent: who has received them may ask at once
+        return changed
 
 
 class _Flips:
@@ -232,16 +235,16 @@ class _Flips:
         self._random = random.Random(seed)
         self._rate = rate
         self._left = self._gap()
-        self.flipped = 0
 
-    def flip(self, data: bytes) -> bytes:
-        changed = bytearray(data)
+    def flip(self, data: bytes) -> tuple[bytes, int]:
+        """The data with bits flipped, and how many."""
+        changed, flipped = bytearray(data), 0
         while self._left < len(changed):
             changed[self._left] ^= 1 << self._random.randrange(8)
-            self.flipped += 1
+            flipped += 1
             self._left += 1 + self._gap()
         self._left -= len(changed)
-        return bytes(changed)
+        return bytes(changed), flipped
 
     def _gap(self) -> int:
         """The bytes before the next one that is changed: geometric, as if a coin was thrown for each byte."""
