@@ -27,7 +27,20 @@ from mixserve_client.schema.sessions import (
     OpenRequest,
     SessionDescription,
 )
-from mixserve_client.wire import batch, bulk, error, health, methods, mixture, request, schedule, server, session, value
+from mixserve_client.wire import (
+    batch,
+    bulk,
+    checksum,
+    error,
+    health,
+    methods,
+    mixture,
+    request,
+    schedule,
+    server,
+    session,
+    value,
+)
 from tests.fuzz.handshake_target import HANDSHAKE
 from tests.fuzz.target import Target
 
@@ -164,6 +177,65 @@ def _der() -> list[bytes]:
     return [item(0x30, body, algorithm, item(3, b"\0" * 8))]
 
 
+def _open_reply(data: bytes) -> object:
+    """A reply that passes is the one that was sent."""
+    opened = bytes(checksum.open_reply(data, _TO))
+    assert opened in _sealed_replies.messages, "a damaged reply has a right checksum"
+    return opened
+
+
+class _Sealed:
+    """Replies with checksums."""
+
+    def __init__(self) -> None:
+        self.messages = (filled_batch(1), b"", server.encode_server(ServerDescription("/x")))
+
+    def __call__(self) -> list[bytes]:
+        return [checksum.seal_reply(message, _TO) for message in self.messages]
+
+
+_TO = checksum.ReplyTo(7, 1)
+_sealed_replies = _Sealed()
+
+
+def _checked() -> list[Target]:
+    """What has checksums."""
+    bulk_errors = [
+        bulk.encode_bulk_error(3, UnknownMixture("no"), is_checked=True)[bulk.HEADER_BYTES :],
+    ]
+    bulk_requests = [
+        bulk.encode_bulk_request(1, methods.STREAM_BATCHES, _streams()[0], is_checked=True)[bulk.HEADER_BYTES :]
+    ]
+    headers = [bulk.encode_header(kind, 3, 0, is_checked=True) for kind in (bulk.Kind.REPLY, bulk.Kind.END)]
+    return [
+        Target("client: reply with a checksum", _open_reply, _CORRUPT, _sealed_replies),
+        Target(
+            "server: request with a checksum",
+            checksum.open_request,
+            (CorruptReply,),
+            lambda: [checksum.seal_request(one)[0] for one in (b"", *_requests())],
+        ),
+        Target(
+            "client: frame with a checksum",
+            partial(_read_header, partial(bulk.decode_reply_header, is_checked=True)),
+            _CORRUPT,
+            lambda: headers,
+        ),
+        Target(
+            "client: error with a checksum",
+            partial(bulk.decode_bulk_error, is_checked=True),
+            _CORRUPT,
+            lambda: bulk_errors,
+        ),
+        Target(
+            "server: request of a bulk channel with a checksum",
+            partial(bulk.decode_bulk_request, is_checked=True),
+            (InvalidRequest, CorruptReply),
+            lambda: bulk_requests,
+        ),
+    ]
+
+
 def _replies() -> list[Target]:
     sessions = [SessionDescription("train", name, "me", 1.5, 7, 1, ("a", "b")) for name in ("run-17", "x")]
     offers = [ServerDescription("/dev/shm/x/y.sock", BulkOffer("", 50052, bytes(32)), (":50053", "host:1"))]
@@ -239,4 +311,4 @@ def _of_requests() -> list[Target]:
     return [*found, header]
 
 
-WIRE = [*_replies(), *_of_requests(), HANDSHAKE]
+WIRE = [*_replies(), *_of_requests(), *_checked(), HANDSHAKE]
