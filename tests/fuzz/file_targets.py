@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from mixserve_client.errors import CorruptCheckpoint, InvalidRequest, MixserveEr
 from mixserve_client.reading.state_file import read_state
 from mixserve_client.wire.value import encode_value
 from tests.arrow_files import save_to_disk
+from tests.fuzz.folders import memory_folder
 from tests.fuzz.target import Target
 from tests.records import example, tfrecord, write_array_record
 from tests.test_mds import write_mds
@@ -44,13 +44,7 @@ _ROWS = 12
 _PREPARED_FILES = 200
 
 
-@cache
-def _folder() -> Path:
-    """In memory, if this system has such a folder."""
-    memory = Path("/dev/shm")
-    made = Path(tempfile.mkdtemp(prefix="mixserve-fuzz-", dir=memory if memory.is_dir() else None))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+_folder = cache(memory_folder)
 
 
 def _at(name: str, data: bytes) -> Path:

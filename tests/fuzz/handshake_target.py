@@ -1,18 +1,15 @@
 """The client's side of shared memory: what a process at the other end of the socket may answer."""
 
-import atexit
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from contextlib import closing, suppress
 from functools import cache
-from pathlib import Path
 
 from mixserve_client.transport.handshake import SLOT_ID, SLOT_PACKET
 from mixserve_client.transport.slots import SlotPool
+from tests.fuzz.folders import memory_folder
 from tests.fuzz.target import Target
 
 _SLOT_BYTES = 4096
@@ -23,9 +20,7 @@ class _Server:
     """Answers each packet with the next of `answers`, and ends the connection after the last."""
 
     def __init__(self) -> None:
-        memory = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix="mixserve-fuzz-", dir=memory if memory.is_dir() else None))
-        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder = memory_folder()
         (self.folder / "own").mkdir(mode=0o700)
         self.path = self.folder / "own" / "s.sock"
         self.answers = list[bytes]()

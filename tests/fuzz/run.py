@@ -6,6 +6,7 @@ them by coverage. MIXSERVE_FUZZ_TARGETS names some targets, separated by commas,
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.file_targets import FILES
+from tests.fuzz.folders import VARIABLE, memory_folder
 from tests.fuzz.target import Target
 from tests.fuzz.wire_targets import WIRE
 
@@ -32,10 +34,16 @@ def fuzz(python: str, target: Target, inputs: int) -> tuple[Target, dict[str, An
     """What was counted, None after a fault; and what it printed."""
     corpus = FOLDER / target.name.replace(": ", "-").replace(" ", "-")
     command = [python, "-m", "tests.fuzz.guided", target.name, str(inputs), str(corpus)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "JAX_PLATFORMS": "cpu"}
+    folder = memory_folder()
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}",
+        "JAX_PLATFORMS": "cpu",
+        VARIABLE: str(folder),
+    }
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S
     )
+    shutil.rmtree(folder)
     said = done.stderr[-1000:] + done.stdout
     last = next((line for line in reversed(done.stdout.splitlines()) if line.startswith(f"{target.name}\t")), None)
     return target, None if done.returncode or last is None else json.loads(last.split("\t")[1]), said
