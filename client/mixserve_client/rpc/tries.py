@@ -110,8 +110,21 @@ class Tries:
             raise Unavailable(
                 f"no server answered for {silent_s:.1f} s (patience_s); last error: {self._said(error)}"
             ) from error
+        self._log(silent_s, error)
         if self._next() is None:
             self._end_round(error, now)
+
+    def _log(self, silent_s: float, error: MixserveError) -> None:
+        """Say that no replica has answered for so long, at growing intervals."""
+        if silent_s < self._log_at_s:
+            return
+        _logger.warning(
+            "still waiting for a server, for %.0f s now, up to %.0f s (patience_s): %s",
+            silent_s,
+            self._replicas.patience_s,
+            self._said(error),
+        )
+        self._log_at_s = silent_s + min(silent_s, _LOG_EVERY_S)
 
     def _next(self) -> Replica | None:
         return self._replicas.choose(self._tried, self._fingerprint, in_order=self._in_order)
@@ -120,14 +133,7 @@ class Tries:
         """No replica is left to ask: give up, or wait before all are asked once more. Raises as `failed` does."""
         silent_s = now - self._first_failure
         self._raise_fault(silent_s)
-        if silent_s >= self._log_at_s:
-            _logger.warning(
-                "still waiting for a server, for %.0f s now, up to %.0f s (patience_s): %s",
-                silent_s,
-                self._replicas.patience_s,
-                self._said(error),
-            )
-            self._log_at_s = silent_s + min(silent_s, _LOG_EVERY_S)
+        self._log(silent_s, error)
         # The exponent has a limit: after 1,024 rounds, half an hour, 2 ** rounds no longer fits a float.
         delay_s = min(_FIRST_DELAY_S * 2 ** min(self._rounds, 10), _LONGEST_DELAY_S)
         waits = [one.retry_after_s for one in (error, *self._errors.values()) if isinstance(one, Overloaded)]
