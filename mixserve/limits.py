@@ -1,5 +1,6 @@
 """What a server does and remembers at most, however many ask for however much."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -11,6 +12,12 @@ class ServerLimits:
     """The limits of one process of a server. Raises ValueError.
 
     - `reply_bytes`: of replies to single calls that readers have not taken, in all connections together.
+    - `calls_per_mixture`: single calls of one mixture that are answered at a time; as many replies of its streams over
+      gRPC, and over bulk channels, are made at a time, if there are so many threads. The default keeps one core busy
+      with copies, or 16 requests under way to an object store. Further calls wait, and then get Overloaded.
+    - `read_timeout_s`: seconds for which a call waits for a read of its sources, which then ends with Unavailable. The
+      default is much longer than a cold object store takes for a batch. Arrays and mapped files are copied, without a
+      limit.
     - `schedule_bytes`: of readers' schedules, about. The server forgets those that were not used for longest, and their
       readers send them again; it refuses one that is larger by itself. 512 MiB hold 364,000 entries of two weights in
       epoch mode, and four times as many otherwise.
@@ -23,11 +30,23 @@ class ServerLimits:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     reply_bytes: int = 512 << 20
+    calls_per_mixture: int = 16
+    read_timeout_s: float = 60.0
     schedule_bytes: int = 512 << 20
     sessions: int = 10_000
 
     def __post_init__(self) -> None:
         for one in fields(self):
             value: Any = getattr(self, one.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if one.type in (float, "float"):
+                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                    raise ValueError(f"{one.name} must be a positive, finite number of seconds, got {show(value)}")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{one.name} must be a positive integer, got {show(value)}")
+        if self.calls_per_mixture > _MOST_CALLS:
+            raise ValueError(
+                f"calls_per_mixture must be in 1..{_MOST_CALLS}, since each has a thread, got {self.calls_per_mixture}"
+            )
+
+
+_MOST_CALLS = 1024

@@ -163,6 +163,10 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
             "server.limits: reply_bytes must be a positive integer, got 0",
         ),
         (
+            "server: {limits: {read_timeout_s: 0}}\nmixtures: {x: {sources: {a: %s}}}",
+            "server.limits: read_timeout_s must be a positive, finite number of seconds, got 0",
+        ),
+        (
             "mixtures: {x: {sauces: {a: %s}}}",
             "mixtures.x.sauces: unknown key; allowed here are sampling, block_size, stop, sources, schedule",
         ),

@@ -237,11 +237,11 @@ def test_a_hanging_source_does_not_keep_a_terminated_server(tmp_path):
     config.write_text(
         "mixtures: {m: {sources: {a: {kind: factory, function: 'hanging:Hanging', weight: 1}}}}\nserver: {port: 0}\n"
     )
-    with server_process(config, "--grace-s", "0.2") as server, MixClient.connect(server.address()) as client:
+    with server_process(config, "--grace-s", "5") as server, MixClient.connect(server.address()) as client:
         with pytest.raises(DeadlineExceeded):
             client.get_batch_at(0, 1, 0, timeout_s=1)
         assert server.terminate() == 0
-        assert "still running" in server.log()
+        assert "still running" not in server.log()  # a call that its client has given up does not count
 
 
 def test_reflection_streams_do_not_take_the_threads_of_calls(server):

@@ -60,8 +60,8 @@ def joined(threads: list[threading.Thread]) -> None:
 @pytest.fixture
 def few_threads(monkeypatch) -> int:
     """New servers have two threads for streams."""
-    monkeypatch.setattr(streams, "_THREADS", 2)
-    monkeypatch.setattr(bulk_threads, "_THREADS", 2)
+    monkeypatch.setattr(streams, "THREADS", 2)
+    monkeypatch.setattr(bulk_threads, "THREADS", 2)
     return 2
 
 
@@ -83,7 +83,7 @@ def stalled_readers(channel: grpc.Channel, server: MixServer) -> list[Any]:
     """Streams that are never read and that occupy all threads: another stream finds none."""
     ask = channel.unary_stream(methods.STREAM_BATCHES)
     for wait_s in (0.2, 0.5, 1.0, 2.0, 4.0):
-        stalled = [ask(request(ENDLESS)) for _ in range(streams._THREADS)]
+        stalled = [ask(request(ENDLESS)) for _ in range(streams.THREADS)]
         time.sleep(wait_s)  # until then connections may still accept data; the next call shows whether they do
         with grpc.insecure_channel(server.address) as other:
             try:
@@ -147,7 +147,7 @@ def test_single_calls_and_health_are_answered_while_stalled_readers_hold_all_str
 
 
 def test_a_stream_ends_early_while_another_waits(big_node, monkeypatch):
-    monkeypatch.setattr(streams, "_THREADS", 1)
+    monkeypatch.setattr(streams, "THREADS", 1)
     with serve({"train": big_node}, shared_memory=False) as server, grpc.insecure_channel(server.address) as channel:
         ask = channel.unary_stream(methods.STREAM_BATCHES)
         first = ask(request(ENDLESS))

@@ -289,11 +289,18 @@ def bench(
 
 @app.command()
 @connecting
-def health(address: Address, connection: Connection, timeout_s: Timeout = 5.0) -> None:
+def health(
+    address: Address,
+    connection: Connection,
+    timeout_s: Timeout = 5.0,
+    mixture: Annotated[
+        str | None, typer.Option(help="Ask whether this mixture gets records from its sources, too.")
+    ] = None,
+) -> None:
     """Ask a server whether it is serving: exit code 0 if so, else 1."""
     from mixserve.cli.health import probe
 
-    status = probe(address, timeout_s, connection)
+    status = probe(address, timeout_s, connection, mixture)
     typer.echo(status)
     raise typer.Exit(0 if status == "SERVING" else 1)
 

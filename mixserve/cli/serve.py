@@ -72,7 +72,7 @@ def run(
     count = count_processes(config.server.processes if processes is None else processes)
     if link is None and count > 1:
         reach.check(address, has_tokens=tokens is not None)
-        code = supervise(address, count, config.server.worker_port, reach, signals, grace_s)
+        code = supervise(address, count, config.server.worker_port, reach, signals, grace_s, tuple(config.mixtures))
         logging.shutdown()
         os._exit(code)
     place = None if link is None else link.place
@@ -117,7 +117,7 @@ def run(
     signals.is_serving = True
     signals.hear()
     if link is not None:
-        link.serving(server.tell_health)
+        link.serving(server.tell_health, server.tell_stuck, server.stuck_mixtures)
     signals.wait()
     if link is not None:
         link.draining()

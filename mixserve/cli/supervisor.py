@@ -26,8 +26,11 @@ from mixserve.cli.worker_link import (
     PACKET_BYTES,
     SERVING,
     SOME_SERVE,
+    STUCK,
     WARM,
     Place,
+    decode_stuck,
+    encode_stuck,
 )
 from mixserve.config import MOST_PROCESSES, ConfigError
 from mixserve.listening import holding, sharing
@@ -51,6 +54,7 @@ class _Worker:
     process: "subprocess.Popen[bytes] | None" = None
     link: socket.socket | None = None
     serving_since: float | None = None
+    stuck: frozenset[str] = frozenset()  # its mixtures that get no records
     failures: int = 0  # in a row, of processes that did not serve for long
     start_at: float = field(default_factory=time.monotonic)
 
@@ -61,8 +65,17 @@ class Supervisor:
     The first worker starts alone: what it prepares and compiles the others find, and what is wrong is said once.
     """
 
-    def __init__(self, command: Sequence[str], places: Sequence[Place], tell_health: Callable[[bool], None]):
+    def __init__(
+        self,
+        command: Sequence[str],
+        places: Sequence[Place],
+        tell_health: Callable[[bool], None],
+        tell_stuck: Callable[[frozenset[str]], None] = lambda _: None,
+    ):
+        """`tell_health` gets whether all workers serve, and `tell_stuck` the mixtures that get no records in one."""
         self._command = tuple(command)
+        self._tell_stuck = tell_stuck
+        self._stuck = frozenset[str]()
         self._workers = [_Worker(place) for place in places]
         self._tell_health = tell_health
         self._selector = selectors.DefaultSelector()
@@ -131,6 +144,10 @@ class Supervisor:
         elif word == SERVING:
             worker.serving_since = time.monotonic()
             self._note_change()
+            self._send(worker, encode_stuck(self._stuck))
+        elif word.startswith(STUCK):
+            worker.stuck = decode_stuck(word)
+            self._note_stuck()
         elif word == DRAINING:
             worker.serving_since = None
             self._note_change()
@@ -170,8 +187,9 @@ class Supervisor:
         elif code < 0:
             _logger.error("the first worker %s while it started", _describe_end(code))
         self._first_code = code if code >= 0 else _FAILED
-        worker.process, worker.serving_since = None, None
+        worker.process, worker.serving_since, worker.stuck = None, None, frozenset()
         self._note_change()
+        self._note_stuck()
 
     def _note_change(self) -> None:
         """Tell health, and all workers, whether all serve."""
@@ -185,6 +203,15 @@ class Supervisor:
             for worker in self._workers:
                 self._send(worker, ALL_SERVE if all_serve else SOME_SERVE)
         self._all_serve, self._have_served = all_serve, self._have_served or all_serve
+
+    def _note_stuck(self) -> None:
+        """Tell health, and all workers, which mixtures get no records in any of them."""
+        stuck = frozenset[str]().union(*(worker.stuck for worker in self._workers))
+        if stuck != self._stuck:
+            self._stuck = stuck
+            self._tell_stuck(stuck)
+            for worker in self._workers:
+                self._send(worker, encode_stuck(stuck))
 
     def _drain(self, signals: StopSignals, grace_s: float) -> None:
         _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
@@ -249,9 +276,16 @@ def count_processes(wanted: str | int) -> int:
 
 
 def supervise(
-    address: str, count: int, worker_port: int | None, reach: Reach, signals: StopSignals, grace_s: float
+    address: str,
+    count: int,
+    worker_port: int | None,
+    reach: Reach,
+    signals: StopSignals,
+    grace_s: float,
+    mixtures: Sequence[str],
 ) -> int:
-    """Serve `address` with `count` workers until a signal; each runs this process's own command. Returns the exit code.
+    """Serve `mixtures` at `address` with `count` workers until a signal; each runs this process's own command. Returns
+    the exit code.
 
     Their own ports follow `worker_port`; None: the kernel chooses them. Raises OSError if a port is taken.
     """
@@ -268,29 +302,38 @@ def supervise(
             for number in range(count)
         ]
         fixed.close()
-        tell_health = held.enter_context(_health(reach))
+        tell_health, tell_stuck = held.enter_context(_health(reach, mixtures))
         told = [f":{one.rpartition(':')[2]}" for one in own]
         places = [Place(number, address, own, told, str(folder / "state.sock")) for number in range(count)]
         # Of this process's own arguments, so that workers have the same options, of Python too.
         command = [sys.executable, *sys.orig_argv[1:], "--worker"]
-        return Supervisor(command, places, tell_health).run(signals, grace_s)
+        return Supervisor(command, places, tell_health, tell_stuck).run(signals, grace_s)
 
 
 @contextmanager
-def _health(reach: Reach) -> Generator[Callable[[bool], None]]:
-    """Answers health alone at its port, in this process, which has nothing else to do; the block tells it what."""
+def _health(
+    reach: Reach, mixtures: Sequence[str]
+) -> Generator[tuple[Callable[[bool], None], Callable[[frozenset[str]], None]]]:
+    """Answers health alone at its port, in this process, which has nothing else to do; the block tells it whether all
+    workers serve, and which mixtures get no records."""
     if reach.health_port is None:
-        yield lambda _: None
+        yield (lambda _: None), (lambda _: None)
         return
     from mixserve.serving.health import Health
     from mixserve.serving.health_port import HealthPort
 
-    health = Health()
+    stuck = frozenset[str]()
+
+    def tell_stuck(names: frozenset[str]) -> None:
+        nonlocal stuck
+        stuck = names
+
+    health = Health(lambda: {name: name not in stuck for name in mixtures})
     port = HealthPort(health, join_address(reach.health_host, reach.health_port))
     port.start()
     _logger.info("health on %s", port.address)
     try:
-        yield lambda serves: health.serving() if serves else health.stopping()
+        yield (lambda serves: health.serving() if serves else health.stopping()), tell_stuck
     finally:
         port.stop()
         health.close()

@@ -1,7 +1,8 @@
 """What a worker and the process that started it tell each other, in packets over a pair of sockets.
 
 The supervisor sends the worker's `Place` first, as JSON, and then the words below. The worker sends WARM with a digest
-of its mixtures, then SERVING, and DRAINING if it ends by itself. The connection ends with either process.
+of its mixtures, then SERVING, and DRAINING if it ends by itself. Both send STUCK with a list of the mixtures that get
+no records: the worker its own, the supervisor those of all. The connection ends with either process.
 """
 
 import json
@@ -9,14 +10,18 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 GO, ALL_SERVE, SOME_SERVE, DRAIN, END = b"go", b"all serve", b"some serve", b"drain", b"end"
 WARM, SERVING, DRAINING = b"warm ", b"serving", b"draining"
+STUCK = b"stuck "
 PACKET_BYTES = 1 << 16
+_LOOK_EVERY_S = 0.5
 _FAILED = 1
 
 
@@ -46,6 +51,7 @@ class WorkerLink:
         self._drain = drain
         self._may_serve = threading.Event()
         self._tell_health: Callable[[bool], None] | None = None
+        self._tell_stuck: Callable[[Iterable[str]], None] | None = None
         threading.Thread(target=self._listen, name="mixserve-supervisor", daemon=True).start()
 
     def wait_to_serve(self, fingerprints: Mapping[str, str]) -> None:
@@ -53,14 +59,33 @@ class WorkerLink:
         self._socket.send(WARM + digest_of(fingerprints))
         self._may_serve.wait()
 
-    def serving(self, tell_health: Callable[[bool], None]) -> None:
-        """Tell the supervisor that this worker serves; `tell_health` then gets whether all do."""
-        self._tell_health = tell_health
+    def serving(
+        self,
+        tell_health: Callable[[bool], None],
+        tell_stuck: Callable[[Iterable[str]], None],
+        stuck: Callable[[], Iterable[str]],
+    ) -> None:
+        """Tell the supervisor that this worker serves, and from now on which mixtures are `stuck()`.
+
+        `tell_health` then gets whether all workers serve, and `tell_stuck` the mixtures that are stuck in any of them.
+        """
+        self._tell_health, self._tell_stuck = tell_health, tell_stuck
         self._socket.send(SERVING)
+        threading.Thread(target=self._watch, args=(stuck,), name="mixserve-stuck", daemon=True).start()
 
     def draining(self) -> None:
         """Tell the supervisor that this worker will end."""
         self._socket.send(DRAINING)
+
+    def _watch(self, stuck: Callable[[], Iterable[str]]) -> None:
+        told = encode_stuck(())
+        with suppress(OSError):  # the supervisor is gone, and this process ends
+            while True:
+                word = encode_stuck(stuck())
+                if word != told:
+                    self._socket.send(word)
+                    told = word
+                time.sleep(_LOOK_EVERY_S)
 
     def _listen(self) -> None:
         try:
@@ -71,11 +96,27 @@ class WorkerLink:
                     self._drain()
                 elif word == END:
                     os._exit(_FAILED)
+                elif word.startswith(STUCK):
+                    if self._tell_stuck is not None:
+                        self._tell_stuck(decode_stuck(word))
                 elif self._tell_health is not None:
                     self._tell_health(word == ALL_SERVE)
         finally:  # also after an error, such as SystemExit of a log's handler: a worker must not outlive its supervisor
             shutil.rmtree(Path(self.place.state_socket).parent, ignore_errors=True)
             os._exit(_FAILED)
+
+
+def encode_stuck(mixtures: Iterable[str]) -> bytes:
+    """The word for these mixtures; if a packet cannot hold them, for some of them."""
+    names = sorted(mixtures)
+    while len(word := STUCK + json.dumps(names).encode()) > PACKET_BYTES:
+        names = names[: len(names) // 2]
+    return word
+
+
+def decode_stuck(word: bytes) -> frozenset[str]:
+    """The mixtures of a word of `encode_stuck`."""
+    return frozenset(json.loads(word.removeprefix(STUCK)))
 
 
 def digest_of(fingerprints: Mapping[str, str]) -> bytes:

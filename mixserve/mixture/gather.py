@@ -1,17 +1,17 @@
 """A plan and the sources -> arrays in host memory; every row is written once, to its final place."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, cast
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from mixserve.failed_read import naming_source
+from mixserve.failed_read import FailedRead, naming_source
 from mixserve.mixture.file_guard import FileGuard
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.read_ahead import ReadAhead
 from mixserve.mixture.rows import Rows
-from mixserve.mixture.taking import Buffers, read_records
+from mixserve.mixture.taking import Buffers, Part, read_records
 from mixserve.sources import AnySource, ArrayBacked, is_array_backed
 from mixserve.sources.open_file import files_of
 from mixserve_client.schema.fields import Field
@@ -41,6 +41,8 @@ class HostGather:
         self._block_starts = np.cumsum([0, *(len(next(iter(block.values()))) for block in all_blocks)])
         self._source_starts = self._block_starts[self._first_blocks]
         self._rows = {field.name: _by_dtype([b[field.name] for b in all_blocks]) for field in fields if all_blocks}
+        # What records are checked against: a read must not hold the memory of a reply that is no longer wanted.
+        self._empty = {field.name: np.empty((0, *field.shape), field.dtype) for field in fields}
         self._read_ahead = ReadAhead(all_blocks, sources)
         self._guard = FileGuard({i: files_of(source) for i, source in enumerate(sources)}, self._names)
 
@@ -57,35 +59,72 @@ class HostGather:
         if backed is None or backed.any():
             self._read_ahead.announce(*self._locate(plan if backed is None else plan.at(np.flatnonzero(backed))))
 
-    def into(self, plan: Plan, buffers: Buffers, *, without: Collection[int] = ()) -> None:
+    @property
+    def only_copies(self) -> bool:
+        """Whether all records are rows of arrays, which are copied and not read by code of a source."""
+        return self._all_backed
+
+    def into(
+        self,
+        plan: Plan,
+        buffers: Buffers,
+        *,
+        without: Collection[int] = (),
+        read: Callable[[], Iterable[Part]] | None = None,
+    ) -> None:
         """Write the records of `plan` into `buffers`: per field an array of shape (size, *field.shape).
 
-        Leaves the slots of the sources in `without` as they are; none of these may be array-backed.
+        Leaves the slots of the sources in `without` as they are; none of these may be array-backed. `read` returns the
+        parts of the sources that are not array-backed, by default those of a `SourceRead` in this thread.
+
         Raises FailedRead if a source raises an error, or returns other leaves, shapes or dtypes than the buffers';
         SourceChanged if a file has changed since it was opened.
         """
         self._guard.check(plan.source_ids)
         try:
-            self._write(plan, buffers, without)
+            self._copy(plan, buffers)
         except Exception:
-            self._guard.look()  # what failed may be a file that was cut
-            self._guard.check(plan.source_ids)
+            self._look_again(plan)
+            raise
+        if self._all_backed:
+            return
+        for slots, records in SourceRead(self, plan, without).parts() if read is None else read():
+            for name, buffer in buffers.items():
+                buffer[slots] = records[name]
+
+    def read_source(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"]) -> Part:
+        """The records of `plan` at these slots, which are all of one source. Raises what `into` does."""
+        here = plan.at(slots)
+        self._guard.check(here.source_ids)
+        try:
+            return slots, read_records(self._names[source_id], self._sources[source_id], here, slots, self._empty)
+        except Exception:
+            self._look_again(here)
             raise
 
-    def _write(self, plan: Plan, buffers: Buffers, without: Collection[int]) -> None:
+    def to_read(self, plan: Plan, without: Collection[int]) -> list[tuple[int, Int[np.ndarray, " size"]]]:
+        """The sources of `plan` that are not array-backed, and their slots."""
+        others = plan.source_ids[~self._array_backed[plan.source_ids]]
+        found = [source_id for source_id in map(int, np.unique(others)) if source_id not in without]
+        return [(source_id, np.flatnonzero(plan.source_ids == source_id)) for source_id in found]
+
+    def unread(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"], error: Exception) -> FailedRead:
+        """What `error`, in place of the records at these slots, is for the reader of `plan`."""
+        return FailedRead.of(self._names[source_id], plan.record_ids[slots].tolist(), int(slots[0]), error)
+
+    def _look_again(self, plan: Plan) -> None:
+        """Raises SourceChanged if a file has changed: what failed may be one that was cut."""
+        self._guard.look()
+        self._guard.check(plan.source_ids)
+
+    def _copy(self, plan: Plan, buffers: Buffers) -> None:
+        """Write the records of the array-backed sources."""
         if self._all_backed:
             self._copy_rows(plan, buffers, None)
             return
         backed = self._array_backed[plan.source_ids]
         if backed.any():
             self._copy_rows(plan.at(np.flatnonzero(backed)), buffers, backed)
-        for source_id in map(int, np.unique(plan.source_ids[~backed])):
-            if source_id in without:
-                continue
-            here = np.flatnonzero(plan.source_ids == source_id)
-            records = read_records(self._names[source_id], self._sources[source_id], plan.at(here), here, buffers)
-            for name, buffer in buffers.items():
-                buffer[here] = records[name]
 
     def _copy_rows(self, plan: Plan, buffers: Buffers, slots: Bool[np.ndarray, " size"] | None) -> None:
         """Fill the `slots` of the buffers, or all if None, from a plan of array-backed sources only."""
@@ -109,6 +148,38 @@ class HostGather:
         numbers = self._source_starts[plan.source_ids] + plan.record_ids
         block_ids = np.searchsorted(self._block_starts, numbers, side="right") - 1
         return block_ids, numbers - self._block_starts[block_ids]
+
+
+class SourceRead:
+    """A read of the records of `plan` that sources read by code of their own: in any thread, one thread at a time."""
+
+    def __init__(self, gather: HostGather, plan: Plan, without: Collection[int] = ()):
+        self._gather, self._plan = gather, plan
+        self._to_read = gather.to_read(plan, without)
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        """Whether there is something to read."""
+        return bool(self._to_read)
+
+    def parts(self) -> Iterator[Part]:
+        """The records of one source after another. Raises what `HostGather.into` does."""
+        for at, (source_id, slots) in enumerate(self._to_read):
+            self._at = at
+            yield self._gather.read_source(source_id, self._plan, slots)
+
+    def unread(self, error: Exception) -> FailedRead:
+        """What `error`, in place of the records of the source that is read now, is for the reader of the plan."""
+        source_id, slots = self._to_read[self._at]
+        return self._gather.unread(source_id, self._plan, slots, error)
+
+
+class SourceReader(Protocol):
+    """Reads in threads of its own, for as long as it wants."""
+
+    def read(self, read: SourceRead) -> Callable[[], Iterable[Part]]:
+        """A function that returns the parts of `read`. It begins the read, unless an earlier call's is in progress."""
+        ...
 
 
 def _check_blocks(name: str, source: ArrayBacked, fields: tuple[Field, ...]) -> Sequence[Mapping[str, np.ndarray]]:

@@ -15,6 +15,8 @@ from mixserve_client.errors import DeadlineExceeded, Overloaded, Unavailable
 from mixserve_client.schema.tree import flatten
 
 Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
+# The slots of records among the rows of a batch, and the records by leaf.
+Part = tuple[Int[np.ndarray, " size"], Mapping[str, np.ndarray]]
 
 _SEARCH_S = 3.0
 

@@ -18,7 +18,7 @@ from mixserve.error_boundary import user_code
 from mixserve.failed_read import naming_positions, raising_own
 from mixserve.mixture import device, programs
 from mixserve.mixture.blocks import PlanBlocks
-from mixserve.mixture.gather import Buffers
+from mixserve.mixture.gather import Buffers, SourceRead, SourceReader
 from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
@@ -241,33 +241,38 @@ class MixDataSourcesNode(DataSourceModule):
         ranges: Sequence[Range],
         schedule: PlanBlocks | None = None,
         content: Content | None = None,
+        reader: SourceReader | None = None,
     ) -> PendingRows:
         """Plan the rows of `ranges`, one range after another, and begin to gather them.
 
         `schedule` has the plans under a reader's own weights (default: the node's); `content` selects what each row
-        holds (default: the record). When this returns, gathering on a device is in flight, and the next read may begin.
-        Raises OutOfRange if a position is not before the mixture's end.
+        holds (default: the record). Records that sources read by code of their own are read by `reader` (default: in
+        the thread that waits for the rows). When this returns, gathering on a device is in flight, and the next
+        read may begin. Raises OutOfRange if a position is not before the mixture's end.
         """
         plan = (self.mixture.blocks if schedule is None else schedule).plan(key, ranges)
-        return PendingRows(plan, content or Content.RECORDS, self.mixture.fields, self.begin_gather)
+        begin_gather = self.begin_gather if reader is None else partial(self.begin_gather, reader=reader)
+        return PendingRows(plan, content or Content.RECORDS, self.mixture.fields, begin_gather)
 
-    def begin_gather(self, plan: Plan) -> Callable[[Buffers], None]:
+    def begin_gather(self, plan: Plan, reader: SourceReader | None = None) -> Callable[[Buffers], None]:
         """Begin to fetch the records of a plan; returns a function that waits and writes them into host arrays.
 
-        They have the stored dtypes. When this returns, gathering on a device is in flight, and the next may begin.
+        They have the stored dtypes. `reader` is as in `begin_read`. When this returns, gathering on a device is in
+        flight, and the next may begin.
         """
         mixture, on_device = self.mixture, self._on_device()
         starts, sizes = mixture.device_starts, mixture.plan_sizes
         taken = device.begin_take(on_device, starts, plan, sizes) if on_device else None
         if len(on_device) < len(mixture.fields):
             mixture.host_gather.prefetch(plan)
+        read = None if reader is None else reader.read(SourceRead(mixture.host_gather, plan))
 
         def write(buffers: Buffers) -> None:
             if taken is not None:
                 taken(buffers)
                 buffers = {name: buffer for name, buffer in buffers.items() if name not in on_device}
             if buffers:
-                mixture.host_gather.into(plan, buffers)
+                mixture.host_gather.into(plan, buffers, read=read)
 
         return write
 

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS
+from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.sampling import EPOCH
 from mixserve.node import MixDataSourcesNode, PendingRows
@@ -49,6 +50,11 @@ class HostedMixture:
         self.is_array_backed = all(map(is_array_backed, node.mixture.leaves))
         # Arrays on a device are gathered there, asynchronously: streams overlap that with their copies.
         self.is_gathered_by_copying = self.is_array_backed and node.placement == "host"
+
+    @property
+    def only_copies(self) -> bool:
+        """Whether no record is read by code of a source: all are rows of arrays, on the host or on a device."""
+        return self.is_array_backed
 
     def is_cold(self) -> bool:
         """Whether records are being read from disks now."""
@@ -142,6 +148,7 @@ class ServedSelection:
         # so two mixtures of one server would get each other's records.
         return self.mixture, self.schedule, self.content, key.tobytes()
 
-    def begin_read(self, ranges: Sequence[Range], key: KeyWords) -> PendingRows:
-        """Plan the rows of `ranges`, and begin to gather them. Raises OutOfRange."""
-        return self.mixture.node.begin_read(key, ranges, self.blocks, self.content)
+    def begin_read(self, ranges: Sequence[Range], key: KeyWords, reader: SourceReader | None = None) -> PendingRows:
+        """Plan the rows of `ranges`, and begin to gather them; `reader` reads sources that need that (None: the thread
+        that waits for the rows). Raises OutOfRange."""
+        return self.mixture.node.begin_read(key, ranges, self.blocks, self.content, reader)

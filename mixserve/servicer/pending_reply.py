@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
 from mixserve_client.schema.keys import KeyWords
@@ -48,14 +49,16 @@ class PendingReply:
         size: int,
         into: SlotTarget | ReplyMemory,
         to: ReplyTo | None = None,
+        reader: SourceReader | None = None,
     ):
-        """`size` is the number of bytes of the framed reply with `row_count` rows. Raises OutOfRange."""
+        """`size` is the number of bytes of the framed reply with `row_count` rows. `reader` reads sources that need
+        that (None: the thread that calls `result`). Raises OutOfRange."""
         self._selection = selection
         self._row_count = row_count
         self._size = size
         self._into = into
         self._to = to
-        self._rows = selection.begin_read(ranges, key)
+        self._rows = selection.begin_read(ranges, key, reader)
 
     def result(self) -> Message:
         message: Message

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection, plan_limit
 from mixserve.servicer.pending_reply import CopiedReply, Pending, PendingReply, SealedReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
@@ -89,9 +90,12 @@ class Replies:
         target: SlotTarget | None,
         memory: ReplyMemory,
         to: ReplyTo | None = None,
+        reader: SourceReader | None = None,
     ) -> Pending:
         """Begin the reply with the rows of `ranges`, in the slot `target` if there is one, or else in `memory`; with a
         checksum if `to` is given.
+
+        `reader` reads sources that need that (None: the thread that waits for the reply).
 
         Raises OutOfRange.
         """
@@ -99,12 +103,12 @@ class Replies:
         size = batch_bytes(selection.fingerprint, selection.fields, rows)
         # Not cached: gathering arrays is copying them, and a copy of a cached reply into the slot would cost the same.
         if target is not None and selection.is_array_backed:
-            return PendingReply(selection, key, ranges, rows, size, target, to)
+            return PendingReply(selection, key, ranges, rows, size, target, to, reader)
         # Other sources may be slow: their replies are shared at any size. A checksum is that of one reader, and goes
         # into a copy.
         if selection.is_array_backed and (to is not None or not _LEAST_CACHED_BYTES <= size <= _MOST_CACHED_BYTES):
-            return PendingReply(selection, key, ranges, rows, size, memory, to)
-        begin = partial(PendingReply, selection, key, ranges, rows, size, memory)
+            return PendingReply(selection, key, ranges, rows, size, memory, to, reader)
+        begin = partial(PendingReply, selection, key, ranges, rows, size, memory, None, reader)
         # By memory too: gRPC sends bytes objects only.
         cached = self._cache.get(selection.identity(key), (_identity(ranges), memory), size, begin)
         if target is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 
 from mixserve.error_boundary import for_others
 from mixserve.servicer.pending_reply import Pending
+from mixserve.servicer.readers import LOOK_EVERY_S, Abandoned, check_wanted
 from mixserve.servicer.reply_memory import Message
 from mixserve_client.forks import renew_in_forks
 
@@ -39,33 +40,51 @@ class CachedReply:
         self._error: Exception | None = None
 
     def begin(self, begin: Begin) -> "CachedReply":
-        """Begin the reply with `begin`, unless it has begun already."""
-        with self._lock:
+        """Begin the reply with `begin`, unless it has begun already. Raises Abandoned too."""
+        _acquire(self._lock)
+        try:
             # Also after an error, which `result` leaves with both None: an error is never cached.
             if self._pending is None and self._reply is None:
                 self._pending, self._error = begin(), None
+        finally:
+            self._lock.release()
         return self
 
     def result(self) -> Message:
-        """Wait for the reply. Raises what making it raises."""
-        with self._lock:
-            if self._reply is not None:
-                return self._reply
-            if self._pending is None:
-                assert self._error is not None
-                raise self._error
-            try:
-                reply = self._pending.result()
-            except BaseException as error:
-                # This thread keeps its own KeyboardInterrupt or SystemExit; the others get an Exception.
-                self._pending, self._error = None, for_others(error)
-                raise
-            self.ends = self._clock() + _LIFETIME_S  # counted from the end: a slow source may take longer than a second
-            # An unshared reply keeps only what makes it. Making it again for a second reader is rare, and costs less
-            # than holding 32 MiB of replies for readers that share nothing.
-            if self.is_shared:
-                self._reply, self._pending = reply, None
-            return reply
+        """Wait for the reply. Raises what making it raises, and Abandoned."""
+        _acquire(self._lock)
+        try:
+            return self._result()
+        finally:
+            self._lock.release()
+
+    def _result(self) -> Message:
+        if self._reply is not None:
+            return self._reply
+        if self._pending is None:
+            assert self._error is not None
+            raise self._error
+        try:
+            reply = self._pending.result()
+        except Abandoned:
+            raise  # by this thread's own client: the next thread goes on with what has begun
+        except BaseException as error:
+            # This thread keeps its own KeyboardInterrupt or SystemExit; the others get an Exception.
+            self._pending, self._error = None, for_others(error)
+            raise
+        self.ends = self._clock() + _LIFETIME_S  # counted from the end: a slow source may take longer than a second
+        # An unshared reply keeps only what makes it. Making it again for a second reader is rare, and costs less
+        # than holding 32 MiB of replies for readers that share nothing.
+        if self.is_shared:
+            self._reply, self._pending = reply, None
+        return reply
+
+
+def _acquire(lock: threading.Lock) -> None:
+    """Raises Abandoned if the client of this thread's call goes meanwhile."""
+    if not lock.acquire(blocking=False):
+        while not lock.acquire(timeout=LOOK_EVERY_S):
+            check_wanted()
 
 
 class ReplyCache:

@@ -10,16 +10,19 @@ from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.limits import ServerLimits
+from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import HostedMixture, ServedSelection
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending, SlotTarget
+from mixserve.servicer.readers import Abandoned
 from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.reply_memory import BytesMemory, Message, ReplyMemory
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.stream_reply import MadeReply, StreamReply
+from mixserve.servicer.thread_share import ThreadShare
 from mixserve.servicer.turns import Turns
-from mixserve_client.errors import InvalidRequest, MixserveError, PermissionDenied
+from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, PermissionDenied
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.schema.fields import Content, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
@@ -43,6 +46,9 @@ from mixserve_client.wire.server import encode_server
 
 _logger = logging.getLogger("mixserve")
 _SHOWN = 1000
+_FREE = nullcontext()
+# In which memory the replies of a stream are made, for which checksum of a request, and under which limits.
+_Way = tuple[ReplyMemory, int | None, ThreadShare | None]
 _DECODERS = {methods.STREAM_BATCHES: decode_stream_request, methods.STREAM_POSITIONS: decode_positions_request}
 
 
@@ -65,7 +71,6 @@ class MixServicer:
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
             methods.GET_MIXTURE: self._get_mixture,
-            methods.GET_BATCH_AT: self._get_batch_at,
             methods.DEFINE_SCHEDULE: self._define_schedule,
             methods.GET_SERVER: self._get_server,
         }
@@ -92,7 +97,7 @@ class MixServicer:
     @property
     def methods(self) -> tuple[str, ...]:
         """The paths of the methods for `handle`."""
-        return tuple(self._handlers)
+        return *self._handlers, methods.GET_BATCH_AT
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -112,26 +117,33 @@ class MixServicer:
         for mixture in self._mixtures:  # the other programs compile while the server serves
             mixture.node.begin_to_compile(first=False)
 
-    def handle(self, method: str, request: bytes) -> bytes:
-        """The reply to `request`.
+    def handle(self, method: str, request: bytes, share: ThreadShare | None = None) -> bytes:
+        """The reply to `request`. The thread belongs to the pool of `share` (None: to the caller, without limits).
 
         Raises MixserveError: the request's own error, or ServerFault with an id under which the log has its cause.
         """
         with error_boundary(method):
             check_small(method, request)
+            if method == methods.GET_BATCH_AT:
+                return self._get_batch_at(request, share)
             return self._handlers[method](request)
 
     def stream(
-        self, method: str, request: bytes, memory: ReplyMemory | None = None, checksum: int | None = None
+        self,
+        method: str,
+        request: bytes,
+        memory: ReplyMemory | None = None,
+        checksum: int | None = None,
+        share: ThreadShare | None = None,
     ) -> Generator[Message]:
         """The replies to `request`, each made when it is taken, in `memory` (None: as the constructor says).
 
-        They have checksums if the request had the one that is given.
-
-        The iteration raises as `handle` does.
+        They have checksums if the request had the one that is given. `share` is as in `handle`. The iteration raises as
+        `handle` does.
         """
         check_small(method, request)
-        with closing(self._streams[method](request, memory or self._memory, checksum)) as replies:
+        way = memory or self._memory, checksum, share
+        with closing(self._streams[method](request, way)) as replies:
             while True:
                 with error_boundary(method):  # not around the yield: a reader that stops early is not a fault
                     reply = next(replies, None)
@@ -163,39 +175,35 @@ class MixServicer:
         path = self._slots.path_for(current_caller().peer())
         return encode_server(ServerDescription(path, workers=self._workers, checksums=load_crc32c() is not None))
 
-    def _get_batch_at(self, request: bytes) -> bytes:
+    def _get_batch_at(self, request: bytes, share: ThreadShare | None) -> bytes:
         wanted = decode_batch_request(request)
         selection = self._selection(wanted)
         check_positions(wanted.start, wanted.size, selection.mixture.description.limits.size)
         target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
-        ranges = [(wanted.start, wanted.size)]
-        with naming_positions(ranges):
-            return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._bytes).result())
+        ranges, name = [(wanted.start, wanted.size)], selection.mixture.name
+        working, reader = (_FREE, None) if share is None else (share.work(name), share.reader(name))
+        with working, naming_positions(ranges):
+            return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._bytes, None, reader).result())
 
-    def _stream_batches(self, request: bytes, memory: ReplyMemory, checksum: int | None) -> Generator[Message]:
+    def _stream_batches(self, request: bytes, way: _Way) -> Generator[Message]:
         wanted = decode_stream_request(request)
         selection = self._selection(wanted.first)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
         check_end(selection.blocks.end, first, last + 1 - first)
-        yield from self._in_replies(selection, wanted.first.key, wanted, memory, checksum)
+        yield from self._in_replies(selection, wanted.first.key, wanted, way)
 
-    def _stream_positions(self, request: bytes, memory: ReplyMemory, checksum: int | None) -> Generator[Message]:
+    def _stream_positions(self, request: bytes, way: _Way) -> Generator[Message]:
         wanted = decode_positions_request(request)
         selection = self._selection(wanted)
         check_end(selection.blocks.end, int(wanted.positions.max()), 1)
-        yield from self._in_replies(selection, wanted.key, wanted, memory, checksum)
+        yield from self._in_replies(selection, wanted.key, wanted, way)
 
     def _in_replies(
-        self,
-        selection: ServedSelection,
-        key: KeyWords,
-        wanted: StreamRequest | PositionsRequest,
-        memory: ReplyMemory,
-        checksum: int | None,
+        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, way: _Way
     ) -> Iterator[Message]:
         has_sent = False
         try:
-            for message, lacking in self._made_replies(selection, key, wanted, memory, checksum):
+            for message, lacking in self._made_replies(selection, key, wanted, way):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
                 yield message
                 has_sent = True
@@ -204,33 +212,34 @@ class MixServicer:
             else:
                 return
         except Exception as error:
-            if not has_sent or isinstance(error, PermissionDenied):
+            if not has_sent or isinstance(error, PermissionDenied | Abandoned):
                 raise
+            if isinstance(error, Overloaded):  # the client's next request is refused, and told when to come back
+                return
             lacking = describe_error(error)
         # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other
         # rows, as after any stream that ends early, and that request fails, or the source reads them now.
         _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))
 
     def _made_replies(
-        self,
-        selection: ServedSelection,
-        key: KeyWords,
-        wanted: StreamRequest | PositionsRequest,
-        memory: ReplyMemory,
-        checksum: int | None,
+        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, way: _Way
     ) -> Iterator[MadeReply]:
         # Each reply begins before the previous one is finished, so that a device gathers during the previous copy.
         # The first does not wait for a second: its reader is waiting. Copies from arrays do not overlap: nothing runs
         # between their beginning and their result.
         pending: StreamReply | None = None
         copying = selection.mixture.is_gathered_by_copying
-        turns = self._turns if copying else nullcontext()
+        memory, checksum, share = way
+        name = selection.mixture.name
+        turns = self._turns if copying else _FREE if share is None else share.work(name)
+        reader = None if share is None else share.reader(name)
         is_first = True
         for number, (at, rows, target) in enumerate(self._replies.cut(selection, wanted, memory)):
             ranges = partial(wanted.ranges, at)
             to = None if checksum is None else ReplyTo(checksum, number)
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
-                following = StreamReply(rows, partial(self._begin, selection, key, ranges, target, memory, to), ranges)
+                begin = partial(self._begin, selection, key, ranges, target, memory, to, reader)
+                following = StreamReply(rows, begin, ranges)
                 # While rows come from a disk, the next reply's are announced before this one's are copied. A reply that
                 # waits since then goes first.
                 if pending is None and (is_first or (copying and not selection.mixture.is_cold())):
@@ -253,9 +262,10 @@ class MixServicer:
         target: SlotTarget | None,
         memory: ReplyMemory,
         to: ReplyTo | None,
+        reader: SourceReader | None,
         rows: int,
     ) -> Pending:
-        return self._replies.begin(selection, key, ranges(rows), target, memory, to)
+        return self._replies.begin(selection, key, ranges(rows), target, memory, to, reader)
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)

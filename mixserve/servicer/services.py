@@ -11,6 +11,7 @@ from mixserve.servicer.replies import Slots
 from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.session_servicer import SessionServicer
+from mixserve.servicer.thread_share import ThreadShare
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
 from mixserve_client.schema.text import show
 from mixserve_client.wire.checksum import ReplyTo, open_request, seal_reply
@@ -66,16 +67,28 @@ class Services:
         """The fingerprints of all mixtures, by name; after `warm_up`, without a wait."""
         return {mixture.name: mixture.description.fingerprint for mixture in self._all}
 
-    def handle(self, method: str, request: bytes) -> bytes:
-        """The reply to `request`, with a checksum if the request has one. Raises as `MixServicer.handle` does."""
+    @property
+    def reads_sources(self) -> dict[str, bool]:
+        """Whether records of each mixture, by name, are read by code of its sources, rather than copied."""
+        return {mixture.name: not mixture.only_copies for mixture in self._all}
+
+    def handle(self, method: str, request: bytes, share: ThreadShare | None = None) -> bytes:
+        """The reply to `request`, with a checksum if the request has one. `share` and errors are as in
+        `MixServicer.handle`; sessions do not need it.
+        """
         request, checksum = open_request(request)
-        reply = (self.state if method in self._of_sessions else self.mix).handle(method, request)
+        if method in self._of_sessions:
+            reply = self.state.handle(method, request)
+        else:
+            reply = self.mix.handle(method, request, share)
         return reply if checksum is None else seal_reply(reply, ReplyTo(checksum, 0))
 
-    def stream(self, method: str, request: bytes, memory: ReplyMemory | None = None) -> Generator[Message]:
+    def stream(
+        self, method: str, request: bytes, memory: ReplyMemory | None = None, share: ThreadShare | None = None
+    ) -> Generator[Message]:
         """As `MixServicer.stream`, with checksums if the request has one."""
         request, checksum = open_request(request)
-        yield from self.mix.stream(method, request, memory, checksum)
+        yield from self.mix.stream(method, request, memory, checksum, share)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         """As `MixServicer.copies_rows`."""

@@ -13,7 +13,7 @@ from mixserve.access.certificates import Certificates
 from mixserve.descriptors import connection_limit
 from mixserve.serving.bulk_connection import BulkConnection, Replies
 from mixserve.serving.bulk_door import BulkDoor
-from mixserve.serving.bulk_threads import BulkThreads
+from mixserve.serving.bulk_threads import THREADS, BulkThreads
 from mixserve.serving.guard import Admission
 from mixserve_client.schema.server import BulkOffer
 from mixserve_client.transport.pipes import Pipe
@@ -24,18 +24,19 @@ _logger = logging.getLogger("mixserve")
 _TOKEN_S = 30.0
 _MOST_TOKENS, _MOST_TOKENS_OF_ONE = 16384, 1024
 
-# The replies to a request to a method, for an admitted caller at a peer.
-AnswerAdmitted = Callable[[str, Admission, str, bytes], Replies]
+# The replies to a request to a method, for an admitted caller at a peer, who may be asked whether it still waits.
+AnswerAdmitted = Callable[[str, Admission, str, bytes, Callable[[], bool]], Replies]
 
 
 class BulkChannels:
     """The bulk channels of a server, over TCP if it listens, and over sockets that `adopt` gets. Thread-safe."""
 
-    def __init__(self, answer: AnswerAdmitted):
+    def __init__(self, answer: AnswerAdmitted, threads: int = THREADS):
+        """`threads` is the number of those that answer."""
         self._answer = answer
         self._is_closed = False
         self._offers = _Offers()
-        self._threads = BulkThreads()
+        self._threads = BulkThreads(threads)
         self._door = BulkDoor(self._admit)
 
     def listen(self, host: str, port: int, certificates: Certificates | None) -> None:
@@ -81,8 +82,8 @@ class BulkChannels:
         if admission is None or self._is_full():  # there may be many more offers than channels
             return None
 
-        def answer(method: str, request: bytes) -> Replies:
-            return self._answer(method, admission, peer, request)
+        def answer(method: str, request: bytes, is_wanted: Callable[[], bool]) -> Replies:
+            return self._answer(method, admission, peer, request, is_wanted)
 
         return lambda pipe: self._threads.add(BulkConnection(pipe, peer, answer))
 

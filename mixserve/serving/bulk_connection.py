@@ -31,7 +31,7 @@ _TURN_S = 0.005  # how long a connection keeps its thread while others wait for 
 _LINGER_S = 0.02  # a reader's next request comes while it takes the replies to the one before
 
 Replies = Generator[Message]
-Answer = Callable[[str, bytes], Replies]
+Answer = Callable[[str, bytes, Callable[[], bool]], Replies]
 
 
 class Wait(Enum):
@@ -62,7 +62,8 @@ class BulkConnection:
     """Answers the requests of one client. For one thread at a time; any thread may call `shutdown`."""
 
     def __init__(self, pipe: Pipe, peer: str, answer: Answer):
-        """`answer` makes the replies to a request to a method; the iteration raises MixserveError."""
+        """`answer` makes the replies to a request to a method; the iteration raises MixserveError. It also gets a
+        function that says whether the client still waits, for the thread that iterates."""
         self.peer = peer
         self.stalled_since = 0.0  # when it began to wait for room
         self._pipe = pipe
@@ -74,6 +75,7 @@ class BulkConnection:
         self._is_checked = False  # as the stream in progress
         self._replies: Replies | None = None
         self._unsent = list[memoryview]()
+        self._is_making = self._is_unwanted = False  # a reply; the one that is being made
         self._has_ended = False
         self._chunk = memoryview(bytearray(_READ_BYTES))
 
@@ -141,22 +143,34 @@ class BulkConnection:
             if stream.is_cancelled:
                 self._unsent.append(self._header(Kind.END))
                 return True
-            self._replies = self._answer(stream.method, stream.request)
+            self._is_unwanted = False
+            self._replies = self._answer(stream.method, stream.request, self._is_wanted)
+        self._is_making = True
         try:
             reply = next(self._replies, None)
-            if reply is None:
+            if reply is None or self._is_unwanted:
                 self._end_stream()
                 self._unsent.append(self._header(Kind.END))
             else:
                 self._unsent += self._header(Kind.REPLY, len(reply)), memoryview(reply)
         except BaseException as error:  # also what is no Exception: the client must get an answer
             self._end_stream()
+            if self._is_unwanted:
+                self._unsent.append(memoryview(encode_header(Kind.END, self._number)))
+                return True
             known = error if isinstance(error, MixserveError) else ServerFault(f"{type(error).__name__} on the server")
             self._unsent.append(memoryview(encode_bulk_error(self._number, known, is_checked=self._is_checked)))
             if known is not error:
                 with suppress(BaseException):  # such as SystemExit from a handler of the log
                     _logger.error("a stream of %s failed", self.peer, exc_info=error)
+        finally:
+            self._is_making = False
         return True
+
+    def _is_wanted(self) -> bool:
+        """Whether the client waits for the reply that is being made. Takes what it has sent meanwhile."""
+        self._receive()
+        return not self._has_ended and not self._is_unwanted
 
     def _end_stream(self) -> None:
         if self._replies is not None:
@@ -166,6 +180,9 @@ class BulkConnection:
     def _cancel(self, number: int) -> None:
         """End a stream before its end. Its END is sent when it would have been, since streams end in order."""
         if self._replies is not None and number == self._number:
+            if self._is_making:
+                self._is_unwanted = True  # its generator runs, and cannot be closed
+                return
             self._end_stream()
             self._unsent.append(self._header(Kind.END))
         elif (stream := self._waiting.get(number)) is not None:

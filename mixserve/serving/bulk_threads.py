@@ -14,7 +14,7 @@ from mixserve.serving.threads import CountingThreads
 _logger = logging.getLogger("mixserve")
 
 # As many as streams over gRPC have, for the same reasons. A reader that takes nothing holds none.
-_THREADS = 12
+THREADS = 12
 _STALLED_S = 10.0
 _LOOK_EVERY_S = 1.0
 _EVENTS = {Wait.INPUT: selectors.EVENT_READ, Wait.ROOM: selectors.EVENT_WRITE}
@@ -23,8 +23,9 @@ _EVENTS = {Wait.INPUT: selectors.EVENT_READ, Wait.ROOM: selectors.EVENT_WRITE}
 class BulkThreads:
     """Runs connections. A connection is in one thread at a time, or watched, or waits for a thread."""
 
-    def __init__(self) -> None:
-        self._threads = CountingThreads(_THREADS, "mixserve-bulk")
+    def __init__(self, count: int = THREADS) -> None:
+        """`count` is the number of threads that answer."""
+        self._threads = CountingThreads(count, "mixserve-bulk")
         self._connections: set[BulkConnection] = set()
         self._lock = threading.Lock()
         self._closed = False

@@ -140,20 +140,23 @@ class Admission:
     digest: bytes = field(repr=False)
     generation: int
 
-    def acting(self, peer: Callable[[], str]) -> "Acting":
-        """What to enter while this call from `peer()` is answered: once, or for each reply of a stream."""
-        return Acting(self, peer)
+    def acting(self, peer: Callable[[], str], is_wanted: Callable[[], bool] = lambda: True) -> "Acting":
+        """What to enter while this call from `peer()` is answered: once, or for each reply of a stream.
+
+        `is_wanted` says whether the client still waits for the reply.
+        """
+        return Acting(self, peer, is_wanted)
 
 
 class Acting:
     """A context in which a thread acts for the caller of one call. Raises what has become of its rights on entering."""
 
-    __slots__ = ("_acting", "_admission", "_generation", "_identity", "_peer")
+    __slots__ = ("_acting", "_admission", "_generation", "_identity", "_is_wanted", "_peer")
 
-    def __init__(self, admission: Admission, peer: Callable[[], str]):
-        self._admission, self._peer = admission, peer
+    def __init__(self, admission: Admission, peer: Callable[[], str], is_wanted: Callable[[], bool]):
+        self._admission, self._peer, self._is_wanted = admission, peer, is_wanted
         self._generation, self._identity = admission.generation, admission.identity
-        self._acting = acting_as(self._identity, peer, admission.needed)
+        self._acting = acting_as(self._identity, peer, admission.needed, is_wanted)
 
     def __enter__(self) -> None:
         if self._admission.guard.generation != self._generation:
@@ -176,7 +179,7 @@ class Acting:
         except (Unauthenticated, PermissionDenied) as error:
             self._tell(error)
             raise
-        self._acting = acting_as(self._identity, self._peer, admission.needed)
+        self._acting = acting_as(self._identity, self._peer, admission.needed, self._is_wanted)
 
     def _tell(self, error: MixserveError) -> None:
         self._admission.guard.refused(error, self._identity, self._peer(), self._admission.method)

@@ -1,19 +1,27 @@
-"""The standard gRPC health service, on the server's port and on one of its own."""
+"""The standard gRPC health service, on the server's port and on one of its own.
+
+It knows these names:
+
+- the service `mixserve.v1.MixService`: whether the server answers calls; it starts and drains otherwise;
+- `mixture/NAME`, of each mixture: whether it also gets records from its sources;
+- the empty name: whether that is so for at least one mixture.
+"""
 
 # Not grpc_health's servicer: it sends while it holds the lock that each answer needs, so that one client that reads
 # nothing, or one that ends its watch while the server stops, would block all others for ever.
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2
 
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.threads import CountingThreads
-from mixserve_client.wire import methods
+from mixserve_client.wire import health, methods
 
-SERVICE_NAME = health.SERVICE_NAME
-_SERVICES = ("", methods.SERVICE_NAME)
+SERVICE_NAME = grpc_health.SERVICE_NAME
+_LOOK_EVERY_S = 0.5  # at mixtures whose health is watched
 _CHECKS, _WATCHES = 8, 64  # threads; a watch keeps its own as long as its client likes
 _NO_REQUEST = "the call ended without a HealthCheckRequest"
 
@@ -23,8 +31,9 @@ Requests = Iterator[health_pb2.HealthCheckRequest]
 class Health:
     """NOT_SERVING until `serving()` is called, and again after `stopping()`. Has its own threads on each port."""
 
-    def __init__(self) -> None:
-        self._status = _Status()
+    def __init__(self, mixtures: Callable[[], Mapping[str, bool]]) -> None:
+        """`mixtures` says of each mixture, by name, whether it gets records from its sources."""
+        self._status = _Status(mixtures)
         self._threads: list[CountingThreads] = []
 
     def add_to(self, server: grpc.Server) -> None:
@@ -48,10 +57,10 @@ class Health:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
     def serving(self) -> None:
-        self._status.set(health_pb2.HealthCheckResponse.SERVING)
+        self._status.set(is_serving=True)
 
     def stopping(self) -> None:
-        self._status.set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._status.set(is_serving=False)
 
     def close(self) -> None:
         for threads in self._threads:
@@ -61,19 +70,39 @@ class Health:
 class _Status:
     """The status of all services, and how long it stays so."""
 
-    def __init__(self) -> None:
-        self.now = health_pb2.HealthCheckResponse.NOT_SERVING
+    def __init__(self, mixtures: Callable[[], Mapping[str, bool]]) -> None:
+        self._mixtures = mixtures
+        self._is_serving = False
         self._changed = threading.Condition()
 
-    def set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    def set(self, *, is_serving: bool) -> None:
         with self._changed:
-            self.now = status
+            self._is_serving = is_serving
             self._changed.notify_all()
 
-    def wait(self, seen: health_pb2.HealthCheckResponse.ServingStatus, ended: threading.Event) -> None:
-        """Wait until the status is not the one `seen`, or `end(ended)` is called."""
+    def of(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus:
+        """The status of a service now."""
+        mixtures, (kind, _, name) = self._mixtures(), service.partition("/")
+        if service == methods.SERVICE_NAME:
+            answers = True
+        elif not service:
+            answers = any(mixtures.values()) or not mixtures
+        elif kind == health.MIXTURE and name in mixtures:
+            answers = mixtures[name]
+        else:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        if self._is_serving and answers:
+            return health_pb2.HealthCheckResponse.SERVING
+        return health_pb2.HealthCheckResponse.NOT_SERVING
+
+    def wait(
+        self, service: str, seen: health_pb2.HealthCheckResponse.ServingStatus, ended: threading.Event
+    ) -> health_pb2.HealthCheckResponse.ServingStatus:
+        """Wait until the status of a service is not the one `seen`, or `end(ended)` is called. Returns the status."""
         with self._changed:
-            self._changed.wait_for(lambda: self.now != seen or ended.is_set())
+            while (status := self.of(service)) == seen and not ended.is_set():
+                self._changed.wait(_LOOK_EVERY_S)  # mixtures do not tell when they change
+            return status
 
     def end(self, ended: threading.Event) -> None:
         """End the waits with `ended`."""
@@ -91,9 +120,10 @@ class _Check:
         request = self._first.take(requests, context)
         if request is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_REQUEST)
-        if request.service not in _SERVICES:
+        status = self._status.of(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return health_pb2.HealthCheckResponse(status=self._status.now)
+        return health_pb2.HealthCheckResponse(status=status)
 
 
 class _Watch:
@@ -116,10 +146,7 @@ class _Watch:
 
         if not context.add_callback(end):  # the call has ended meanwhile
             end()
-        is_known = request.service in _SERVICES
+        status = self._status.of(request.service)
         while not ended.is_set():
-            status = self._status.now
-            yield health_pb2.HealthCheckResponse(
-                status=status if is_known else health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            )
-            self._status.wait(status, ended)
+            yield health_pb2.HealthCheckResponse(status=status)
+            status = self._status.wait(request.service, status, ended)

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -17,17 +17,20 @@ from mixserve.access.certificates import Certificates
 from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
 from mixserve.descriptors import connection_limit
+from mixserve.limited_log import LimitedLog
 from mixserve.limits import ServerLimits
 from mixserve.pooled_memory import PooledMemory
 from mixserve.servicer import Services
+from mixserve.servicer.readers import check_wanted, spread
 from mixserve.servicer.reply_memory import Message, ReplyMemory
+from mixserve.servicer.thread_share import ThreadShare
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.forwarding import StateForwarder, caller_of
 from mixserve.serving.grpc_log import hide_headers
-from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
+from mixserve.serving.guard import Acting, Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.health_port import HealthPort
@@ -39,8 +42,9 @@ from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CountingThreads
 from mixserve.serving.unread import UnreadReplies
+from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
-from mixserve_client.errors import InvalidRequest, Unavailable
+from mixserve_client.errors import InvalidRequest, Overloaded, Unavailable
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
@@ -59,7 +63,11 @@ _OPTIONS = [
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_concurrent_streams", 1000),
 ]
-_THREADS = 16
+# Their answers are short and read no source: what lists and describes must not wait for calls that do.
+_DESCRIPTIONS = frozenset((methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SERVER))
+_DESCRIBING_THREADS = 4
+_MOST_WAITING = 1000  # calls without a thread
+_WAITING_RETRY_S = 2.0
 _PATIENCE_S = 0.1  # a request comes in the same packets as its call, mostly
 # Their replies are small, and a lease must be renewed however many others wait.
 _ALWAYS_ROOM = (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS)
@@ -100,9 +108,13 @@ class MixServer:
         self._unread = UnreadReplies(limits.reply_bytes)
         self._worker = worker
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
-        self._streams = StreamThreads()
-        self._threads = CountingThreads(_THREADS, "mixserve-call")
+        self._work = MixtureWork(services.reads_sources, limits)
+        self._streams = StreamThreads(self._work.streams.threads)
+        self._threads = CountingThreads(self._work.calls.threads, "mixserve-call")
         self._first = FirstRequests(self._threads, _PATIENCE_S)
+        self._full = LimitedLog(_logger)  # its count: calls that were refused because too many wait
+        self._describing = CountingThreads(_DESCRIBING_THREADS, "mixserve-describe")
+        self._first_described = FirstRequests(self._describing, _PATIENCE_S)
         hide_headers()
         connections = ("grpc.max_allowed_incoming_connections", connection_limit())
         # A port in use is an error: gRPC's default would share it with the other server. Workers share theirs.
@@ -113,10 +125,11 @@ class MixServer:
         self._sessions = SessionThreads(services.state.end_silent, self._guard.report)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
-        self._health = Health()
+        self._stuck_elsewhere = frozenset[str]()
+        self._health = Health(self._answering_mixtures)
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
-        self._bulk = BulkChannels(self._stream_over_bulk) if bulk else None
+        self._bulk = BulkChannels(self._stream_over_bulk, self._work.bulk.threads) if bulk else None
         self._bulk_memory = PooledMemory()
         try:
             self.address = bind(self._server, address, certificates)
@@ -181,6 +194,14 @@ class MixServer:
         else:
             self._health.stopping()
 
+    def stuck_mixtures(self) -> frozenset[str]:
+        """The mixtures that get no records, because threads of this process hang inside their sources."""
+        return frozenset(filter(self._work.is_stuck, self._services.mixtures))
+
+    def tell_stuck(self, mixtures: Iterable[str]) -> None:
+        """Answer health so that these mixtures get no records: of all workers, as the supervisor says."""
+        self._stuck_elsewhere = frozenset(mixtures)
+
     def stop(self, grace_s: float = 30.0) -> bool:
         """Drain, then end: health turns NOT_SERVING, new calls get Unavailable, running ones have `grace_s` seconds.
 
@@ -204,8 +225,10 @@ class MixServer:
         self._health.close()
         self._reflection.close()
         self._threads.shutdown()
+        self._describing.shutdown()
         self._streams.close()
         self._sessions.close()
+        self._work.close()
         if self._state is not None:
             self._state.close()
         # After the calls: this releases the state folder, and another server may write to it from then on.
@@ -246,16 +269,29 @@ class MixServer:
         return handlers | {methods.GET_SERVER: self._server_handler}
 
     def _server_handler(self, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._single_call(partial(self._describe_server, admission))
+        return self._description(partial(self._describe_server, admission))
 
     def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._single_call(partial(self._answer, path, admission))
+        answer = partial(self._answer, path, admission)
+        if path in _DESCRIPTIONS:
+            return self._description(answer)
+        if self._threads.waiting >= _MOST_WAITING:  # before the call waits, so that no thread is needed to refuse it
+            waiting = f"{_MOST_WAITING} calls wait for a thread of this server; ask again, or another replica"
+            self._full.warn("%d calls wait for a thread: others are refused. Add replicas", _MOST_WAITING)
+            return self._guard.refusing(path, Overloaded(waiting, spread(_WAITING_RETRY_S)))
 
-    def _single_call(self, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
         def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             return answer(self._first.take_one(requests, context), context)
 
         # The same on the wire. As a method with one request, a call would hold its thread until that comes.
+        return grpc.stream_unary_rpc_method_handler(call)
+
+    def _description(self, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
+        def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            return answer(self._first_described.take_one(requests, context), context)
+
+        # gRPC's (experimental) way to give a method its own threads.
+        call.experimental_thread_pool = self._describing  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.stream_unary_rpc_method_handler(call)
 
     def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
@@ -266,11 +302,12 @@ class MixServer:
         return self._sessions.handler(path, partial(answer, path, admission))
 
     def _answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
-        with self._calls, statuses(context), admission.acting(self._peer(context)):
+        with self._calls, statuses(context), admission.acting(self._peer(context), context.is_active):
             self._check_ready()
+            check_wanted()  # calls that waited for a thread may have been given up meanwhile
             if method not in _ALWAYS_ROOM:
                 self._unread.check_room()
-            reply = self._services.handle(method, request)
+            reply = self._services.handle(method, request, self._work.calls)
             self._unread.add(context, len(reply))
             return reply
 
@@ -292,24 +329,22 @@ class MixServer:
     def _stream(
         self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
     ) -> Generator[bytes]:
-        with statuses(context), closing(self._replies(method, admission, self._peer(context), request)) as replies:
+        acting = admission.acting(self._peer(context), context.is_active)
+        with statuses(context), closing(self._replies(method, acting, request, None, self._work.streams)) as replies:
             yield from cast(Generator[bytes], replies)  # without other memory, replies are bytes objects
 
-    def _stream_over_bulk(self, method: str, admission: Admission, peer: str, request: bytes) -> Generator[Message]:
+    def _stream_over_bulk(
+        self, method: str, admission: Admission, peer: str, request: bytes, is_wanted: Callable[[], bool]
+    ) -> Generator[Message]:
         if method not in self._services.mix.streams:
             raise InvalidRequest(f"bulk channels carry streams only, and {method!r:.100} is none")
-        yield from self._replies(method, replace(admission, method=method), lambda: peer, request, self._bulk_memory)
+        acting = replace(admission, method=method).acting(lambda: peer, is_wanted)
+        yield from self._replies(method, acting, request, self._bulk_memory, self._work.bulk)
 
     def _replies(
-        self,
-        method: str,
-        admission: Admission,
-        peer: Callable[[], str],
-        request: bytes,
-        memory: ReplyMemory | None = None,
+        self, method: str, acting: Acting, request: bytes, memory: ReplyMemory | None, share: ThreadShare
     ) -> Generator[Message]:
-        acting = admission.acting(peer)
-        with self._calls, closing(self._services.stream(method, request, memory)) as replies:
+        with self._calls, closing(self._services.stream(method, request, memory, share)) as replies:
             with acting:
                 self._check_ready()
             while True:
@@ -324,6 +359,12 @@ class MixServer:
 
     def _peer(self, context: grpc.ServicerContext) -> Callable[[], str]:
         return partial(self._guard.peer_of, context)
+
+    def _answering_mixtures(self) -> dict[str, bool]:
+        return {
+            name: name not in self._stuck_elsewhere and not self._work.is_stuck(name)
+            for name in self._services.mixtures
+        }
 
     def _check_ready(self) -> None:
         if self._not_ready is not None:

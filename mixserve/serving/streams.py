@@ -14,7 +14,7 @@ _logger = logging.getLogger("mixserve")
 
 # Few, because every thread that wants the GIL delays single calls. More than cores, because stalled readers hold theirs
 # for up to 10 s.
-_THREADS = 12
+THREADS = 12
 _STALLED_S = 10.0
 _STALLED_BEFORE_OTHERS_S = 2.0  # if others wait for the thread
 _PATIENCE_S = 0.5  # lists of positions may need several round trips
@@ -27,8 +27,9 @@ Answer = Callable[[bytes, grpc.ServicerContext], Replies]
 class StreamThreads:
     """Runs streams in their own threads, apart from single calls."""
 
-    def __init__(self) -> None:
-        self._threads = CountingThreads(_THREADS, "mixserve-stream")
+    def __init__(self, count: int = THREADS) -> None:
+        """`count` is the number of threads."""
+        self._threads = CountingThreads(count, "mixserve-stream")
         self._first = FirstRequests(self._threads, _PATIENCE_S)
         self._sending: dict[grpc.ServicerContext, float] = {}
         self._closed = threading.Event()
