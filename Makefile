@@ -107,6 +107,9 @@ bench-device: $(DEVICE_VENV)/.ready ## Measure placement device and batches put 
 	$(@D)/bin/python $(PIP) -c constraints.txt -e ./client -e '.[cuda13]'
 	touch $@
 
+bench-attacks: $(READY) ## Attack a server in many ways beside an honest reader; six minutes
+	$(BIN)/python -m benchmarks.attacks
+
 bench-processes: $(READY) ## Measure one server of 1, 2 and 4 processes with sources that threads cannot share
 	$(BIN)/python -m benchmarks.processes
 

@@ -9,9 +9,23 @@ from mixserve_client.schema.text import show
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """The limits of one process of a server. Raises ValueError.
+    """The limits of one process of a server; bytes are integers, and seconds may be fractions. Raises ValueError.
 
-    - `reply_bytes`: of replies to single calls that readers have not taken, in all connections together.
+    - `memory_limit`: bytes of memory, without mapped files. Near it the server refuses calls with Overloaded, and gives
+      free memory back to the system. None: nine tenths of what the machine and the control groups (containers) of the
+      process allow, shared by all processes of the server.
+    - `reply_bytes`: of replies that readers have not taken, over all connections together. They take twice as much
+      memory, since gRPC copies them. None: an eighth of `memory_limit`, and 512 MiB at most: enough for 32 of the
+      largest replies of single calls.
+    - `reply_bytes_per_connection`: the same for one connection. A connection may always have one reply, of any size.
+      None: a quarter of `reply_bytes`, so that one reader who stalls does not keep others from theirs.
+    - `streams_per_connection`: streams over gRPC that one connection may have at a time, running or waiting, and as
+      many single calls. An iterator has one or two.
+    - `request_timeout_s`: a call whose request has not come after this time is ended. The default is for 16 MiB over
+      a slow network.
+    - `max_connection_age_s`: after this time a connection over gRPC is closed: its calls may finish within a minute,
+      and the client opens another one, so that a balancer of connections can send it elsewhere. None: never, because
+      clients with a list of replicas spread their calls by themselves.
     - `calls_per_mixture`: single calls of one mixture that are answered at a time; as many replies of its streams over
       gRPC, and over bulk channels, are made at a time, if there are so many threads. The default keeps one core busy
       with copies, or 16 requests under way to an object store. Further calls wait, and then get Overloaded.
@@ -29,7 +43,12 @@ class ServerLimits:
     # The section of a configuration file has these keys and no others.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    reply_bytes: int = 512 << 20
+    memory_limit: int | None = None
+    reply_bytes: int | None = None
+    reply_bytes_per_connection: int | None = None
+    streams_per_connection: int = 128
+    request_timeout_s: float = 10.0
+    max_connection_age_s: float | None = None
     calls_per_mixture: int = 16
     read_timeout_s: float = 60.0
     schedule_bytes: int = 512 << 20
@@ -38,9 +57,11 @@ class ServerLimits:
     def __post_init__(self) -> None:
         for one in fields(self):
             value: Any = getattr(self, one.name)
-            if one.type in (float, "float"):
-                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-                    raise ValueError(f"{one.name} must be a positive, finite number of seconds, got {show(value)}")
+            if value is None and one.default is None:
+                continue
+            if one.name.endswith("_s"):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                    raise ValueError(f"{one.name} must be a number of seconds above 0, got {show(value)}")
             elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{one.name} must be a positive integer, got {show(value)}")
         if self.calls_per_mixture > _MOST_CALLS:

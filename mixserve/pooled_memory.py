@@ -26,3 +26,7 @@ class PooledMemory:
         """A read-only message of `size` undefined bytes, and a writable view to fill it."""
         memory = self._pool.borrow(size)[:size]
         return memoryview(memory).toreadonly(), memory  # pyright: ignore[reportArgumentType]
+
+    def drop_idle(self) -> None:
+        """Return what no reply uses to the system."""
+        self._pool.drop_idle()

@@ -156,7 +156,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ),
         (
             "server: {limits: {replies: 1}}\nmixtures: {x: {sources: {a: %s}}}",
-            "server.limits.replies: unknown key; allowed here are reply_bytes",
+            "server.limits.replies: unknown key; allowed here are ",
         ),
         (
             "server: {limits: {reply_bytes: 0}}\nmixtures: {x: {sources: {a: %s}}}",

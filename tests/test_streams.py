@@ -59,8 +59,10 @@ def joined(threads: list[threading.Thread]) -> None:
 
 @pytest.fixture
 def few_threads(monkeypatch) -> int:
-    """New servers have two threads for streams."""
+    """New servers have two threads for streams, and no more for those that are blocked."""
     monkeypatch.setattr(streams, "THREADS", 2)
+    monkeypatch.setattr(streams, "_MOST_BLOCKED", 0)
+    monkeypatch.setattr(streams, "_GREEDY_STALLED_S", 2.0)
     monkeypatch.setattr(bulk_threads, "THREADS", 2)
     return 2
 
@@ -105,7 +107,8 @@ def test_a_stream_that_nobody_reads_is_cancelled_and_its_thread_is_free_again(
     with serve({"train": big_node}, shared_memory=False) as server:
         with grpc.insecure_channel(server.address) as channel, plain(server) as client:
             stalled = [channel.unary_stream(methods.STREAM_BATCHES)(request(ENDLESS)) for _ in range(few_threads)]
-            until(lambda: caplog.text.count("ending its stream") >= len(stalled))
+            until(lambda: server._streams.ended.count >= len(stalled))
+            assert "ending its stream" in caplog.text
             for call in stalled:
                 with pytest.raises(grpc.RpcError) as caught:
                     for _ in call:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from mixserve.mixture.gather import SourceReader
+from mixserve.reply_room import reserve_room
 from mixserve.servicer.hosted import ServedSelection, plan_limit
 from mixserve.servicer.pending_reply import CopiedReply, Pending, PendingReply, SealedReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
@@ -75,6 +76,10 @@ class Replies:
                 first, last = piece * rows // pieces, (piece + 1) * rows // pieces
                 yield at + first, last - first, None
 
+    def drop_old(self) -> None:
+        """Drop what was kept for readers who did not come."""
+        self._cache.drop_old()
+
     def slot_target(self, selection: ServedSelection, rows: int, slot: int) -> SlotTarget | None:
         """The slot for a reply of `rows` rows; None if the slot is unknown or too small."""
         memory = self._slots.memory(slot) if slot else None
@@ -97,12 +102,14 @@ class Replies:
 
         `reader` reads sources that need that (None: the thread that waits for the reply).
 
-        Raises OutOfRange.
+        Raises OutOfRange, and Overloaded before anything is planned if there is no room for the reply.
         """
         rows = sum(size for _, size in ranges)
         size = batch_bytes(selection.fingerprint, selection.fields, rows)
         # Not cached: gathering arrays is copying them, and a copy of a cached reply into the slot would cost the same.
-        if target is not None and selection.is_array_backed:
+        if target is None:
+            reserve_room(size)
+        elif selection.is_array_backed:
             return PendingReply(selection, key, ranges, rows, size, target, to, reader)
         # Other sources may be slow: their replies are shared at any size. A checksum is that of one reader, and goes
         # into a copy.

@@ -122,6 +122,11 @@ class ReplyCache:
         # Outside the lock: beginning plans, which takes milliseconds, and other readers must not wait for it.
         return reply.begin(begin)
 
+    def drop_old(self) -> None:
+        """Drop replies that are too old; `get` does so too, but may not be called for long."""
+        with self._lock:
+            self._evict(0)
+
     def _evict(self, room: int) -> None:
         """Drop replies that are too old, then the oldest ones until there is room for `room` more bytes."""
         now = self._clock()

@@ -163,6 +163,10 @@ class MixServicer:
             return False
         return mixture.is_gathered_by_copying and not mixture.is_cold()
 
+    def drop_old(self) -> None:
+        """Drop replies that were kept for readers who did not come."""
+        self._replies.drop_old()
+
     def _list_mixtures(self, request: bytes) -> bytes:
         decode_empty_request("ListMixturesRequest", request)
         return encode_names(self._mixtures.names)

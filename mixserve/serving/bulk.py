@@ -1,5 +1,6 @@
 """Bulk channels: plain connections over which streams of batches come faster than over gRPC."""
 
+import itertools
 import logging
 import secrets
 import socket
@@ -10,7 +11,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mixserve.access.certificates import Certificates
+from mixserve.access.failures import host_of
+from mixserve.access.peers import is_on_this_host
 from mixserve.descriptors import connection_limit
+from mixserve.limited_log import LimitedLog
 from mixserve.serving.bulk_connection import BulkConnection, Replies
 from mixserve.serving.bulk_door import BulkDoor
 from mixserve.serving.bulk_threads import THREADS, BulkThreads
@@ -24,8 +28,18 @@ _logger = logging.getLogger("mixserve")
 _TOKEN_S = 30.0
 _MOST_TOKENS, _MOST_TOKENS_OF_ONE = 16384, 1024
 
-# The replies to a request to a method, for an admitted caller at a peer, who may be asked whether it still waits.
-AnswerAdmitted = Callable[[str, Admission, str, bytes, Callable[[], bool]], Replies]
+
+class BulkPeer:
+    """The connection of a channel, for those who count what it has been sent: `key` is of no other one."""
+
+    def __init__(self, key: str):
+        self.key = key
+        self.end: Callable[[], object] = _nothing
+
+
+# The replies to a request to a method, for an admitted caller at a peer, over a connection; and who asks whether the
+# caller still waits.
+AnswerAdmitted = Callable[[str, Admission, str, bytes, BulkPeer, Callable[[], bool]], Replies]
 
 
 class BulkChannels:
@@ -35,9 +49,11 @@ class BulkChannels:
         """`threads` is the number of those that answer."""
         self._answer = answer
         self._is_closed = False
+        self._numbers = itertools.count(1)
         self._offers = _Offers()
         self._threads = BulkThreads(threads)
         self._door = BulkDoor(self._admit)
+        self.refused = LimitedLog(_logger)
 
     def listen(self, host: str, port: int, certificates: Certificates | None) -> None:
         """Accept connections at `port` (0: one that is free) of `host`, with TLS if there are certificates.
@@ -74,18 +90,37 @@ class BulkChannels:
             self._threads.close()
 
     def _is_full(self) -> bool:
-        return len(self._threads) >= connection_limit() // 2
+        return len(self._threads) >= most_channels()
 
     def _admit(self, token: bytes, peer: str) -> Callable[[Pipe], None] | None:
         """What begins to answer whoever has the token. None if there is no such token, or too many have come."""
         admission = self._offers.take(token)
         if admission is None or self._is_full():  # there may be many more offers than channels
             return None
+        # Not of this host: all its users share its addresses, and forwarded ports end there.
+        if not is_on_this_host(peer) and self._threads.count_of(host_of(peer)) >= most_channels() // 2:
+            self.refused.warn(
+                "%s has half of all bulk channels, and gets no more: its batches come over gRPC. Close clients that "
+                "are not used, or raise the limit of open files",
+                host_of(peer),
+            )
+            return None
+        connection = BulkPeer(f"{peer} (bulk channel {next(self._numbers)})")
 
         def answer(method: str, request: bytes, is_wanted: Callable[[], bool]) -> Replies:
-            return self._answer(method, admission, peer, request, is_wanted)
+            return self._answer(method, admission, peer, request, connection, is_wanted)
 
-        return lambda pipe: self._threads.add(BulkConnection(pipe, peer, answer))
+        def begin(pipe: Pipe) -> None:
+            made = BulkConnection(pipe, peer, answer)
+            connection.end = made.shutdown
+            self._threads.add(made)
+
+        return begin
+
+
+def most_channels() -> int:
+    """How many channels there may be; one host may have half of them."""
+    return connection_limit() // 2
 
 
 class _Offer(NamedTuple):
@@ -131,3 +166,7 @@ class _Offers:
             self._of_one[owner] = count
         else:
             self._of_one.pop(owner, None)
+
+
+def _nothing() -> None:
+    pass

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
+from mixserve.access.failures import host_of
 from mixserve.serving.bulk_connection import BulkConnection, Wait
 from mixserve.serving.threads import CountingThreads
 
@@ -40,6 +41,11 @@ class BulkThreads:
     def __len__(self) -> int:
         """The number of connections."""
         return len(self._connections)
+
+    def count_of(self, host: str) -> int:
+        """The number of connections of a host."""
+        with self._lock:
+            return sum(host_of(connection.peer) == host for connection in self._connections)
 
     def add(self, connection: BulkConnection) -> None:
         """Answer the requests of a new connection."""

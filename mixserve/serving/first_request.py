@@ -1,29 +1,48 @@
-"""The one request of a call, without letting calls that never send theirs keep all threads."""
+"""The one request of a call, without letting calls that never send theirs keep threads."""
 
+import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import TypeVar
 
 import grpc
 
+from mixserve.limited_log import LimitedLog
 from mixserve.serving.threads import CountingThreads
 
 T = TypeVar("T")
 
-_PATIENCE_S = 0.02  # a request is on its way with the call, in the same packets mostly
+_logger = logging.getLogger("mixserve")
+
+REQUEST_TIMEOUT_S = 10.0
+# A request is on its way with the call, in the same packets mostly. But it may have come, and wait for this machine's
+# processors: so long is for everybody.
+_PATIENCE_S = 0.1
+_LEAST_S = 0.05
 
 
 class FirstRequests:
     """Waits for requests in the threads of `threads`; ends calls that have waited `patience_s` if others need a thread.
 
     gRPC gives each call a thread, which then waits for the request. A client that opens as many calls as there are
-    threads, and sends nothing, would block all others for as long as it likes.
+    threads, and sends nothing, would block all others for as long as it likes. Of a connection with several such calls,
+    each gets so many times less, and `least_s` at least. Without others, `end_late` ends calls after `timeout_s`.
     """
 
-    def __init__(self, threads: CountingThreads, patience_s: float = _PATIENCE_S):
+    def __init__(
+        self,
+        threads: CountingThreads,
+        patience_s: float = _PATIENCE_S,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        least_s: float = _LEAST_S,
+    ):
+        self.ended = LimitedLog(_logger)
         self._threads = threads
         self._patience_s = patience_s
+        self._timeout_s = timeout_s
+        self._least_s = least_s
         self._lock = threading.Lock()
         self._silent: dict[grpc.ServicerContext, float] = {}  # since when a call has sent no request; the oldest first
         self._ending: set[grpc.ServicerContext] = set()  # cancelled; their threads will be free in a moment
@@ -49,17 +68,48 @@ class FirstRequests:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a request")
         return request
 
-    def _make_room(self) -> None:
+    def end_late(self) -> None:
+        """End the calls whose requests have not come within `timeout_s`; call it once a second."""
+        before = time.monotonic() - self._timeout_s
         with self._lock:
-            while self._silent and self._threads.waiting > len(self._ending):
-                oldest, since = next(iter(self._silent.items()))
-                left_s = since + self._patience_s - time.monotonic()
-                if left_s > 0:
-                    self._look_again_in(left_s)
+            late = [(context, context.peer()) for context, since in self._silent.items() if since <= before]
+            for context, _ in late:
+                self._end(context)
+        for _, peer in late:
+            self.ended.warn(
+                "%s began a call and did not send its request within %g s: ended it. If its network is that slow, "
+                "raise request_timeout_s in server.limits",
+                peer,
+                self._timeout_s,
+            )
+
+    def _make_room(self) -> None:
+        if not self._silent or not self._threads.waiting:  # mostly so; looked at again under the lock
+            return
+        with self._lock:
+            count = self._threads.waiting - len(self._ending)
+            if count <= 0 or not self._silent:
+                return
+            of_one = Counter(context.peer() for context in self._silent)
+            until = sorted(
+                (since + self._patience_of(of_one[context.peer()]), at, context)
+                for at, (context, since) in enumerate(self._silent.items())
+            )
+            now = time.monotonic()
+            for end, _, context in until[:count]:
+                if end > now:
+                    self._look_again_in(end - now)
                     return
-                del self._silent[oldest]
-                self._ending.add(oldest)
-                oldest.cancel()
+                self._end(context)
+
+    def _patience_of(self, silent: int) -> float:
+        """Seconds for each of so many calls of a connection."""
+        return max(self._least_s, self._patience_s / silent)
+
+    def _end(self, context: grpc.ServicerContext) -> None:
+        del self._silent[context]
+        self._ending.add(context)
+        context.cancel()
 
     def _look_again_in(self, seconds: float) -> None:
         if self._timer is None:

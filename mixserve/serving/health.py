@@ -10,6 +10,7 @@ It knows these names:
 # Not grpc_health's servicer: it sends while it holds the lock that each answer needs, so that one client that reads
 # nothing, or one that ends its watch while the server stops, would block all others for ever.
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 import grpc
@@ -22,7 +23,9 @@ from mixserve_client.wire import health, methods
 
 SERVICE_NAME = grpc_health.SERVICE_NAME
 _LOOK_EVERY_S = 0.5  # at mixtures whose health is watched
-_CHECKS, _WATCHES = 8, 64  # threads; a watch keeps its own as long as its client likes
+_CHECKS, _WATCHES = 32, 64  # threads; a watch keeps its own as long as its client likes
+_PATIENCE_S, _LEAST_S = 0.5, 0.02  # a probe has one call at a time
+_MOST_OF_ONE = 10  # watches of a connection: a client needs one
 _NO_REQUEST = "the call ended without a HealthCheckRequest"
 
 Requests = Iterator[health_pb2.HealthCheckRequest]
@@ -35,21 +38,24 @@ class Health:
         """`mixtures` says of each mixture, by name, whether it gets records from its sources."""
         self._status = _Status(mixtures)
         self._threads: list[CountingThreads] = []
+        self._first: list[FirstRequests] = []
 
     def add_to(self, server: grpc.Server) -> None:
         """Answer on the ports of `server` as well, whatever its calls do."""
         # Room for a few more watches than are allowed, so that those too many are told.
         threads = CountingThreads(_CHECKS, "mixserve-health"), CountingThreads(_WATCHES + 4, "mixserve-watch")
         self._threads.extend(threads)
+        first = tuple(FirstRequests(one, _PATIENCE_S, least_s=_LEAST_S) for one in threads)
+        self._first.extend(first)
         # As streams of requests, which look the same on the wire: gRPC gives a call with one request to a thread and
         # waits there for the request, so as many calls that never send one would block all others.
         check = grpc.stream_unary_rpc_method_handler(
-            _Check(self._status, threads[0]),
+            _Check(self._status, first[0], threads[0]),
             health_pb2.HealthCheckRequest.FromString,
             health_pb2.HealthCheckResponse.SerializeToString,
         )
         watch = grpc.stream_stream_rpc_method_handler(
-            _Watch(self._status, threads[1]),
+            _Watch(self._status, first[1], threads[1]),
             health_pb2.HealthCheckRequest.FromString,
             health_pb2.HealthCheckResponse.SerializeToString,
         )
@@ -61,6 +67,11 @@ class Health:
 
     def stopping(self) -> None:
         self._status.set(is_serving=False)
+
+    def end_late(self) -> None:
+        """End the calls whose requests do not come; call it once a second."""
+        for first in self._first:
+            first.end_late()
 
     def close(self) -> None:
         for threads in self._threads:
@@ -112,8 +123,8 @@ class _Status:
 
 
 class _Check:
-    def __init__(self, status: _Status, threads: CountingThreads):
-        self._status, self._first = status, FirstRequests(threads)
+    def __init__(self, status: _Status, first: FirstRequests, threads: CountingThreads):
+        self._status, self._first = status, first
         self.experimental_thread_pool = threads  # gRPC's way to give a method its own threads
 
     def __call__(self, requests: Requests, context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:
@@ -127,21 +138,22 @@ class _Check:
 
 
 class _Watch:
-    def __init__(self, status: _Status, threads: CountingThreads):
-        self._status, self._first = status, FirstRequests(threads)
-        self._room = threading.BoundedSemaphore(_WATCHES)
+    def __init__(self, status: _Status, first: FirstRequests, threads: CountingThreads):
+        self._status, self._first = status, first
+        self._room = _WatchRoom()
         self.experimental_thread_pool = threads
 
     def __call__(self, requests: Requests, context: grpc.ServicerContext) -> Generator[health_pb2.HealthCheckResponse]:
         request = self._first.take(requests, context)
         if request is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_REQUEST)
-        if not self._room.acquire(blocking=False):
+        peer = context.peer()
+        if not self._room.take(peer):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_WATCHES} clients watch already; use Check")
         ended = threading.Event()
 
         def end() -> None:
-            self._room.release()
+            self._room.give_back(peer)
             self._status.end(ended)
 
         if not context.add_callback(end):  # the call has ended meanwhile
@@ -150,3 +162,26 @@ class _Watch:
         while not ended.is_set():
             yield health_pb2.HealthCheckResponse(status=status)
             status = self._status.wait(request.service, status, ended)
+
+
+class _WatchRoom:
+    """How many watches there are, of each connection too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of_one = Counter[str]()
+
+    def take(self, peer: str) -> bool:
+        """Count one more. False if there are too many."""
+        with self._lock:
+            if self._of_one[peer] >= _MOST_OF_ONE or self._of_one.total() >= _WATCHES:
+                return False
+            self._of_one[peer] += 1
+            return True
+
+    def give_back(self, peer: str) -> None:
+        """Count one less."""
+        with self._lock:
+            self._of_one[peer] -= 1
+            if not self._of_one[peer]:
+                del self._of_one[peer]

@@ -4,9 +4,11 @@ import grpc
 
 from mixserve.listening import check_listening, listening_error
 from mixserve.serving.health import Health
+from mixserve.serving.options import KEEPALIVE
 from mixserve.serving.threads import CallThreads
 
 _OPTIONS = [
+    *KEEPALIVE,
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 1 << 16),
     ("grpc.max_concurrent_streams", 10),

@@ -16,16 +16,16 @@ import grpc
 from mixserve.access.certificates import Certificates
 from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
-from mixserve.descriptors import connection_limit
 from mixserve.limited_log import LimitedLog
 from mixserve.limits import ServerLimits
 from mixserve.pooled_memory import PooledMemory
+from mixserve.reply_room import reserving_with
 from mixserve.servicer import Services
 from mixserve.servicer.readers import check_wanted, spread
 from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.serving.binding import bind
-from mixserve.serving.bulk import BulkChannels
+from mixserve.serving.bulk import BulkChannels, BulkPeer
 from mixserve.serving.calls import CallCounter
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.forwarding import StateForwarder, caller_of
@@ -34,14 +34,17 @@ from mixserve.serving.guard import Acting, Admission, Guard, GuardedHandlers, Ma
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.health_port import HealthPort
+from mixserve.serving.memory import MemoryWatch, allowed_bytes, default_reply_bytes
+from mixserve.serving.options import options_of
 from mixserve.serving.reflection import METHOD as REFLECTION_METHOD
 from mixserve.serving.reflection import Reflection
+from mixserve.serving.regularly import Regularly
 from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CountingThreads
-from mixserve.serving.unread import UnreadReplies
+from mixserve.serving.unread import ReplyAccount, UnreadReplies
 from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
 from mixserve_client.errors import InvalidRequest, Overloaded, Unavailable
@@ -49,26 +52,15 @@ from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
 from mixserve_client.wire.server import decode_server, encode_server
-from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 
 _logger = logging.getLogger("mixserve")
 
-_OPTIONS = [
-    # gRPC has one limit for all methods. Only states and statistics come near it.
-    ("grpc.max_receive_message_length", REQUEST_BYTES_LIMIT),
-    # Clients send keepalive pings every 20 s. By default a server closes idle connections that ping this often.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    # Strangers must not keep connections that say nothing (gRPC's limit is 120 s), nor open calls without end.
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.max_concurrent_streams", 1000),
-]
 # Their answers are short and read no source: what lists and describes must not wait for calls that do.
 _DESCRIPTIONS = frozenset((methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SERVER))
 _DESCRIBING_THREADS = 4
 _MOST_WAITING = 1000  # calls without a thread
 _WAITING_RETRY_S = 2.0
-_PATIENCE_S = 0.1  # a request comes in the same packets as its call, mostly
+_PATIENCE_S = 0.25  # a request comes in the same packets as its call, mostly
 # Their replies are small, and a lease must be renewed however many others wait.
 _ALWAYS_ROOM = (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS)
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
@@ -105,24 +97,27 @@ class MixServer:
         self._memory = memory
         self._calls = CallCounter()
         limits = ServerLimits() if limits is None else limits
-        self._unread = UnreadReplies(limits.reply_bytes)
+        memory_limit = limits.memory_limit or allowed_bytes(1 if worker is None else max(1, len(worker.told)))
+        self._unread = UnreadReplies(
+            limits.reply_bytes or default_reply_bytes(memory_limit), limits.reply_bytes_per_connection
+        )
         self._worker = worker
         self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
+        patience_s = limits.request_timeout_s
         self._work = MixtureWork(services.reads_sources, limits)
-        self._streams = StreamThreads(self._work.streams.threads)
+        self._streams = StreamThreads(
+            self._unread, limits.streams_per_connection, _refuse, patience_s, self._work.streams.threads
+        )
         self._threads = CountingThreads(self._work.calls.threads, "mixserve-call")
-        self._first = FirstRequests(self._threads, _PATIENCE_S)
+        self._first = FirstRequests(self._threads, _PATIENCE_S, patience_s)
         self._full = LimitedLog(_logger)  # its count: calls that were refused because too many wait
         self._describing = CountingThreads(_DESCRIBING_THREADS, "mixserve-describe")
-        self._first_described = FirstRequests(self._describing, _PATIENCE_S)
+        self._first_described = FirstRequests(self._describing, _PATIENCE_S, patience_s)
         hide_headers()
-        connections = ("grpc.max_allowed_incoming_connections", connection_limit())
-        # A port in use is an error: gRPC's default would share it with the other server. Workers share theirs.
-        options = [*_OPTIONS, connections, ("grpc.so_reuseport", int(worker is not None))]
-        self._server = grpc.server(self._threads, options=options)
+        self._server = grpc.server(self._threads, options=options_of(limits, shares_port=worker is not None))
         self._guard = Guard(tokens) if worker is None else Guard(tokens, caller_of)
         self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
-        self._sessions = SessionThreads(services.state.end_silent, self._guard.report)
+        self._sessions = SessionThreads(services.state.end_silent, self._guard.report, request_timeout_s=patience_s)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
         self._stuck_elsewhere = frozenset[str]()
@@ -131,6 +126,21 @@ class MixServer:
         self._health_port: HealthPort | None = None
         self._bulk = BulkChannels(self._stream_over_bulk, self._work.bulk.threads) if bulk else None
         self._bulk_memory = PooledMemory()
+        self._memory_watch = MemoryWatch(
+            memory_limit,
+            self._unread,
+            (self._bulk_memory.drop_idle, services.mix.drop_old),
+            (self._threads.visit, self._describing.visit, self._streams.visit, *self._sessions.visits),
+        )
+        self._chores = Regularly(
+            self._first.end_late,
+            self._first_described.end_late,
+            self._streams.first.end_late,
+            self._sessions.end_late,
+            self._health.end_late,
+            self._unread.end_stalled,
+            self._memory_watch.look,
+        )
         try:
             self.address = bind(self._server, address, certificates)
             if worker is not None:
@@ -178,6 +188,7 @@ class MixServer:
             if self._memory is not None:
                 self._memory.adopt = self._bulk.adopt
         self._sessions.start()
+        self._chores.start()
         if self._worker is None:
             self._services.warm_up()
         self._not_ready = None
@@ -229,6 +240,7 @@ class MixServer:
         self._streams.close()
         self._sessions.close()
         self._work.close()
+        self._chores.close()
         if self._state is not None:
             self._state.close()
         # After the calls: this releases the state folder, and another server may write to it from then on.
@@ -305,10 +317,10 @@ class MixServer:
         with self._calls, statuses(context), admission.acting(self._peer(context), context.is_active):
             self._check_ready()
             check_wanted()  # calls that waited for a thread may have been given up meanwhile
-            if method not in _ALWAYS_ROOM:
-                self._unread.check_room()
-            reply = self._services.handle(method, request, self._work.calls)
-            self._unread.add(context, len(reply))
+            account = self._open_account(method, context)
+            with reserving_with(account.reserve):
+                reply = self._services.handle(method, request, self._work.calls)
+            account.settle(len(reply))
             return reply
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -324,31 +336,63 @@ class MixServer:
                 self._peer(context)
             ):  # not around the call: the worker that answers it logs its refusals
                 self._check_ready()
-            return state.call(method, request, context)
+            account = self._open_account(method, context)
+            reply = state.call(method, request, context)
+            account.settle(len(reply))
+            return reply
+
+    def _open_account(self, method: str, context: grpc.ServicerContext) -> ReplyAccount:
+        """An account for the reply of a single call, until the call ends. Raises Overloaded if there is no room."""
+        account = self._unread.open(context.peer(), context.cancel)
+        if method not in _ALWAYS_ROOM:
+            self._unread.check_room(account)
+        if not context.add_callback(account.close):  # the call has ended meanwhile
+            raise Unavailable("the caller has ended this call")
+        return account
 
     def _stream(
-        self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
+        self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext, account: ReplyAccount
     ) -> Generator[bytes]:
         acting = admission.acting(self._peer(context), context.is_active)
-        with statuses(context), closing(self._replies(method, acting, request, None, self._work.streams)) as replies:
+        replies = self._replies(method, acting, request, account, None, self._work.streams)
+        with statuses(context), closing(replies):
             yield from cast(Generator[bytes], replies)  # without other memory, replies are bytes objects
 
     def _stream_over_bulk(
-        self, method: str, admission: Admission, peer: str, request: bytes, is_wanted: Callable[[], bool]
+        self,
+        method: str,
+        admission: Admission,
+        peer: str,
+        request: bytes,
+        connection: BulkPeer,
+        is_wanted: Callable[[], bool],
     ) -> Generator[Message]:
         if method not in self._services.mix.streams:
             raise InvalidRequest(f"bulk channels carry streams only, and {method!r:.100} is none")
+        account = self._unread.open(connection.key, connection.end)
         acting = replace(admission, method=method).acting(lambda: peer, is_wanted)
-        yield from self._replies(method, acting, request, self._bulk_memory, self._work.bulk)
+        replies = self._replies(method, acting, request, account, self._bulk_memory, self._work.bulk)
+        with closing(account), closing(replies):
+            for reply in replies:
+                account.sending()
+                yield reply
+                account.sent(len(reply))
 
     def _replies(
-        self, method: str, acting: Acting, request: bytes, memory: ReplyMemory | None, share: ThreadShare
+        self,
+        method: str,
+        acting: Acting,
+        request: bytes,
+        account: ReplyAccount,
+        memory: ReplyMemory | None,
+        share: ThreadShare,
     ) -> Generator[Message]:
+        reserving = reserving_with(account.reserve)
         with self._calls, closing(self._services.stream(method, request, memory, share)) as replies:
             with acting:
                 self._check_ready()
             while True:
-                with acting:  # not around the yield: the next reply must see rights that were taken away meanwhile
+                with acting, reserving:  # not around the yield: the next reply must see rights that were taken away
                     reply = next(replies, None)
                 if reply is None:
                     return
@@ -369,6 +413,11 @@ class MixServer:
     def _check_ready(self) -> None:
         if self._not_ready is not None:
             raise Unavailable(f"this server {self._not_ready}")
+
+
+def _refuse(context: grpc.ServicerContext, check: Callable[[], None]) -> None:
+    with statuses(context):
+        check()
 
 
 _made: "weakref.WeakSet[MixServer]" = weakref.WeakSet()

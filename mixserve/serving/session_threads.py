@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from mixserve.serving.first_request import FirstRequests
+from mixserve.serving.first_request import REQUEST_TIMEOUT_S, FirstRequests
 from mixserve.serving.threads import CountingThreads
 from mixserve_client.wire import methods
 
@@ -22,15 +22,18 @@ _PATIENCE_S = 2.0  # states may have 16 MiB
 class SessionThreads:
     """Answers calls, openings, listings and all else, each in their own threads. Calls `regularly` every 10 s."""
 
-    def __init__(self, *regularly: Callable[[], None]):
+    def __init__(self, *regularly: Callable[[], None], request_timeout_s: float = REQUEST_TIMEOUT_S):
         self._threads = {
             methods.CALL_SESSION: CountingThreads(_CALLS, "mixserve-session"),
             methods.OPEN_SESSION: CountingThreads(_OPENINGS, "mixserve-opening"),
             methods.LIST_SESSIONS: CountingThreads(_LISTINGS, "mixserve-listing"),
         }
         self._other_threads = CountingThreads(_OTHERS, "mixserve-lease")
-        self._first = {method: FirstRequests(threads, _PATIENCE_S) for method, threads in self._threads.items()}
-        self._other_first = FirstRequests(self._other_threads, _PATIENCE_S)
+        self._first = {
+            method: FirstRequests(threads, _PATIENCE_S, request_timeout_s) for method, threads in self._threads.items()
+        }
+        self._other_first = FirstRequests(self._other_threads, _PATIENCE_S, request_timeout_s)
+        self.visits = [threads.visit for threads in (*self._threads.values(), self._other_threads)]
         self._regularly = regularly
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)
@@ -51,6 +54,11 @@ class SessionThreads:
         threads = self._threads.get(method, self._other_threads)
         call.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.stream_unary_rpc_method_handler(call)
+
+    def end_late(self) -> None:
+        """End the calls whose requests do not come; call it once a second."""
+        for first in (*self._first.values(), self._other_first):
+            first.end_late()
 
     def close(self) -> None:
         """End the threads after the calls that they have."""

@@ -15,6 +15,7 @@ from mixserve import MixServer, serve
 from mixserve.serving import bulk, bulk_threads
 from mixserve.serving.bulk_connection import BulkConnection
 from mixserve.serving.bulk_door import BulkDoor
+from mixserve.serving.guard import Guard
 from mixserve_client import MixClient
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.requests import BatchRequest, StreamRequest
@@ -374,6 +375,36 @@ def test_more_offers_than_channels_let_in_no_more_clients_than_there_may_be(serv
         with MixClient.connect(server.address, shared_memory=False, patience_s=5) as client:
             assert len(client.get_batch_at(0, 64, 3)["tokens"]) == 64
             assert client.transport.startswith("grpc")
+
+
+def test_one_host_gets_half_of_the_channels(monkeypatch, caplog):
+    channels = bulk.BulkChannels(lambda *_: iter(()))
+    monkeypatch.setattr(bulk, "connection_limit", lambda: 8)
+    admission = Guard(None).admit(methods.GET_SERVER, ())
+    ends = list[socket.socket]()
+
+    def is_let_in(peer: str) -> bool:
+        offer = channels.offer(admission)
+        begin = None if offer is None else channels._admit(offer.token, peer)
+        if begin is None:
+            return False
+        ours, theirs = socket.socketpair()
+        ends.append(theirs)
+        begin(PlainPipe(ours))
+        return True
+
+    try:
+        assert [is_let_in(f"ipv4:192.0.2.1:{port}") for port in (1, 2, 3)] == [True, True, False]
+        assert "192.0.2.1 has half of all bulk channels" in caplog.text
+        assert is_let_in("ipv4:192.0.2.2:1")
+        ends[0].close()
+        until(lambda: is_let_in("ipv4:192.0.2.1:4"))
+        assert [is_let_in("ipv4:192.0.2.3:1"), is_let_in("unix:")] == [True, False]  # there are four
+    finally:
+        channels._threads.close()
+        for one in ends:
+            one.close()
+        channels._door.close()
 
 
 def test_a_server_stops_while_clients_of_all_kinds_are_connected(big_node):

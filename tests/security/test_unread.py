@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
+from mixserve.limits import ServerLimits
 from mixserve.serving import streams, unread
-from mixserve.serving.unread import UnreadReplies
 from mixserve_client import MixClient, Overloaded
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
@@ -19,8 +19,9 @@ from tests.processes import DEADLINE_S, ONE_SIZE
 from tests.tokens.calling import KEY
 
 ROW = 1 << 20
-LIMIT = 4 * ROW
-THREADS = 16  # each may be making a reply when the limit is reached
+REPLY = ROW + 512  # a row and its frame, at most
+LIMIT = 8 * REPLY
+OF_ONE = 4 * REPLY
 CALLS = 60
 STREAMS = 12  # as many as there are threads
 HEADERS, RESET, SETTINGS = 1, 3, 4
@@ -36,6 +37,8 @@ class Hoarder:
         no_window = struct.pack(">HI", 4, 0)
         self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, no_window))
         self.calls = 0
+        self._ended = set[bytes]()
+        self._received = b""
 
     def ask(self, start: int) -> None:
         """Call GetBatchAt."""
@@ -46,29 +49,33 @@ class Hoarder:
         wanted = mix_pb2.StreamBatchesRequest(first=first_row(0), stride=1, count=4, reply_rows=1)
         self.call(methods.STREAM_BATCHES, wanted.SerializeToString())
 
-    def call(self, method: str, request: bytes) -> None:
+    def call(self, method: str, request: bytes | None) -> None:
         stream = 1 + 2 * self.calls
         self.calls += 1
         headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "server"}
         headers |= {"te": "trailers", "content-type": "application/grpc"}
         block = b"".join(b"\0" + text(name) + text(value) for name, value in headers.items())
-        message = b"\0" + struct.pack(">I", len(request)) + request
-        self.socket.sendall(frame(HEADERS, END_HEADERS, stream, block) + frame(0, END_STREAM, stream, message))
+        content = frame(HEADERS, END_HEADERS, stream, block)
+        if request is not None:
+            message = b"\0" + struct.pack(">I", len(request)) + request
+            content += frame(0, END_STREAM, stream, message)
+        self.socket.sendall(content)
 
     def resets(self) -> int:
         """How many of its calls the server has ended so far."""
         self.socket.settimeout(0.05)
-        received = b""
+        received = self._received
         try:
             while chunk := self.socket.recv(1 << 16):
                 received += chunk
         except TimeoutError:
             pass
-        found = 0
-        while len(received) >= 9:
-            found += received[3] == RESET or (received[3] == HEADERS and bool(received[4] & END_STREAM))
+        while len(received) >= 9 and len(received) >= 9 + int.from_bytes(received[:3]):
+            if received[3] == RESET or (received[3] == HEADERS and received[4] & END_STREAM):
+                self._ended.add(received[5:9])
             received = received[9 + int.from_bytes(received[:3]) :]
-        return found
+        self._received = received
+        return len(self._ended)
 
 
 def first_row(start: int) -> mix_pb2.GetBatchAtRequest:
@@ -87,18 +94,18 @@ def text(of: str) -> bytes:
 def server() -> Iterator[MixServer]:
     config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE)
     node = MixDataSourcesNode(config, [ArraySource({"x": np.zeros((8, ROW), np.uint8)})])
-    with serve({"train": node}, "127.0.0.1:0", shared_memory=False) as running:
-        running._unread = UnreadReplies(LIMIT)
+    limits = ServerLimits(reply_bytes=LIMIT, reply_bytes_per_connection=OF_ONE, streams_per_connection=STREAMS)
+    with serve({"train": node}, "127.0.0.1:0", shared_memory=False, limits=limits) as running:
         yield running
 
 
 def hoard(server: MixServer) -> Hoarder:
-    """A connection that has asked for many times the limit, and waits."""
+    """A connection that has asked for many times what it may have, and waits."""
     hoarder = Hoarder(server.address)
+    refused = server._unread.refused.count
     for start in range(CALLS):
         hoarder.ask(start)
-    wait_until(lambda: server._unread.bytes >= LIMIT)
-    wait_until(lambda: not server._calls._running)
+    wait_until(lambda: server._unread.refused.count > refused and not server._calls._running)
     return hoarder
 
 
@@ -109,14 +116,34 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_unread_replies_are_bounded(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread, "_STALLED_S", 3600.0)
+def test_replies_are_counted_before_they_are_made(server: MixServer) -> None:
     hoarder = hoard(server)
-    assert LIMIT <= server._unread.bytes <= LIMIT + THREADS * 2 * ROW
+    assert OF_ONE - REPLY < server._unread.bytes <= OF_ONE
+    assert server._unread.made_bytes <= OF_ONE + CALLS  # of those that were refused, a byte: none was built
+    hoarder.socket.close()
+    wait_until(lambda: server._unread.bytes == 0)
+    assert not server._unread._connections
+
+
+def test_one_connection_does_not_take_the_room_of_others(server: MixServer) -> None:
+    hoarder = hoard(server)
+    with MixClient.connect(server.address, shared_memory=False, patience_s=0.1) as client:
+        for start in range(10):
+            assert len(client.get_batch_at(start, 1, key=7)["x"]) == 1
+    assert hoarder.resets() == CALLS - 4  # those that were refused, and none to make room
+    hoarder.socket.close()
+
+
+def test_unread_replies_are_bounded(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "_GREEDY_STALLED_S", 3600.0)
+    monkeypatch.setattr(unread, "_STALLED_S", 3600.0)
+    hoarders = [hoard(server) for _ in range(9)]
+    assert LIMIT - REPLY < server._unread.bytes <= LIMIT
     with MixClient.connect(server.address, shared_memory=False, patience_s=0.5) as client:
         with pytest.raises(Overloaded, match="readers have not taken the replies"):
             client.get_batch_at(0, 1, key=7)
-        hoarder.socket.close()
+        for hoarder in hoarders:
+            hoarder.socket.close()
         wait_until(lambda: server._unread.bytes == 0)
         assert len(client.get_batch_at(0, 1, key=7)["x"]) == 1
         wait_until(lambda: server._unread.bytes == 0)
@@ -125,37 +152,91 @@ def test_unread_replies_are_bounded(server: MixServer, monkeypatch: pytest.Monke
 def test_calls_that_stalled_are_ended_to_make_room(
     server: MixServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(unread, "_GREEDY_STALLED_S", 0.1)
     monkeypatch.setattr(unread, "_STALLED_S", 0.1)
-    hoarder = hoard(server)
+    hoarders = [hoard(server) for _ in range(9)]
     with MixClient.connect(server.address, shared_memory=False, patience_s=DEADLINE_S) as client:
         for start in range(10):
             client.get_batch_at(start, 1, key=7)
         session = client.session("kept", mixture="train")
         session.close()
     assert "takes no replies: ended calls of it, to make room for those of others" in caplog.text
-    assert hoarder.resets() > 0
+    assert "reply_bytes in server.limits" in caplog.text
+    for hoarder in hoarders:
+        hoarder.socket.close()
+
+
+def test_a_call_whose_reply_is_never_taken_ends(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if nobody needs its room: it was pinned for good."""
+    monkeypatch.setattr(unread, "_LONGEST_S", 0.5)
+    hoarder = Hoarder(server.address)
+    hoarder.ask(0)
+    wait_until(lambda: server._unread.bytes > 0)
+    wait_until(lambda: server._unread.bytes == 0)
+    assert hoarder.resets() == 1
     hoarder.socket.close()
 
 
-def test_leases_are_renewed_however_many_wait(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread, "_STALLED_S", 3600.0)
-    hoarder = hoard(server)
-    with grpc.insecure_channel(server.address) as channel:
-        for method in (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS):
-            assert channel.unary_unary(method)(b"", timeout=DEADLINE_S) == b""
-    hoarder.socket.close()
-
-
-def test_streams_that_are_not_read_give_way_to_others(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_STALLED_S", 3600.0)
-    monkeypatch.setattr(streams, "_STALLED_BEFORE_OTHERS_S", 0.2)
+def test_replies_of_streams_count_too(server: MixServer) -> None:
     hoarder = Hoarder(server.address)
     for _ in range(STREAMS):
         hoarder.stream()
-    wait_until(lambda: len(server._streams._sending) == STREAMS)
-    time.sleep(1.5)  # the server looks once a second
-    assert len(server._streams._sending) == STREAMS  # none is ended while no other call waits
-    with MixClient.connect(server.address, shared_memory=False, patience_s=DEADLINE_S) as client:
-        assert len(next(client.batches(1, key=7, timeout_s=DEADLINE_S))["x"]) == 1
-    assert len(server._streams._sending) >= STREAMS - 3  # as many ended as were needed
+    wait_until(lambda: server._unread.refused.count > 0)
+    assert 0 < server._unread.bytes <= OF_ONE
     hoarder.socket.close()
+    wait_until(lambda: server._unread.bytes == 0)
+
+
+def test_replies_of_bulk_channels_count_until_they_are_taken(server: MixServer) -> None:
+    with MixClient.connect(server.address, shared_memory=False) as client:
+        stream = client.batches(1, key=7, stop=64)
+        assert len(next(stream)["x"]) == 1
+        assert server._unread.made_bytes >= ROW
+        assert sum(1 for _ in stream) == 63
+    wait_until(lambda: server._unread.bytes == 0)
+
+
+def test_a_stream_too_many_is_refused(server: MixServer) -> None:
+    hoarder = Hoarder(server.address)
+    for _ in range(STREAMS + 5):
+        hoarder.call(methods.STREAM_BATCHES, None)
+    wait_until(lambda: server._streams._threads.refused.count == 5)
+    wait_until(lambda: hoarder.resets() == 5)
+    assert sum(server._streams._threads._of_one.values()) == STREAMS
+    hoarder.socket.close()
+    wait_until(lambda: not server._streams._threads._of_one)
+
+
+def test_leases_are_renewed_however_many_wait(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "_GREEDY_STALLED_S", 3600.0)
+    monkeypatch.setattr(unread, "_STALLED_S", 3600.0)
+    hoarders = [hoard(server) for _ in range(9)]
+    with grpc.insecure_channel(server.address) as channel:
+        for method in (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS):
+            assert channel.unary_unary(method)(b"", timeout=DEADLINE_S) == b""
+    for hoarder in hoarders:
+        hoarder.socket.close()
+
+
+@pytest.mark.parametrize("most_blocked", [0, 64])
+def test_streams_that_are_not_read_give_way_to_others(
+    node: MixDataSourcesNode, monkeypatch: pytest.MonkeyPatch, most_blocked: int
+) -> None:
+    """They end when there may be no more threads; if there may be, none ends, and others do not wait."""
+    monkeypatch.setattr(streams, "_STALLED_S", 3600.0)
+    monkeypatch.setattr(streams, "_MOST_BLOCKED", most_blocked)
+    with serve({"train": node}, "127.0.0.1:0", shared_memory=False) as server:
+        hoarder = Hoarder(server.address)
+        for _ in range(STREAMS):
+            hoarder.stream()
+        wait_until(lambda: len(server._streams._sending) == STREAMS)
+        time.sleep(1.5)  # the server looks once a second
+        assert len(server._streams._sending) == STREAMS  # none is ended while no other call waits
+        with MixClient.connect(server.address, shared_memory=False, bulk=False, patience_s=DEADLINE_S) as client:
+            began = time.monotonic()
+            assert len(next(client.batches(1, key=7, timeout_s=DEADLINE_S))) > 0
+            if most_blocked:
+                assert len(server._streams._sending) >= STREAMS
+                assert time.monotonic() - began < 1.0
+        assert len(server._streams._sending) >= STREAMS - 3  # as many ended as were needed
+        hoarder.socket.close()

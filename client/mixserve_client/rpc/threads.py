@@ -63,6 +63,11 @@ class DaemonThreadPool:
             self._tasks.put(run)
 
     @property
+    def thread_count(self) -> int:
+        """How many threads there are, busy or idle."""
+        return len(self._threads)
+
+    @property
     def is_closed(self) -> bool:
         """Whether `submit` refuses tasks."""
         return self._closed.is_set()

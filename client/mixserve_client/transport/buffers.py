@@ -119,6 +119,12 @@ class MemoryPool:
             self._lent_bytes += size
             return memory.lend(self._returned, writable=True)
 
+    def drop_idle(self) -> None:
+        """Return the memory that no array is over to the system."""
+        with self._lock:
+            self._reclaim()
+            self._idle.clear()
+
     def _reclaim(self) -> None:
         for memory in drain(self._returned):
             self._idle.put(memory)
