@@ -32,17 +32,17 @@ class Refusing(Services):
         self.errors: list[BaseException] = []
         self.asked: list[float] = []
 
-    def handle(self, method, request):
+    def handle(self, method, request, *more):
         self.asked.append(time.monotonic())
         if self.errors:
             raise self.errors.pop(0)
-        return super().handle(method, request)
+        return super().handle(method, request, *more)
 
-    def stream(self, method, request, memory=None):
+    def stream(self, method, request, *more):
         self.asked.append(time.monotonic())
         if self.errors:
             raise self.errors.pop(0)
-        yield from super().stream(method, request, memory)
+        yield from super().stream(method, request, *more)
 
     def refuse(self, *errors: BaseException) -> None:
         self.errors, self.asked = list(errors), []

@@ -5,11 +5,9 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import grpc
 
@@ -18,19 +16,15 @@ from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
 from mixserve.limited_log import LimitedLog
 from mixserve.limits import ServerLimits
-from mixserve.pooled_memory import PooledMemory
-from mixserve.reply_room import reserving_with
 from mixserve.servicer import Services
-from mixserve.servicer.readers import check_wanted, spread
-from mixserve.servicer.reply_memory import Message, ReplyMemory
-from mixserve.servicer.thread_share import ThreadShare
+from mixserve.servicer.readers import spread
+from mixserve.serving.answers import Answers
 from mixserve.serving.binding import bind
-from mixserve.serving.bulk import BulkChannels, BulkPeer
-from mixserve.serving.calls import CallCounter
+from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.forwarding import StateForwarder, caller_of
 from mixserve.serving.grpc_log import hide_headers
-from mixserve.serving.guard import Acting, Admission, Guard, GuardedHandlers, MakeHandler
+from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.health_port import HealthPort
@@ -44,10 +38,10 @@ from mixserve.serving.shared_memory import SharedMemory
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CountingThreads
-from mixserve.serving.unread import ReplyAccount, UnreadReplies
+from mixserve.serving.unread import UnreadReplies
 from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
-from mixserve_client.errors import InvalidRequest, Overloaded, Unavailable
+from mixserve_client.errors import Overloaded
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
@@ -95,14 +89,12 @@ class MixServer:
         keep_freed_memory()
         self._services = services
         self._memory = memory
-        self._calls = CallCounter()
         limits = ServerLimits() if limits is None else limits
         memory_limit = limits.memory_limit or allowed_bytes(1 if worker is None else max(1, len(worker.told)))
         self._unread = UnreadReplies(
             limits.reply_bytes or default_reply_bytes(memory_limit), limits.reply_bytes_per_connection
         )
         self._worker = worker
-        self._not_ready: str | None = "is starting: it compiles programs and reads its sources"
         patience_s = limits.request_timeout_s
         self._work = MixtureWork(services.reads_sources, limits)
         self._streams = StreamThreads(
@@ -117,6 +109,7 @@ class MixServer:
         self._server = grpc.server(self._threads, options=options_of(limits, shares_port=worker is not None))
         self._guard = Guard(tokens) if worker is None else Guard(tokens, caller_of)
         self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
+        self._answers = Answers(services, self._guard, self._unread, self._work, self._state)
         self._sessions = SessionThreads(services.state.end_silent, self._guard.report, request_timeout_s=patience_s)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
@@ -124,12 +117,11 @@ class MixServer:
         self._health = Health(self._answering_mixtures)
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
-        self._bulk = BulkChannels(self._stream_over_bulk, self._work.bulk.threads) if bulk else None
-        self._bulk_memory = PooledMemory()
+        self._bulk = BulkChannels(self._answers.stream_over_bulk, self._work.bulk.threads) if bulk else None
         self._memory_watch = MemoryWatch(
             memory_limit,
             self._unread,
-            (self._bulk_memory.drop_idle, services.mix.drop_old),
+            (self._answers.bulk_memory.drop_idle, services.mix.drop_old),
             (self._threads.visit, self._describing.visit, self._streams.visit, *self._sessions.visits),
         )
         self._chores = Regularly(
@@ -157,6 +149,7 @@ class MixServer:
                 self._bulk.close()
             self._streams.close()
             self._sessions.close()
+            self._work.close()
             raise
         self._stopped = threading.Event()
         self._pid = os.getpid()
@@ -191,7 +184,7 @@ class MixServer:
         self._chores.start()
         if self._worker is None:
             self._services.warm_up()
-        self._not_ready = None
+        self._answers.not_ready = None
         if self._worker is None:
             self._health.serving()
             _logger.info("serving on %s", self.address)
@@ -200,7 +193,7 @@ class MixServer:
 
     def tell_health(self, is_serving: bool) -> None:
         """Answer health so, as long as this worker serves: it tells of all of them."""
-        if is_serving and self._not_ready is None:
+        if is_serving and self._answers.not_ready is None:
             self._health.serving()
         else:
             self._health.stopping()
@@ -221,11 +214,11 @@ class MixServer:
         """
         if os.getpid() != self._pid:
             return True
-        self._not_ready = "is stopping; ask another replica, or wait for its successor"
+        self._answers.not_ready = "is stopping; ask another replica, or wait for its successor"
         self._health.stopping()
         # We count calls ourselves. gRPC's grace would not end while a health watcher stays, and a call that has
         # returned may still have its last reply to send.
-        finished = self._calls.wait_for_none(grace_s)
+        finished = self._answers.calls.wait_for_none(grace_s)
         self._guard.close()
         if self._bulk is not None:
             self._bulk.close()
@@ -257,8 +250,8 @@ class MixServer:
     def end_calls(self) -> None:
         """End running calls within about 2 s: for a server that is not stopped when the interpreter exits."""
         if os.getpid() == self._pid and not self._stopped.is_set():
-            self._not_ready = "is stopping; ask another replica, or wait for its successor"
-            self._calls.wait_for_none(_EXIT_S)
+            self._answers.not_ready = "is stopping; ask another replica, or wait for its successor"
+            self._answers.calls.wait_for_none(_EXIT_S)
             self._server.stop(grace=None).wait(_EXIT_S)
 
     def __enter__(self) -> "MixServer":
@@ -268,7 +261,7 @@ class MixServer:
         self.stop()
 
     def __repr__(self) -> str:
-        state = self._not_ready or "is serving"
+        state = self._answers.not_ready or "is serving"
         return f"MixServer({self.address!r}, mixtures={list(self._services.mixtures)}, {state.partition(':')[0]})"
 
     def _handlers(self) -> dict[str, MakeHandler]:
@@ -284,7 +277,7 @@ class MixServer:
         return self._description(partial(self._describe_server, admission))
 
     def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        answer = partial(self._answer, path, admission)
+        answer = partial(self._answers.answer, path, admission)
         if path in _DESCRIPTIONS:
             return self._description(answer)
         if self._threads.waiting >= _MOST_WAITING:  # before the call waits, so that no thread is needed to refuse it
@@ -307,112 +300,21 @@ class MixServer:
         return grpc.stream_unary_rpc_method_handler(call)
 
     def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._streams.handler(partial(self._stream, path, admission))
+        return self._streams.handler(partial(self._answers.stream, path, admission))
 
     def _session_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        answer = self._answer if self._state is None else partial(self._forward, self._state)
-        return self._sessions.handler(path, partial(answer, path, admission))
-
-    def _answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
-        with self._calls, statuses(context), admission.acting(self._peer(context), context.is_active):
-            self._check_ready()
-            check_wanted()  # calls that waited for a thread may have been given up meanwhile
-            account = self._open_account(method, context)
-            with reserving_with(account.reserve):
-                reply = self._services.handle(method, request, self._work.calls)
-            account.settle(len(reply))
-            return reply
+        return self._sessions.handler(path, partial(self._answers.answer_session, path, admission))
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
-        reply = self._answer(methods.GET_SERVER, admission, request, context)
+        reply = self._answers.answer(methods.GET_SERVER, admission, request, context)
         offer = None if self._bulk is None else self._bulk.offer(admission)
         return encode_server(replace(decode_server(reply), bulk=offer))
-
-    def _forward(
-        self, state: StateForwarder, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext
-    ) -> bytes:
-        with self._calls, statuses(context):
-            with admission.acting(
-                self._peer(context)
-            ):  # not around the call: the worker that answers it logs its refusals
-                self._check_ready()
-            account = self._open_account(method, context)
-            reply = state.call(method, request, context)
-            account.settle(len(reply))
-            return reply
-
-    def _open_account(self, method: str, context: grpc.ServicerContext) -> ReplyAccount:
-        """An account for the reply of a single call, until the call ends. Raises Overloaded if there is no room."""
-        account = self._unread.open(context.peer(), context.cancel)
-        if method not in _ALWAYS_ROOM:
-            self._unread.check_room(account)
-        if not context.add_callback(account.close):  # the call has ended meanwhile
-            raise Unavailable("the caller has ended this call")
-        return account
-
-    def _stream(
-        self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext, account: ReplyAccount
-    ) -> Generator[bytes]:
-        acting = admission.acting(self._peer(context), context.is_active)
-        replies = self._replies(method, acting, request, account, None, self._work.streams)
-        with statuses(context), closing(replies):
-            yield from cast(Generator[bytes], replies)  # without other memory, replies are bytes objects
-
-    def _stream_over_bulk(
-        self,
-        method: str,
-        admission: Admission,
-        peer: str,
-        request: bytes,
-        connection: BulkPeer,
-        is_wanted: Callable[[], bool],
-    ) -> Generator[Message]:
-        if method not in self._services.mix.streams:
-            raise InvalidRequest(f"bulk channels carry streams only, and {method!r:.100} is none")
-        account = self._unread.open(connection.key, connection.end)
-        acting = replace(admission, method=method).acting(lambda: peer, is_wanted)
-        replies = self._replies(method, acting, request, account, self._bulk_memory, self._work.bulk)
-        with closing(account), closing(replies):
-            for reply in replies:
-                account.sending()
-                yield reply
-                account.sent(len(reply))
-
-    def _replies(
-        self,
-        method: str,
-        acting: Acting,
-        request: bytes,
-        account: ReplyAccount,
-        memory: ReplyMemory | None,
-        share: ThreadShare,
-    ) -> Generator[Message]:
-        reserving = reserving_with(account.reserve)
-        with self._calls, closing(self._services.stream(method, request, memory, share)) as replies:
-            with acting:
-                self._check_ready()
-            while True:
-                with acting, reserving:  # not around the yield: the next reply must see rights that were taken away
-                    reply = next(replies, None)
-                if reply is None:
-                    return
-                yield reply
-                # A stream may end after any reply: the client asks another replica for the rest.
-                if self._not_ready is not None:
-                    return
-
-    def _peer(self, context: grpc.ServicerContext) -> Callable[[], str]:
-        return partial(self._guard.peer_of, context)
 
     def _answering_mixtures(self) -> dict[str, bool]:
         return {
             name: name not in self._stuck_elsewhere and not self._work.is_stuck(name)
             for name in self._services.mixtures
         }
-
-    def _check_ready(self) -> None:
-        if self._not_ready is not None:
-            raise Unavailable(f"this server {self._not_ready}")
 
 
 def _refuse(context: grpc.ServicerContext, check: Callable[[], None]) -> None:

@@ -63,17 +63,17 @@ class Gated(Services):
         self.open.set()
         self.streams = 0
 
-    def handle(self, method: str, request: bytes) -> bytes:
+    def handle(self, method: str, request: bytes, *more: Any) -> bytes:
         self._pass()
-        return super().handle(method, request)
+        return super().handle(method, request, *more)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         return False  # streams may wait
 
-    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, *more: Any) -> Iterator[bytes]:
         self.streams += 1
         self._pass()
-        yield from super().stream(method, request, memory)
+        yield from super().stream(method, request, *more)
 
     async def holds_one(self) -> None:
         assert await asyncio.to_thread(self.held.acquire, timeout=DEADLINE_S)

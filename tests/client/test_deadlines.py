@@ -126,16 +126,16 @@ class Slow(Services):
         self.delay_s, self.frozen = 0.0, frozenset[str]()
         self.over = threading.Event()
 
-    def handle(self, method: str, request: bytes) -> bytes:
+    def handle(self, method: str, request: bytes, *more: Any) -> bytes:
         self.over.wait(60 if method in self.frozen else self.delay_s)
-        return super().handle(method, request)
+        return super().handle(method, request, *more)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         return False  # streams may wait
 
-    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, *more: Any) -> Iterator[bytes]:
         self.over.wait(60 if method in self.frozen else self.delay_s)
-        yield from super().stream(method, request, memory)
+        yield from super().stream(method, request, *more)
 
 
 @pytest.fixture

@@ -107,10 +107,10 @@ def test_no_more_threads_than_are_allowed(node):
     class Waiting(Services):
         here, go_on = threading.Semaphore(0), threading.Event()
 
-        def handle(self, method: str, request: bytes) -> bytes:
+        def handle(self, method: str, request: bytes, *more: Any) -> bytes:
             self.here.release()
             assert self.go_on.wait(DEADLINE_S)
-            return super().handle(method, request)
+            return super().handle(method, request, *more)
 
     async def scenario() -> int:
         services, before = Waiting({"train": node}), fetchers()
@@ -131,10 +131,10 @@ class Counting(Services):
 
     open = 0
 
-    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, *more: Any) -> Iterator[bytes]:
         self.open += 1
         try:
-            yield from super().stream(method, request, memory)
+            yield from super().stream(method, request, *more)
         finally:
             self.open -= 1
 

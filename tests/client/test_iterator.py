@@ -110,9 +110,9 @@ class Streams(Services):
 
     opened = 0
 
-    def stream(self, method, request, memory=None):
+    def stream(self, method, request, *more):
         self.opened += 1
-        return super().stream(method, request, memory)
+        return super().stream(method, request, *more)
 
 
 @pytest.mark.parametrize("shard", [(0, 1), (1, 3)])

@@ -29,10 +29,10 @@ class Gated(Services):
     def copies_rows(self, method: str, request: bytes) -> bool:
         return False  # streams may wait
 
-    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[bytes]:
+    def stream(self, method: str, request: bytes, *more: Any) -> Iterator[bytes]:
         self.held.set()
         assert self.open.wait(DEADLINE_S)
-        yield from super().stream(method, request, memory)
+        yield from super().stream(method, request, *more)
 
 
 @pytest.fixture

@@ -54,17 +54,17 @@ class Troubled(Services):
         self.hangs = threading.Event()
         self.over = threading.Event()
 
-    def handle(self, method: str, request: bytes) -> bytes:
+    def handle(self, method: str, request: bytes, *more: Any) -> bytes:
         if method == methods.GET_BATCH_AT:
             self._trouble()
-        return super().handle(method, request)
+        return super().handle(method, request, *more)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         return False  # streams may wait
 
-    def stream(self, method: str, request: bytes, memory: Any = None) -> Iterator[Any]:
+    def stream(self, method: str, request: bytes, *more: Any) -> Iterator[Any]:
         self._trouble()
-        yield from super().stream(method, request, memory)
+        yield from super().stream(method, request, *more)
 
     def _trouble(self) -> None:
         self.batches += 1

@@ -105,7 +105,7 @@ def hoard(server: MixServer) -> Hoarder:
     refused = server._unread.refused.count
     for start in range(CALLS):
         hoarder.ask(start)
-    wait_until(lambda: server._unread.refused.count > refused and not server._calls._running)
+    wait_until(lambda: server._unread.refused.count > refused and not server._answers.calls._running)
     return hoarder
 
 

@@ -34,14 +34,14 @@ class Counting(Services):
         self.under_way = 0
         self._lock = threading.Lock()
 
-    def stream(self, method, request, memory=None):
+    def stream(self, method, request, *more):
         assert method == methods.STREAM_BATCHES
         rows = list[int]()
         self.replies.append(rows)
         with self._lock:
             self.under_way += 1
         try:
-            for reply in super().stream(method, request, memory):
+            for reply in super().stream(method, request, *more):
                 rows.append(len(decode_batch(reply)[1]["x"]))
                 yield reply
         finally:

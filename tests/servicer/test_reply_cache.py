@@ -110,7 +110,7 @@ def test_what_is_asked_for_at_the_very_same_time_is_read_once(served, source):
     threads = in_threads([read] * 6)
     assert source.reading.wait(DEADLINE_S)
     deadline = time.monotonic() + DEADLINE_S
-    while server._calls._running < 6:
+    while server._answers.calls._running < 6:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     source.go.set()

@@ -54,7 +54,7 @@ def test_a_server_that_was_stopped_writes_no_more(tmp_path, gate, background):
             found.append(ids(late.result(DEADLINE_S)))
             found += [ids(session.next_batch(4)) for _ in range(2)]
             gate.open()
-            assert server._calls.wait_for_none(DEADLINE_S)
+            assert server._answers.calls.wait_for_none(DEADLINE_S)
             found.append(ids(session.next_batch(4)))
             client.close()
     with local_client({"train": make_node()}, state_dir=tmp_path) as client:

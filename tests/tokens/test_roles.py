@@ -172,7 +172,7 @@ def test_a_unix_socket_asks_for_a_token_too(nodes, tokens, tmp_path):
     with serve(nodes, f"unix://{tmp_path}/socket", tokens=tokens.path, shared_memory=False) as server:
         assert status_of(server, methods.LIST_MIXTURES, None)[0] == "UNAUTHENTICATED"
         assert status_of(server, methods.LIST_MIXTURES, bearer(tokens["reader"]))[0] == "OK"
-        server._not_ready = "is stopping"  # strangers do not learn of it
+        server._answers.not_ready = "is stopping"  # strangers do not learn of it
         assert status_of(server, methods.LIST_MIXTURES, None)[0] == "UNAUTHENTICATED"
         assert status_of(server, methods.LIST_MIXTURES, bearer(tokens["reader"]))[0] == "UNAVAILABLE"
 
