@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 GENERATED := client/mixserve_client/wire/_generated
 PROTO := mixserve/v1/mix.proto mixserve/v1/state.proto
 PEERS := $(patsubst %,.venv-peers/%/.ready,flight zmq tensorflow reverb) .venv-peers/tensorflow/.jax
-# Tests wait for other processes a third of the time, so three test processes keep two cores busy.
-PROCESSES ?= 3
+# Tests wait for other processes, and for time, half of the time, so four test processes keep two cores busy.
+PROCESSES ?= 4
 PYTHONS ?= 3.11 3.12 3.13 3.14
 PIP := -m pip --disable-pip-version-check install --quiet
 
@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pythons test-examples crash chaos parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean fuzz soak
+.PHONY: help setup demo test test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean fuzz soak
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ chaos: $(READY) ## Read 20,000 batches from three replicas that are stopped, cut
 	$(@D)/bin/python $(PIP) -c constraints.txt -e ./client -e '.[dev]'
 	$(@D)/bin/python $(PIP) --only-binary atheris -r tests/fuzz/requirements.txt
 	touch $@
+
+failover: $(READY) ## Print what readers see when one of three replicas fails, for each way to fail; takes minutes
+	$(BIN)/python -m tests.failover.table
 
 fuzz: $(READY) ## Fuzz all decoders (5 M inputs), a live server and a client of a hostile one; takes an hour
 	-$(MAKE) .venv-fuzz/.ready

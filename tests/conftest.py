@@ -37,7 +37,16 @@ ROUTES: dict[str, dict[str, Any]] = {
 # The files that take longest. `make test` begins with them, in this order: near its end no process must be busy with a
 # long file when the others have no file left.
 LONGEST = (
+    "load/test_health_of_mixtures.py",
+    "security/test_connections.py",
+    "bulk/test_hostile_clients.py",
     "chaos/test_chaos.py",
+    "test_bit_flips.py",
+    "client/test_replicas.py",
+    "bulk/test_waits.py",
+    "client/test_hostile.py",
+    "security/test_turns.py",
+    "test_memory.py",
     "test_demo.py",
     "test_children.py",
     "test_node.py",

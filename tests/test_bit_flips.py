@@ -18,7 +18,7 @@ from tests.processes import ONE_SIZE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
 
-FLIPS = int(os.environ.get("MIXSERVE_BIT_FLIPS", "75"))  # of replies, for each way
+FLIPS = int(os.environ.get("MIXSERVE_BIT_FLIPS", "45"))  # of replies, for each way
 SIZE, ROW = 32, 64
 TIMEOUT_S = 1.0  # a damaged length can make both ends wait for more
 LIMIT_S = 30.0
@@ -119,4 +119,4 @@ def test_requests_that_were_damaged_bring_no_wrong_batch_either(server, proxy, e
 def test_without_checksums_most_are_delivered_as_right(server, proxy, expected, read: Read, route: str) -> None:
     """So these tests can fail, and the page that says what checksums are for is right."""
     found = outcomes(server, proxy, expected, read, TO_CLIENT, FLIPS // 3, **ROUTES[route])
-    assert found["wrong"] > FLIPS // 3 * 0.8
+    assert found["wrong"] > FLIPS // 3 * 0.5  # of the others, most damage the framing of HTTP/2 or of a message

@@ -164,7 +164,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
         ),
         (
             "server: {limits: {read_timeout_s: 0}}\nmixtures: {x: {sources: {a: %s}}}",
-            "server.limits: read_timeout_s must be a positive, finite number of seconds, got 0",
+            "server.limits: read_timeout_s must be a number of seconds above 0, got 0",
         ),
         (
             "mixtures: {x: {sauces: {a: %s}}}",

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixserve import local_client, serve
+from mixserve import ServerLimits, local_client, serve
 from mixserve.servicer import Services
 from mixserve.serving import MixServer
-from mixserve.sessions import loaded
 from mixserve_client import MixClient, Overloaded, StorageFailed, UnknownCheckpoint, errors
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
@@ -222,17 +221,17 @@ def test_metadata_holds_what_was_said():
         assert error.retry_after_s == after_s
 
 
-def test_a_session_beyond_the_last_is_opened_when_another_is_let_go(tmp_path, monkeypatch):
-    monkeypatch.setattr(loaded, "MOST", 1)
-    services = Services({"train": make_node(plan_sizes=ONE_SIZE)}, state_dir=tmp_path)
+def test_a_session_beyond_the_last_is_opened_when_another_is_let_go():
+    # Without a state folder, from which one could come back.
+    services = Services({"train": make_node(plan_sizes=ONE_SIZE)}, limits=ServerLimits(sessions=1))
     server = MixServer(services, "127.0.0.1:0")
     server.start()
     refused = threading.Event()
     handle = services.handle
 
-    def watched(method, request):
+    def watched(method, request, *more):
         try:
-            return handle(method, request)
+            return handle(method, request, *more)
         except Overloaded:
             refused.set()
             raise

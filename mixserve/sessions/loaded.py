@@ -22,7 +22,8 @@ _logger = logging.getLogger("mixserve")
 KEPT_BYTES = 1 << 30
 # Short, because a call that waits for a busy session takes a thread from other sessions. Clients retry by themselves.
 _BUSY_S = 0.2
-_LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 30.0
+# Not much longer: a client that closes makes room before any lease ends.
+_LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 3.0
 
 
 class Key(NamedTuple):

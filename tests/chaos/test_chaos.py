@@ -29,7 +29,7 @@ from tests.chaos.replicas import KINDS, MIXTURE, SIZE, Replica, harm
 from tests.chaos.trainer import HAS_CHECKSUMS, WAYS, digest, reader
 from tests.forked import Forked
 
-BATCHES = int(os.environ.get("MIXSERVE_CHAOS_BATCHES") or 600)
+BATCHES = int(os.environ.get("MIXSERVE_CHAOS_BATCHES") or 300)
 SEED = int(os.environ.get("MIXSERVE_CHAOS_SEED") or random.SystemRandom().randrange(1 << 32))
 LONGEST_WAIT_S = float(os.environ.get("MIXSERVE_CHAOS_WAIT_S") or math.inf)
 REPLICAS, TRAINERS, HARMED = 3, 4, 2
