@@ -105,7 +105,7 @@ CONFIG = """
 mixtures:
   train: {{sources: {{files: {{kind: factory, function: "hanging:make_source", arguments: {{path: nil}}, weight: 1}}}}}}
   hangs: {{sources: {{files: {{kind: factory, function: "hanging:make_source", arguments: {{path: sw}}, weight: 1}}}}}}
-server: {{port: 0, processes: {processes}, limits: {{calls_per_mixture: 1, read_timeout_s: 30}}}}
+server: {{port: 0, processes: {processes}, limits: {{calls_per_mixture: 1, read_timeout_s: 6}}}}
 """
 
 
