@@ -11,7 +11,7 @@ from mixserve_client.rpc.publisher import SchedulePublisher
 from mixserve_client.rpc.replica import Asked, Attempt, Replica
 from mixserve_client.rpc.replicas import ATTEMPT_S, Replicas
 from mixserve_client.rpc.stream_wait import StreamWait
-from mixserve_client.rpc.tries import Tries
+from mixserve_client.rpc.tries import UNLIMITED_S, Tries
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Reply, Transport
 
 T = TypeVar("T")
@@ -78,12 +78,41 @@ class RetryingCaller:
         asking: Asking = _PLAIN,
     ) -> T:
         """As `call`, and decodes the reply. If `decode` raises, the replica has failed as if it had raised this."""
+        error = None
+        if self._replicas.alone is not None:
+            # A small call takes hardly longer than to prepare for its failure, which is rare.
+            remaining_s = None if deadline is None else deadline - time.monotonic()
+            if remaining_s is None or 0 < remaining_s < UNLIMITED_S:
+                try:
+                    return decode(self._replicas.alone.transport.call(method, request, remaining_s))
+                except MixserveError as raised:
+                    error = raised
+        try:
+            return self._ask(method, request, decode, deadline, asking, error)
+        finally:
+            del error  # a reference cycle, as in `Tries.failed`
+
+    def _ask(
+        self,
+        method: str,
+        request: bytes,
+        decode: Callable[[bytes], T],
+        deadline: float | None,
+        asking: Asking,
+        failed: MixserveError | None,
+    ) -> T:
+        """As `ask`, after the first try has `failed` if there was one."""
         replicas, asked = self._replicas, Asked(method, request)
         tries = Tries(replicas, _Deadline(deadline), asking.fingerprint, in_order=asking.in_order)
         publisher = SchedulePublisher(asking.definitions)
         while True:
             attempt = Attempt(tries.choose(), asked)
             try:
+                if failed is not None:
+                    try:
+                        raise failed
+                    finally:
+                        failed = None
                 publisher.publish(attempt.replica.transport, tries)
                 return self._try(attempt, decode, tries, asking.fingerprint)
             except UnknownSchedule as error:

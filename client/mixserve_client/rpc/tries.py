@@ -13,7 +13,7 @@ from mixserve_client.rpc.replicas import Replicas
 _logger = logging.getLogger("mixserve_client")
 
 _LOG_AFTER_S, _LOG_EVERY_S = 5.0, 60.0
-_UNLIMITED_S = 1e8  # gRPC's clocks overflow beyond this
+UNLIMITED_S = 1e8  # gRPC's clocks overflow beyond this
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
 # Requests that wait for the same server must not all come back at once.
 _SPREAD = 0.25
@@ -64,7 +64,7 @@ class Tries:
         remaining_s = deadline - time.monotonic()
         if remaining_s <= 0:
             raise DeadlineExceeded("timeout_s ran out before the request could be sent; allow more time")
-        return None if remaining_s > _UNLIMITED_S else remaining_s
+        return None if remaining_s > UNLIMITED_S else remaining_s
 
     def limit_s(self, most_s: float | None = None) -> float | None:
         """How long the next attempt may wait for a reply; None for no limit.
