@@ -3,7 +3,8 @@
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,19 @@ class Replica:
         file = self._folder / name
         file.write_text(_CONFIG.format(length=LENGTH, weight=weight, port=self._port, bulk_port=self._bulk_port))
         return file
+
+
+@contextmanager
+def running(folder: Path, count: int) -> Iterator[list[Replica]]:
+    """So many replicas that serve, in folders of their own."""
+    with ExitStack() as opened:
+        made = list[Replica]()
+        for number in range(count):
+            made.append(Replica(folder / f"replica-{number}", number))
+            opened.callback(made[-1].close)
+        for replica in made:
+            replica.wait()
+        yield made
 
 
 class Harm(NamedTuple):

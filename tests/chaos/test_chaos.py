@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from mixserve import local_client
 from mixserve.build import build_nodes
 from mixserve.config import load_config
 from tests.chaos import trainer
-from tests.chaos.replicas import KINDS, MIXTURE, SIZE, Replica, harm
+from tests.chaos.replicas import KINDS, MIXTURE, SIZE, Replica, harm, running
 from tests.chaos.trainer import HAS_CHECKSUMS, WAYS, digest, reader
 from tests.forked import Forked
 
@@ -113,13 +112,7 @@ class Tormentor:
 
 @pytest.fixture
 def replicas(tmp_path: Path) -> Iterator[list[Replica]]:
-    with ExitStack() as running:
-        made = list[Replica]()
-        for number in range(REPLICAS):
-            made.append(Replica(tmp_path / f"replica-{number}", number))
-            running.callback(made[-1].close)
-        for replica in made:
-            replica.wait()
+    with running(tmp_path, REPLICAS) as made:
         yield made
 
 
@@ -136,14 +129,14 @@ def test_trainers_lose_nothing_whatever_happens_to_replicas(replicas, tmp_path):
         time.sleep(0.05)
     tormentors = [Tormentor(replica, kinds, few, over) for replica in replicas]
     with ThreadPoolExecutor(REPLICAS) as threads:
-        running = [threads.submit(one.run) for one in tormentors]
+        harming = [threads.submit(one.run) for one in tormentors]
         try:
-            _wait(trainers, [*running], began)
+            _wait(trainers, [*harming], began)
         finally:
             over.set()
             for one in trainers:
                 one.process.kill()
-        for one in running:
+        for one in harming:
             one.result()
     _report(trainers, tormentors, replicas, time.monotonic() - began)
     _compare(replicas[0], trainers)
@@ -152,11 +145,11 @@ def test_trainers_lose_nothing_whatever_happens_to_replicas(replicas, tmp_path):
     assert max(came.wait_s for one in trainers for came in one.came()) <= LONGEST_WAIT_S
 
 
-def _wait(trainers: list[Trainer], running: list, began: float) -> None:
+def _wait(trainers: list[Trainer], harming: list, began: float) -> None:
     """Return when all trainers are done, and say now and then how far they are."""
     say_at = began + PROGRESS_S
     while sum(one.is_done for one in trainers) < len(trainers):  # looks at all
-        assert not any(one.done() for one in running), [one.result() for one in running if one.done()]
+        assert not any(one.done() for one in harming), [one.result() for one in harming if one.done()]
         if time.monotonic() >= say_at:
             say_at += PROGRESS_S
             counts = ", ".join(f"{len(one.came())}/{one.count}" for one in trainers)

@@ -8,14 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixserve import local_client
 from mixserve.build import build_nodes
 from mixserve.config import load_config
-from tests.chaos.replicas import MIXTURE, Replica
+from tests.chaos.replicas import MIXTURE, Replica, running
 from tests.chaos.trainer import HAS_CHECKSUMS, digest
 from tests.failover.readers import SIZE, WAYS, Reader, Way
 
@@ -81,25 +80,12 @@ def harm(replica: Replica, fault: Fault) -> None:
             raise ValueError(fault)
 
 
-@contextmanager
-def running(folder: Path, count: int = REPLICAS) -> Iterator[list[Replica]]:
-    """Replicas that serve."""
-    with ExitStack() as opened:
-        made = list[Replica]()
-        for number in range(count):
-            made.append(Replica(folder / f"replica-{number}", number))
-            opened.callback(made[-1].close)
-        for replica in made:
-            replica.wait()
-        yield made
-
-
 def run(
     fault: Fault, folder: Path, ways: tuple[Way, ...] = WAYS, attempt_s: float = ATTEMPT_S, after: int = AFTER
 ) -> list[Row]:
     """Let readers run, harm a replica, and let them go on."""
     folder.mkdir(exist_ok=True)
-    with running(folder) as replicas:
+    with running(folder, REPLICAS) as replicas:
         addresses = [replica.proxy.address for replica in replicas]
         readers = [Reader(way, addresses, KEY + number, attempt_s) for number, way in enumerate(ways)]
         try:
