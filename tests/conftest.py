@@ -36,11 +36,11 @@ ROUTES: dict[str, dict[str, Any]] = {
 
 # The files that take longest. `make test` begins with them, in this order: near its end no process must be busy with a
 # long file when the others have no file left.
+FAULTS = ("chaos", "fuzz", "soak")  # folders that `make test-faults` runs
 LONGEST = (
     "load/test_health_of_mixtures.py",
     "security/test_connections.py",
     "bulk/test_hostile_clients.py",
-    "chaos/test_chaos.py",
     "test_bit_flips.py",
     "client/test_replicas.py",
     "bulk/test_waits.py",
@@ -77,6 +77,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
     assert all(file.exists() for file in places), "a file in LONGEST has moved"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in FAULTS:
+            item.add_marker(pytest.mark.faults)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ from tests.processes import DEADLINE_S, ServerProcess, server_process, write_mix
 from tests.proxy import Proxy
 from tests.soak import trainer
 
-LASTS_S = float(os.environ.get("MIXSERVE_SOAK_S") or 6)
+LASTS_S = float(os.environ.get("MIXSERVE_SOAK_S") or 10)
 BATCHES = int(os.environ.get("MIXSERVE_SOAK_BATCHES") or 1_000_000_000)
 REPLICAS, SIZE, SAMPLES = 2, 16, 40
 PROGRESS_S = 30
