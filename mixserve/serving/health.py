@@ -68,6 +68,10 @@ class Health:
     def stopping(self) -> None:
         self._status.set(is_serving=False)
 
+    def wait_for_told(self, timeout_s: float) -> None:
+        """Wait until those who watch know the status of now, at most `timeout_s` seconds."""
+        self._status.wait_for_told(timeout_s)
+
     def end_late(self) -> None:
         """End the calls whose requests do not come; call it once a second."""
         for first in self._first:
@@ -85,6 +89,8 @@ class _Status:
         self._mixtures = mixtures
         self._is_serving = False
         self._changed = threading.Condition()
+        # What each watch has been told of its service; by the event that ends it.
+        self._told: dict[threading.Event, tuple[str, health_pb2.HealthCheckResponse.ServingStatus]] = {}
 
     def set(self, *, is_serving: bool) -> None:
         with self._changed:
@@ -111,6 +117,9 @@ class _Status:
     ) -> health_pb2.HealthCheckResponse.ServingStatus:
         """Wait until the status of a service is not the one `seen`, or `end(ended)` is called. Returns the status."""
         with self._changed:
+            if not ended.is_set():
+                self._told[ended] = service, seen  # gRPC asks for the next one when it has sent the last one
+                self._changed.notify_all()
             while (status := self.of(service)) == seen and not ended.is_set():
                 self._changed.wait(_LOOK_EVERY_S)  # mixtures do not tell when they change
             return status
@@ -119,7 +128,13 @@ class _Status:
         """End the waits with `ended`."""
         ended.set()
         with self._changed:
+            self._told.pop(ended, None)
             self._changed.notify_all()
+
+    def wait_for_told(self, timeout_s: float) -> None:
+        """Wait until all watches have been told what is so now, at most `timeout_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(self.of(name) == seen for name, seen in self._told.values()), timeout_s)
 
 
 class _Check:

@@ -219,6 +219,7 @@ class MixServer:
         # We count calls ourselves. gRPC's grace would not end while a health watcher stays, and a call that has
         # returned may still have its last reply to send.
         finished = self._answers.calls.wait_for_none(grace_s)
+        self._health.wait_for_told(min(grace_s, _EXIT_S))
         self._guard.close()
         if self._bulk is not None:
             self._bulk.close()
