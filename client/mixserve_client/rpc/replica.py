@@ -4,7 +4,7 @@ import time
 import weakref
 from typing import NamedTuple
 
-from mixserve_client.errors import MixserveError, Unavailable
+from mixserve_client.errors import Unavailable
 from mixserve_client.transport.base import Replies, Transport
 
 # What a request to an idle replica costs at least in the comparison: then outstanding requests count among equals.
@@ -55,7 +55,6 @@ class Attempt:
 class Wrong(NamedTuple):
     """A mixture that a replica does not have, and when to ask it again."""
 
-    error: MixserveError
     ask_at: float
     times: int
 

@@ -147,7 +147,7 @@ class Replicas:
         if isinstance(error, Overloaded):
             replica.busy_until = now + error.retry_after_s
         elif kind == Kind.WRONG:
-            self._note_wrong(replica, error, fingerprint, now)
+            self._note_wrong(replica, fingerprint, now)
         elif kind == Kind.LOST:
             self._leave_out(replica, attempt.asked, now)
 
@@ -161,12 +161,12 @@ class Replicas:
         self.failovers += 1
         _logger.warning("%s is left out until it answers again: %s", replica.transport.name, replica.said)
 
-    def _note_wrong(self, replica: Replica, error: MixserveError, fingerprint: str, now: float) -> None:
+    def _note_wrong(self, replica: Replica, fingerprint: str, now: float) -> None:
         if not fingerprint:
             return
         before = replica.wrong.get(fingerprint)
         times = 1 if before is None else before.times + 1
-        replica.wrong[fingerprint] = Wrong(error, now + _delay_s(_FIRST_WRONG_S, times, _LONGEST_WRONG_S), times)
+        replica.wrong[fingerprint] = Wrong(now + _delay_s(_FIRST_WRONG_S, times, _LONGEST_WRONG_S), times)
         if before is None:
             _logger.warning("%s does not count for this mixture: %s", replica.transport.name, replica.said)
 
