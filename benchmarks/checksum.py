@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.progress import track
 
 from benchmarks.common import work
 from benchmarks.common.pipes import Server, start_server
+from benchmarks.common.reader import CALLS, read
 from benchmarks.common.spread import Spread, spread
 from benchmarks.common.usage import cpu_seconds, family
 from benchmarks.measure import machine
@@ -22,7 +22,6 @@ from mixserve_client import MixClient
 
 _RESULTS = Path(__file__).parent / "results"
 _SIZES = (8, 256, 1024)
-_CALLS = 200
 
 
 class _Way(NamedTuple):
@@ -66,23 +65,9 @@ def _connect(server: Server, way: _Way) -> MixClient:
 
 
 def _measure(client: MixClient, server: Server, size: int, key: int, seconds: float) -> dict[str, float]:
-    """Throughput and CPU seconds per GB, of both ends, of an iterator, and the median of single calls."""
+    """As `read`, with the CPU time of both ends."""
     pids = family(server.process.pid)
-    with client.batches(size, key) as batches:
-        next(batches)
-        theirs = cpu_seconds(pids) or 0.0
-        count, cpu, began = 0, time.process_time(), time.perf_counter()
-        while (taken := time.perf_counter() - began) < seconds:
-            next(batches)
-            count += 1
-        used = time.process_time() - cpu + (cpu_seconds(pids) or 0.0) - theirs
-    calls: list[float] = []
-    for number in range(_CALLS if size == _SIZES[0] else _CALLS // 10):
-        began = time.perf_counter()
-        client.get_batch_at(number * size, size, key)
-        calls.append(time.perf_counter() - began)
-    nbytes = count * size * work.ROW_BYTES
-    return {"gbs": nbytes / taken / 1e9, "cpu": used / nbytes * 1e9, "call_ms": float(np.median(calls)) * 1e3}
+    return read(client, size, key, seconds, lambda: time.process_time() + (cpu_seconds(pids) or 0.0))
 
 
 def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
@@ -110,7 +95,7 @@ def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
                 cells.append(Spread.digits(found.median))
                 cells.append(str(spread([here[at] / plain[at] for at in here])) if way.checksum else "")
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {_CALLS} calls of 8 rows"]
+    lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {CALLS} calls of 8 rows"]
     return "\n".join(lines) + "\n"
 
 

@@ -14,11 +14,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import track
 
 from benchmarks.common import work
 from benchmarks.common.pipes import start_server
+from benchmarks.common.reader import CALLS, read
 from benchmarks.common.spread import Spread, spread
 from benchmarks.measure import machine
 from benchmarks.race.ours import node
@@ -32,7 +32,6 @@ _WAYS = {
     "all": "TLS, client certificates and tokens",
 }
 _SIZES = (8, 256, 1024)
-_CALLS = 200
 
 
 def main() -> None:
@@ -66,7 +65,7 @@ def main() -> None:
         for number in track(range(-1, arguments.rounds), "rounds"):
             for size in _SIZES:
                 for way, client in clients.items():
-                    figures = _measure(client, size, 1000 + number, arguments.seconds)
+                    figures = read(client, size, 1000 + number, arguments.seconds, time.process_time)
                     if number >= 0:
                         rounds.append({"way": way, "size": size, "round": number, **figures})
     text = _report(rounds, arguments.rounds, arguments.seconds)
@@ -100,24 +99,6 @@ def _connect(way: str, folder: Path, token: str) -> Iterator[MixClient]:
         yield client
 
 
-def _measure(client: MixClient, size: int, key: int, seconds: float) -> dict[str, float]:
-    """Rows per second and CPU seconds per GB of an iterator, and the median of single calls at successive positions."""
-    with client.batches(size, key) as batches:
-        next(batches)
-        count, cpu, began = 0, time.process_time(), time.perf_counter()
-        while (taken := time.perf_counter() - began) < seconds:
-            next(batches)
-            count += 1
-        used = time.process_time() - cpu
-    calls: list[float] = []
-    for number in range(_CALLS if size == _SIZES[0] else _CALLS // 10):
-        began = time.perf_counter()
-        client.get_batch_at(number * size, size, key)
-        calls.append(time.perf_counter() - began)
-    nbytes = count * size * work.ROW_BYTES
-    return {"gbs": nbytes / taken / 1e9, "cpu": used / nbytes * 1e9, "call_ms": float(np.median(calls)) * 1e3}
-
-
 def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
     lines = [
         "# TLS beside plain text",
@@ -142,7 +123,7 @@ def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
                 cells.append(Spread.digits(found.median))
                 cells.append("" if way == "plain" else str(spread([here[at] / plain[at] for at in here])))
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {_CALLS} calls of 8 rows"]
+    lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {CALLS} calls of 8 rows"]
     return "\n".join(lines) + "\n"
 
 
