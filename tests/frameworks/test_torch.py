@@ -345,7 +345,8 @@ from torch.utils.data import DataLoader
 from mixserve_client import MixClient
 from mixserve_client.torch import RemoteIterableDataset
 
-client = MixClient.connect(sys.argv[1], patience_s=20, shared_memory=sys.argv[2] == "shared memory")
+route = sys.argv[2]
+client = MixClient.connect(sys.argv[1], patience_s=20, shared_memory=route == "shared memory", bulk=route == "bulk")
 for mixture in ("typed", "wide"):
     for workers in (0, 2):
         dataset = RemoteIterableDataset(client, batch_size=8, key=7, mixture=mixture, stop=80)
@@ -356,7 +357,7 @@ print(len(batch), "jax" in sys.modules, client.transport.partition(",")[0])
 """
 
 
-@pytest.mark.parametrize("route", ["grpc", "shared memory"])
+@pytest.mark.parametrize("route", ["grpc", "bulk", "shared memory"])
 def test_nothing_warns(address, route):
     assert re.fullmatch(rf"1 False {route}.*\n", run(QUIET, address, route))
 
