@@ -1,5 +1,6 @@
 """Addresses that a server listens on: `host:port` or `unix:///path`, checked before anything is bound."""
 
+from collections.abc import Mapping
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -7,7 +8,6 @@ from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.text import show
 
 _PORTS = 1 << 16
-_WHOSE = ("the server's own port", "the port of health")
 _LONGEST_HOST = 253  # of a name in DNS
 _LONGEST_SOCKET_PATH = 107  # sun_path of Linux has 108 bytes, with a zero at the end
 
@@ -52,16 +52,21 @@ def check_address(address: Any) -> str:
 
 
 def ports_of(
-    address: str, health: str | None, bulk_port: int | None, *, processes: int = 1, worker_port: int | None = None
+    address: str,
+    others: Mapping[str, str],
+    bulk_port: int | None,
+    *,
+    processes: int = 1,
+    worker_port: int | None = None,
 ) -> list[str]:
-    """All addresses at which a server listens: `address`, that of `health`, and a port of the first's host for bulk
-    channels, each unless it is None. `address` is one that can be used.
+    """All addresses at which a server listens: `address`, `others` by what they are for, and, unless it is None, a port
+    of the first's host for bulk channels. `address` is one that can be used.
 
     Each of several `processes` has a port of its own for bulk channels, counted from `bulk_port`, and one for calls,
     counted from `worker_port`, which is not among these addresses. Raises ValueError if a port is none, or one of the
     others.
     """
-    found = [address] if health is None else [address, health]
+    found = [address, *others.values()]
     if bulk_port is None:
         return found
     if isinstance(bulk_port, bool) or not isinstance(bulk_port, int) or not 0 <= bulk_port < _PORTS:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -72,7 +77,8 @@ def ports_of(
         return found
     if not bulk_port:
         return found
-    taken = [(int(other.rpartition(":")[2]), whose) for other, whose in zip(found, _WHOSE, strict=False)]
+    whose_ports = {"the server's own port": address} | {f"the port of {what}": at for what, at in others.items()}
+    taken = [(int(at.rpartition(":")[2]), whose) for whose, at in whose_ports.items()]
     taken += [(worker_port + number, "that of a process") for number in range(processes) if worker_port]
     ports = range(bulk_port, bulk_port + processes)
     for port, whose in taken:

@@ -119,8 +119,8 @@ class ServerConfig(Section):
     Whether batches may come over bulk channels, and at which port of `host` (0: a free one).
 
     Who may reach it, and what they may do: files of TLS (None: plain text), the file of `mixserve token` whose tokens
-    calls need (None: none), whether other machines may reach it without TLS and credentials, and the address that
-    answers health alone (no port: none).
+    calls need (None: none), whether other machines may reach it without TLS and credentials, the address that answers
+    health alone, and the one where Prometheus reads metrics (no port: none).
 
     `processes` is how many processes serve the port together (auto: half of the cores). Each also has a port
     of its own, counted from `worker_port` (None: free ones). `limits` are those of each process.
@@ -139,6 +139,8 @@ class ServerConfig(Section):
     insecure: bool = False
     health_host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     health_port: int | None = Field(default=None, ge=0, le=65535)
+    metrics_host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
     tokens: str | None = Field(default=None, min_length=1)
     processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = 1
     worker_port: int | None = Field(default=None, ge=1, le=65535)

@@ -3,26 +3,36 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 Clock = Callable[[], float]
 
 _EVERY_S = 1.0
 
+_counts = Counter[str]()
+_counting = threading.Lock()
+
 
 class LimitedLog:
     """Warnings of one kind. Thread-safe. `count` is how often `warn` was called."""
 
-    def __init__(self, logger: logging.Logger, clock: Clock = time.monotonic):
+    def __init__(self, logger: logging.Logger, kind: str, clock: Clock = time.monotonic):
+        """`kind` is the name under which `limit_hits` counts these warnings, together with others of this process."""
         self.count = 0
         self._logger = logger
+        self._kind = kind
         self._clock = clock
         self._lock = threading.Lock()
         self._untold = 0
         self._told_at = -_EVERY_S
+        with _counting:
+            _counts[kind] += 0
 
     def warn(self, message: str, *arguments: object) -> None:
         """Log the message, unless a line was logged less than a second ago: then the next one has their number."""
+        with _counting:
+            _counts[self._kind] += 1
         with self._lock:
             self.count += 1
             now = self._clock()
@@ -32,3 +42,9 @@ class LimitedLog:
             untold, self._untold, self._told_at = self._untold, 0, now
         text = message % arguments if arguments else message
         self._logger.warning("%s%s", text, f" (and {untold} more since the last such line)" if untold else "")
+
+
+def limit_hits() -> dict[str, int]:
+    """How often each kind of warning was due in this process, whether or not it was logged."""
+    with _counting:
+        return dict(_counts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from mixserve.access.call import Call
 from mixserve_client.errors import PermissionDenied
 from mixserve_client.schema.text import show
 
@@ -43,13 +44,14 @@ def _always() -> bool:
 
 
 class Caller(NamedTuple):
-    """An identity, the function that says from where it calls, the role that its call needs, and the function that says
-    whether it still waits for the reply; only the thread that answers the call may ask."""
+    """An identity, the function that says from where it calls, the role that its call needs, the function that says
+    whether it still waits for the reply, and the call; only the thread that answers the call may ask."""
 
     identity: Identity
     peer: Callable[[], str]
     needed: Role
     is_wanted: Callable[[], bool] = _always
+    call: Call | None = None  # None in process, where nobody else could tell the calls of many threads apart
 
 
 _IN_PROCESS = Caller(EVERYBODY, lambda: "", Role.READER)
@@ -73,8 +75,9 @@ class acting_as:  # noqa: N801  # it is used like a function
         peer: Callable[[], str] = lambda: "",
         needed: Role = Role.READER,
         is_wanted: Callable[[], bool] = _always,
+        call: Call | None = None,
     ):
-        self._caller = Caller(identity, peer, needed, is_wanted)
+        self._caller = Caller(identity, peer, needed, is_wanted, call)
         self._outer: Token[Caller] | None = None
 
     def __enter__(self) -> None:

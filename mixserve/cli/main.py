@@ -68,6 +68,9 @@ def serve(
     health_port: Annotated[
         int | None, typer.Option(help="Port that answers health alone, in plain text.", min=0, max=65535)
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port where Prometheus reads metrics, in plain text.", min=0, max=65535)
+    ] = None,
     bulk: Bulk = None,
     bulk_port: Annotated[
         int | None, typer.Option(help="Port of bulk channels; by default a free one.", min=0, max=65535)
@@ -96,6 +99,7 @@ def serve(
             grace_s=grace_s,
             insecure=insecure,
             health_port=health_port,
+            metrics_port=metrics_port,
             processes=processes,
             worker=worker,
             bulk=bulk,

@@ -19,8 +19,20 @@ class Reach:
     insecure: bool
     health_host: str
     health_port: int | None
+    metrics_host: str
+    metrics_port: int | None
     bulk: bool
     bulk_port: int
+
+    @property
+    def health_address(self) -> str | None:
+        """Where health alone is answered; None for nowhere."""
+        return None if self.health_port is None else join_address(self.health_host, self.health_port)
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where Prometheus reads metrics; None for nowhere."""
+        return None if self.metrics_port is None else join_address(self.metrics_host, self.metrics_port)
 
     def check(self, address: str, *, has_tokens: bool) -> None:
         """Raises ConfigError if a file of TLS cannot be used, or if others could reach `address` unchecked."""
@@ -39,10 +51,15 @@ class Reach:
 
     def addresses(self, address: str, *, processes: int = 1, worker_port: int | None = None) -> list[str]:
         """As `ports_of`: `address`, and others at which such a server listens. Raises ConfigError."""
-        health = None if self.health_port is None else join_address(self.health_host, self.health_port)
+        others = {"health": self.health_address, "metrics": self.metrics_address}
         try:
-            bulk_port = self.bulk_port if self.bulk else None
-            return ports_of(address, health, bulk_port, processes=processes, worker_port=worker_port)
+            return ports_of(
+                address,
+                {what: at for what, at in others.items() if at is not None},
+                self.bulk_port if self.bulk else None,
+                processes=processes,
+                worker_port=worker_port,
+            )
         except ValueError as error:
             raise ConfigError(f"{self.config_file}: server: {error}") from error
 
@@ -53,6 +70,7 @@ def reachable(
     *,
     insecure: bool,
     health_port: int | None,
+    metrics_port: int | None,
     bulk: bool | None,
     bulk_port: int | None,
 ) -> Reach:
@@ -68,6 +86,8 @@ def reachable(
         insecure or server.insecure,
         server.health_host,
         server.health_port if health_port is None else health_port,
+        server.metrics_host,
+        server.metrics_port if metrics_port is None else metrics_port,
         bulk,
         server.bulk_port if bulk_port is None else bulk_port,
     )

@@ -37,6 +37,7 @@ def run(
     grace_s: float,
     insecure: bool = False,
     health_port: int | None = None,
+    metrics_port: int | None = None,
     processes: str | None = None,
     worker: int | None = None,
     bulk: bool | None = None,
@@ -67,7 +68,13 @@ def run(
     cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
     tokens = _token_file(config, config_file)
     reach = reachable(
-        config.server, config_file, insecure=insecure, health_port=health_port, bulk=bulk, bulk_port=bulk_port
+        config.server,
+        config_file,
+        insecure=insecure,
+        health_port=health_port,
+        metrics_port=metrics_port,
+        bulk=bulk,
+        bulk_port=bulk_port,
     )
     count = count_processes(config.server.processes if processes is None else processes)
     if link is None and count > 1:
@@ -90,7 +97,10 @@ def run(
         as_worker = None
         if link is not None and place is not None:
             own = place.own[place.number]
-            as_worker = Worker(place.number, own, tuple(place.told), f"unix://{place.state_socket}", link.wait_to_serve)
+            state_address = f"unix://{place.state_socket}"
+            as_worker = Worker(
+                place.number, own, tuple(place.told), state_address, place.stats_sockets, link.wait_to_serve
+            )
         with starting(config_file):
             server = serve(
                 nodes,
@@ -103,6 +113,8 @@ def run(
                 insecure=reach.insecure,
                 health_port=reach.health_port if as_worker is None else None,
                 health_host=reach.health_host,
+                metrics_port=reach.metrics_port if as_worker is None else None,
+                metrics_host=reach.metrics_host,
                 worker=as_worker,
                 bulk=reach.bulk,
                 bulk_port=reach.bulk_port,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixserve.address import join_address
 from mixserve.cli.reach import Reach
 from mixserve.cli.signals import StopSignals
 from mixserve.cli.worker_link import (
@@ -31,6 +30,7 @@ from mixserve.cli.worker_link import (
     Place,
     decode_stuck,
     encode_stuck,
+    stats_sockets,
 )
 from mixserve.config import MOST_PROCESSES, ConfigError
 from mixserve.listening import holding, sharing
@@ -291,7 +291,7 @@ def supervise(
     """
     host, _, _ = address.rpartition(":")
     _, *others = reach.addresses(address, processes=count, worker_port=worker_port)
-    with ExitStack() as held, _socket_folder() as folder:
+    with ExitStack() as held, _socket_folder() as folder, _metrics(reach, stats_sockets(folder, count)):
         signals.is_serving = True  # from now on there is something to end
         # Until others have theirs: the kernel must not choose one of these for them.
         fixed = held.enter_context(holding(*others))
@@ -311,12 +311,30 @@ def supervise(
 
 
 @contextmanager
+def _metrics(reach: Reach, sockets: Sequence[str]) -> Generator[None]:
+    """Answers with the metrics of all workers at the port for that, in this process."""
+    if reach.metrics_address is None:
+        yield
+        return
+    from mixserve.serving.metrics_port import MetricsPort
+    from mixserve.serving.stats_socket import of_workers
+
+    port = MetricsPort(lambda: of_workers(sockets), reach.metrics_address)
+    port.start()
+    _logger.info("metrics on http://%s/metrics", port.address)
+    try:
+        yield
+    finally:
+        port.stop()
+
+
+@contextmanager
 def _health(
     reach: Reach, mixtures: Sequence[str]
 ) -> Generator[tuple[Callable[[bool], None], Callable[[frozenset[str]], None]]]:
     """Answers health alone at its port, in this process, which has nothing else to do; the block tells it whether all
     workers serve, and which mixtures get no records."""
-    if reach.health_port is None:
+    if reach.health_address is None:
         yield (lambda _: None), (lambda _: None)
         return
     from mixserve.serving.health import Health
@@ -329,7 +347,7 @@ def _health(
         stuck = names
 
     health = Health(lambda: {name: name not in stuck for name in mixtures})
-    port = HealthPort(health, join_address(reach.health_host, reach.health_port))
+    port = HealthPort(health, reach.health_address)
     port.start()
     _logger.info("health on %s", port.address)
     try:

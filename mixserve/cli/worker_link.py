@@ -35,6 +35,11 @@ class Place:
     told: list[str]
     state_socket: str
 
+    @property
+    def stats_sockets(self) -> tuple[str, ...]:
+        """Where each worker tells its metrics."""
+        return stats_sockets(Path(self.state_socket).parent, len(self.own))
+
     def encode(self) -> bytes:
         """The packet that `WorkerLink` reads first."""
         return json.dumps(asdict(self)).encode()
@@ -104,6 +109,11 @@ class WorkerLink:
         finally:  # also after an error, such as SystemExit of a log's handler: a worker must not outlive its supervisor
             shutil.rmtree(Path(self.place.state_socket).parent, ignore_errors=True)
             os._exit(_FAILED)
+
+
+def stats_sockets(folder: Path, workers: int) -> tuple[str, ...]:
+    """The paths of the sockets where so many workers tell their metrics."""
+    return tuple(str(folder / f"stats-{number}.sock") for number in range(workers))
 
 
 def encode_stuck(mixtures: Iterable[str]) -> bytes:

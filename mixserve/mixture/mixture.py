@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float64, Int32
 
 from mixserve.failed_read import FailedRead, Read, naming_source
 from mixserve.mixture.blocks import PlanBlocks
@@ -118,6 +118,19 @@ class Mixture:
             for name, child in zip(self.names, self.children, strict=True)
             for inner in (child.leaf_names if isinstance(child, Mixture) else ("",))
         )
+
+    def leaf_shares(self, shares: Shares) -> Float64[np.ndarray, " leaves"]:
+        """The shares of the leaves, if those of the sources are `shares`.
+
+        NaN for the leaves of a nested mixture whose weights change: they depend on how far its readers are in it.
+        """
+        inner = [
+            child.leaf_shares(child.shares) * (1.0 if len(child.sampling.schedule.entries) == 1 else np.nan)
+            if isinstance(child, Mixture)
+            else np.ones(1)
+            for child in self.children
+        ]
+        return np.concatenate([share * of_child for share, of_child in zip(shares, inner, strict=True)])
 
     @cached_property
     def planner(self) -> AnyPlanner:

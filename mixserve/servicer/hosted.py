@@ -4,18 +4,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
+import numpy as np
+from jaxtyping import Int
+
+from mixserve.metrics.clients import ClientNames, Reader
+from mixserve.metrics.replies import MixtureFigures, Reply
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS
 from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.leaves import AnyPlanner
 from mixserve.mixture.sampling import EPOCH
+from mixserve.mixture.schedule import Schedule
 from mixserve.node import MixDataSourcesNode, PendingRows
 from mixserve.sources import is_array_backed
 from mixserve_client.schema.fields import Content, Field, content_fields
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
 from mixserve_client.schema.positions import Range
+from mixserve_client.schema.requests import Sender
 from mixserve_client.schema.schedule import ScheduleEntry
 from mixserve_client.schema.text import show_names
 from mixserve_client.wire.mixture import encode_mixture
@@ -39,14 +47,18 @@ def plan_limit(planner: AnyPlanner) -> int:
 class HostedMixture:
     """What a server knows of one mixture."""
 
-    def __init__(self, name: str, node: MixDataSourcesNode):
-        """Raises ValueError if a record is too large for a reply."""
+    def __init__(self, name: str, node: MixDataSourcesNode, clients: ClientNames | None = None):
+        """`clients` are the names of those who read (None: of this mixture alone).
+
+        Raises ValueError if a record is too large for a reply.
+        """
         self.name = name
         self.node = node
         row_bytes = sum(field.nbytes for field in node.mixture.fields)
         if row_bytes > _LARGEST_ROW_BYTES:
             raise ValueError(f"a record must be at most 2^30 bytes, got {row_bytes} in the mixture {name!r}")
         self._row_bytes = row_bytes
+        self.figures = MixtureFigures(node.mixture.leaf_names, node.mixture.leaf_shares, clients or ClientNames())
         self.is_array_backed = all(map(is_array_backed, node.mixture.leaves))
         # Arrays on a device are gathered there, asynchronously: streams overlap that with their copies.
         self.is_gathered_by_copying = self.is_array_backed and node.placement == "host"
@@ -113,14 +125,25 @@ class HostedMixture:
         self.node.warm_up(self.description.limits.size, first=True)
 
 
+class Counted(Protocol):
+    """A reply that was made, for the statistics."""
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        """The leaf of each row."""
+        ...
+
+
 @dataclass(frozen=True)
 class ServedSelection:
-    """What one request's positions refer to: a mixture, planned by the `blocks` of `schedule` (empty: its own)."""
+    """What one request's positions refer to: a mixture, planned by the `blocks` of `schedule` (empty: its own), which
+    has these `weights`."""
 
     mixture: HostedMixture
     blocks: PlanBlocks
     schedule: str
     content: Content
+    weights: Schedule
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:
@@ -147,6 +170,15 @@ class ServedSelection:
         # The mixture itself, not its fingerprint: a source without a content_digest adds none of its content to that,
         # so two mixtures of one server would get each other's records.
         return self.mixture, self.schedule, self.content, key.tobytes()
+
+    def reader(self, sender: Sender, key: KeyWords) -> Reader:
+        """The reader that a request comes from."""
+        return self.mixture.figures.readers.note_request(sender, (key.tobytes(), self.schedule))
+
+    def note_reply(self, reply: Counted, ranges: Sequence[Range], reader: Reader) -> None:
+        """A reply with the rows of `ranges` goes to a reader."""
+        reader.position = ranges[0][0]
+        self.mixture.figures.note_reply(Reply(reply.leaf_ids, ranges, self.row_bytes, self.weights, reader))
 
     def begin_read(self, ranges: Sequence[Range], key: KeyWords, reader: SourceReader | None = None) -> PendingRows:
         """Plan the rows of `ranges`, and begin to gather them; `reader` reads sources that need that (None: the thread

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from mixserve.access.identity import check_mixture, usable
+from mixserve.metrics.clients import ClientNames
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, UnknownMixture
@@ -26,7 +27,10 @@ class Mixtures:
                     f"the mixture {name!r} must be a MixDataSourcesNode, got {type(node).__name__}; put sources into a "
                     "node first"
                 )
-        self._mixtures = {name: HostedMixture(name, nodes[name].placed(placement)) for name in sorted(nodes)}
+        self.clients = ClientNames()
+        self._mixtures = {
+            name: HostedMixture(name, nodes[name].placed(placement), self.clients) for name in sorted(nodes)
+        }
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int
 
+from mixserve.metrics.replies import Times, clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
@@ -19,6 +21,11 @@ class Pending(Protocol):
 
     def result(self) -> Message:
         """Wait for the message. Raises what making it raises."""
+        ...
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        """The leaf that each row comes from; after `result`."""
         ...
 
 
@@ -38,7 +45,7 @@ class PendingReply:
 
     # No `_ranges`: scattered positions have one each, and a reply cache holds up to 1,024 of these.
 
-    __slots__ = ("_into", "_row_count", "_rows", "_selection", "_size", "_to")
+    __slots__ = ("_into", "_plan_s", "_row_count", "_rows", "_selection", "_size", "_to")
 
     def __init__(
         self,
@@ -58,21 +65,33 @@ class PendingReply:
         self._size = size
         self._into = into
         self._to = to
+        began = clock()
         self._rows = selection.begin_read(ranges, key, reader)
+        self._plan_s = clock() - began
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        return self._rows.plan.source_ids
 
     def result(self) -> Message:
+        began = clock()
         message: Message
         if isinstance(self._into, SlotTarget):
             message, memory = encode_slot_reply(self._into.slot, self._size), self._into.memory
         else:
             message, memory = self._into.take(self._size + (CHECKSUM_BYTES if self._to else 0))
         # Framed first, filled after: rows are copied once, from their sources into the object that gRPC sends.
-        self._rows.write(frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count))
-        if self._to is None:
-            return message
-        if isinstance(self._into, SlotTarget):
-            return seal_reply(bytes(message), self._to)
-        write_checksum(memory, self._size, self._to)
+        buffers = frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count)
+        framed = clock()
+        self._rows.write(buffers)
+        gathered = clock()
+        if self._to is not None:
+            if isinstance(self._into, SlotTarget):
+                message = seal_reply(bytes(message), self._to)
+            else:
+                write_checksum(memory, self._size, self._to)
+        encode_s = framed - began + (clock() - gathered if self._to is not None else 0.0)
+        self._selection.mixture.figures.note_times(Times(self._plan_s, gathered - framed, encode_s))
         return message
 
 
@@ -85,6 +104,10 @@ class CopiedReply:
         self._shared = shared
         self._target = target
         self._to = to
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        return self._shared.leaf_ids
 
     def result(self) -> Message:
         reply = self._shared.result()
@@ -102,6 +125,10 @@ class SealedReply:
         self._shared = shared
         self._memory = memory
         self._to = to
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        return self._shared.leaf_ids
 
     def result(self) -> Message:
         reply = self._shared.result()

@@ -14,10 +14,10 @@ from functools import partial
 
 from mixserve.access.identity import current_caller
 from mixserve.error_boundary import for_others
-from mixserve.limited_log import LimitedLog
 from mixserve.mixture.gather import SourceRead
 from mixserve.mixture.taking import Part
 from mixserve_client.errors import Overloaded, Unavailable
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -55,7 +55,11 @@ class Readers:
         self._running: dict[_Running, None] = {}  # the oldest first
         self._last_end = clock()
         # Their counts: reads that were given up, those that ended after that, and calls that found no thread.
-        self.late, self.ended, self.refused = LimitedLog(_logger), LimitedLog(_logger), LimitedLog(_logger)
+        self.late, self.ended, self.refused = (
+            LimitedLog(_logger, "read_timeout_s"),
+            LimitedLog(_logger, "late_reads_ended"),
+            LimitedLog(_logger, "reading_threads"),
+        )
 
     def read(self, read: SourceRead) -> Callable[[], Iterable[Part]]:
         """As `SourceReader.read`. The function raises what `SourceRead.parts` does; FailedRead, with Unavailable as its

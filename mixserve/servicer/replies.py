@@ -58,6 +58,11 @@ class Replies:
         self._slots = slots
         self._cache = ReplyCache()
 
+    @property
+    def cache_hits(self) -> tuple[int, int]:
+        """How many replies were in the cache, and how many were not and could have been."""
+        return self._cache.hits, self._cache.misses
+
     def cut(
         self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
     ) -> Iterator[tuple[int, int, SlotTarget | None]]:

@@ -5,6 +5,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+import numpy as np
+from jaxtyping import Int
+
 from mixserve.error_boundary import for_others
 from mixserve.servicer.pending_reply import Pending
 from mixserve.servicer.readers import LOOK_EVERY_S, Abandoned, check_wanted
@@ -36,6 +39,7 @@ class CachedReply:
         # Held while the reply is made: the other readers wait for that one gather instead of starting their own.
         self._lock = threading.Lock()
         self._pending: Pending | None = None
+        self._leaf_ids: Int[np.ndarray, " rows"] | None = None
         self._reply: Message | None = None
         self._error: Exception | None = None
 
@@ -49,6 +53,11 @@ class CachedReply:
         finally:
             self._lock.release()
         return self
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        assert self._leaf_ids is not None
+        return self._leaf_ids
 
     def result(self) -> Message:
         """Wait for the reply. Raises what making it raises, and Abandoned."""
@@ -66,6 +75,7 @@ class CachedReply:
             raise self._error
         try:
             reply = self._pending.result()
+            self._leaf_ids = self._pending.leaf_ids
         except Abandoned:
             raise  # by this thread's own client: the next thread goes on with what has begun
         except BaseException as error:
@@ -103,6 +113,7 @@ class ReplyCache:
         """Start empty: in a forked process, the threads that make the pending replies do not exist."""
         self._replies: OrderedDict[tuple[Hashable, Hashable], CachedReply] = OrderedDict()
         self._shared: OrderedDict[Hashable, float] = OrderedDict()
+        self.hits = self.misses = 0
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -112,9 +123,11 @@ class ReplyCache:
             self._evict(size)
             reply = self._replies.get((reader, rows))
             if reply is not None:
+                self.hits += 1
                 self._shared[reader] = self._clock() + _LIFETIME_S
                 self._shared.move_to_end(reader)
             else:
+                self.misses += 1
                 reply = self._replies[reader, rows] = CachedReply(size, self._clock)
                 self._bytes += size
             # Per selection, not per reply: readers that shared one reply go on to share the next ones.

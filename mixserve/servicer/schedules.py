@@ -1,5 +1,6 @@
 """A bounded cache of the readers' schedules, by id. Readers own their schedules: a lost one is sent again."""
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,15 +14,20 @@ from mixserve.servicer.hosted import HostedMixture
 from mixserve.servicer.schedule_memory import ScheduleMemory, entry_bytes
 from mixserve_client.errors import InvalidRequest, UnknownSchedule
 from mixserve_client.forks import renew_in_forks
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
+
+_logger = logging.getLogger("mixserve")
 
 _SCHEDULES = 1024
 
 
-class _Known(NamedTuple):
+class KnownSchedule(NamedTuple):
+    """A reader's schedule, and the plans under it. `last_start` is the start of the reader's own last entry."""
+
     schedule: Schedule
-    last_start: int  # of the reader's own entries
+    last_start: int
     blocks: PlanBlocks
 
 
@@ -32,19 +38,25 @@ class Schedules:
     """
 
     def __init__(self, most_bytes: int = ServerLimits().schedule_bytes):
-        self._known: OrderedDict[tuple[HostedMixture, str], _Known] = OrderedDict()
+        self._known: OrderedDict[tuple[HostedMixture, str], KnownSchedule] = OrderedDict()
         self._memory = ScheduleMemory()
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self.refused = 0  # schedules that are too large
+        self.refused = LimitedLog(_logger, "schedule_bytes")
         renew_in_forks(self, Schedules._renew)
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
 
-    def get(self, mixture: HostedMixture, schedule: str) -> PlanBlocks:
-        """The plans under the schedule with that id. Raises UnknownSchedule."""
-        return self._get(mixture, schedule).blocks
+    def get(self, mixture: HostedMixture, schedule: str) -> "KnownSchedule":
+        """The schedule with that id. Raises UnknownSchedule."""
+        found = self._find(mixture, schedule)
+        if found is None:
+            raise UnknownSchedule(
+                f"this server does not know the schedule {schedule:.100} of the mixture {mixture.name!r}; "
+                "define it with DefineSchedule, and ask again"
+            )
+        return found
 
     def define(self, mixture: HostedMixture, parent: str, entries: Sequence[ScheduleEntry]) -> DefinedSchedule:
         """Remember the schedule `parent` followed by `entries`. Raises InvalidRequest and UnknownSchedule."""
@@ -65,7 +77,7 @@ class Schedules:
         found = self._find(mixture, ids[-1])
         if found is not None:  # an id is a hash over all entries, so the parent may have been evicted
             return DefinedSchedule(ids[-1], found.blocks.end)
-        known = self._get(mixture, parent) if parent else None
+        known = self.get(mixture, parent) if parent else None
         if known is not None and entries[0].start <= known.last_start:
             raise InvalidRequest(
                 f"entries must start after {known.last_start}, the last start of their parent, got {entries[0].start}"
@@ -80,29 +92,20 @@ class Schedules:
         try:
             schedule = grown.followed_by([Entry(start, normalised(weights)) for start, weights in entries])
             blocks = own.planned_by(schedule, grown, own.blocks if known is None else known.blocks)
-            found = _Known(schedule, entries[-1].start, blocks)
+            found = KnownSchedule(schedule, entries[-1].start, blocks)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         self._keep(mixture, ids[-1], found)
         return DefinedSchedule(ids[-1], found.blocks.end)
 
-    def _get(self, mixture: HostedMixture, schedule: str) -> _Known:
-        found = self._find(mixture, schedule)
-        if found is None:
-            raise UnknownSchedule(
-                f"this server does not know the schedule {schedule:.100} of the mixture {mixture.name!r}; "
-                "define it with DefineSchedule, and ask again"
-            )
-        return found
-
-    def _find(self, mixture: HostedMixture, schedule: str) -> _Known | None:
+    def _find(self, mixture: HostedMixture, schedule: str) -> KnownSchedule | None:
         with self._lock:
             found = self._known.get((mixture, schedule))
             if found is not None:
                 self._known.move_to_end((mixture, schedule))
             return found
 
-    def _keep(self, mixture: HostedMixture, schedule: str, known: _Known) -> None:
+    def _keep(self, mixture: HostedMixture, schedule: str, known: KnownSchedule) -> None:
         with self._lock:
             # Another thread may have defined the same schedule meanwhile: the lock is not held while one is planned.
             before = self._known.pop((mixture, schedule), None)
@@ -119,7 +122,12 @@ class Schedules:
         """Raises InvalidRequest if a schedule of so many entries alone is larger than all may be."""
         wanted = entries * entry_bytes(mixture)
         if wanted > self._most_bytes:
-            self.refused += 1
+            self.refused.warn(
+                "a schedule of %d entries is refused, as it would take %d bytes: schedule_bytes in server.limits is %d",
+                entries,
+                wanted,
+                self._most_bytes,
+            )
             raise InvalidRequest(
                 f"this server keeps up to {self._most_bytes} bytes of schedules, and this one of {entries} entries "
                 f"would take {wanted}; change weights less often, or raise schedule_bytes in server.limits"

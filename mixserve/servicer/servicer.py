@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
@@ -10,6 +10,7 @@ from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.limits import ServerLimits
+from mixserve.metrics.replies import clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import HostedMixture, ServedSelection
@@ -29,6 +30,7 @@ from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range, check_positions
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
 from mixserve_client.schema.server import ServerDescription
+from mixserve_client.schema.stats import Metric, counter
 from mixserve_client.schema.text import describe_error, shorten
 from mixserve_client.wire import methods
 from mixserve_client.wire.checksum import ReplyTo, load_crc32c
@@ -163,6 +165,12 @@ class MixServicer:
             return False
         return mixture.is_gathered_by_copying and not mixture.is_cold()
 
+    def stats(self) -> Iterator[Metric]:
+        """The metrics of what all mixtures share."""
+        hits, misses = self._replies.cache_hits
+        yield counter("mixserve_reply_cache_hits_total", "Replies that readers of the same rows shared.", {(): hits})
+        yield counter("mixserve_reply_cache_misses_total", "Replies that could be shared, and were made.", {(): misses})
+
     def drop_old(self) -> None:
         """Drop replies that were kept for readers who did not come."""
         self._replies.drop_old()
@@ -186,8 +194,12 @@ class MixServicer:
         target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
         ranges, name = [(wanted.start, wanted.size)], selection.mixture.name
         working, reader = (_FREE, None) if share is None else (share.work(name), share.reader(name))
+        asking = selection.reader(wanted.sender, wanted.key)
         with working, naming_positions(ranges):
-            return bytes(self._replies.begin(selection, wanted.key, ranges, target, self._bytes, None, reader).result())
+            pending = self._replies.begin(selection, wanted.key, ranges, target, self._bytes, None, reader)
+            message = bytes(pending.result())
+        selection.note_reply(pending, ranges, asking)
+        return message
 
     def _stream_batches(self, request: bytes, way: _Way) -> Generator[Message]:
         wanted = decode_stream_request(request)
@@ -206,10 +218,16 @@ class MixServicer:
         self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, way: _Way
     ) -> Iterator[Message]:
         has_sent = False
+        sender = (wanted.first if isinstance(wanted, StreamRequest) else wanted).sender
+        asking, note_send = selection.reader(sender, key), selection.mixture.figures.note_send
         try:
-            for message, lacking in self._made_replies(selection, key, wanted, way):
+            for made in self._made_replies(selection, key, wanted, way):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
+                selection.note_reply(made.pending, made.ranges, asking)
+                message, lacking, since = made.message, made.lacking, clock()
+                del made  # this frame must not keep its memory while the reply is sent
                 yield message
+                note_send(clock() - since)
                 has_sent = True
                 if lacking:
                     break
@@ -242,7 +260,7 @@ class MixServicer:
             ranges = partial(wanted.ranges, at)
             to = None if checksum is None else ReplyTo(checksum, number)
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
-                begin = partial(self._begin, selection, key, ranges, target, memory, to, reader)
+                begin = partial(self._begin, selection, key, target, memory, to, reader)
                 following = StreamReply(rows, begin, ranges)
                 # While rows come from a disk, the next reply's are announced before this one's are copied. A reply that
                 # waits since then goes first.
@@ -262,14 +280,13 @@ class MixServicer:
         self,
         selection: ServedSelection,
         key: KeyWords,
-        ranges: Callable[[int], Sequence[Range]],
         target: SlotTarget | None,
         memory: ReplyMemory,
         to: ReplyTo | None,
         reader: SourceReader | None,
-        rows: int,
+        ranges: Sequence[Range],
     ) -> Pending:
-        return self._replies.begin(selection, key, ranges(rows), target, memory, to, reader)
+        return self._replies.begin(selection, key, ranges, target, memory, to, reader)
 
     def _define_schedule(self, request: bytes) -> bytes:
         wanted = decode_schedule_request(request)
@@ -283,12 +300,16 @@ class MixServicer:
             obstacle = provenance_obstacle(mixture.description.fields)
             if obstacle is not None:
                 raise InvalidRequest(obstacle)
+        call = current_caller().call
+        if call is not None:
+            call.is_for(mixture.name, wanted.sender)
         if wanted.schedule:
-            blocks = self._schedules.get(mixture, wanted.schedule)
-            return ServedSelection(mixture, blocks, wanted.schedule, wanted.content)
+            known = self._schedules.get(mixture, wanted.schedule)
+            return ServedSelection(mixture, known.blocks, wanted.schedule, wanted.content, known.schedule)
         selection = self._selections.get((mixture, wanted.content))
         if selection is None:
-            selection = ServedSelection(mixture, mixture.node.mixture.blocks, "", wanted.content)
+            own = mixture.node.mixture
+            selection = ServedSelection(mixture, own.blocks, "", wanted.content, own.sampling.schedule)
             self._selections[mixture, wanted.content] = selection
         return selection
 

@@ -1,20 +1,28 @@
 """All services of a server, as one pair of functions."""
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mixserve.access.identity import current_caller
+from mixserve.error_boundary import error_boundary
 from mixserve.limits import ServerLimits
 from mixserve.node import MixDataSourcesNode
+from mixserve.servicer.mixture_stats import mixture_stats
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.replies import Slots
 from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.session_servicer import SessionServicer
 from mixserve.servicer.thread_share import ThreadShare
+from mixserve.servicer.visible import visible
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
+from mixserve_client.schema.stats import Metric, by_name, counter, gauge
 from mixserve_client.schema.text import show
+from mixserve_client.wire import methods
 from mixserve_client.wire.checksum import ReplyTo, open_request, seal_reply
+from mixserve_client.wire.request import check_small, decode_empty_request
+from mixserve_client.wire.stats import encode_stats
 
 
 class Services:
@@ -57,10 +65,29 @@ class Services:
             raise
         self.state = SessionServicer(mixtures, sessions)
         self._of_sessions = frozenset(self.state.methods)
+        # What GetStats tells; a server has more to tell.
+        self.collect: Callable[[], Iterable[Metric]] = self.stats
 
     def warm_up(self) -> None:
         """As `MixServicer.warm_up`."""
         self.mix.warm_up()
+
+    def stats(self) -> Iterator[Metric]:
+        """The metrics of mixtures and sessions; after `warm_up`."""
+        yield from mixture_stats(self._all)
+        yield from self.mix.stats()
+        yield gauge(
+            "mixserve_sessions",
+            "Sessions in memory, held by a client or free.",
+            self.state.counts(),
+            ("mixture", "state"),
+        )
+        yield counter(
+            "mixserve_checkpoints_total",
+            "Checkpoints of sessions that were saved, restored and deleted.",
+            dict(self.state.checkpoints),
+            ("mixture", "operation"),
+        )
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -77,11 +104,19 @@ class Services:
         `MixServicer.handle`; sessions do not need it.
         """
         request, checksum = open_request(request)
-        if method in self._of_sessions:
+        if method == methods.GET_STATS:
+            reply = self._get_stats(request)
+        elif method in self._of_sessions:
             reply = self.state.handle(method, request)
         else:
             reply = self.mix.handle(method, request, share)
         return reply if checksum is None else seal_reply(reply, ReplyTo(checksum, 0))
+
+    def _get_stats(self, request: bytes) -> bytes:
+        with error_boundary(methods.GET_STATS):
+            check_small(methods.GET_STATS, request)
+            decode_empty_request("GetStatsRequest", request)
+            return encode_stats(visible(by_name(self.collect()).values(), current_caller().identity))
 
     def stream(
         self, method: str, request: bytes, memory: ReplyMemory | None = None, share: ThreadShare | None = None

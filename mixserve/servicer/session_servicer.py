@@ -1,5 +1,7 @@
 """The path of a stateful method and a request's bytes -> the reply's bytes, from the server's sessions."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +31,9 @@ class SessionServicer:
     def __init__(self, mixtures: Mixtures, sessions: Sessions):
         self._mixtures = mixtures
         self._sessions = sessions
+        self._counting = threading.Lock()
+        self.counts = sessions.counts
+        self.checkpoints = Counter[tuple[str, str]]()  # what was done to them, by mixture and operation
         self._handlers: dict[str, Callable[[bytes], bytes]] = {
             methods.OPEN_SESSION: self._open,
             methods.RENEW_SESSIONS: self._renew,
@@ -90,7 +95,10 @@ class SessionServicer:
         self._sessions.check(unread)  # before the arguments are read, which may be 16 MiB
         wanted = unread.read()
         reply = encode_call_reply(self._sessions.call(wanted))
-        _audit(wanted)
+        if wanted.operation in _AUDITED:
+            with self._counting:
+                self.checkpoints[wanted.mixture, wanted.operation.removesuffix("_checkpoint")] += 1
+            _audit(wanted)
         return reply
 
 
@@ -103,7 +111,6 @@ _AUDITED = {
 
 def _audit(answered: CallRequest) -> None:
     """Record what the call did to checkpoints. A call that is sent again, since its answer was lost, has two lines."""
-    event, given = _AUDITED.get(answered.operation), answered.arguments
-    if event is not None:
-        about = {"checkpoint": given.get("name"), "of": given.get("session"), "keep_last": given.get("keep_last")}
-        audit(event, mixture=answered.mixture, session=answered.name, **about)
+    given = answered.arguments
+    about = {"checkpoint": given.get("name"), "of": given.get("session"), "keep_last": given.get("keep_last")}
+    audit(_AUDITED[answered.operation], mixture=answered.mixture, session=answered.name, **about)

@@ -10,33 +10,39 @@ from mixserve_client.schema.positions import Range
 
 
 class MadeReply(NamedTuple):
-    """A message; if its rows are not all that the reply should have, `lacking` says why."""
+    """A message with the rows of `ranges`, and what made it; `lacking` says why it does not have all of its rows."""
 
     message: Message
+    pending: Pending
+    ranges: Sequence[Range]
     lacking: str = ""
 
 
 class StreamReply:
-    """A reply with the rows of `ranges(rows)`, which `begin(rows)` begins to make; both take a number of rows."""
+    """A reply with `rows` rows, at the ranges `ranges(rows)`, which `begin(ranges)` begins to make."""
 
-    __slots__ = ("_begin", "_pending", "_ranges")
+    __slots__ = ("_begin", "_here", "_pending", "_ranges")
 
-    def __init__(self, rows: int, begin: Callable[[int], Pending], ranges: Callable[[int], Sequence[Range]]):
+    def __init__(
+        self, rows: int, begin: Callable[[Sequence[Range]], Pending], ranges: Callable[[int], Sequence[Range]]
+    ):
         self._begin = begin
         self._ranges = ranges
-        self._pending = begin(rows)
+        self._here = ranges(rows)
+        self._pending = begin(self._here)
 
     def result(self) -> MadeReply:
         """Wait for the reply. Raises FailedRead, which names the position, if its first row cannot be made."""
         lacking = ""
         while True:
             try:
-                return MadeReply(self._pending.result(), lacking)
+                return MadeReply(self._pending.result(), self._pending, self._here, lacking)
             except FailedRead as failed:
-                located = failed.at(f"position {position_at(self._ranges(failed.slot + 1), failed.slot)}")
+                located = failed.at(f"position {position_at(self._here, failed.slot)}")
                 if failed.slot == 0:
                     raise located from failed.__cause__
                 rows, lacking = failed.slot, str(located)
                 del located
             # These may fail as well: sources are read one after another, not in the order of their rows.
-            self._pending = self._begin(rows)
+            self._here = self._ranges(rows)
+            self._pending = self._begin(self._here)

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from mixserve.limited_log import LimitedLog
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.readers import LOOK_EVERY_S, check_wanted, spread
 from mixserve_client.errors import Overloaded
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -43,7 +43,7 @@ class _Mixture:
         self.mean_s = 0.0
         self.next_return = 0.0
         self.is_full = False
-        self.refused = LimitedLog(_logger)
+        self.refused = LimitedLog(_logger, "calls_per_mixture")
 
     @property
     def held(self) -> int:
@@ -84,6 +84,11 @@ class ThreadShare:
     def refused(self) -> int:
         """How many calls were refused, so far."""
         return sum(mixture.refused.count for mixture in self._mixtures.values())
+
+    def loads(self) -> dict[str, tuple[int, int]]:
+        """How many calls work, and how many wait, for each mixture."""
+        with self._lock:
+            return {name: (mixture.running, len(mixture.waiting)) for name, mixture in self._mixtures.items()}
 
     def held(self, mixture: str) -> int:
         """How many threads work or wait for a mixture."""

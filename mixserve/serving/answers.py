@@ -8,6 +8,7 @@ from typing import cast
 
 import grpc
 
+from mixserve.metrics.calls import CallFigures
 from mixserve.pooled_memory import PooledMemory
 from mixserve.reply_room import reserving_with
 from mixserve.servicer import Services
@@ -32,21 +33,29 @@ class Answers:
     """Answers admitted calls, in the threads of those who call it, until the server drains. Thread-safe."""
 
     def __init__(
-        self, services: Services, guard: Guard, unread: UnreadReplies, work: MixtureWork, state: StateForwarder | None
+        self,
+        services: Services,
+        guard: Guard,
+        unread: UnreadReplies,
+        work: MixtureWork,
+        state: StateForwarder | None,
+        figures: CallFigures,
     ):
-        """With `state`, calls of sessions go on to the process that keeps them."""
+        """With `state`, calls of sessions go on to the process that keeps them. `figures` counts the calls."""
         self._services = services
         self._guard = guard
         self._unread = unread
         self._work = work
         self._state = state
         self.calls = CallCounter()
+        self._figures = figures
         self.not_ready: str | None = "is starting: it compiles programs and reads its sources"
         self.bulk_memory = PooledMemory()
 
     def answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         """The reply to a single call."""
-        with self.calls, statuses(context), admission.acting(self._peer(context), context.is_active):
+        acting = admission.acting(self._peer(context), context.is_active)
+        with self.calls, statuses(context), self._figures.counting(acting.call), acting:
             self._check_ready()
             check_wanted()  # calls that waited for a thread may have been given up meanwhile
             account = self._open_account(method, context)
@@ -59,9 +68,10 @@ class Answers:
         """The reply to a call of a session."""
         if self._state is None:
             return self.answer(method, admission, request, context)
-        with self.calls, statuses(context):
+        acting = admission.acting(self._peer(context))
+        with self.calls, statuses(context), self._figures.counting(acting.call):
             # Not around the call: the worker that answers it logs its refusals.
-            with admission.acting(self._peer(context)):
+            with acting:
                 self._check_ready()
             account = self._open_account(method, context)
             reply = self._state.call(method, request, context)
@@ -108,7 +118,8 @@ class Answers:
         share: ThreadShare,
     ) -> Generator[Message]:
         reserving = reserving_with(account.reserve)
-        with self.calls, closing(self._services.stream(method, request, memory, share)) as replies:
+        counting = self._figures.counting(acting.call)
+        with self.calls, counting, closing(self._services.stream(method, request, memory, share)) as replies:
             with acting:
                 self._check_ready()
             while True:

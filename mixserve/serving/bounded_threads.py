@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from mixserve.limited_log import LimitedLog
 from mixserve.serving.threads import CountingThreads
 from mixserve_client.errors import Overloaded
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -22,7 +22,7 @@ class BoundedThreads(CountingThreads):
 
     def __init__(self, count: int, name: str, most_of_one: int, most_blocked: int = 0):
         super().__init__(count, name, most_blocked)
-        self.refused = LimitedLog(_logger)
+        self.refused = LimitedLog(_logger, "streams_per_connection")
         self._most_of_one = most_of_one
         self._of_one: dict[str, int] = {}
         self._refusing = CountingThreads(_REFUSING, f"{name}-refused")

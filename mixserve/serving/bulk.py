@@ -14,11 +14,11 @@ from mixserve.access.certificates import Certificates
 from mixserve.access.failures import host_of
 from mixserve.access.peers import is_on_this_host
 from mixserve.descriptors import connection_limit
-from mixserve.limited_log import LimitedLog
 from mixserve.serving.bulk_connection import BulkConnection, Replies
 from mixserve.serving.bulk_door import BulkDoor
 from mixserve.serving.bulk_threads import THREADS, BulkThreads
 from mixserve.serving.guard import Admission
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.server import BulkOffer
 from mixserve_client.transport.pipes import Pipe
 from mixserve_client.wire.bulk import TOKEN_BYTES
@@ -53,7 +53,7 @@ class BulkChannels:
         self._offers = _Offers()
         self._threads = BulkThreads(threads)
         self._door = BulkDoor(self._admit)
-        self.refused = LimitedLog(_logger)
+        self.refused = LimitedLog(_logger, "bulk_channels")
 
     def listen(self, host: str, port: int, certificates: Certificates | None) -> None:
         """Accept connections at `port` (0: one that is free) of `host`, with TLS if there are certificates.

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import grpc
 
-from mixserve.limited_log import LimitedLog
 from mixserve.serving.threads import CountingThreads
+from mixserve_client.limited_log import LimitedLog
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class FirstRequests:
         timeout_s: float = REQUEST_TIMEOUT_S,
         least_s: float = _LEAST_S,
     ):
-        self.ended = LimitedLog(_logger)
+        self.ended = LimitedLog(_logger, "request_timeout_s")
         self._threads = threads
         self._patience_s = patience_s
         self._timeout_s = timeout_s

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from mixserve.access.audit import Refusals
+from mixserve.access.call import Call
 from mixserve.access.entries import digest_of
 from mixserve.access.failures import Failures
 from mixserve.access.identity import EVERYBODY, Identity, Role, acting_as, check_role
@@ -37,10 +38,16 @@ def peer_of(context: grpc.ServicerContext) -> str:
 class Guard:
     """Decides who may call what. Without `tokens`, everybody may do everything."""
 
-    def __init__(self, tokens: TokenFile | None, peer_of: Callable[[grpc.ServicerContext], str] = peer_of):
-        """`peer_of` tells who made a call, for the log."""
+    def __init__(
+        self,
+        tokens: TokenFile | None,
+        peer_of: Callable[[grpc.ServicerContext], str] = peer_of,
+        note_refused: Callable[[str, MixserveError], None] = lambda method, error: None,  # noqa: ARG005
+    ):
+        """`peer_of` tells who made a call, for the log; `note_refused` counts the calls that are not admitted."""
         self._tokens = tokens
         self.peer_of = peer_of
+        self._note_refused = note_refused
         self._failures = Failures()
         self.refusals = Refusals()
         # Refused calls have their own threads, so that strangers cannot occupy those of others.
@@ -100,6 +107,7 @@ class Guard:
     def _refuse(self, method: str, error: "MixserveError | Denied", context: grpc.ServicerContext) -> MixserveError:
         """Count and log the refusal. Returns what to raise, after the delay of a host that fails too often."""
         peer = self.peer_of(context)
+        self._note_refused(method, error.error if isinstance(error, Denied) else error)
         if isinstance(error, Denied):
             self.refused(error.error, error.identity, peer, method)
             return error.error
@@ -151,12 +159,13 @@ class Admission:
 class Acting:
     """A context in which a thread acts for the caller of one call. Raises what has become of its rights on entering."""
 
-    __slots__ = ("_acting", "_admission", "_generation", "_identity", "_is_wanted", "_peer")
+    __slots__ = ("_acting", "_admission", "_generation", "_identity", "_is_wanted", "_peer", "call")
 
     def __init__(self, admission: Admission, peer: Callable[[], str], is_wanted: Callable[[], bool]):
         self._admission, self._peer, self._is_wanted = admission, peer, is_wanted
         self._generation, self._identity = admission.generation, admission.identity
-        self._acting = acting_as(self._identity, peer, admission.needed, is_wanted)
+        self.call = Call(admission.method.rpartition("/")[2])
+        self._acting = acting_as(self._identity, peer, admission.needed, is_wanted, self.call)
 
     def __enter__(self) -> None:
         if self._admission.guard.generation != self._generation:
@@ -179,7 +188,7 @@ class Acting:
         except (Unauthenticated, PermissionDenied) as error:
             self._tell(error)
             raise
-        self._acting = acting_as(self._identity, self._peer, admission.needed, self._is_wanted)
+        self._acting = acting_as(self._identity, self._peer, admission.needed, self._is_wanted, self.call)
 
     def _tell(self, error: MixserveError) -> None:
         self._admission.guard.refused(error, self._identity, self._peer(), self._admission.method)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mixserve.limited_log import LimitedLog
 from mixserve.serving.allocator import Visit, free_bytes, give_back
 from mixserve.serving.unread import UnreadReplies
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -72,7 +72,7 @@ class MemoryWatch:
         """`shrink` are functions that let go of memory which is kept for reuse, `visits` those for `give_back`, and
         `own` tells how much memory there is."""
         self.limit = limit
-        self.near = LimitedLog(_logger)
+        self.near = LimitedLog(_logger, "memory_limit")
         self._unread = unread
         self._most_reply_bytes = unread.most_bytes
         self._shrink, self._visits = tuple(shrink), tuple(visits)

@@ -14,8 +14,8 @@ import grpc
 from mixserve.access.certificates import Certificates
 from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
-from mixserve.limited_log import LimitedLog
 from mixserve.limits import ServerLimits
+from mixserve.metrics.calls import CallFigures
 from mixserve.servicer import Services
 from mixserve.servicer.readers import spread
 from mixserve.serving.answers import Answers
@@ -24,17 +24,20 @@ from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.forwarding import StateForwarder, caller_of
 from mixserve.serving.grpc_log import hide_headers
-from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler
+from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler, peer_of
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
 from mixserve.serving.health_port import HealthPort
 from mixserve.serving.memory import MemoryWatch, allowed_bytes, default_reply_bytes
+from mixserve.serving.metrics_port import MetricsPort
 from mixserve.serving.options import options_of
 from mixserve.serving.reflection import METHOD as REFLECTION_METHOD
 from mixserve.serving.reflection import Reflection
 from mixserve.serving.regularly import Regularly
+from mixserve.serving.server_stats import ServerStats
 from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory
+from mixserve.serving.stats_socket import StatsSocket, of_workers
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
 from mixserve.serving.threads import CountingThreads
@@ -42,6 +45,7 @@ from mixserve.serving.unread import UnreadReplies
 from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
 from mixserve_client.errors import Overloaded
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
@@ -50,7 +54,7 @@ from mixserve_client.wire.server import decode_server, encode_server
 _logger = logging.getLogger("mixserve")
 
 # Their answers are short and read no source: what lists and describes must not wait for calls that do.
-_DESCRIPTIONS = frozenset((methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SERVER))
+_DESCRIPTIONS = frozenset((methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SERVER, methods.GET_STATS))
 _DESCRIBING_THREADS = 4
 _MOST_WAITING = 1000  # calls without a thread
 _WAITING_RETRY_S = 2.0
@@ -73,6 +77,7 @@ class MixServer:
         tokens: TokenFile | None = None,
         certificates: Certificates | None = None,
         health_address: str | None = None,
+        metrics_address: str | None = None,
         bulk: bool = True,
         bulk_port: int = 0,
         limits: ServerLimits | None = None,
@@ -81,8 +86,9 @@ class MixServer:
         """`memory` has the slots of `services`; the server closes both. With `tokens`, calls need one of them. Without
         `certificates`, no TLS. With `worker`, this is one of several processes at `address`.
 
-        `health_address` is where health alone is answered as well, in plain text. With `bulk`, streams also come over
-        bulk channels, at `bulk_port` unless `address` is a Unix socket. Raises OSError if it cannot listen.
+        `health_address` is where health alone is answered as well, and `metrics_address` where Prometheus reads
+        metrics, both in plain text. With `bulk`, streams also come over bulk channels, at `bulk_port` unless `address`
+        is a Unix socket. Raises OSError if it cannot listen.
         """
         # Raises in a process that was forked while a thread was inside gRPC: a server there would hang.
         GATE.check()
@@ -95,6 +101,7 @@ class MixServer:
             limits.reply_bytes or default_reply_bytes(memory_limit), limits.reply_bytes_per_connection
         )
         self._worker = worker
+        figures = CallFigures()
         patience_s = limits.request_timeout_s
         self._work = MixtureWork(services.reads_sources, limits)
         self._streams = StreamThreads(
@@ -102,14 +109,14 @@ class MixServer:
         )
         self._threads = CountingThreads(self._work.calls.threads, "mixserve-call")
         self._first = FirstRequests(self._threads, _PATIENCE_S, patience_s)
-        self._full = LimitedLog(_logger)  # its count: calls that were refused because too many wait
+        self._full = LimitedLog(_logger, "waiting_calls")  # its count: calls that were refused because too many wait
         self._describing = CountingThreads(_DESCRIBING_THREADS, "mixserve-describe")
         self._first_described = FirstRequests(self._describing, _PATIENCE_S, patience_s)
         hide_headers()
         self._server = grpc.server(self._threads, options=options_of(limits, shares_port=worker is not None))
-        self._guard = Guard(tokens) if worker is None else Guard(tokens, caller_of)
+        self._guard = Guard(tokens, peer_of if worker is None else caller_of, figures.note_refused)
         self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
-        self._answers = Answers(services, self._guard, self._unread, self._work, self._state)
+        self._answers = Answers(services, self._guard, self._unread, self._work, self._state, figures)
         self._sessions = SessionThreads(services.state.end_silent, self._guard.report, request_timeout_s=patience_s)
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
@@ -117,6 +124,7 @@ class MixServer:
         self._health = Health(self._answering_mixtures)
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
+        self._metrics_port: MetricsPort | None = None
         self._bulk = BulkChannels(self._answers.stream_over_bulk, self._work.bulk.threads) if bulk else None
         self._memory_watch = MemoryWatch(
             memory_limit,
@@ -124,6 +132,17 @@ class MixServer:
             (self._answers.bulk_memory.drop_idle, services.mix.drop_old),
             (self._threads.visit, self._describing.visit, self._streams.visit, *self._sessions.visits),
         )
+        self.stats = ServerStats(
+            services.stats,
+            figures,
+            {"call": self._work.calls, "stream": self._work.streams, "bulk": self._work.bulk},
+            self._unread,
+            memory_limit,
+            self._answering_mixtures,
+            lambda: self._answers.not_ready is None,
+        )
+        services.collect = self.stats.collect
+        self._stats_socket: StatsSocket | None = None
         self._chores = Regularly(
             self._first.end_late,
             self._first_described.end_late,
@@ -137,14 +156,21 @@ class MixServer:
             self.address = bind(self._server, address, certificates)
             if worker is not None:
                 worker.bind(self._server, certificates)
+                sockets, number = worker.stats_sockets, worker.number
+                services.collect = partial(of_workers, sockets, number, self.stats.collect)
+                self._stats_socket = StatsSocket(self.stats.collect, sockets[number])
             if health_address is not None:
                 self._health_port = HealthPort(self._health, health_address)
+            if metrics_address is not None:
+                self._metrics_port = MetricsPort(self.stats.collect, metrics_address)
             if self._bulk is not None and not address.startswith("unix:"):
                 # Processes cannot share this one: a token opens a channel of the process that gave it.
                 port = bulk_port and bulk_port + (0 if worker is None else worker.number)
                 self._bulk.listen(check_host(address.rpartition(":")[0]), port, certificates)
         except BaseException:
             self._server.stop(None)  # or it would keep the port if only that of health is taken
+            if self._metrics_port is not None:
+                self._metrics_port.stop()
             if self._bulk is not None:
                 self._bulk.close()
             self._streams.close()
@@ -166,6 +192,11 @@ class MixServer:
         """Where the server answers health alone, if it does so on a port of its own."""
         return None if self._health_port is None else self._health_port.address
 
+    @property
+    def metrics_address(self) -> str | None:
+        """Where Prometheus reads metrics, if it can."""
+        return None if self._metrics_port is None else self._metrics_port.address
+
     def start(self) -> None:
         """Listen, warm up, then serve. Earlier calls get Unavailable, and clients retry."""
         # The port opens first, so that health probes and clients get an answer while programs compile.
@@ -173,6 +204,9 @@ class MixServer:
         if self._health_port is not None:
             self._health_port.start()
             _logger.info("health on %s", self._health_port.address)
+        if self._metrics_port is not None:
+            self._metrics_port.start()
+            _logger.info("metrics on http://%s/metrics", self._metrics_port.address)
         if self._bulk is not None:
             self._bulk.start()
             if self.bulk_port:
@@ -226,6 +260,10 @@ class MixServer:
         self._server.stop(grace=min(grace_s, _SEND_S)).wait()
         if self._health_port is not None:
             self._health_port.stop()
+        if self._metrics_port is not None:
+            self._metrics_port.stop()
+        if self._stats_socket is not None:
+            self._stats_socket.close()
         GATE.remove_server(self)
         self._health.close()
         self._reflection.close()
@@ -268,7 +306,7 @@ class MixServer:
     def _handlers(self) -> dict[str, MakeHandler]:
         handlers: dict[str, MakeHandler] = {
             REFLECTION_METHOD: self._reflection.handler,
-            **{path: partial(self._pure_handler, path) for path in self._services.mix.methods},
+            **{path: partial(self._pure_handler, path) for path in (*self._services.mix.methods, methods.GET_STATS)},
             **{path: partial(self._stream_handler, path) for path in self._services.mix.streams},
             **{path: partial(self._session_handler, path) for path in self._services.state.methods},
         }

@@ -34,6 +34,8 @@ def serve(
     insecure: bool = False,
     health_port: int | None = None,
     health_host: str = "127.0.0.1",
+    metrics_port: int | None = None,
+    metrics_host: str = "127.0.0.1",
     bulk: bool = True,
     bulk_port: int = 0,
     limits: ServerLimits | None = None,
@@ -54,8 +56,9 @@ def serve(
     `tokens` is a file of `mixserve token new`: calls need one of its tokens, and its role decides what they may do.
     `tls` has the server's certificate and key, and with `client_ca` only clients with a certificate may connect. These
     files are read again when they change. An `address` that other machines can reach requires `tls`, and `tokens` or
-    `client_ca`, unless `insecure`. At `health_host:health_port` the server answers health alone, always in plain text
-    and to everybody.
+    `client_ca`, unless `insecure`. At `health_host:health_port` the server answers health alone, and at
+    `metrics_host:metrics_port` Prometheus reads metrics over HTTP: always in plain text, and by everybody who can
+    reach them.
 
     `limits` say what the server does and remembers at most (None: those of `ServerLimits()`).
 
@@ -67,9 +70,12 @@ def serve(
     limits = ServerLimits() if limits is None else limits
     token_file = None if tokens is None else TokenFile(tokens)
     files = ServerTls.of(tls)
-    health_address = None if health_port is None else join_address(health_host, health_port)
+    others = dict[str, str]()
+    for what, host, port in (("health", health_host, health_port), ("metrics", metrics_host, metrics_port)):
+        if port is not None:
+            others[what] = join_address(host, port)
     check_listening(address)
-    listens = ports_of(address, health_address, bulk_port if check_truth("bulk", bulk) else None)
+    listens = ports_of(address, others, bulk_port if check_truth("bulk", bulk) else None)
     with ExitStack() as opened:
         # The ports of workers are held by the process that started them.
         with holding(*(listens if worker is None else ())):
@@ -106,7 +112,8 @@ def serve(
             memory,
             tokens=token_file,
             certificates=certificates,
-            health_address=health_address,
+            health_address=others.get("health"),
+            metrics_address=others.get("metrics"),
             bulk=bulk,
             bulk_port=bulk_port,
             limits=limits,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import grpc
 
-from mixserve.limited_log import LimitedLog
 from mixserve.serving.bounded_threads import BoundedThreads
 from mixserve.serving.first_request import REQUEST_TIMEOUT_S, FirstRequests
 from mixserve.serving.unread import ReplyAccount, UnreadReplies
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -57,7 +57,7 @@ class StreamThreads:
         self._threads = BoundedThreads(count, "mixserve-stream", most_of_one, _MOST_BLOCKED)
         self.first = FirstRequests(self._threads, _PATIENCE_S, request_timeout_s)
         self.visit = self._threads.visit
-        self.ended = LimitedLog(_logger)
+        self.ended = LimitedLog(_logger, "stalled_streams")
         self._sending: dict[grpc.ServicerContext, _Sending] = {}
         self._closed = False
         self._needed = threading.Event()

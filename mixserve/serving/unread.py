@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from mixserve.limited_log import LimitedLog
 from mixserve_client.errors import Overloaded
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -90,7 +90,7 @@ class UnreadReplies:
         # When so many bytes have been made, `look` is called, which looks how much memory there is.
         self.look_at = math.inf
         self.look: Callable[[], None] = _nothing
-        self.refused, self.ended = LimitedLog(_logger), LimitedLog(_logger)
+        self.refused, self.ended = LimitedLog(_logger, "reply_bytes"), LimitedLog(_logger, "unread_replies")
         self._most_of_one = max(1, most_bytes // 4) if most_of_one is None else most_of_one
         self._lock = threading.Lock()
         self._bytes = 0

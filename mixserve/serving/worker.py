@@ -14,13 +14,15 @@ class Worker:
     """The worker `number`, counted from 0, as `mixserve serve --processes` starts it.
 
     It listens at `address` too, and no other worker does. Clients are told those of all: `told`. The first worker keeps
-    the sessions of all, and answers for them at `state_address`, a Unix socket of this user.
+    the sessions of all, and answers for them at `state_address`, a Unix socket of this user. Each tells its metrics at
+    its own one of `stats_sockets`.
     """
 
     number: int
     address: str
     told: tuple[str, ...]
     state_address: str
+    stats_sockets: tuple[str, ...]
     # Gets the fingerprints of the mixtures; returns when the worker may serve them.
     wait_to_serve: Callable[[Mapping[str, str]], None]
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
-from mixserve.limited_log import LimitedLog
 from mixserve.limits import ServerLimits
 from mixserve.sessions.session import Session
 from mixserve.sessions.silence import Silences
 from mixserve_client.errors import Overloaded, StorageFailed, Unavailable
 from mixserve_client.forks import renew_in_forks
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
@@ -68,7 +68,7 @@ class LoadedSessions:
         # The time of the last renewal of held sessions that left memory: a journal does not have it.
         self._last_seen: OrderedDict[Key, float] = OrderedDict()
         self.evicted = 0  # sessions that left memory because it was full
-        self.refused = LimitedLog(_logger)
+        self.refused = LimitedLog(_logger, "sessions")
         renew_in_forks(self, LoadedSessions._renew)
 
     def _renew(self) -> None:

@@ -152,6 +152,13 @@ class Sessions:
         with self._enter(Key(request.mixture, request.name)) as session:
             return session.call(request)
 
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many sessions are in memory, by mixture, and "held" by a client or "free"."""
+        found = {(mixture, state): 0 for mixture in self._nodes for state in ("held", "free")}
+        for key, session in self._loaded.all():
+            found[key.mixture, "held" if self._is_held(session) else "free"] += 1
+        return found
+
     def renew(self, held: Iterable[HeldSession]) -> None:
         """Renew the leases of these sessions. Skips sessions that are not held under the given lease, and loads none.
 

@@ -55,7 +55,7 @@ def test_an_entry_more_and_two_positions_far_apart(mode):
             grown.append(schedules.define(mixture, grown[-1], [entry]).id)
 
         one_more = least(add)
-        blocks = schedules.get(mixture, grown[-1])
+        blocks = schedules.get(mixture, grown[-1]).blocks
         far = least(lambda number: blocks.plan(key, [(number, 1), (last - 20 + number, 1)]))
         return one_more, far
 
@@ -68,7 +68,7 @@ def time_plan(weights: list[tuple[float, float]]) -> float:
     """How long a plan takes in which every position has an entry of its own, under these weights."""
     mixture, schedules = hosted(), Schedules()
     told = [ScheduleEntry(at, pair) for at, pair in enumerate(weights)]
-    blocks = schedules.get(mixture, schedules.define(mixture, "", told).id)
+    blocks = schedules.get(mixture, schedules.define(mixture, "", told).id).blocks
     return least(lambda number: blocks.planner.plan(np.array([0, number], np.uint32), 0, len(weights)))
 
 
@@ -84,11 +84,11 @@ def test_others_wait_for_few_entries_at_once():
     def at_once(apart: int, entries: int) -> int:
         told = [ScheduleEntry(at * apart, (1.0, 1.0 + at)) for at in range(entries)]
         first = schedules.define(mixture, "", told[:-1]).id
-        return plan_limit(schedules.get(mixture, schedules.define(mixture, first, told[-1:]).id).planner)
+        return plan_limit(schedules.get(mixture, schedules.define(mixture, first, told[-1:]).id).blocks.planner)
 
     plain = plan_limit(mixture.node.mixture.planner)
     assert at_once(1, 3) == at_once(20_000, 100) == plain
     assert at_once(1, 100) == 256
     assert at_once(1000, 100) > 20 * 1000
     told = [*(ScheduleEntry(at, (1.0, 1.0 + at)) for at in range(100)), ScheduleEntry(10**6, (1.0, 1.0))]
-    assert plan_limit(schedules.get(mixture, schedules.define(mixture, "", told).id).planner) == 256
+    assert plan_limit(schedules.get(mixture, schedules.define(mixture, "", told).id).blocks.planner) == 256

@@ -188,6 +188,8 @@ def others(replies: list[bytes], place: int) -> int:
 class Maker:
     """Makes replies, and counts them."""
 
+    leaf_ids = np.zeros(1, np.int32)
+
     def __init__(self, size: int = 100):
         self.size, self.begun, self.made = size, 0, 0
 

@@ -106,7 +106,7 @@ def test_a_schedule_that_is_larger_than_all_may_be_is_refused(mixtures):
         InvalidRequest, match=r"keeps up to \d+ bytes of schedules, and this one of 102 entries would take"
     ):
         grow(schedules, mixture, 101)
-    assert schedules.refused == 1
+    assert schedules.refused.count == 1
     schedules.get(mixture, grow(schedules, mixture, 90))
 
 

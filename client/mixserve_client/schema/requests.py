@@ -1,10 +1,27 @@
 """Requests for rows: a batch, a stream of batches, and positions in any order."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Positions, Range, ranges_of
+
+
+class Sender(NamedTuple):
+    """Who sends a request, for the server's statistics, logs and traces. It changes no reply.
+
+    `reader` is the number of the iterator, 0 for a call that belongs to none, and `wait_share` which part of its time
+    its trainer waits for batches, in 0..1. `trace` is a `traceparent` of W3C Trace Context, empty for none.
+    """
+
+    client: str = ""
+    reader: int = 0
+    wait_share: float | None = None
+    trace: str = ""
+
+
+_UNKNOWN = Sender()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +40,7 @@ class BatchRequest:
     schedule: str = ""
     content: Content = Content.RECORDS
     slots: tuple[int, ...] = ()
+    sender: Sender = _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,7 @@ class PositionsRequest:
     schedule: str = ""
     content: Content = Content.RECORDS
     slots: tuple[int, ...] = ()
+    sender: Sender = _UNKNOWN
 
     @property
     def rows(self) -> int:

@@ -21,6 +21,7 @@ STREAM_BATCHES = _path(_MIX, "StreamBatches")
 STREAM_POSITIONS = _path(_MIX, "StreamPositions")
 DEFINE_SCHEDULE = _path(_MIX, "DefineSchedule")
 GET_SERVER = _path(_MIX, "GetServer")
+GET_STATS = _path(_MIX, "GetStats")
 
 OPEN_SESSION = _path(_STATE, "OpenSession")
 RENEW_SESSIONS = _path(_STATE, "RenewSessions")

@@ -16,7 +16,7 @@ from mixserve_client.schema.positions import (
     check_any_positions,
     check_positions,
 )
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
 from mixserve_client.wire import frame, methods
 from mixserve_client.wire._generated import mix_pb2
 
@@ -33,6 +33,8 @@ _REQUEST_BYTES = {
 _SLOTS, _MOST_SLOTS = 15, 1 << 13
 _START, _SIZE = 2, 3  # of GetBatchAtRequest
 _FIRST, _STRIDE, _COUNT, _REPLY_ROWS = 1, 2, 3, 4  # of StreamBatchesRequest
+_CLIENT_CHARACTERS, _TRACE_CHARACTERS = 64, 55
+_UNKNOWN = Sender()
 _CONTENTS = {int(content): content for content in Content}
 
 
@@ -138,6 +140,7 @@ def decode_positions_request(data: bytes) -> PositionsRequest:
         message.schedule,
         _content(message),
         _slots(message.slots),
+        _sender(message),
     )
 
 
@@ -164,7 +167,22 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
         message.schedule,
         _content(message),
         _slots(message.slots),
+        _sender(message),
     )
+
+
+def _sender(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Sender:
+    """Who sends a request. What makes no sense is left out, since the reply does not depend on it."""
+    if not message.HasField("sender"):
+        return _UNKNOWN
+    sender = message.sender
+    share = sender.wait_share if sender.HasField("wait_share") and 0 <= sender.wait_share <= 1 else None
+    return Sender(_printable(sender.client), sender.reader, share, sender.trace[:_TRACE_CHARACTERS])
+
+
+@lru_cache(maxsize=256)
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in text[:_CLIENT_CHARACTERS])
 
 
 def _slots(slots: Sequence[int]) -> tuple[int, ...]:

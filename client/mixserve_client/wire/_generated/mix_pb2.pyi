@@ -142,7 +142,7 @@ class Key(_message.Message):
     def __init__(self, implementation: _Optional[str] = ..., words: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetBatchAtRequest(_message.Message):
-    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "schedule", "content", "slots", "checksum")
+    __slots__ = ("mixture", "start", "size", "key", "expected_fingerprint", "schedule", "content", "sender", "slots", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +150,7 @@ class GetBatchAtRequest(_message.Message):
     EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
@@ -159,9 +160,22 @@ class GetBatchAtRequest(_message.Message):
     expected_fingerprint: str
     schedule: str
     content: Content
+    sender: Sender
     slots: _containers.RepeatedScalarFieldContainer[int]
     checksum: int
-    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, mixture: _Optional[str] = ..., start: _Optional[int] = ..., size: _Optional[int] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., sender: _Optional[_Union[Sender, _Mapping]] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class Sender(_message.Message):
+    __slots__ = ("client", "reader", "wait_share", "trace")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    reader: int
+    wait_share: float
+    trace: str
+    def __init__(self, client: _Optional[str] = ..., reader: _Optional[int] = ..., wait_share: _Optional[float] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class StreamBatchesRequest(_message.Message):
     __slots__ = ("first", "stride", "count", "reply_rows", "slots", "checksum")
@@ -180,7 +194,7 @@ class StreamBatchesRequest(_message.Message):
     def __init__(self, first: _Optional[_Union[GetBatchAtRequest, _Mapping]] = ..., stride: _Optional[int] = ..., count: _Optional[int] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class StreamPositionsRequest(_message.Message):
-    __slots__ = ("mixture", "positions", "key", "expected_fingerprint", "schedule", "content", "reply_rows", "slots", "checksum")
+    __slots__ = ("mixture", "positions", "key", "expected_fingerprint", "schedule", "content", "reply_rows", "sender", "slots", "checksum")
     MIXTURE_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +202,7 @@ class StreamPositionsRequest(_message.Message):
     SCHEDULE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     REPLY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     mixture: str
@@ -197,9 +212,10 @@ class StreamPositionsRequest(_message.Message):
     schedule: str
     content: Content
     reply_rows: int
+    sender: Sender
     slots: _containers.RepeatedScalarFieldContainer[int]
     checksum: int
-    def __init__(self, mixture: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., reply_rows: _Optional[int] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, mixture: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., reply_rows: _Optional[int] = ..., sender: _Optional[_Union[Sender, _Mapping]] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("fingerprint", "arrays", "slot", "slot_bytes", "checksum")
@@ -248,6 +264,46 @@ class Server(_message.Message):
     workers: _containers.RepeatedScalarFieldContainer[str]
     checksums: bool
     def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ("checksum",)
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    checksum: int
+    def __init__(self, checksum: _Optional[int] = ...) -> None: ...
+
+class Stats(_message.Message):
+    __slots__ = ("metrics", "checksum")
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    metrics: _containers.RepeatedCompositeFieldContainer[Metric]
+    checksum: int
+    def __init__(self, metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class Metric(_message.Message):
+    __slots__ = ("name", "help", "kind", "labels", "bounds", "samples")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HELP_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    help: str
+    kind: str
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    samples: _containers.RepeatedCompositeFieldContainer[Sample]
+    def __init__(self, name: _Optional[str] = ..., help: _Optional[str] = ..., kind: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., bounds: _Optional[_Iterable[float]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+
+class Sample(_message.Message):
+    __slots__ = ("labels", "value", "counts")
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    value: float
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, labels: _Optional[_Iterable[str]] = ..., value: _Optional[float] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BulkRequest(_message.Message):
     __slots__ = ("method", "request", "checksum")

@@ -1,0 +1,111 @@
+"""The arithmetic of the server's statistics, against counting one by one."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client import Histogram as TheirHistogram
+
+from mixserve.metrics.clients import OTHER, ClientNames, Readers
+from mixserve.metrics.histogram import SECONDS, Histogram
+from mixserve.metrics.journal import Journal
+from mixserve.metrics.requested import Requested
+from mixserve.mixture.schedule import Entry, Schedule, normalised
+from mixserve_client.schema.positions import ranges_of
+from mixserve_client.schema.requests import Sender
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@given(
+    starts=st.lists(st.integers(1, 300), unique=True, max_size=8),
+    positions=st.lists(st.integers(0, 400), min_size=1, max_size=60),
+    weights=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=9, max_size=9),
+)
+def test_requested_records_are_the_sums_of_shares(starts, positions, weights):
+    entries = [
+        Entry(start, normalised([float(a), float(b)]))
+        for start, (a, b) in zip([0, *sorted(starts)], weights, strict=False)
+    ]
+    schedule = Schedule(entries)
+    wanted = sum(np.array(schedule.at(position)[0].shares) for position in positions)
+    for ranges in (ranges_of(np.array(positions)), [(position, 1) for position in positions]):
+        requested = Requested(np.array, 2)
+        requested.add(schedule, ranges, len(positions))
+        np.testing.assert_allclose(requested.records, wanted)
+
+
+def test_weights_that_change_at_each_position_cost_a_bounded_number_of_steps():
+    schedule = Schedule([Entry(at, normalised([1.0, float(at % 7)])) for at in range(5000)])
+    for ranges in ([(0, 5000)], [(at, 1) for at in range(5000)]):
+        requested = Requested(np.array, 2)
+        requested.add(schedule, ranges, 5000)
+        assert requested.records.sum() == pytest.approx(5000)
+
+
+@given(st.lists(st.one_of(st.floats(0, 100), st.sampled_from(SECONDS)), max_size=50))
+def test_a_histogram_counts_as_that_of_prometheus(values):
+    ours, theirs = Histogram(), TheirHistogram("x", "x", buckets=SECONDS, registry=CollectorRegistry())
+    ours.add(values)
+    for value in values:
+        theirs.observe(value)
+    wanted = {sample.labels["le"]: sample.value for sample in theirs.collect()[0].samples if sample.name == "x_bucket"}
+    sample = ours.sample(())
+    assert np.cumsum(sample.counts).tolist() == list(wanted.values())
+    assert sample.value == pytest.approx(sum(values))
+
+
+def test_a_journal_of_many_threads_loses_nothing():
+    added = list[int]()
+    journal = Journal[int](added.extend, most=7)
+    threads = [threading.Thread(target=lambda: [journal.note(at) for at in range(5000)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.add_up()
+    assert sorted(added) == sorted(list(range(5000)) * 8)
+
+
+def test_strangers_names_are_counted_as_others():
+    clock = Clock()
+    names = ClientNames(clock, most=3)
+    readers = Readers(names, clock)
+    for name in ("a", "b", "c", "d"):
+        reader = readers.note_request(Sender(name), "key")
+        readers.add_records(reader.client, 10)
+    assert readers.records() == {"a": 10, "b": 10, "c": 10, OTHER: 10}
+    clock.now += 700  # "d" may take the place of "a", whose records count as others' from then on
+    readers.add_records(readers.note_request(Sender("d"), "key").client, 1)
+    assert readers.records() == {"b": 10, "c": 10, "d": 1, OTHER: 20}
+
+
+def test_readers_are_bounded_and_forgotten():
+    clock = Clock()
+    readers = Readers(ClientNames(clock), clock, most=4)
+    for number in range(10):
+        readers.note_request(Sender("a", number), "key")
+    assert len(readers.active()) == 4
+    clock.now += 61
+    assert readers.active() == []
+
+
+def test_how_far_readers_of_a_stream_are_apart():
+    clock = Clock()
+    readers = Readers(ClientNames(clock), clock)
+    for number, key, position in ((1, "x", 100), (2, "x", 900), (3, "y", 5000), (4, "y", 5100)):
+        readers.note_request(Sender("a", number), key).position = position
+    assert readers.apart() == 800
+    clock.now += 59
+    readers.note_request(Sender("a", 1), "x")
+    clock.now += 2  # the second reader of "x" has gone
+    assert readers.apart() == 0
