@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -20,22 +20,10 @@ STAGES = ("plan", "gather", "encode", "send")
 _MANY = 4096  # rows of a reply that are counted at once: notes must not keep much memory
 
 
-class Times(NamedTuple):
-    """Seconds of the steps of making a reply."""
-
-    plan_s: float
-    gather_s: float
-    encode_s: float
-
-
-class Reply(NamedTuple):
-    """A reply that a reader gets: the leaf of each row, the positions, and the bytes of a row."""
-
-    leaf_ids: Int[np.ndarray, " rows"]
-    ranges: Sequence[Range]
-    row_bytes: int
-    schedule: Schedule
-    reader: Reader | None
+# Tuples without names: they are made beside each reply. Seconds to plan, to gather and to encode its rows.
+Times = tuple[float, float, float]
+# What a reply holds: the leaf of each row, the positions, the bytes of a row, the weights, and its reader.
+Reply = tuple[Int[np.ndarray, " rows"], Sequence[Range], int, Schedule, Reader]
 
 
 class MixtureFigures:
@@ -60,7 +48,7 @@ class MixtureFigures:
     def note_reply(self, reply: Reply) -> None:
         """A reply goes to its reader."""
         self._replies.note(reply)
-        if len(reply.leaf_ids) > _MANY:
+        if len(reply[0]) > _MANY:
             self._replies.add_up()
 
     def add_up(self) -> None:
@@ -72,22 +60,30 @@ class MixtureFigures:
     def _add_replies(self, replies: list[Reply]) -> None:
         self.replies += len(replies)
         by_row_bytes = dict[int, list[Int[np.ndarray, " rows"]]]()
-        by_client = dict[str, int]()
-        for reply in replies:
-            rows = len(reply.leaf_ids)
-            by_row_bytes.setdefault(reply.row_bytes, []).append(reply.leaf_ids)
-            self.requested.add(reply.schedule, reply.ranges, rows)
-            if reply.reader is not None:
-                by_client[reply.reader.client] = by_client.get(reply.reader.client, 0) + rows
-        for row_bytes, leaf_ids in by_row_bytes.items():
-            counts = np.bincount(np.concatenate(leaf_ids), minlength=len(self.leaves))
+        rows_of = dict[int, int]()  # by the identity of a schedule without changes, whose hash takes long
+        by_reader, schedules = dict[Reader, int](), dict[int, Schedule]()
+        for leaf_ids, ranges, row_bytes, schedule, reader in replies:
+            rows = len(leaf_ids)
+            by_row_bytes.setdefault(row_bytes, []).append(leaf_ids)
+            by_reader[reader] = by_reader.get(reader, 0) + rows
+            if (number := id(schedule)) in rows_of:
+                rows_of[number] += rows
+            elif schedule.has_one_entry:
+                rows_of[number], schedules[number] = rows, schedule
+            else:
+                self.requested.add(schedule, ranges, rows)
+        for row_bytes, ids in by_row_bytes.items():
+            counts = np.bincount(np.concatenate(ids), minlength=len(self.leaves))
             self.records += counts
             self.bytes += counts * row_bytes
-        for client, rows in by_client.items():
-            self.readers.add_records(client, rows)
+        for number, rows in rows_of.items():
+            self.requested.add(schedules[number], (), rows)
+        for reader, rows in by_reader.items():
+            self.readers.add_records(reader.client, rows)
 
     def _add_times(self, times: list[Times]) -> None:
-        columns = np.array(times).T
-        for stage, seconds in zip(STAGES, columns, strict=False):  # "send" comes later
-            self.stages[stage].add(seconds)
-        self.made.add(columns.sum(axis=0))
+        plan_s, gather_s, encode_s = np.fromiter(chain.from_iterable(times), np.float64).reshape(-1, 3).T
+        self.stages["plan"].add(plan_s)
+        self.stages["gather"].add(gather_s)
+        self.stages["encode"].add(encode_s)
+        self.made.add(plan_s + gather_s + encode_s)

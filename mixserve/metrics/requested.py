@@ -24,10 +24,12 @@ class Requested:
         self.records = np.zeros(leaves)
 
     def add(self, schedule: Schedule, ranges: Sequence[Range], rows: int) -> None:
-        """Add what the weights of `schedule` ask for at the positions of `ranges`, which are `rows` in all."""
-        entries = schedule.entries
-        if len(entries) == 1:
-            self.records += rows * self._of(entries[0].shares)
+        """Add what the weights of `schedule` ask for at the positions of `ranges`, which are `rows` in all.
+
+        A schedule of one entry needs no ranges.
+        """
+        if schedule.has_one_entry:
+            self.records += rows * self._of(schedule.entries[0].shares)
         elif len(ranges) <= _FEW_RANGES:
             for start, size in ranges:
                 for number, (entry, first, stop) in enumerate(schedule.parts(start, start + size)):

@@ -73,6 +73,11 @@ class Schedule:
         followed.entries = self.entries[:kept].followed_by(entries)
         return followed
 
+    @property
+    def has_one_entry(self) -> bool:
+        """Whether the weights never change."""
+        return len(self.entries) == 1
+
     def at(self, position: int) -> tuple[Entry, int | None]:
         """The entry in force at a position, and the start of the next one, None if there is none."""
         place = bisect_right(self.entries, position, key=_start)

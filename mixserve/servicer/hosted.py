@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mixserve.metrics.clients import ClientNames, Reader
-from mixserve.metrics.replies import MixtureFigures, Reply
+from mixserve.metrics.replies import MixtureFigures
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS
 from mixserve.mixture.gather import SourceReader
@@ -178,7 +178,7 @@ class ServedSelection:
     def note_reply(self, reply: Counted, ranges: Sequence[Range], reader: Reader) -> None:
         """A reply with the rows of `ranges` goes to a reader."""
         reader.position = ranges[0][0]
-        self.mixture.figures.note_reply(Reply(reply.leaf_ids, ranges, self.row_bytes, self.weights, reader))
+        self.mixture.figures.note_reply((reply.leaf_ids, ranges, self.row_bytes, self.weights, reader))
 
     def begin_read(self, ranges: Sequence[Range], key: KeyWords, reader: SourceReader | None = None) -> PendingRows:
         """Plan the rows of `ranges`, and begin to gather them; `reader` reads sources that need that (None: the thread

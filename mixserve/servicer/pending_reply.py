@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from mixserve.metrics.replies import Times, clock
+from mixserve.metrics.replies import clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
@@ -91,7 +91,7 @@ class PendingReply:
             else:
                 write_checksum(memory, self._size, self._to)
         encode_s = framed - began + (clock() - gathered if self._to is not None else 0.0)
-        self._selection.mixture.figures.note_times(Times(self._plan_s, gathered - framed, encode_s))
+        self._selection.mixture.figures.note_times((self._plan_s, gathered - framed, encode_s))
         return message
 
 
