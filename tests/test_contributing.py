@@ -55,7 +55,7 @@ def test_every_operation_of_sessions_is_on_all_that_have_sessions():
 def test_every_method_of_the_protos_is_served():
     services = Services({"train": make_node()})
     try:
-        served = {*services.mix.methods, *services.mix.streams, *services.state.methods}
+        served = {*services.pure_methods, *services.mix.streams, *services.state.methods}
     finally:
         services.close()
     paths = {value for name, value in vars(methods).items() if name.isupper() and str(value).startswith("/")}

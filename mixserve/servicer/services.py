@@ -90,6 +90,11 @@ class Services:
         )
 
     @property
+    def pure_methods(self) -> tuple[str, ...]:
+        """The paths of the methods for `handle` that need no session."""
+        return *self.mix.methods, methods.GET_STATS
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """The fingerprints of all mixtures, by name; after `warm_up`, without a wait."""
         return {mixture.name: mixture.description.fingerprint for mixture in self._all}

@@ -306,7 +306,7 @@ class MixServer:
     def _handlers(self) -> dict[str, MakeHandler]:
         handlers: dict[str, MakeHandler] = {
             REFLECTION_METHOD: self._reflection.handler,
-            **{path: partial(self._pure_handler, path) for path in (*self._services.mix.methods, methods.GET_STATS)},
+            **{path: partial(self._pure_handler, path) for path in self._services.pure_methods},
             **{path: partial(self._stream_handler, path) for path in self._services.mix.streams},
             **{path: partial(self._session_handler, path) for path in self._services.state.methods},
         }

@@ -69,6 +69,7 @@ REQUESTS = (
         ),
     ),
     Call(methods.GET_SERVER, lambda _: mix_pb2.GetServerRequest()),
+    Call(methods.GET_STATS, lambda _: mix_pb2.GetStatsRequest(), mix_pb2.Stats),
     Call(
         methods.OPEN_SESSION,
         lambda mixture: state_pb2.OpenSessionRequest(
@@ -127,6 +128,8 @@ def outcome(channel: grpc.Channel, call: Call, token: str | None, mixture: str) 
 def _lists(reply: Any, mixture: str) -> bool:
     if isinstance(reply, mix_pb2.ListMixturesReply):
         return mixture in reply.names
+    if isinstance(reply, mix_pb2.Stats):
+        return any(mixture in sample.labels for metric in reply.metrics for sample in metric.samples)
     return mixture in {session.mixture for session in reply.sessions}
 
 

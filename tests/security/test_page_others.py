@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -147,6 +149,24 @@ def others_on_health_port(world: World) -> str:
             assert isinstance(refused.value, grpc.Call)
             assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
     return "no: UNIMPLEMENTED"
+
+
+@row("metrics on `metrics_port`, by everybody who reaches it")
+def metrics_port(world: World) -> str:
+    for name in ("plain", "mutual"):
+        with urllib.request.urlopen(f"http://{world.server(name).metrics_address}/metrics", timeout=5) as reply:
+            assert b"mixserve_serving 1.0" in reply.read()
+    return "yes"
+
+
+@row("any call on `metrics_port`")
+def calls_on_metrics_port(world: World) -> str:
+    address = world.server("plain").metrics_address
+    for path in NEEDED:
+        request = urllib.request.Request(f"http://{address}{path}", data=b"", method="POST")
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(request, timeout=5)
+    return "no: it answers GET with metrics, whatever the path"
 
 
 @row("any user of the same machine, on loopback, without tokens and `client_ca`")

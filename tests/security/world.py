@@ -58,9 +58,9 @@ class World:
         """What `start` makes that server with."""
         made, ca, tokens = self.made, self.made.authority.ca, self.tokens.path
         known: dict[str, dict[str, Any]] = {
-            "plain": {"health_port": 0},
+            "plain": {"health_port": 0, "metrics_port": 0},
             "tokens": {"tokens": tokens, "shared_memory": str(self.folder / "memory")},
-            "mutual": {"tls": _tls(made.server, ca), "health_port": 0},
+            "mutual": {"tls": _tls(made.server, ca), "health_port": 0, "metrics_port": 0},
             "old clients": {"tls": _tls(made.server, made.old.ca)},
             "mutual and tokens": {"tls": _tls(made.server, ca), "tokens": tokens},
             "socket": {"address": f"unix://{self.folder}/socket"},

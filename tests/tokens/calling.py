@@ -20,7 +20,14 @@ ALL = {
     "reader-c": ("reader", ["c"]),
     "reader-ab": ("reader", ["a", "b"]),
 }
-PURE = (methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_BATCH_AT, methods.DEFINE_SCHEDULE, methods.GET_SERVER)
+PURE = (
+    methods.LIST_MIXTURES,
+    methods.GET_MIXTURE,
+    methods.GET_BATCH_AT,
+    methods.DEFINE_SCHEDULE,
+    methods.GET_SERVER,
+    methods.GET_STATS,
+)
 STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS)
 STATE = (
     methods.OPEN_SESSION,
