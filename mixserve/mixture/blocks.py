@@ -51,6 +51,11 @@ class PlanBlocks:
         return PlanBlocks(planner, self._cache)
 
     @property
+    def cache_hits(self) -> tuple[int, int]:
+        """How many blocks were in the cache, and how many were not."""
+        return self._cache.hits, self._cache.misses
+
+    @property
     def end(self) -> int | None:
         """The first position that the mixture does not have; None if it never ends."""
         return self.planner.end
@@ -172,6 +177,7 @@ class _PlanCache:
     """The blocks of recent readers, up to 256 and 64 MiB, and where readers stop and jump to. Callers hold its lock."""
 
     def __init__(self) -> None:
+        self.hits = self.misses = 0  # blocks that were there, and that were begun
         self._renew()
         renew_in_forks(self, _PlanCache._renew)
 
@@ -187,6 +193,8 @@ class _PlanCache:
     def block(self, name: _Name, size: int, begin: _Begin) -> "_Block":
         """The cached block of that name, or a new one of `size` positions; evicts the least recently used ones."""
         block = self.blocks.get(name)
+        self.hits += block is not None
+        self.misses += block is None
         if block is None:
             # Counted before it is planned: blocks in flight need their memory too.
             block = self.blocks[name] = _Block(begin, size * _POSITION_BYTES)

@@ -25,6 +25,19 @@ def mixture_stats(mixtures: Iterable[HostedMixture]) -> Iterator[Metric]:
         _MIXTURE,
     )
     yield from _source_stats(mixtures, all_figures)
+    planned = {mixture.name: mixture.node.mixture.blocks.cache_hits for mixture in mixtures}
+    yield counter(
+        "mixserve_plan_cache_hits_total",
+        "Blocks of thousands of positions that were planned already when a reader came to them.",
+        {(name,): hits for name, (hits, _) in planned.items()},
+        _MIXTURE,
+    )
+    yield counter(
+        "mixserve_plan_cache_misses_total",
+        "Blocks of positions that were planned for a reader.",
+        {(name,): misses for name, (_, misses) in planned.items()},
+        _MIXTURE,
+    )
     yield Metric(
         "mixserve_batch_seconds",
         "Time to make a reply: to plan, gather and encode its rows.",

@@ -63,6 +63,11 @@ class BulkChannels:
         self._door.listen(host, port, certificates)
 
     @property
+    def channels(self) -> int:
+        """The number of open channels."""
+        return len(self._threads)
+
+    @property
     def port(self) -> int:
         """The port; 0 if there is none."""
         return self._door.port

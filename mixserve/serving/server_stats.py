@@ -26,6 +26,7 @@ class ServerStats:
         memory_limit: int | None,
         answering: Callable[[], Mapping[str, bool]],
         is_ready: Callable[[], bool],
+        bulk_channels: Callable[[], int],
     ):
         """`shares` are the threads by the way in which replies go. `answering` tells which mixtures get records."""
         self._services = services
@@ -35,6 +36,7 @@ class ServerStats:
         self._memory_limit = memory_limit
         self._answering = answering
         self._is_ready = is_ready
+        self._bulk_channels = bulk_channels
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
@@ -65,6 +67,7 @@ class ServerStats:
             "mixserve_unread_reply_bytes", "Bytes of replies that readers have not taken.", {(): self._unread.bytes}
         )
         yield counter("mixserve_reply_bytes_total", "Bytes of all replies.", {(): self._unread.made_bytes})
+        yield gauge("mixserve_bulk_channels", "Bulk channels that are open.", {(): self._bulk_channels()})
         yield counter(
             "mixserve_limit_hits_total",
             "How often a limit was hit, by its name: see server.limits.",
