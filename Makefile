@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean fuzz soak
+.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean fuzz soak
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ bench-tls: $(READY) ## Measure a server with TLS, and with client certificates a
 
 bench-checksum: $(READY) ## Measure batches with checksums beside batches without
 	$(BIN)/python -m benchmarks.checksum
+
+bench-watching: $(READY) ## Measure a server that counts what it serves, and is asked for it, beside one that does not
+	$(BIN)/python -m benchmarks.watching
 
 # Where there is an NVIDIA GPU, with JAX for it, in an environment of its own: about 5 GB.
 DEVICE_VENV := $(if $(shell command -v nvidia-smi),.venv-cuda,$(VENV))

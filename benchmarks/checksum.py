@@ -15,8 +15,8 @@ from rich.progress import track
 from benchmarks.common import work
 from benchmarks.common.pipes import Server, start_server
 from benchmarks.common.reader import CALLS, read
-from benchmarks.common.spread import Spread, spread
 from benchmarks.common.usage import cpu_seconds, family
+from benchmarks.common.ways import table
 from benchmarks.measure import machine
 from mixserve_client import MixClient
 
@@ -79,22 +79,10 @@ def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
         "medians over the rounds; then the ratio to the same way without checksums, round by round: its median and",
         "the middle half.",
         "",
-        "| batch | | GB/s | | CPU s/GB | | a call, ms | |",
-        "| ---: | --- | ---: | --- | ---: | --- | ---: | --- |",
+        *table(
+            rounds, _SIZES, {str(way): str(way._replace(checksum=False)) if way.checksum else None for way in _WAYS}
+        ),
     ]
-    for size in _SIZES:
-        for way in _WAYS:
-            cells = [str(size), str(way)]
-            for figure in ("gbs", "cpu", "call_ms"):
-                here, plain = (
-                    {one["round"]: one[figure] for one in rounds if one["size"] == size and one["way"] == str(which)}
-                    for which in (way, way._replace(checksum=False))
-                )
-                found = spread(list(here.values()))
-                assert found is not None
-                cells.append(Spread.digits(found.median))
-                cells.append(str(spread([here[at] / plain[at] for at in here])) if way.checksum else "")
-            lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {CALLS} calls of 8 rows"]
     return "\n".join(lines) + "\n"
 

@@ -19,7 +19,7 @@ from rich.progress import track
 from benchmarks.common import work
 from benchmarks.common.pipes import start_server
 from benchmarks.common.reader import CALLS, read
-from benchmarks.common.spread import Spread, spread
+from benchmarks.common.ways import table
 from benchmarks.measure import machine
 from benchmarks.race.ours import node
 from mixserve_client import MixClient, TlsOptions
@@ -107,22 +107,12 @@ def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
         "in turn. Throughput of an iterator in GB/s, the client's CPU seconds per GB, median of single calls in ms;",
         "medians over the rounds; then the ratio to plain text, round by round: its median and the middle half.",
         "",
-        "| batch | | GB/s | | CPU s/GB | | a call, ms | |",
-        "| ---: | --- | ---: | --- | ---: | --- | ---: | --- |",
+        *table(
+            [one | {"way": _WAYS[one["way"]]} for one in rounds],
+            _SIZES,
+            {name: None if way == "plain" else _WAYS["plain"] for way, name in _WAYS.items()},
+        ),
     ]
-    for size in _SIZES:
-        for way, name in _WAYS.items():
-            cells = [str(size), name]
-            for figure in ("gbs", "cpu", "call_ms"):
-                here, plain = (
-                    {one["round"]: one[figure] for one in rounds if one["size"] == size and one["way"] == which}
-                    for which in (way, "plain")
-                )
-                found = spread(list(here.values()))
-                assert found is not None
-                cells.append(Spread.digits(found.median))
-                cells.append("" if way == "plain" else str(spread([here[at] / plain[at] for at in here])))
-            lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {CALLS} calls of 8 rows"]
     return "\n".join(lines) + "\n"
 
