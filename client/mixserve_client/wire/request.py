@@ -177,12 +177,14 @@ def _sender(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest)
         return _UNKNOWN
     sender = message.sender
     share = sender.wait_share if sender.HasField("wait_share") and 0 <= sender.wait_share <= 1 else None
-    return Sender(_printable(sender.client), sender.reader, share, sender.trace[:_TRACE_CHARACTERS])
+    return Sender(
+        _printable(sender.client[:_CLIENT_CHARACTERS]), sender.reader, share, sender.trace[:_TRACE_CHARACTERS]
+    )
 
 
 @lru_cache(maxsize=256)
 def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in text[:_CLIENT_CHARACTERS])
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _slots(slots: Sequence[int]) -> tuple[int, ...]:
