@@ -7,13 +7,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from mixserve_client.credentials import TlsOptions
-from mixserve_client.errors import CorruptReply, InvalidRequest
+from mixserve_client.errors import InvalidRequest
 from mixserve_client.options import BatchOptions, ConnectOptions
 from mixserve_client.reading.batches import Batches
 from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.reading.ranges import PositionList
-from mixserve_client.reading.reader import Reader
 from mixserve_client.rpc.deadlines import deadline_in
 from mixserve_client.rpc.replicas import ATTEMPT_S
 from mixserve_client.rpc.resources import ClientResources, Resources
@@ -26,12 +25,11 @@ from mixserve_client.schema.schedule import Pairs
 from mixserve_client.schema.sessions import SessionDescription
 from mixserve_client.schema.text import show
 from mixserve_client.sessions.leases import LeaseKeeper, SharedLeases, leases_of
-from mixserve_client.sessions.opening import open_session
+from mixserve_client.sessions.opening import check_one_server, list_sessions, open_session
 from mixserve_client.sessions.session import Session, SessionView
 from mixserve_client.transport.base import Transport
 from mixserve_client.wire import methods
 from mixserve_client.wire.mixture import decode_names
-from mixserve_client.wire.session import decode_sessions, encode_list_request
 
 
 def check_client(client: Any) -> "MixClient":
@@ -57,13 +55,14 @@ class MixClient:
         patience_s: float = 600.0,
         attempt_s: float = ATTEMPT_S,
         hedge: bool = False,
+        name: str | None = None,
     ):
         if isinstance(transports, str):
             raise InvalidRequest(f"transports must not be an address: use MixClient.connect({transports!r:.100})")
         made = tuple(transports)
         if any(isinstance(transport, str) for transport in made):
             raise InvalidRequest(f"transports must not be addresses: use MixClient.connect({list(made)!r:.100})")
-        make = partial(ClientResources, made, patience_s, attempt_s, hedge=hedge)
+        make = partial(ClientResources, made, patience_s, attempt_s, hedge=hedge, name=name)
         self._set_up(MixtureCatalog(Resources(make)))
         _ = self.catalog.resources.here  # makes them now, so that wrong arguments raise here and not at the first call
 
@@ -81,6 +80,7 @@ class MixClient:
         attempt_s: float = ATTEMPT_S,
         hedge: bool = False,
         checksum: bool | None = None,
+        name: str | None = None,
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
@@ -97,6 +97,8 @@ class MixClient:
         - `token` is what `mixserve token new` printed, or `token_file` the path of a file that has it. Pickles of the
           client have the path, and the token only if it was given as text.
         - `checksum`: True notices bits that flip on the way, and asks again. Needs the extra `checksum` at both ends.
+        - `name`: the name of this client in the server's statistics and log, 1 to 64 printable characters. Without one
+          it is HOST/PID of each process.
 
         Files are read again when they change. Raises InvalidRequest.
         """
@@ -111,6 +113,7 @@ class MixClient:
             attempt_s=attempt_s,
             hedge=hedge,
             checksum=checksum,
+            name=name,
         )
         return cls._of(MixtureCatalog.connect(options))
 
@@ -187,7 +190,7 @@ class MixClient:
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
         reader = self.catalog.reader(key, mixture, schedule, content, deadline)
-        size = _cut_at_end(reader, start, size, deadline, allow_short=allow_short)
+        size = reader.cut_at_end(start, size, deadline, allow_short=allow_short)
         return reader.selection.record(reader.rows(start, size, deadline))
 
     def get_batch_by_positions(
@@ -232,7 +235,7 @@ class MixClient:
         start, size = check_positions(start, size)
         deadline = deadline_in(timeout_s)
         reader = self.catalog.reader(key, mixture, schedule, Content.PROVENANCE, deadline)
-        return reader.rows(start, _cut_at_end(reader, start, size, deadline, allow_short=allow_short), deadline)
+        return reader.rows(start, reader.cut_at_end(start, size, deadline, allow_short=allow_short), deadline)
 
     def batches(
         self,
@@ -314,7 +317,7 @@ class MixClient:
         Raises SessionTaken, FingerprintMismatch, CorruptCheckpoint if the session's journal is damaged, StorageFailed,
         InvalidRequest if this client has several servers, and what every call may raise.
         """
-        self._check_one_server()
+        check_one_server(self._caller)
         deadline = deadline_in(timeout_s)
         description = self.catalog.get(mixture, deadline)
         return open_session(
@@ -331,19 +334,13 @@ class MixClient:
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """A view of a session that another client may hold: its state and its checkpoints."""
-        self._check_one_server()
+        check_one_server(self._caller)
         description = self.catalog.get(mixture, deadline_in(timeout_s))
         return SessionView(self.catalog.resources, description.name, name, timeout_s)
 
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The server's sessions, of one mixture or of all, sorted by mixture and name."""
-        self._check_one_server()
-        request = encode_list_request(check_mixture(mixture))
-        found = decode_sessions(self._caller.call(methods.LIST_SESSIONS, request, deadline_in(timeout_s)))
-        other = next((session.mixture for session in found if mixture and session.mixture != mixture), None)
-        if other is not None:
-            raise CorruptReply(f"the server lists sessions of the mixture {other!r:.100}, not of {mixture!r}")
-        return found
+        return list_sessions(self._caller, mixture, deadline_in(timeout_s))
 
     def close(self) -> None:
         """Release the sessions, end running calls, and close the connections. You may call it more than once."""
@@ -371,20 +368,6 @@ class MixClient:
     @property
     def _leases(self) -> LeaseKeeper:
         return self._shared_leases.here
-
-    def _check_one_server(self) -> None:
-        if self._caller.replicas > 1:
-            raise InvalidRequest(
-                f"a session lives on one server, and this client has {self._caller.replicas}, each with other sessions "
-                "in a state folder of its own; connect a second client to the server that holds it, as with "
-                'MixClient.connect("HOST:PORT"), and read batches with this one'
-            )
-
-
-def _cut_at_end(reader: Reader, start: int, size: int, deadline: float | None, *, allow_short: bool) -> int:
-    """How many of the rows [start, start + size) to request."""
-    end = reader.end(deadline) if check_truth("allow_short", allow_short) else None
-    return size if end is None or start >= end else min(size, end - start)
 
 
 def _unpickled(  # pyright: ignore[reportUnusedFunction]

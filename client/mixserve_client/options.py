@@ -9,6 +9,7 @@ from mixserve_client.credentials import TlsOptions, TokenOptions
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.schema.checks import check_integer, check_mixture, check_pair, check_seconds, check_truth
+from mixserve_client.schema.client_name import check_client_name
 from mixserve_client.schema.keys import KeyWords, key_words
 from mixserve_client.schema.positions import POSITION_LIMIT, check_intervals, check_positions
 from mixserve_client.schema.schedule import Pairs, copy_pairs
@@ -29,6 +30,7 @@ class ConnectOptions:
     attempt_s: float = 5.0
     hedge: bool = False
     checksum: bool | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
@@ -53,6 +55,7 @@ class ConnectOptions:
         given = TokenOptions(self.token, self.token_file)
         object.__setattr__(self, "token", given.token)
         object.__setattr__(self, "token_file", given.token_file)
+        object.__setattr__(self, "name", check_client_name(self.name))
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         # Pickles of older clients have fewer options.

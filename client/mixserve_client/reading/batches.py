@@ -1,6 +1,7 @@
 """The batches of one iterator: its position, its selection, and what it has in flight."""
 
 import logging
+import secrets
 from dataclasses import replace
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.in_flight import InFlight
 from mixserve_client.reading.ranges import Shard
 from mixserve_client.reading.reader import Reader
+from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.schedule import Schedule, check_weights_ahead
 from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.state import ReaderState, StreamCheckpoint
@@ -39,6 +41,7 @@ class Batches:
         # `set_state` replaces the skips of an earlier state, and keeps our own.
         self._own_skips = self._skips = Skips.of(options.skip)
         self._reader: Reader | None = None  # until the first request
+        self._sender = self._new_sender()
         self._in_flight = InFlight(options.start, options.timeout_s)
         # Any thread may call it. Not a method of this object: an iterator's finalizer holds it, and must not keep the
         # batches alive.
@@ -157,7 +160,7 @@ class Batches:
             mixture = self._catalog.find(mixture, saved.fingerprint)
         if self._options.strict:
             saved.check_mixture(mixture)
-        reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline)
+        reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline, self._sender)
         saved.check_worker(self.shard, skips, self._stop_before(reader.end(deadline)))
         own = Schedule.of(mixture, self._options.schedule)
         # All checks come before this line: a state that is refused changes nothing.
@@ -208,6 +211,10 @@ class Batches:
     def leave_to_parent(self) -> None:
         """In a forked process: start without batches in flight, since those are the parent's."""
         self._in_flight.leave_to_parent(self.checkpoint.position)
+        self._sender.number = _new_number()  # this copy is a reader of its own
+
+    def _new_sender(self) -> RequestSender:
+        return RequestSender(self._catalog.resources, _new_number())
 
     @property
     def _content(self) -> Content:
@@ -220,9 +227,16 @@ class Batches:
         """The reader, made at the first request, since it needs the server's description of the mixture."""
         if self._reader is None:
             options = self._options
-            self._reader = self._catalog.reader(options.key, options.mixture, options.schedule, self._content, deadline)
+            self._reader = self._catalog.reader(
+                options.key, options.mixture, options.schedule, self._content, deadline, self._sender
+            )
         return self._reader
 
     def _stop_before(self, end: int | None) -> int:
         stop = POSITION_LIMIT if self._options.stop is None else self._options.stop
         return stop if end is None else min(stop, end)
+
+
+def _new_number() -> int:
+    """A random number of 64 bits for an iterator, other than that of calls that belong to none."""
+    return secrets.randbits(64) or 1

@@ -10,6 +10,7 @@ from typing import Any, Self
 from mixserve_client.errors import CorruptReply, MixserveError
 from mixserve_client.options import ConnectOptions
 from mixserve_client.reading.reader import Reader
+from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection, check_fingerprint
 from mixserve_client.rpc.asking import Asking
@@ -39,6 +40,7 @@ class MixtureCatalog:
 
     def __init__(self, resources: Resources, options: ConnectOptions | None = None):
         self.resources = resources
+        self._sender = RequestSender(resources)  # of calls that belong to no iterator
         self._options = options
         self._known: dict[str, MixtureDescription] = {}
         self._selections: dict[tuple[int, str | None, Content], Selection] = {}
@@ -120,11 +122,20 @@ class MixtureCatalog:
         return self._known.get(check_mixture(name)) or self.ask(name, deadline)
 
     def reader(
-        self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
+        self,
+        key: Any,
+        mixture: str | None,
+        schedule: Pairs | None,
+        content: Content,
+        deadline: float | None,
+        sender: RequestSender | None = None,
     ) -> Reader:
-        """A reader of a mixture under a key and a schedule. Raises InvalidRequest, and what `ask` raises."""
+        """A reader of a mixture under a key and a schedule, for an iterator if it has a `sender`.
+
+        Raises InvalidRequest, and what `ask` raises.
+        """
         selection = self._selection(key, mixture, schedule, content, deadline)
-        return Reader(self.resources, selection, partial(self.ask, selection.mixture.name))
+        return Reader(self.resources, selection, partial(self.ask, selection.mixture.name), sender or self._sender)
 
     def _selection(
         self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
@@ -154,4 +165,6 @@ class MixtureCatalog:
 
 
 def _resources(options: ConnectOptions) -> ClientResources:
-    return ClientResources(transports_of(options), options.patience_s, options.attempt_s, hedge=options.hedge)
+    return ClientResources(
+        transports_of(options), options.patience_s, options.attempt_s, hedge=options.hedge, name=options.name
+    )

@@ -9,15 +9,18 @@ from mixserve_client.errors import CorruptReply, FingerprintMismatch, InvalidReq
 from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.reading.direct import DirectStream
 from mixserve_client.reading.ranges import PositionList, StridedRange
+from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection
 from mixserve_client.reading.stream import BatchStream, decode_reply
 from mixserve_client.rpc.resources import Resources
+from mixserve_client.schema.checks import check_truth
 from mixserve_client.schema.fields import Batch
 from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import with_rows
 from mixserve_client.wire.schedule import decode_schedule
+from mixserve_client.wire.sender import with_sender
 
 # A larger batch is read as a stream, since only a stream's replies go through shared memory or in several messages.
 _CALL_BYTES = 128 << 10
@@ -33,8 +36,9 @@ class Reader:
     Deadlines are times of `time.monotonic()`.
     """
 
-    def __init__(self, resources: Resources, selection: Selection, describe: Describe):
+    def __init__(self, resources: Resources, selection: Selection, describe: Describe, sender: RequestSender):
         """`describe` asks a server what the mixture is now, and raises FingerprintMismatch if it has changed."""
+        self._sender = sender
         self.selection = selection
         self._resources = resources
         self._describe = describe
@@ -44,7 +48,7 @@ class Reader:
 
     def with_schedule(self, schedule: Schedule) -> "Reader":
         """A reader of the same selection with another schedule."""
-        return Reader(self._resources, replace(self.selection, schedule=schedule), self._describe)
+        return Reader(self._resources, replace(self.selection, schedule=schedule), self._describe, self._sender)
 
     def end(self, deadline: float | None) -> int | None:
         """The first position that does not exist, None if there is no end. Asks a server at most once."""
@@ -52,6 +56,11 @@ class Reader:
             self._end = self._ask_end(deadline)
             self._knows_end = True  # after `_end`: a thread that finds it set reads `_end` without a lock
         return self._end
+
+    def cut_at_end(self, start: int, size: int, deadline: float | None, *, allow_short: bool) -> int:
+        """How many of the rows [start, start + size) to request: with `allow_short` those before the end."""
+        end = self.end(deadline) if check_truth("allow_short", allow_short) else None
+        return size if end is None or start >= end else min(size, end - start)
 
     def rows(self, start: int, size: int, deadline: float | None) -> Batch:
         """The rows [start, start + size)."""
@@ -77,7 +86,7 @@ class Reader:
         selection = self.selection
         if size > self._call_rows or size * selection.row_bytes > _CALL_BYTES:
             return self._batch(StridedRange(start, size, size, 1), deadline)
-        request = with_rows(selection.request_without_rows, start, size)
+        request = with_rows(with_sender(selection.request_without_rows, self._sender.now()), start, size)
         caller = self._resources.here.caller
         try:
             return caller.ask(
@@ -100,7 +109,7 @@ class Reader:
 
     def _batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
         resources = self._resources.here
-        stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers, deadline)
+        stream = BatchStream(resources.caller, self.selection, self._sender, wanted, resources.buffers, deadline)
         (batch,) = (batch for batches in stream for batch in batches)
         return batch
 
@@ -112,7 +121,9 @@ class Reader:
         `most_wait_s` is how long a trainer waits for a batch at most. A `DirectStream` has to be begun.
         """
         resources = self._resources.here
-        stream = BatchStream(resources.caller, self.selection, wanted, resources.buffers, None, most_wait_s)
+        stream = BatchStream(
+            resources.caller, self.selection, self._sender, wanted, resources.buffers, None, most_wait_s
+        )
         mode = stream.read_mode
         if mode == ReadMode.BACKGROUND:
             return BackgroundStream(stream, resources.threads, after if isinstance(after, BackgroundStream) else None)

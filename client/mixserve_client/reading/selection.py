@@ -13,7 +13,7 @@ from mixserve_client.schema.fields import PROVENANCE, Batch, Content, Field, con
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.mixture import MixtureDescription, differences
 from mixserve_client.schema.positions import Positions
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender
 from mixserve_client.schema.tree import unflatten
 from mixserve_client.wire.request import encode_batch_request
 
@@ -76,11 +76,18 @@ class Selection:
         mixture = self.mixture
         return BatchRequest(mixture.name, start, size, self.words, mixture.fingerprint, self.schedule.id, self.content)
 
-    def positions_request(self, positions: Positions, reply_rows: int) -> PositionsRequest:
+    def positions_request(self, positions: Positions, reply_rows: int, sender: Sender) -> PositionsRequest:
         """The request for the rows at any positions."""
         mixture, schedule = self.mixture, self.schedule.id
         return PositionsRequest(
-            mixture.name, positions, self.words, reply_rows, mixture.fingerprint, schedule, self.content
+            mixture.name,
+            positions,
+            self.words,
+            reply_rows,
+            mixture.fingerprint,
+            schedule,
+            self.content,
+            sender=sender,
         )
 
     def record(self, batch: dict[str, Any]) -> Batch:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mixserve_client.errors import CorruptReply
 from mixserve_client.reading.assembly import batches_of
 from mixserve_client.reading.ranges import PositionList, StridedRange, reply_batches
+from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.selection import Selection, check_fingerprint
 from mixserve_client.rpc.retry import Request, RetryingCaller
 from mixserve_client.schema.fields import Batch
@@ -14,6 +15,7 @@ from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
 from mixserve_client.wire.request import encode_positions_request, with_batches
+from mixserve_client.wire.sender import with_sender
 
 
 class BatchStream:
@@ -28,6 +30,7 @@ class BatchStream:
         self,
         caller: RetryingCaller,
         selection: Selection,
+        sender: RequestSender,
         wanted: StridedRange | PositionList,
         memory: MemoryPool,
         deadline: float | None = None,
@@ -36,7 +39,7 @@ class BatchStream:
         """`most_wait_s` is how long its reader waits for a batch at most."""
         self._selection = selection
         self._memory = memory
-        self._rest = rest = _Rest(selection, wanted)
+        self._rest = rest = _Rest(selection, sender, wanted)
         method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else methods.STREAM_POSITIONS
         self._replies = caller.stream(method, rest.next_request, rest.receive, deadline, selection.asking, most_wait_s)
 
@@ -69,10 +72,11 @@ class BatchStream:
 class _Rest:
     """What is left of `wanted`: an object of its own, so that what requests it need not refer to the stream."""
 
-    def __init__(self, selection: Selection, wanted: StridedRange | PositionList):
+    def __init__(self, selection: Selection, sender: RequestSender, wanted: StridedRange | PositionList):
         self.wanted = wanted
         self.reply_rows = _reply_rows(wanted, selection)
         self._selection = selection
+        self._sender = sender
         self._received = 0  # rows
 
     @property
@@ -94,15 +98,15 @@ class _Rest:
         left = self.wanted.after(self._received)
         if left is None:
             return None
-        selection = self._selection
+        selection, sender = self._selection, self._sender.now()
         if isinstance(left, StridedRange):
             rows = _reply_rows(left, selection)
-            unfinished = selection.request_without_rows
+            unfinished = with_sender(selection.request_without_rows, sender)
             request = with_batches(unfinished, left.start, left.size, left.stride, left.count, rows)
         else:
             left = PositionList(left.positions[:POSITIONS_PER_REQUEST])
             rows = _reply_rows(left, selection)
-            request = encode_positions_request(selection.positions_request(left.positions, rows))
+            request = encode_positions_request(selection.positions_request(left.positions, rows, sender))
         replies = -(-left.size * left.count // rows)
         return Request(request, replies, batch_bytes(selection.fingerprint, selection.fields, rows))
 

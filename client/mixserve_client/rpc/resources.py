@@ -8,6 +8,8 @@ from mixserve_client.forks import PerProcess
 from mixserve_client.rpc.replicas import ATTEMPT_S
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.schema.client_name import check_client_name, own_name
+from mixserve_client.schema.requests import Sender
 from mixserve_client.transport.base import Transport
 from mixserve_client.transport.buffers import MemoryPool
 
@@ -33,8 +35,16 @@ class ClientResources:
     """
 
     def __init__(
-        self, transports: Sequence[Transport], patience_s: float, attempt_s: float = ATTEMPT_S, *, hedge: bool = False
+        self,
+        transports: Sequence[Transport],
+        patience_s: float,
+        attempt_s: float = ATTEMPT_S,
+        *,
+        hedge: bool = False,
+        name: str | None = None,
     ):
+        """`name` is the client's (None: HOST/PID). Raises InvalidRequest."""
+        self.sender = Sender(check_client_name(name) or own_name())  # of calls that belong to no iterator
         self.caller = RetryingCaller(transports, patience_s, attempt_s, hedge=hedge)
         self.buffers = MemoryPool()
         # Threads must not hold these resources, or they would never be collected: hence `on_exit` gets the parts, and

@@ -1,18 +1,19 @@
-"""Opens a session, and leaves none behind that its caller does not know."""
+"""Opens a session, and leaves none behind that its caller does not know; lists those of a server."""
 
 import os
 import secrets
 import socket
 
-from mixserve_client.errors import DeadlineExceeded
+from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
 from mixserve_client.rpc.resources import Resources
-from mixserve_client.schema.checks import check_truth
+from mixserve_client.rpc.retry import RetryingCaller
+from mixserve_client.schema.checks import check_mixture, check_truth
 from mixserve_client.schema.mixture import MixtureDescription
-from mixserve_client.schema.sessions import HeldSession, OpenRequest, check_name
+from mixserve_client.schema.sessions import HeldSession, OpenRequest, SessionDescription, check_name
 from mixserve_client.sessions.leases import LeaseKeeper
 from mixserve_client.sessions.session import Session, is_definite
 from mixserve_client.wire import methods
-from mixserve_client.wire.session import decode_opened, encode_open_request
+from mixserve_client.wire.session import decode_opened, decode_sessions, encode_list_request, encode_open_request
 
 
 def open_session(
@@ -53,3 +54,26 @@ def open_session(
         elif not is_definite(error):
             leases.release(held, deadline=deadline)
         raise
+
+
+def check_one_server(caller: RetryingCaller) -> None:
+    """Raises InvalidRequest if there are replicas."""
+    if caller.replicas > 1:
+        raise InvalidRequest(
+            f"a session lives on one server, and this client has {caller.replicas}, each with other sessions in a "
+            "state folder of its own; connect a second client to the server that holds it, as with "
+            'MixClient.connect("HOST:PORT"), and read batches with this one'
+        )
+
+
+def list_sessions(
+    caller: RetryingCaller, mixture: str | None, deadline: float | None
+) -> tuple[SessionDescription, ...]:
+    """The server's sessions, of one mixture or of all. Raises what a call raises, and InvalidRequest."""
+    check_one_server(caller)
+    request = encode_list_request(check_mixture(mixture))
+    found = decode_sessions(caller.call(methods.LIST_SESSIONS, request, deadline))
+    other = next((session.mixture for session in found if mixture and session.mixture != mixture), None)
+    if other is not None:
+        raise CorruptReply(f"the server lists sessions of the mixture {other!r:.100}, not of {mixture!r}")
+    return found

@@ -19,6 +19,7 @@ from mixserve_client.schema.positions import (
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
 from mixserve_client.wire import frame, methods
 from mixserve_client.wire._generated import mix_pb2
+from mixserve_client.wire.sender import UNKNOWN, decode_sender, sender_message
 
 # The limit on requests other than CallSession, which may carry states. protobuf takes up to 40 bytes of memory for one
 # of a request, so each method has a limit near what it needs.
@@ -33,8 +34,6 @@ _REQUEST_BYTES = {
 _SLOTS, _MOST_SLOTS = 15, 1 << 13
 _START, _SIZE = 2, 3  # of GetBatchAtRequest
 _FIRST, _STRIDE, _COUNT, _REPLY_ROWS = 1, 2, 3, 4  # of StreamBatchesRequest
-_CLIENT_CHARACTERS, _TRACE_CHARACTERS = 64, 55
-_UNKNOWN = Sender()
 _CONTENTS = {int(content): content for content in Content}
 
 
@@ -77,6 +76,7 @@ def encode_positions_request(request: PositionsRequest) -> bytes:
         schedule=request.schedule,
         content=mix_pb2.Content.Name(request.content),
         reply_rows=request.reply_rows,
+        sender=sender_message(request.sender),
     ).SerializeToString()
 
 
@@ -153,6 +153,7 @@ def _batch_message(request: BatchRequest) -> mix_pb2.GetBatchAtRequest:
         expected_fingerprint=request.expected_fingerprint,
         schedule=request.schedule,
         content=mix_pb2.Content.Name(request.content),
+        sender=sender_message(request.sender),
     )
 
 
@@ -172,19 +173,7 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
 
 
 def _sender(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Sender:
-    """Who sends a request. What makes no sense is left out, since the reply does not depend on it."""
-    if not message.HasField("sender"):
-        return _UNKNOWN
-    sender = message.sender
-    share = sender.wait_share if sender.HasField("wait_share") and 0 <= sender.wait_share <= 1 else None
-    return Sender(
-        _printable(sender.client[:_CLIENT_CHARACTERS]), sender.reader, share, sender.trace[:_TRACE_CHARACTERS]
-    )
-
-
-@lru_cache(maxsize=256)
-def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else "?" for one in text)
+    return decode_sender(message.sender) if message.HasField("sender") else UNKNOWN
 
 
 def _slots(slots: Sequence[int]) -> tuple[int, ...]:
