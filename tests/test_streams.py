@@ -234,7 +234,7 @@ def test_a_server_that_is_killed_in_mid_stream_comes_back_and_the_stream_goes_on
         mixture = client.mixture()
         view = Selection(mixture, key_words(3), Schedule(mixture))
         stream = BatchStream(
-            client._caller, view, client.catalog._sender, StridedRange(5, size, size, count), MemoryPool()
+            client._caller, view, client.catalog.resources.here.sender, StridedRange(5, size, size, count), MemoryPool()
         )
         batches = (batch for some in stream for batch in some)
         came = [next(batches)["tokens"].copy() for _ in range(2)]

@@ -15,14 +15,16 @@ from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.reading.ranges import PositionList
 from mixserve_client.rpc.deadlines import deadline_in
 from mixserve_client.rpc.replicas import ATTEMPT_S
-from mixserve_client.rpc.resources import ClientResources, Resources
+from mixserve_client.rpc.resources import ClientResources, Resources, check_transports
 from mixserve_client.rpc.retry import RetryingCaller
+from mixserve_client.rpc.server_stats import server_stats
 from mixserve_client.schema.checks import check_mixture, check_truth
 from mixserve_client.schema.fields import Batch, Content
 from mixserve_client.schema.mixture import MixtureDescription
 from mixserve_client.schema.positions import check_any_positions, check_positions
 from mixserve_client.schema.schedule import Pairs
 from mixserve_client.schema.sessions import SessionDescription
+from mixserve_client.schema.stats import Metric
 from mixserve_client.schema.text import show
 from mixserve_client.sessions.leases import LeaseKeeper, SharedLeases, leases_of
 from mixserve_client.sessions.opening import check_one_server, list_sessions, open_session
@@ -57,12 +59,7 @@ class MixClient:
         hedge: bool = False,
         name: str | None = None,
     ):
-        if isinstance(transports, str):
-            raise InvalidRequest(f"transports must not be an address: use MixClient.connect({transports!r:.100})")
-        made = tuple(transports)
-        if any(isinstance(transport, str) for transport in made):
-            raise InvalidRequest(f"transports must not be addresses: use MixClient.connect({list(made)!r:.100})")
-        make = partial(ClientResources, made, patience_s, attempt_s, hedge=hedge, name=name)
+        make = partial(ClientResources, check_transports(transports), patience_s, attempt_s, hedge=hedge, name=name)
         self._set_up(MixtureCatalog(Resources(make)))
         _ = self.catalog.resources.here  # makes them now, so that wrong arguments raise here and not at the first call
 
@@ -191,7 +188,9 @@ class MixClient:
         deadline = deadline_in(timeout_s)
         reader = self.catalog.reader(key, mixture, schedule, content, deadline)
         size = reader.cut_at_end(start, size, deadline, allow_short=allow_short)
-        return reader.selection.record(reader.rows(start, size, deadline))
+        batch = reader.selection.record(reader.rows(start, size, deadline))
+        reader.note_batch(size)
+        return batch
 
     def get_batch_by_positions(
         self,
@@ -214,7 +213,9 @@ class MixClient:
         wanted = PositionList(check_any_positions(positions))
         deadline = deadline_in(timeout_s)
         reader = self.catalog.reader(key, mixture, schedule, content, deadline)
-        return reader.selection.record(reader.batch(wanted, deadline))
+        batch = reader.selection.record(reader.batch(wanted, deadline))
+        reader.note_batch(wanted.size)
+        return batch
 
     def get_plan_at(
         self,
@@ -341,6 +342,20 @@ class MixClient:
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The server's sessions, of one mixture or of all, sorted by mixture and name."""
         return list_sessions(self._caller, mixture, deadline_in(timeout_s))
+
+    def stats(self) -> dict[str, Metric]:
+        """What this client has counted in this process, by the metrics' names (docs/client.md). Sends nothing."""
+        return self.catalog.resources.here.stats()
+
+    def server_stats(self, *, timeout_s: float | None = None) -> dict[str, Metric]:
+        """What the server has counted and measured, by the metrics' names; docs/operations.md lists them.
+
+        Each has a label more, `server`: `mixserve:50051`, as the client was given it, or `in-process`. Of several
+        replicas, those that do not answer at the first try are left out. With a token, what it may see.
+
+        Raises Unavailable if no server answers, and what every call may raise.
+        """
+        return server_stats(self._caller, self.catalog.addresses, deadline_in(timeout_s))
 
     def close(self) -> None:
         """Release the sessions, end running calls, and close the connections. You may call it more than once."""

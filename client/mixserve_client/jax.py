@@ -1,6 +1,7 @@
 """Remote batches on JAX's devices, ahead of time: whole batches, or each process's part of global arrays."""
 # pyright: standard
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -38,9 +39,11 @@ class DeviceBatches(OneThreaded):
         """`put` puts a batch on devices; `buffer` is how many batches lie there ahead of the one that is yielded."""
         super().__init__()
         self._iterator = iterator
+        iterator.batches.is_noting = False  # its waits overlap with those for devices: the caller's waits are ours
         self._put = put
         self._buffer = check_integer("buffer", buffer, 0)
-        self._ready: deque[tuple[Any, StreamCheckpoint]] = deque()  # each with the iterator's checkpoint after it
+        # Each with the iterator's checkpoint after it, and the number of its rows.
+        self._ready: deque[tuple[Any, StreamCheckpoint, int]] = deque()
         self._checkpoint: StreamCheckpoint | None = None  # after the last yielded batch
         self._error: Exception | None = None  # raised after the batches in `_ready`, which came before it
 
@@ -53,16 +56,23 @@ class DeviceBatches(OneThreaded):
 
         Raises what the iterator's `next` raises, but only after the batches before the error are yielded.
         """
+        figures, came = self._iterator.batches.figures, time.monotonic()
+        figures.waits.come(came)
         self._checkpoint = self._checkpoint or self._iterator.batches.checkpoint
         try:
             while self._error is None and len(self._ready) <= self._buffer and self._put_next():
                 pass
         except Exception as error:
             self._error = error
+        except BaseException:  # such as KeyboardInterrupt
+            figures.waits.give_up(came, time.monotonic())
+            raise
         if not self._ready:
+            figures.waits.give_up(came, time.monotonic())
             error, self._error = self._error, None
             raise StopIteration if error is None else error
-        batch, self._checkpoint = self._ready.popleft()
+        batch, self._checkpoint, rows = self._ready.popleft()
+        figures.note(came, time.monotonic(), rows)
         return batch
 
     @OneThreaded._in_turn
@@ -146,7 +156,8 @@ class DeviceBatches(OneThreaded):
             batch = next(self._iterator, None)
             if batch is None:
                 return False
-            self._ready.append((self._put(batch), self._iterator.batches.checkpoint))
+            batches = self._iterator.batches
+            self._ready.append((self._put(batch), batches.checkpoint, batches.rows))
         except BaseException:
             # `put` or a signal may fail after the iterator has moved on: without this the batch would be lost.
             self._iterator.batches.return_to(before)

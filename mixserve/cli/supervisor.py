@@ -325,7 +325,7 @@ def _metrics(reach: Reach, sockets: Sequence[str]) -> Generator[None]:
     try:
         yield
     finally:
-        port.stop()
+        port.close()
 
 
 @contextmanager

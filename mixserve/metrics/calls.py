@@ -5,9 +5,9 @@ from collections import Counter
 from typing import NamedTuple
 
 from mixserve.access.call import Call
-from mixserve.metrics.histogram import Histogram
 from mixserve.metrics.journal import Journal
 from mixserve_client.errors import MixserveError
+from mixserve_client.schema.histogram import Histogram
 
 
 class _Ended(NamedTuple):

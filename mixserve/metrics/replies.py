@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from mixserve.metrics.clients import ClientNames, Reader, Readers
-from mixserve.metrics.histogram import Histogram
 from mixserve.metrics.journal import Journal
 from mixserve.metrics.requested import LeafShares, Requested
 from mixserve.mixture.schedule import Schedule
+from mixserve_client.schema.histogram import Histogram
 from mixserve_client.schema.positions import Range
 
 clock = time.perf_counter

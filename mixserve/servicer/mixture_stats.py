@@ -5,9 +5,9 @@ from statistics import fmean
 
 import numpy as np
 
-from mixserve.metrics.histogram import SECONDS
 from mixserve.metrics.replies import MixtureFigures
 from mixserve.servicer.hosted import HostedMixture
+from mixserve_client.schema.histogram import SECONDS
 from mixserve_client.schema.stats import Metric, MetricKind, counter, gauge
 
 _MIXTURE, _SOURCE, _CLIENT = ("mixture",), ("mixture", "source"), ("mixture", "client")

@@ -171,7 +171,7 @@ class MixServer:
         except BaseException:
             self._server.stop(None)  # or it would keep the port if only that of health is taken
             if self._metrics_port is not None:
-                self._metrics_port.stop()
+                self._metrics_port.close()
             if self._bulk is not None:
                 self._bulk.close()
             self._streams.close()
@@ -262,7 +262,7 @@ class MixServer:
         if self._health_port is not None:
             self._health_port.stop()
         if self._metrics_port is not None:
-            self._metrics_port.stop()
+            self._metrics_port.close()
         if self._stats_socket is not None:
             self._stats_socket.close()
         GATE.remove_server(self)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
 from mixserve.metrics.calls import CallFigures
-from mixserve.metrics.histogram import SECONDS
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.serving.memory import own_bytes
 from mixserve.serving.unread import UnreadReplies
 from mixserve_client.limited_log import limit_hits
+from mixserve_client.schema.histogram import SECONDS
 from mixserve_client.schema.stats import Metric, MetricKind, counter, gauge
 
 _METHOD, _MIXTURE = ("method",), ("mixture",)

@@ -718,7 +718,7 @@ AWAITED = {
     "__exit__": "__aexit__",
     (Session, "__next__"): "next_record",
 }
-AT_ONCE = {"connect", "batches"}  # they send no request
+AT_ONCE = {"connect", "batches", "stats"}  # they send no request
 SPECIAL = ("__iter__", "__next__", "__enter__", "__exit__")
 
 

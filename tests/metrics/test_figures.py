@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as TheirHistogram
 
 from mixserve.metrics.clients import OTHER, ClientNames, Readers
-from mixserve.metrics.histogram import SECONDS, Histogram
 from mixserve.metrics.journal import Journal
 from mixserve.metrics.requested import Requested
 from mixserve.mixture.schedule import Entry, Schedule, normalised
+from mixserve_client.schema.histogram import SECONDS, Histogram
 from mixserve_client.schema.positions import ranges_of
 from mixserve_client.schema.requests import Sender
 

@@ -14,6 +14,7 @@ from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import PerProcess
 from mixserve_client.rpc.forwarding import named_as, with_arguments_of, with_class_arguments_of
 from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.schema.stats import Metric
 from mixserve_client.sessions.session import Session
 
 P = ParamSpec("P")
@@ -81,6 +82,11 @@ class AsyncMixClient:
     get_batch_by_positions = in_thread(MixClient.get_batch_by_positions)
     get_plan_at = in_thread(MixClient.get_plan_at)
     sessions = in_thread(MixClient.sessions)
+    server_stats = in_thread(MixClient.server_stats)
+
+    def stats(self) -> dict[str, Metric]:
+        """What this client has counted and measured: `MixClient.stats`. Sends nothing, so it is not a coroutine."""
+        return self.client.stats()
 
     @with_arguments_of(MixClient.batches)
     def batches(self, *args: Any, **options: Any) -> AsyncBatchIterator:

@@ -1,6 +1,7 @@
 """`AsyncBatchIterator`, which loses no batch if a call is cancelled."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
@@ -27,6 +28,7 @@ class AsyncBatchIterator:
     def __init__(self, iterator: BatchIterator, workers: PerProcess[DaemonThreadPool]):
         self._iterator = iterator
         self._batches = iterator.batches
+        self._batches.is_noting = False  # its threads do not wait for as long as the caller does
         self._turns = Turns(workers)
         self._got = self._batches.checkpoint  # after the last batch that a caller received
         renew_in_forks(self, AsyncBatchIterator._renew_after_fork)
@@ -38,7 +40,16 @@ class AsyncBatchIterator:
         return self
 
     async def __anext__(self) -> Batch:
-        batch = await self._turns.once(partial(next, self._iterator, END), "next")
+        figures, came, batch = self._batches.figures, time.monotonic(), END
+        figures.waits.come(came)
+        try:
+            batch = await self._turns.once(partial(next, self._iterator, END), "next")
+        finally:
+            now = time.monotonic()
+            if batch is END:
+                figures.waits.give_up(came, now)
+            else:
+                figures.note(came, now, self._batches.rows)
         self._got = self._batches.checkpoint
         if batch is END:
             raise StopAsyncIteration

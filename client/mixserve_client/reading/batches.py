@@ -1,17 +1,17 @@
 """The batches of one iterator: its position, its selection, and what it has in flight."""
 
 import logging
-import secrets
+import time
 from dataclasses import replace
 from typing import Any, Self
 
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest
+from mixserve_client.metrics.reading import IteratorFigures
 from mixserve_client.options import BatchOptions
 from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.in_flight import InFlight
 from mixserve_client.reading.ranges import Shard
 from mixserve_client.reading.reader import Reader
-from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.schedule import Schedule, check_weights_ahead
 from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.state import ReaderState, StreamCheckpoint
@@ -41,7 +41,9 @@ class Batches:
         # `set_state` replaces the skips of an earlier state, and keeps our own.
         self._own_skips = self._skips = Skips.of(options.skip)
         self._reader: Reader | None = None  # until the first request
-        self._sender = self._new_sender()
+        self.figures = IteratorFigures()
+        self.is_noting = True  # not if what holds this iterator notes when its own caller comes and goes
+        self.rows = self._rows = self.shard.rows  # of the last batch, and of one that is not short
         self._in_flight = InFlight(options.start, options.timeout_s)
         # Any thread may call it. Not a method of this object: an iterator's finalizer holds it, and must not keep the
         # batches alive.
@@ -85,8 +87,11 @@ class Batches:
 
     def next(self) -> Batch:
         """The next batch. Raises StopIteration at the end."""
-        in_flight, before = self._in_flight, self.checkpoint.position
-        in_flight.come()
+        in_flight, before, came = self._in_flight, self.checkpoint.position, time.monotonic()
+        in_flight.come(came)
+        figures = self.figures if self.is_noting else None
+        if figures is not None:
+            figures.waits.come(came)
         try:
             deadline = deadline_in(self._options.timeout_s)
             if not in_flight.count:
@@ -96,22 +101,27 @@ class Batches:
             selection = (self._reader or self._read(deadline)).selection
             group = self._skips.first_from(before)
             batch, end, short = in_flight.take(selection.fields, deadline)
+            # Only the last batch of a fetch may be short.
+            self.rows = self._rows if end is None else len(next(iter(batch.values())))
             record = selection.record(batch)
             position = group + self.shard.group if end is None else end
             if in_flight.count <= in_flight.refill_at:
                 self.refill(deadline)
-            in_flight.leave()
+            left = time.monotonic()
+            in_flight.leave(left)
         except FingerprintMismatch:
-            self.forget()
+            self._give_up(figures, came)
             if self._reader is not None:
                 self._reader.say_what_changed()
             raise
         except BaseException:
-            self.forget()
+            self._give_up(figures, came)
             raise
         # Last, and in one assignment: until here a signal handler saves the position before this batch, and an error
         # leaves it there.
         self.checkpoint = StreamCheckpoint(position, group, end if short else None)
+        if figures is not None:
+            figures.note(came, left, self.rows)
         return record
 
     def refill(self, deadline: float | None = None, at_least: int = 0) -> None:
@@ -121,6 +131,10 @@ class Batches:
         stop, row_bytes = self._stop_before(reader.end(deadline)), reader.selection.row_bytes
         window = Window(self.shard, self._skips, stop, options.drop_remainder, row_bytes, options.prefetch)
         self._in_flight.refill(reader, window, at_least)
+        figures = self.figures
+        figures.expect(self._rows, row_bytes)
+        if not figures.is_listed:
+            self._catalog.resources.here.reading.add(self, figures, reader.selection.mixture.name)
 
     def schedule_weights(self, weights: Weights, from_position: int | None) -> int:
         """Use `weights` from a position on, and return the position at which they take effect."""
@@ -160,12 +174,13 @@ class Batches:
             mixture = self._catalog.find(mixture, saved.fingerprint)
         if self._options.strict:
             saved.check_mixture(mixture)
-        reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline, self._sender)
+        reader = self._catalog.reader(saved.words, mixture.name, saved.schedule, self._content, deadline, self.figures)
         saved.check_worker(self.shard, skips, self._stop_before(reader.end(deadline)))
         own = Schedule.of(mixture, self._options.schedule)
         # All checks come before this line: a state that is refused changes nothing.
         self._reader, self._skips, self.checkpoint = reader, skips, saved.checkpoint(skips, self.shard)
         self.forget()
+        self.figures.waits.restart(time.monotonic())
         # A state that continues our own schedule comes from a live change of weights, and surprises no one.
         if own.entries and own.id not in reader.selection.schedule.ids:
             _logger.warning(
@@ -180,6 +195,7 @@ class Batches:
         self._options, self._reader = self._beginning, None
         self._own_skips = self._skips = Skips.of(self._beginning.skip)
         self.return_to(StreamCheckpoint(self._beginning.start))
+        self.figures.waits.restart(time.monotonic())
 
     def return_to(self, checkpoint: StreamCheckpoint) -> None:
         """Go back to an earlier `checkpoint`, with the current schedule and skips."""
@@ -211,10 +227,12 @@ class Batches:
     def leave_to_parent(self) -> None:
         """In a forked process: start without batches in flight, since those are the parent's."""
         self._in_flight.leave_to_parent(self.checkpoint.position)
-        self._sender.number = _new_number()  # this copy is a reader of its own
+        self.figures.renew_after_fork()
 
-    def _new_sender(self) -> RequestSender:
-        return RequestSender(self._catalog.resources, _new_number())
+    def _give_up(self, figures: IteratorFigures | None, came: float) -> None:
+        self.forget()
+        if figures is not None:
+            figures.waits.give_up(came, time.monotonic())
 
     @property
     def _content(self) -> Content:
@@ -228,15 +246,10 @@ class Batches:
         if self._reader is None:
             options = self._options
             self._reader = self._catalog.reader(
-                options.key, options.mixture, options.schedule, self._content, deadline, self._sender
+                options.key, options.mixture, options.schedule, self._content, deadline, self.figures
             )
         return self._reader
 
     def _stop_before(self, end: int | None) -> int:
         stop = POSITION_LIMIT if self._options.stop is None else self._options.stop
         return stop if end is None else min(stop, end)
-
-
-def _new_number() -> int:
-    """A random number of 64 bits for an iterator, other than that of calls that belong to none."""
-    return secrets.randbits(64) or 1

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any, Self
 
 from mixserve_client.errors import CorruptReply, MixserveError
+from mixserve_client.metrics.reading import IteratorFigures
+from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.options import ConnectOptions
 from mixserve_client.reading.reader import Reader
-from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection, check_fingerprint
 from mixserve_client.rpc.asking import Asking
@@ -40,7 +41,6 @@ class MixtureCatalog:
 
     def __init__(self, resources: Resources, options: ConnectOptions | None = None):
         self.resources = resources
-        self._sender = RequestSender(resources)  # of calls that belong to no iterator
         self._options = options
         self._known: dict[str, MixtureDescription] = {}
         self._selections: dict[tuple[int, str | None, Content], Selection] = {}
@@ -56,6 +56,11 @@ class MixtureCatalog:
     def can_travel(self) -> bool:
         """Whether this can be pickled and used in another process: not if its server is in this one."""
         return self._options is not None
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the servers are, one for each replica."""
+        return ("in-process",) if self._options is None else self._options.addresses
 
     def expect(self, known: Mapping[str, MixtureDescription]) -> None:
         """Remember these descriptions, as if a server had sent them."""
@@ -128,14 +133,14 @@ class MixtureCatalog:
         schedule: Pairs | None,
         content: Content,
         deadline: float | None,
-        sender: RequestSender | None = None,
+        iterator: IteratorFigures | None = None,
     ) -> Reader:
-        """A reader of a mixture under a key and a schedule, for an iterator if it has a `sender`.
+        """A reader of a mixture under a key and a schedule, for a single call or the `iterator`.
 
         Raises InvalidRequest, and what `ask` raises.
         """
         selection = self._selection(key, mixture, schedule, content, deadline)
-        return Reader(self.resources, selection, partial(self.ask, selection.mixture.name), sender or self._sender)
+        return Reader(self.resources, selection, partial(self.ask, selection.mixture.name), iterator)
 
     def _selection(
         self, key: Any, mixture: str | None, schedule: Pairs | None, content: Content, deadline: float | None
@@ -165,6 +170,12 @@ class MixtureCatalog:
 
 
 def _resources(options: ConnectOptions) -> ClientResources:
+    figures = RequestFigures()
     return ClientResources(
-        transports_of(options), options.patience_s, options.attempt_s, hedge=options.hedge, name=options.name
+        transports_of(options, figures),
+        options.patience_s,
+        options.attempt_s,
+        hedge=options.hedge,
+        name=options.name,
+        requests=figures,
     )

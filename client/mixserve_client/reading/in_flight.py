@@ -81,13 +81,13 @@ class InFlight:
         self._fetching.popleft()
         return batch, first.fetch.end, first.fetch.short
 
-    def come(self) -> None:
-        """The trainer comes for a batch."""
-        self._ahead.come()
+    def come(self, now: float) -> None:
+        """The trainer comes for a batch; `now` is a time of `time.monotonic()`."""
+        self._ahead.come(now)
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         """The trainer goes on with its batch: another thread may read what is in flight."""
-        self._ahead.leave()
+        self._ahead.leave(now)
         self._read_ahead()
 
     def _read_ahead(self) -> None:

@@ -1,7 +1,6 @@
 """Requests and reads batches before a trainer takes them, in another thread while the trainer computes."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -31,13 +30,13 @@ class ReadAhead:
         """Whether the trainer computes between its batches."""
         return self._is_away and self._was_away  # twice in a row: once may be the system's scheduler
 
-    def come(self) -> None:
-        """The trainer comes for a batch."""
-        self._was_away, self._is_away = self._is_away, time.monotonic() - self._left_at >= _AWAY_S
+    def come(self, now: float) -> None:
+        """The trainer comes for a batch; `now` is a time of `time.monotonic()`."""
+        self._was_away, self._is_away = self._is_away, now - self._left_at >= _AWAY_S
 
-    def leave(self) -> None:
+    def leave(self, now: float) -> None:
         """The trainer has its batch."""
-        self._left_at = time.monotonic()
+        self._left_at = now
 
     def start(self, list_streams: Callable[[], list[DirectStream]], submit: Submit) -> None:
         """Have a thread request and read the streams, in their order; one that runs already looks at them again."""

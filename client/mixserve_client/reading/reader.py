@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import partial
 
 from mixserve_client.errors import CorruptReply, FingerprintMismatch, InvalidRequest, MixserveError
+from mixserve_client.metrics.reading import IteratorFigures
 from mixserve_client.reading.background import BackgroundStream
 from mixserve_client.reading.direct import DirectStream
 from mixserve_client.reading.ranges import PositionList, StridedRange
-from mixserve_client.reading.request_sender import RequestSender
 from mixserve_client.reading.schedule import Schedule
 from mixserve_client.reading.selection import Selection
 from mixserve_client.reading.stream import BatchStream, decode_reply
-from mixserve_client.rpc.resources import Resources
+from mixserve_client.rpc.request_sender import RequestSender
+from mixserve_client.rpc.resources import ClientResources, Resources
 from mixserve_client.schema.checks import check_truth
 from mixserve_client.schema.fields import Batch
 from mixserve_client.transport.base import Lane, ReadMode
@@ -36,9 +37,14 @@ class Reader:
     Deadlines are times of `time.monotonic()`.
     """
 
-    def __init__(self, resources: Resources, selection: Selection, describe: Describe, sender: RequestSender):
-        """`describe` asks a server what the mixture is now, and raises FingerprintMismatch if it has changed."""
-        self._sender = sender
+    def __init__(
+        self, resources: Resources, selection: Selection, describe: Describe, iterator: IteratorFigures | None
+    ):
+        """`describe` asks a server what the mixture is now, and raises FingerprintMismatch if it has changed.
+
+        `iterator` is for whom this reads; None for single calls.
+        """
+        self._iterator = iterator
         self.selection = selection
         self._resources = resources
         self._describe = describe
@@ -48,7 +54,7 @@ class Reader:
 
     def with_schedule(self, schedule: Schedule) -> "Reader":
         """A reader of the same selection with another schedule."""
-        return Reader(self._resources, replace(self.selection, schedule=schedule), self._describe, self._sender)
+        return Reader(self._resources, replace(self.selection, schedule=schedule), self._describe, self._iterator)
 
     def end(self, deadline: float | None) -> int | None:
         """The first position that does not exist, None if there is no end. Asks a server at most once."""
@@ -86,8 +92,9 @@ class Reader:
         selection = self.selection
         if size > self._call_rows or size * selection.row_bytes > _CALL_BYTES:
             return self._batch(StridedRange(start, size, size, 1), deadline)
-        request = with_rows(with_sender(selection.request_without_rows, self._sender.now()), start, size)
-        caller = self._resources.here.caller
+        resources = self._resources.here
+        request = with_rows(with_sender(selection.request_without_rows, self._sender(resources).now()), start, size)
+        caller = resources.caller
         try:
             return caller.ask(
                 methods.GET_BATCH_AT, request, partial(_decode_rows, selection, size), deadline, selection.asking
@@ -109,7 +116,9 @@ class Reader:
 
     def _batch(self, wanted: StridedRange | PositionList, deadline: float | None) -> Batch:
         resources = self._resources.here
-        stream = BatchStream(resources.caller, self.selection, self._sender, wanted, resources.buffers, deadline)
+        stream = BatchStream(
+            resources.caller, self.selection, self._sender(resources), wanted, resources.buffers, deadline
+        )
         (batch,) = (batch for batches in stream for batch in batches)
         return batch
 
@@ -122,7 +131,7 @@ class Reader:
         """
         resources = self._resources.here
         stream = BatchStream(
-            resources.caller, self.selection, self._sender, wanted, resources.buffers, None, most_wait_s
+            resources.caller, self.selection, self._sender(resources), wanted, resources.buffers, None, most_wait_s
         )
         mode = stream.read_mode
         if mode == ReadMode.BACKGROUND:
@@ -133,6 +142,15 @@ class Reader:
     def submit(self, task: Callable[[], None]) -> None:
         """Run `task`, which must not raise, in one of the client's threads. Raises Unavailable after `close`."""
         self._resources.here.threads.start(task)
+
+    def note_batch(self, rows: int) -> None:
+        """A single call returns a batch of so many rows."""
+        selection = self.selection
+        self._resources.here.reading.note_call(selection.mixture.name, rows, selection.row_bytes)
+
+    def _sender(self, resources: ClientResources) -> RequestSender:
+        # Without the resources: a thread that reads must not keep the client alive.
+        return resources.sender if self._iterator is None else RequestSender(resources.sender.client, self._iterator)
 
     def _ask_end(self, deadline: float | None) -> int | None:
         schedule = self.selection.schedule

@@ -80,7 +80,7 @@ class CallRace:
 
         def run() -> None:
             try:
-                reply = attempt.replica.transport.call(asked.method, asked.data, timeout_s)
+                reply = self._replicas.call(attempt.replica, asked, timeout_s)
             except BaseException as error:
                 answers.put(_Answer(attempt, b"", error))
             else:

@@ -5,6 +5,7 @@ import weakref
 from typing import NamedTuple
 
 from mixserve_client.errors import Unavailable
+from mixserve_client.metrics.requests import way_of
 from mixserve_client.transport.base import Replies, Transport
 
 # What a request to an idle replica costs at least in the comparison: then outstanding requests count among equals.
@@ -64,6 +65,7 @@ class Replica:
 
     def __init__(self, transport: Transport, place: float):
         self.transport = transport
+        self.call_way = way_of(transport.name, is_call=True)
         self.place = place  # decides among equals
         self.said = ""  # the last error
         # Weak: a stream that is dropped before its first reply has no end that could be noticed.

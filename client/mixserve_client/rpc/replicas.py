@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, Unavailable
+from mixserve_client.metrics.client_metrics import ReplicaCounts
+from mixserve_client.metrics.requests import RequestFigures, way_of
 from mixserve_client.rpc.failures import Kind, kind_of
 from mixserve_client.rpc.hedging import Hedging
 from mixserve_client.rpc.replica import Asked, Attempt, Replica, Wrong
@@ -16,7 +18,7 @@ from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.rpc.watch import Watch
 from mixserve_client.schema.checks import check_seconds, check_truth
 from mixserve_client.schema.text import describe_error, shorten
-from mixserve_client.transport.base import Transport
+from mixserve_client.transport.base import Lane, Replies, Transport
 
 _logger = logging.getLogger("mixserve_client")
 
@@ -41,6 +43,7 @@ class Replicas:
         attempt_s: float = ATTEMPT_S,
         *,
         hedge: bool = False,
+        figures: RequestFigures | None = None,
     ):
         if not transports:
             raise InvalidRequest("at least one server address is needed, got none")
@@ -53,6 +56,7 @@ class Replicas:
         self.last = self.all[0]
         self.closed = False
         self.failovers = 0
+        self.figures = RequestFigures() if figures is None else figures
         self._limit_s = self.attempt_s
         # With its RLock: the garbage collector may cancel a reader in a thread that holds it.
         self._changed = threading.Condition()
@@ -119,6 +123,32 @@ class Replicas:
             with self._changed:
                 replica.calls -= 1
 
+    @property
+    def counts(self) -> ReplicaCounts:
+        """For the client's statistics."""
+        out = sum(not one.is_in or bool(one.wrong) for one in self.all)
+        return ReplicaCounts(len(self.all), out, self.failovers, 0 if self.hedging is None else self.hedging.sent)
+
+    def open(
+        self, attempt: Attempt, timeout_s: float | None, lane: Lane | None = None, *, is_hedge: bool = False
+    ) -> Replies:
+        """Open the stream of `attempt`. Raises what its transport raises."""
+        transport = attempt.replica.transport
+        method, data, replies, reply_bytes = attempt.asked
+        try:
+            found = transport.stream(method, data, timeout_s, replies, reply_bytes, lane)
+        finally:  # only now it is known which way it went
+            self.figures.note_request(method, way_of(transport.name, is_call=False))
+        attempt.open(found)
+        if not is_hedge:
+            self.note_request()
+        return found
+
+    def call(self, replica: Replica, asked: Asked, timeout_s: float | None) -> bytes:
+        """The reply of `replica`. Raises what its transport raises."""
+        self.figures.note_request(asked.method, replica.call_way)
+        return replica.transport.call(asked.method, asked.data, timeout_s)
+
     def note_request(self) -> None:
         """A stream was opened."""
         if self.hedging is not None:
@@ -142,6 +172,7 @@ class Replicas:
         """An attempt has failed: leave its replica out for a while, if it is its own fault."""
         replica, kind, now = attempt.replica, kind_of(error), time.monotonic()
         replica.said = shorten(str(error), _SAID)
+        self.figures.note_failure(error)
         if self.alone is not None or self.closed:
             return
         if isinstance(error, Overloaded):
@@ -191,6 +222,8 @@ class Replicas:
         """Send the request that failed once more: a replica that answers it is back."""
         began, error = time.monotonic(), None
         try:
+            is_call = not replica.probe.replies
+            self.figures.note_request(replica.probe.method, way_of(replica.transport.name, is_call=is_call))
             replica.probe.send(replica.transport, 2 * self._limit_s)
         except MixserveError as raised:
             error = raised

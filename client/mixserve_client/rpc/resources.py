@@ -1,15 +1,20 @@
 """A client's resources in one process: calls, threads and buffers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
+from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import PerProcess
+from mixserve_client.metrics.client_metrics import client_metrics
+from mixserve_client.metrics.reading import ReadingFigures
+from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.rpc.replicas import ATTEMPT_S
+from mixserve_client.rpc.request_sender import RequestSender
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.schema.client_name import check_client_name, own_name
-from mixserve_client.schema.requests import Sender
+from mixserve_client.schema.stats import Metric, by_name
 from mixserve_client.transport.base import Transport
 from mixserve_client.transport.buffers import MemoryPool
 
@@ -42,10 +47,16 @@ class ClientResources:
         *,
         hedge: bool = False,
         name: str | None = None,
+        requests: RequestFigures | None = None,
     ):
-        """`name` is the client's (None: HOST/PID). Raises InvalidRequest."""
-        self.sender = Sender(check_client_name(name) or own_name())  # of calls that belong to no iterator
-        self.caller = RetryingCaller(transports, patience_s, attempt_s, hedge=hedge)
+        """`name` is the client's (None: HOST/PID). `requests` are the figures in which `transports` count connections.
+
+        Raises InvalidRequest.
+        """
+        self.sender = RequestSender(check_client_name(name) or own_name())  # of calls that belong to no iterator
+        self.reading = ReadingFigures()
+        self.requests = RequestFigures() if requests is None else requests
+        self.caller = RetryingCaller(transports, patience_s, attempt_s, hedge=hedge, figures=self.requests)
         self.buffers = MemoryPool()
         # Threads must not hold these resources, or they would never be collected: hence `on_exit` gets the parts, and
         # is not a bound method.
@@ -58,9 +69,23 @@ class ClientResources:
         if self.threads.is_closed:
             user.close()
 
+    def stats(self) -> dict[str, Metric]:
+        """The metrics of the client, by name."""
+        return by_name(client_metrics(self.sender.client, self.reading, self.requests, self.caller.replica_counts))
+
     def close(self) -> None:
         """End the calls in flight and the connections; a second call does nothing."""
         self.threads.close()
+
+
+def check_transports(transports: Iterable[Transport]) -> tuple[Transport, ...]:
+    """The transports. Raises InvalidRequest for addresses."""
+    if isinstance(transports, str):
+        raise InvalidRequest(f"transports must not be an address: use MixClient.connect({transports!r:.100})")
+    made = tuple(transports)
+    if any(isinstance(transport, str) for transport in made):
+        raise InvalidRequest(f"transports must not be addresses: use MixClient.connect({list(made)!r:.100})")
+    return made
 
 
 # Per process: a forked process must not use the threads and sockets of its parent.

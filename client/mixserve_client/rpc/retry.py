@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from mixserve_client.errors import DeadlineExceeded, MixserveError, Unavailable, UnknownSchedule
+from mixserve_client.metrics.client_metrics import ReplicaCounts
+from mixserve_client.metrics.requests import RequestFigures
+from mixserve_client.rpc.ask_each import ask_each
 from mixserve_client.rpc.asking import Asking
 from mixserve_client.rpc.call_race import CallRace
 from mixserve_client.rpc.publisher import SchedulePublisher
@@ -42,9 +45,15 @@ class RetryingCaller:
     """
 
     def __init__(
-        self, transports: Sequence[Transport], patience_s: float, attempt_s: float = ATTEMPT_S, *, hedge: bool = False
+        self,
+        transports: Sequence[Transport],
+        patience_s: float,
+        attempt_s: float = ATTEMPT_S,
+        *,
+        hedge: bool = False,
+        figures: RequestFigures | None = None,
     ):
-        self._replicas = replicas = Replicas(transports, patience_s, attempt_s, hedge=hedge)
+        self._replicas = replicas = Replicas(transports, patience_s, attempt_s, hedge=hedge, figures=figures)
         self._race = None
         if replicas.hedging is not None and replicas.threads is not None:
             self._race = CallRace(replicas, replicas.hedging, replicas.threads)
@@ -58,6 +67,11 @@ class RetryingCaller:
     def replicas(self) -> int:
         """The number of servers."""
         return len(self._replicas.all)
+
+    @property
+    def replica_counts(self) -> ReplicaCounts:
+        """For the client's statistics."""
+        return self._replicas.counts
 
     def call(self, method: str, request: bytes, deadline: float | None = None, asking: Asking = _PLAIN) -> bytes:
         """The reply to `request`; `deadline` is a time of `time.monotonic()`.
@@ -79,12 +93,14 @@ class RetryingCaller:
     ) -> T:
         """As `call`, and decodes the reply. If `decode` raises, the replica has failed as if it had raised this."""
         error = None
-        if self._replicas.alone is not None:
+        alone = self._replicas.alone
+        if alone is not None:
             # A small call takes hardly longer than to prepare for its failure, which is rare.
             remaining_s = None if deadline is None else deadline - time.monotonic()
             if remaining_s is None or 0 < remaining_s < UNLIMITED_S:
+                self._replicas.figures.note_request(method, alone.call_way)
                 try:
-                    return decode(self._replicas.alone.transport.call(method, request, remaining_s))
+                    return decode(alone.transport.call(method, request, remaining_s))
                 except MixserveError as raised:
                     error = raised
         try:
@@ -104,7 +120,7 @@ class RetryingCaller:
         """As `ask`, after the first try has `failed` if there was one."""
         replicas, asked = self._replicas, Asked(method, request)
         tries = Tries(replicas, _Deadline(deadline), asking.fingerprint, in_order=asking.in_order)
-        publisher = SchedulePublisher(asking.definitions)
+        publisher = SchedulePublisher(replicas, asking.definitions)
         while True:
             attempt = Attempt(tries.choose(), asked)
             try:
@@ -113,7 +129,7 @@ class RetryingCaller:
                         raise failed
                     finally:
                         failed = None
-                publisher.publish(attempt.replica.transport, tries)
+                publisher.publish(attempt.replica, tries)
                 return self._try(attempt, decode, tries, asking.fingerprint)
             except UnknownSchedule as error:
                 publisher.note_unknown(error)
@@ -129,16 +145,28 @@ class RetryingCaller:
         remaining_s, limit_s = tries.remaining_s(), tries.limit_s()
         timeout_s = limit_s if remaining_s is None or (limit_s is not None and limit_s < remaining_s) else remaining_s
         if replicas.alone is not None:
-            return decode(replica.transport.call(asked.method, asked.data, timeout_s))
+            return decode(replicas.call(replica, asked, timeout_s))
         began = time.monotonic()
         with replicas.calling(attempt):
             if self._race is None:
-                reply = replica.transport.call(asked.method, asked.data, timeout_s)
+                reply = replicas.call(replica, asked, timeout_s)
             else:
                 replica, reply = self._race.call(attempt, timeout_s, fingerprint)
         found = decode(reply)
         replicas.note_reply(replica, time.monotonic() - began, fingerprint)
         return found
+
+    def ask_each(
+        self, method: str, request: bytes, decode: Callable[[bytes], T], deadline: float | None
+    ) -> dict[int, T]:
+        """The decoded replies of all replicas, by their place in the list; the only one as `ask` does.
+
+        Of several, each is asked once, and those that fail are left out. Raises the error of the first if all fail.
+        """
+        replicas = self._replicas
+        if replicas.alone is not None:
+            return {0: self.ask(method, request, decode, deadline)}
+        return ask_each(replicas, Asked(method, request), decode, deadline)
 
     def stream(
         self,
@@ -221,7 +249,7 @@ class RetryingReplies(Generic[T]):
         """Raises what `RetryingCaller.call` raises."""
         replicas, asking = self._replicas, self._asking
         tries = Tries(replicas, self, asking.fingerprint, in_order=asking.in_order)
-        publisher = SchedulePublisher(asking.definitions)
+        publisher = SchedulePublisher(replicas, asking.definitions)
         while not self._cancelled:
             attempt, self._begun = self._begun, None  # `begin` has sent the first request
             until, wait = self.deadline, None
@@ -232,7 +260,7 @@ class RetryingReplies(Generic[T]):
                     if request is None:
                         return
                     attempt = Attempt(tries.choose(), Asked(self._method, *request))
-                    publisher.publish(attempt.replica.transport, tries)
+                    publisher.publish(attempt.replica, tries)
                     self._open(attempt, tries.remaining_s())
                 wait = StreamWait(replicas, attempt, self._open_rival)
                 # The time that opening took is part of the first wait, if the reader waited for that too.
@@ -250,8 +278,11 @@ class RetryingReplies(Generic[T]):
                     raise Unavailable("the server ended a stream without a reply")
             except UnknownSchedule as error:
                 publisher.note_unknown(error)
-            except Interrupted:
-                continue  # a fork of this process, or the end of one of the server's, so there is nothing to wait for
+            except Interrupted as error:
+                # A fork of this process, or the end of one of the server's, so there is nothing to wait for. Without a
+                # cause nothing has failed: the stream has to be read in another way.
+                if error.__cause__ is not None:
+                    replicas.figures.note_retry(error.__cause__)
             except MixserveError as error:
                 self._note(error, attempt if wait is None else wait.attempt, wait, until, tries)
 
@@ -325,11 +356,7 @@ class RetryingReplies(Generic[T]):
             replicas.watch.remove(wait)
 
     def _open(self, attempt: Attempt, timeout_s: float | None, lane: Lane | None = None) -> None:
-        method, data, replies, reply_bytes = attempt.asked
-        attempt.open(attempt.replica.transport.stream(method, data, timeout_s, replies, reply_bytes, lane))
-        self._replicas.note_request()
-        assert attempt.replies is not None
-        self._use(attempt.replies)
+        self._use(self._replicas.open(attempt, timeout_s, lane))
 
     def _use(self, replies: Replies) -> None:
         self._replies = replies
@@ -343,12 +370,7 @@ class RetryingReplies(Generic[T]):
         if request is None or replica is None or replica is late.replica:
             return None
         rival = Attempt(replica, Asked(self._method, *request))
-        data, replies, reply_bytes = request
-        rival.open(
-            replica.transport.stream(
-                self._method, data, Tries(self._replicas, self).remaining_s(), replies, reply_bytes
-            )
-        )
+        self._replicas.open(rival, Tries(self._replicas, self).remaining_s(), is_hedge=True)
         return rival
 
     def cancel(self) -> None:

@@ -113,6 +113,7 @@ class Tries:
         self._log(silent_s, error)
         if self._next() is None:
             self._end_round(error, now)
+        self._replicas.figures.note_retry(error)
 
     def _log(self, silent_s: float, error: MixserveError) -> None:
         """Say that no replica has answered for so long, at growing intervals."""

@@ -16,6 +16,7 @@ from mixserve_client.errors import (
     Unauthenticated,
     Unavailable,
 )
+from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.schema.server import ServerDescription
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Transport
 from mixserve_client.transport.buffers import MemoryPool
@@ -50,8 +51,13 @@ class BulkTransport:
         open_s: float = OPEN_S,
         *,
         checksum: bool = False,
+        figures: RequestFigures | None = None,
     ):
-        """Gives up to open a channel after `open_s` seconds. `checksum`: frames are checked too, if the server can."""
+        """Gives up to open a channel after `open_s` seconds. `checksum`: frames are checked too, if the server can.
+
+        Counts connections in `figures`.
+        """
+        self._figures = RequestFigures() if figures is None else figures
         self._inner = inner
         self._open_s = open_s
         self._checksum = checksum
@@ -180,6 +186,7 @@ class BulkTransport:
             self._way, self._next_try_at = way, 0.0
             self._made.add(made)
             is_late = self._closed
+        self._figures.note_connection("bulk")
         if is_late:
             made.close()
         return made

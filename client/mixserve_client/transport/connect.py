@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.options import ConnectOptions
 from mixserve_client.transport.base import Transport
 from mixserve_client.transport.bulk import OPEN_S, BulkTransport
@@ -15,24 +16,31 @@ from mixserve_client.transport.workers import PATIENCE_S, WorkersTransport
 _HASTE = 0.4
 
 
-def transports_of(options: ConnectOptions) -> list[Transport]:
-    """One transport per server; each connects at its first call."""
+def transports_of(options: ConnectOptions, figures: RequestFigures) -> list[Transport]:
+    """One transport per server; each connects at its first call, and counts its connections in `figures`."""
     credentials = Credentials(options.tls_options, options.token_options)
     folder = DEFAULT_FOLDER if options.shared_memory is True else options.shared_memory
     # Who asks another replica after a third of a second does not wait longer than that for a better way to one.
     haste = _HASTE if options.hedge else 1.0
-    open_one = partial(_open, options, credentials, folder, OPEN_S * haste)
+    open_one = partial(_open, options, figures, credentials, folder, OPEN_S * haste)
     return [WorkersTransport(address, open_one, PATIENCE_S * haste) for address in options.addresses]
 
 
 def _open(
-    options: ConnectOptions, credentials: Credentials, folder: str | bool, open_s: float, target: str
+    options: ConnectOptions,
+    figures: RequestFigures,
+    credentials: Credentials,
+    folder: str | bool,
+    open_s: float,
+    target: str,
 ) -> Transport:
     """The transport to one process, through shared memory if it has a `folder`."""
-    transport: Transport = GrpcTransport(target, credentials)
+    transport: Transport = GrpcTransport(target, credentials, figures)
     bulk = None
     if options.bulk:
-        transport = bulk = BulkTransport(transport, target, credentials, open_s, checksum=bool(options.checksum))
+        transport = bulk = BulkTransport(
+            transport, target, credentials, open_s, checksum=bool(options.checksum), figures=figures
+        )
     if options.checksum:
         transport = ChecksumTransport(transport)
-    return SharedMemoryTransport(transport, folder, bulk) if isinstance(folder, str) else transport
+    return SharedMemoryTransport(transport, folder, bulk, figures) if isinstance(folder, str) else transport

@@ -12,6 +12,7 @@ import grpc
 
 from mixserve_client.credentials import TokenOptions
 from mixserve_client.errors import CorruptReply, InvalidRequest, MixserveError, Unauthenticated, Unavailable
+from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode
@@ -31,8 +32,9 @@ _TOO_MANY_PINGS = "too many pings"  # gRPC's word for it, with or without unders
 class GrpcTransport:
     """One server, by its gRPC target (`host:port`, `dns:///name:port`, `unix:///path`); connects at the first call."""
 
-    def __init__(self, target: str, credentials: Credentials | None = None):
-        """Without `credentials`, in plain text and without a token."""
+    def __init__(self, target: str, credentials: Credentials | None = None, figures: RequestFigures | None = None):
+        """Without `credentials`, in plain text and without a token. Counts connections in `figures`."""
+        self._figures = RequestFigures() if figures is None else figures
         self._target = check_address(target)
         self._credentials = Credentials(None, TokenOptions()) if credentials is None else credentials
         self._socket = socket_of(self._target)
@@ -109,7 +111,7 @@ class GrpcTransport:
                 raise Unavailable(f"the client of {self._target} is closed; connect again")
             if self._channel is None:
                 keep_freed_memory()
-                self._channel = Channel(self._target, self._credentials, self._keepalive_s)
+                self._channel = self._open_channel()
             elif (version := self._credentials.channel_version()) not in (self._channel.version, self._refused):
                 self._replace(self._channel, version)
             return self._channel
@@ -117,13 +119,18 @@ class GrpcTransport:
     def _replace(self, old: Channel, version: object) -> None:
         """Open a channel with the files of TLS as they are now; keep `old` if these cannot be used."""
         try:
-            self._channel = Channel(self._target, self._credentials, self._keepalive_s)
+            self._channel = self._open_channel()
         except InvalidRequest as error:  # they may be half-written, and change again
             self._refused = version
             _logger.error("%s: %s; the client goes on with the files that it had", self._target, error)
         else:
             self._has_answered = False
             old.retire()
+
+    def _open_channel(self) -> Channel:
+        found = Channel(self._target, self._credentials, self._keepalive_s)
+        self._figures.note_connection("grpc")
+        return found
 
     def _ping_seldom(self) -> None:
         """The server is older than our pings, or a proxy does not like them."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
+from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.transport.base import Lane, ReadMode, Replies, Reply, Transport
 from mixserve_client.transport.bulk import BulkTransport
 from mixserve_client.transport.slots import Slot, SlotPool
@@ -29,8 +30,18 @@ class SharedMemoryTransport:
     memory has carried no reply since the last time, only after a delay that doubles up to 60 s.
     """
 
-    def __init__(self, inner: Transport, folder: str, bulk: BulkTransport | None = None):
-        """`bulk`, which `inner` uses if it is given, opens its channels through the socket of shared memory."""
+    def __init__(
+        self,
+        inner: Transport,
+        folder: str,
+        bulk: BulkTransport | None = None,
+        figures: RequestFigures | None = None,
+    ):
+        """`bulk`, which `inner` uses if it is given, opens its channels through the socket of shared memory.
+
+        Counts connections in `figures`.
+        """
+        self._figures = RequestFigures() if figures is None else figures
         self._inner = inner
         self._bulk = bulk
         self._folder = folder
@@ -135,7 +146,11 @@ class SharedMemoryTransport:
     def _open_pool(self, path: str, until: float) -> tuple[SlotPool | None, bool]:
         """The pool or None, and whether that is final until the server is lost."""
         try:
-            return (SlotPool(path, self._folder, until) if path else None), True
+            if not path:
+                return None, True
+            pool = SlotPool(path, self._folder, until)
+            self._figures.note_connection("shared memory")
+            return pool, True
         except OSError as error:
             if str(error) != self._last_logged:
                 self._last_logged = str(error)

@@ -29,6 +29,11 @@ class Histogram:
         self._counts += np.bincount(places, minlength=len(self._counts))
         self._sum += float(values.sum())
 
+    def merge(self, other: "Histogram") -> None:
+        """Count what `other` has counted, too."""
+        self._counts += other._counts
+        self._sum += other._sum
+
     def sample(self, labels: tuple[str, ...]) -> Sample:
         """The values now."""
         return Sample(labels, self._sum, tuple(self._counts.tolist()))

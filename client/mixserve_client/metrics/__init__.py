@@ -1,0 +1,1 @@
+"""What a client counts and measures while it reads."""

@@ -1,0 +1,29 @@
+"""Who sends the requests for batches: an iterator, or a call that belongs to none."""
+
+import time
+
+from mixserve_client.metrics.reading import IteratorFigures
+from mixserve_client.schema.requests import Sender
+
+
+class RequestSender:
+    """Tells servers who sends a request. Any thread may use it, and it keeps no client alive."""
+
+    __slots__ = ("_iterator", "_plain")
+
+    def __init__(self, client: str, iterator: IteratorFigures | None = None):
+        """`client` is the client's name."""
+        self._plain = Sender(client)
+        self._iterator = iterator
+
+    @property
+    def client(self) -> str:
+        """The client's name."""
+        return self._plain.client
+
+    def now(self) -> Sender:
+        """The sender of a request that is made now."""
+        iterator = self._iterator
+        if iterator is None:
+            return self._plain
+        return Sender(self._plain.client, iterator.number, iterator.waits.at(time.monotonic()))
