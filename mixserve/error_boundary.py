@@ -4,7 +4,9 @@ import logging
 import secrets
 import threading
 
-from mixserve.failed_read import FailedRead, describe_cause, read_note
+from mixserve.access.identity import current_caller
+from mixserve.failed_read import FailedRead, Read, describe_cause, read_note
+from mixserve.faults import FAULTS, Kind
 from mixserve_client.errors import MixserveError, ServerFault, Unavailable, class_of
 from mixserve_client.schema.text import shorten
 
@@ -13,7 +15,11 @@ _SHOWN = 1000
 
 
 class WrongRecord(ValueError):
-    """A source returned a record that differs from what it declared."""
+    """A source returned a record that differs from what it declared: `read`, at the index `position` of an epoch, if
+    these are known."""
+
+    read: Read | None = None
+    position: int | None = None
 
 
 class StrayEnd(RuntimeError):
@@ -26,13 +32,16 @@ class error_boundary:  # noqa: N801  # it is used like a function
     `what` is the call, for the log. Errors that belong to the caller (`is_callers_own`) pass through. Faults of sources
     keep their message, because its reader can do something about them. If a source itself raised a MixserveError, its
     class stays.
+
+    Of faults alike, one per second is in the log, and the others have its id. They are alike if method (without a call
+    `kind`, or `what`), mixture, source and class of the cause are the same.
     """
 
     # Not a generator, which takes three times as long to enter and leave: there is one of these around every call.
-    __slots__ = ("_what",)
+    __slots__ = ("_kind", "_what")
 
-    def __init__(self, what: str):
-        self._what = what
+    def __init__(self, what: str, kind: str = ""):
+        self._what, self._kind = what, kind
 
     def __enter__(self) -> None:
         pass
@@ -44,9 +53,41 @@ class error_boundary:  # noqa: N801  # it is used like a function
             return
         if isinstance(error, FailedRead) and isinstance(error.__cause__, MixserveError):
             raise class_of(error.__cause__)(str(error)) from error
-        fault = secrets.token_hex(4)
-        _logger.error("fault %s in %s", fault, self._what, exc_info=error)
-        raise ServerFault(f"{_told(error)}; the server's log has the cause under the id {fault}") from error
+        fault = self._log(error)
+        found = ServerFault(f"{_told(error)}; the server's log has the cause under the id {fault}")
+        found.request_id = fault
+        raise found from error
+
+    def _log(self, error: BaseException) -> str:
+        """Log the fault, unless one like it was just logged. Returns the id of the line."""
+        call, (read, position) = current_caller().call, _place_of(error)
+        cause = error.__cause__ if isinstance(error, FailedRead) and error.__cause__ is not None else error
+        kind = Kind(
+            self._kind or self._what if call is None else call.method,
+            "" if call is None else call.mixture,
+            "" if read is None else read.source,
+            type(cause).__name__,
+        )
+        id_, is_due, untold = FAULTS.note(kind, secrets.token_hex(4) if call is None else call.id)
+        if is_due:
+            about = {"source": read.source, "record": read.record} if read is not None else {}
+            _logger.error(
+                "fault %s in %s%s",
+                id_,
+                self._what,
+                f" (and {untold} more like it since the last such line)" if untold else "",
+                exc_info=error,
+                extra={"request": id_, **about, "position": position, "error": kind.error},
+            )
+        return id_
+
+
+def _place_of(error: BaseException) -> tuple[Read | None, int | None]:
+    """What could not be read, and its position, as far as they are known."""
+    if isinstance(error, FailedRead | WrongRecord):
+        return error.read, error.position
+    note = read_note(error)
+    return (None, None) if note is None else (note.read, note.position)
 
 
 def _told(error: BaseException) -> str:

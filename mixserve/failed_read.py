@@ -31,12 +31,13 @@ def at_index(index: int, read: Read | None) -> str:
 class FailedRead(Exception):
     """A source failed when its records were read; `__cause__` is what it raised.
 
-    `slot` is the first row that needs what failed, counted from the first row of the read.
+    `slot` is the first row that needs what failed, counted from the first row of the read; `read` is what failed, and
+    `position` where in the mixture, if that is known.
     """
 
-    def __init__(self, words: str, slot: int):
+    def __init__(self, words: str, slot: int, read: Read, position: int | None = None):
         super().__init__(words)
-        self.slot = slot
+        self.slot, self.read, self.position = slot, read, position
 
     @classmethod
     def of(cls, source: str, record_ids: Sequence[int], slot: int, error: BaseException) -> "FailedRead":
@@ -46,13 +47,14 @@ class FailedRead(Exception):
         count, name = len(record_ids), shorten(source, _NAME_CHARACTERS)
         what = "a record" if count == 0 else f"the record {record_ids[0]}" if count == 1 else f"{count} records"
         together = " together" if count > 1 else ""
-        failed = cls(f"reading {what} of the source {name!r}{together} failed: {describe_cause(error)}", slot)
+        said = f"reading {what} of the source {name!r}{together} failed: {describe_cause(error)}"
+        failed = cls(said, slot, Read(source, int(record_ids[0]) if count == 1 else None))
         failed.__cause__ = error
         return failed
 
-    def at(self, where: str) -> "FailedRead":
-        """The same with the words `where` in front, such as "position 17"."""
-        located = FailedRead(f"at {where}: {self}", self.slot)
+    def at(self, position: int) -> "FailedRead":
+        """The same with the position in front."""
+        located = FailedRead(f"at position {position}: {self}", self.slot, self.read, position)
         located.__cause__ = self.__cause__
         return located
 
@@ -70,7 +72,7 @@ class naming_positions:  # noqa: N801  # it is used like a function
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, FailedRead):
-            raise error.at(f"position {position_at(self._ranges, error.slot)}") from error.__cause__
+            raise error.at(position_at(self._ranges, error.slot)) from error.__cause__
 
 
 @contextmanager
@@ -81,14 +83,17 @@ def naming_source(source: str, what: str) -> Generator[None]:
     except Exception as error:
         if read_note(error) is None:
             name = shorten(source, _NAME_CHARACTERS)
-            note_read(error, f"{what} of the source {name!r} failed: {describe_cause(error)}")
+            note_read(error, f"{what} of the source {name!r} failed: {describe_cause(error)}", Read(source, None))
         raise
 
 
 class ReadNote(str):
-    """What failed, as a note on the error that a source raised."""
+    """What failed, as a note on the error that a source raised; `read` and `position` as in a FailedRead."""
 
-    __slots__ = ()
+    __slots__ = ("position", "read")
+
+    read: Read
+    position: int | None
 
 
 def read_note(error: BaseException) -> ReadNote | None:
@@ -96,12 +101,14 @@ def read_note(error: BaseException) -> ReadNote | None:
     return next((note for note in getattr(error, "__notes__", ()) if isinstance(note, ReadNote)), None)
 
 
-def note_read(error: BaseException, words: str) -> None:
+def note_read(error: BaseException, words: str, read: Read, position: int | None = None) -> None:
     """Put `words` on `error` as its one note of a failed read, if it takes notes; tracebacks show it."""
+    note = ReadNote(words)
+    note.read, note.position = read, position
     # In place of an earlier one: a source may raise the same object again and again.
     others = [note for note in getattr(error, "__notes__", ()) if not isinstance(note, ReadNote)]
     with suppress(Exception):  # a frozen dataclass, say
-        error.__notes__ = [*others, ReadNote(words)]
+        error.__notes__ = [*others, note]
 
 
 def raising_own(read: Callable[P, T]) -> Callable[P, T]:
@@ -114,7 +121,7 @@ def raising_own(read: Callable[P, T]) -> Callable[P, T]:
         except FailedRead as failed:
             error = failed.__cause__
             assert error is not None
-            note_read(error, str(failed))
+            note_read(error, str(failed), failed.read, failed.position)
         # Outside of the handler, or `error` would get the FailedRead as its context, which leads back to it.
         try:
             raise error

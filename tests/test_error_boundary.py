@@ -1,5 +1,6 @@
 """Any exception of a source ends the call with an error, on every route, and the server continues."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -54,6 +55,21 @@ def statistics(batch):
 def node_of(source, **options) -> MixDataSourcesNode:
     config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE, **options)
     return MixDataSourcesNode(config, [source])
+
+
+@pytest.fixture(scope="module")
+def log() -> Iterator[list[logging.LogRecord]]:
+    """The faults of all tests here."""
+
+    class Records(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.exc_info:
+                records.append(record)
+
+    records, handler, logger = list[logging.LogRecord](), Records(), logging.getLogger("mixserve")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +149,7 @@ def in_thread(task: Callable[[], object]) -> BaseException | None:
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, Own])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("transport", ["grpc", "shared memory", "in process"])
-def test_whatever_a_source_raises_is_a_fault_of_the_server(nodes, server, source, items, transport, way, error, caplog):
+def test_whatever_a_source_raises_is_a_fault_of_the_server(nodes, server, source, items, transport, way, error, log):
     def made() -> MixClient:
         if transport == "in process":
             return local_client(nodes)
@@ -141,12 +157,14 @@ def test_whatever_a_source_raises_is_a_fault_of_the_server(nodes, server, source
 
     with made() as client:
         for mixture, broken in (("train", source), ("items", items)):
-            caplog.clear()
             broken.raises = [error("of a source")]
             raised = in_thread(lambda mixture=mixture: way(client, mixture))
             assert type(raised) is ServerFault, (mixture, raised)
             fault = str(raised).split()[-1]
-            (logged,) = [record for record in caplog.records if fault in record.getMessage()]
+            assert raised.request_id == fault
+            # One line a second for each kind, so that it may be that of an earlier fault.
+            (logged,) = [record for record in log if record.levelname == "ERROR" and record.request == fault]
+            assert fault in logged.getMessage()
             assert "of a source" in logged.exc_text or "of a source" in str(logged.exc_info[1])
             assert way(client, mixture)["x"].shape[1:] == (ROW,)
 

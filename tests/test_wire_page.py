@@ -51,7 +51,7 @@ def pieces_of(heading: str) -> list[Piece]:
 EXCHANGE = pieces_of("A whole exchange")
 CHECKED = pieces_of("Checksums")
 TOKEN = bytes(range(32))
-NO_FINGERPRINT = b"0" * 64
+NO_FINGERPRINT, NO_ID = b"0" * 64, b"0" * 8
 
 
 def request(number: int, mixture: str, count: int = 1) -> bytes:
@@ -67,14 +67,15 @@ def rows_of_the_page() -> bytes:
 
 
 def test_the_exchange_is_what_the_code_writes() -> None:
-    batch = rows_of_the_page()
+    batch, error = rows_of_the_page(), UnknownMixture("mixture must be one of 'm', got 'z'")
+    error.request_id = NO_ID.decode()
     expected = [
         ("client", HELLO + TOKEN),
         ("server", WELCOME),
         ("client", request(1, "m")),
         ("server", encode_header(Kind.REPLY, 1, len(batch)) + batch + encode_header(Kind.END, 1)),
         ("client", request(2, "z")),
-        ("server", frames.encode_bulk_error(2, UnknownMixture("mixture must be one of 'm', got 'z'"))),
+        ("server", frames.encode_bulk_error(2, error)),
         ("client", request(3, "m", 1000) + encode_header(Kind.CANCEL, 3)),
         ("server", encode_header(Kind.END, 3)),
     ]
@@ -150,6 +151,7 @@ def play(connection: socket.socket, token: bytes) -> None:
             rest = receive(connection, int.from_bytes(found[8:16], "little"))
             assert rest
             found = receive(connection, len(data))
+        found = re.sub(rb"(?<=mixserve-request\x12\x08)[0-9a-f]{8}", NO_ID, found)
         assert re.sub(rb"(?<=\x0a\x40)[0-9a-f]{64}", NO_FINGERPRINT, found) == data
 
 

@@ -30,9 +30,13 @@ from mixserve_client.redaction import hide_tokens
 
 
 class MixserveError(Exception):
-    """Base of all errors of mixserve; `code` is the name of the gRPC status code that carries it."""
+    """Base of all errors of mixserve; `code` is the name of the gRPC status code that carries it.
+
+    `request_id` is the id under which the log of the server speaks of the request, empty if no server sent the error.
+    """
 
     code: ClassVar[str] = "UNKNOWN"
+    request_id: str = ""
 
     def __init__(self, *args: object):
         # Errors show what was given, and people give tokens where a path or a name is due.

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Clock = Callable[[], float]
 
@@ -29,8 +29,11 @@ class LimitedLog:
         with _counting:
             _counts[kind] += 0
 
-    def warn(self, message: str, *arguments: object) -> None:
-        """Log the message, unless a line was logged less than a second ago: then the next one has their number."""
+    def warn(self, message: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
+        """Log the message, unless a line was logged less than a second ago: then the next one has their number.
+
+        `extra` are fields of the record, as in `logging`.
+        """
         with _counting:
             _counts[self._kind] += 1
         with self._lock:
@@ -41,7 +44,8 @@ class LimitedLog:
                 return
             untold, self._untold, self._told_at = self._untold, 0, now
         text = message % arguments if arguments else message
-        self._logger.warning("%s%s", text, f" (and {untold} more since the last such line)" if untold else "")
+        more = f" (and {untold} more since the last such line)" if untold else ""
+        self._logger.warning("%s%s", text, more, extra=extra)
 
 
 def limit_hits() -> dict[str, int]:

@@ -28,12 +28,14 @@ Clock = Callable[[], float]
 def audit(event: str, **about: object) -> None:
     """Log who did `event`, from where, and what it is `about`. None stands for what is not said.
 
-    The line has the form `event=… who=… peer=…`, and the record has the same as a dict, `audit`.
+    The line has the form `event=… who=… peer=… …`, and the record has the same as a dict, `audit`. The last field,
+    `request`, is the id of the call.
     """
     if not _logger.isEnabledFor(logging.INFO):
         return
     caller = current_caller()
-    _write(event, caller.identity.name, caller.peer() or "this process", about)
+    request = None if caller.call is None else caller.call.id
+    _write(event, caller.identity.name, caller.peer() or "this process", about | {"request": request})
 
 
 class Refusals:
@@ -44,14 +46,14 @@ class Refusals:
         self._lock = threading.Lock()
         self._said: OrderedDict[tuple[str, str, str], _Refused] = OrderedDict()
 
-    def add(self, kind: str, who: str, peer: str, method: str, why: str) -> None:
+    def add(self, kind: str, who: str, peer: str, method: str, why: str, request: str | None = None) -> None:
         """Count a refused call, and log it unless one of that kind, caller and host was just logged."""
         now, key = self._clock(), (kind, who, host_of(peer))
         with self._lock:
             last = self._said.pop(key, None)
             calls = 1 if last is None else last.skipped + 1
             is_silent = last is not None and now - last.when < _EVERY_S
-            refused = _Refused(now, 0, peer, method, why)
+            refused = _Refused(now, 0, peer, method, why, request)
             self._said[key] = (
                 refused if last is None or not is_silent else refused._replace(when=last.when, skipped=calls)
             )
@@ -72,7 +74,9 @@ class Refusals:
 
     def _log(self, key: tuple[str, str, str], last: "_Refused", calls: int) -> None:
         if _logger.isEnabledFor(logging.INFO):
-            about = {"method": last.method, "status": key[0], "calls": calls, "why": last.why}
+            about = {
+                "method": last.method, "status": key[0], "calls": calls, "why": last.why, "request": last.request
+            }  # fmt: skip
             _write("refused", key[1], last.peer, about)
 
 
@@ -84,6 +88,7 @@ class _Refused(NamedTuple):
     peer: str
     method: str
     why: str
+    request: str | None
 
 
 def _write(event: str, who: str, peer: str, about: dict[str, object]) -> None:

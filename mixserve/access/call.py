@@ -1,8 +1,15 @@
 """What is known of the call that a thread answers, for logs and statistics."""
 
+import logging
 import secrets
 
+from mixserve_client.errors import MixserveError, Overloaded, class_of
 from mixserve_client.schema.requests import Sender
+from mixserve_client.schema.text import describe_error
+
+_logger = logging.getLogger("mixserve")
+
+_SHOWN = 1000
 
 
 class Call:
@@ -27,3 +34,20 @@ class Call:
     def is_for(self, mixture: str, sender: Sender) -> None:
         """The call has been read."""
         self.mixture, self.sender = mixture, sender
+
+    def fail(self, error: MixserveError) -> None:
+        """The call ends with `error`, which gets its id unless it has one: that of a line about another one like it."""
+        if not error.request_id:
+            error.request_id = self.id
+        if _logger.isEnabledFor(logging.DEBUG):
+            fields, said = error_fields(error), describe_error(error, _SHOWN)
+            text = "%s ended with %s: %s"
+            _logger.debug(text, self.method, fields["error"], said, extra={"call": self, **fields})
+
+
+def error_fields(error: MixserveError) -> dict[str, object]:
+    """The fields of a log record about `error`: its class, and when to ask again."""
+    found: dict[str, object] = {"error": class_of(error).__name__}
+    if isinstance(error, Overloaded):
+        found["retry_after_s"] = round(error.retry_after_s, 3)
+    return found

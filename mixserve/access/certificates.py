@@ -108,6 +108,21 @@ class Certificates:
             _logger.info("new connections use the certificate that %s has now", self._tls.certificate)
             return pair
 
+    def read_again(self) -> None:
+        """Read the files, whether or not they have changed, and log what came of it."""
+        with self._lock:
+            versions = self._versions()
+            try:
+                pair = self._load()
+            except ValueError as error:
+                self._seen = versions
+                _logger.error("%s; the server goes on with the certificate that it had", error)
+                return
+            if pair[:3] != self._pair[:3]:
+                self._pair = pair
+            self._seen = versions
+            _logger.info("read the certificate %s, its key and authorities again", self._tls.certificate)
+
     def _versions(self) -> tuple[FileVersion, ...]:
         return tuple(version_of(path) for path in self._paths)
 

@@ -85,13 +85,22 @@ class TokenFile:
             self._look()
         return _find(self._entries, digest)
 
+    def read_again(self) -> None:
+        """Read the file, whether or not it has changed, and log what came of it."""
+        with self._lock:
+            self._read_again()
+
     def _look(self) -> None:
         """Read the file if it has changed. Needs the lock."""
         self._look_at = self._clock() + _LOOK_EVERY_S
-        version = version_of(self.path)
-        if version == self._version:
-            return
-        self._version = version  # also of a file that cannot be used: one line in the log for each change
+        if version_of(self.path) != self._version:
+            self._read_again()
+
+    def _read_again(self) -> None:
+        """As `read_again`. Needs the lock."""
+        # Before it is read: a change meanwhile must be noticed. Also of a file that cannot be used: one line in the log
+        # for each change.
+        self._version = version_of(self.path)
         try:
             entries = _known(read_tokens(self.path, may_be_empty=False))
         except Exception as error:  # whatever it is, calls must be answered

@@ -106,7 +106,7 @@ class _NamedIterator(grain.DatasetIterator):
         except BaseException as error:
             # Not by its notes: a source may raise the same object again, and they are those of an earlier read then.
             if not is_callers_own(error) and _READING.last is None:
-                note_read(error, str(FailedRead.of(self._name, [], 0, error)))
+                note_read(error, str(FailedRead.of(self._name, [], 0, error)), Read(self._name, None))
             raise
         finally:
             if _READING.last is None:
@@ -141,7 +141,7 @@ class _Records:
             if not is_callers_own(error):
                 self._guard.look()  # what failed may be a file that was cut
                 self._guard.check(_ONLY)
-                note_read(error, str(FailedRead.of(self._name, [index], 0, error)))
+                note_read(error, str(FailedRead.of(self._name, [index], 0, error)), Read(self._name, index))
             raise
         finally:
             _READING.last = self._name, index

@@ -107,7 +107,7 @@ class RecordStream:
             self._iterator = None
             note = read_note(error)
             if note is not None:
-                note_read(error, f"at index {self._index} of the epoch: {note}")
+                note_read(error, f"at index {self._index} of the epoch: {note}", note.read, self._index)
             raise
         self._index += 1
         return record

@@ -43,7 +43,9 @@ class Rows:
             except ValueError as found:
                 said = _difference(self._records[place - 1], self._records[place]) or f"{found!s:.300}"
                 where = at_index(first + place, self._reads[place])
-                raise WrongRecord(f"{where} cannot be stacked on the record before it: {said}") from error
+                wrong = WrongRecord(f"{where} cannot be stacked on the record before it: {said}")
+                wrong.read, wrong.position = self._reads[place], first + place
+                raise wrong from error
 
 
 def _stack(*records: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from mixserve.access.call import error_fields
 from mixserve.access.identity import current_caller
 from mixserve.error_boundary import for_others
 from mixserve.mixture.gather import SourceRead
@@ -145,9 +146,8 @@ class Readers:
         """Raises FailedRead, which names source and record."""
         with self._lock:
             late = sum(one.began + self.timeout_s <= self._clock() for one in self._running)
-        failed = running.read.unread(
-            Unavailable(f"the source has not answered for {self.timeout_s:g} s (server.limits.read_timeout_s)")
-        )
+        cause = Unavailable(f"the source has not answered for {self.timeout_s:g} s (server.limits.read_timeout_s)")
+        failed = running.read.unread(cause)
         self.late.warn(
             "the mixture %r: %s; the call is answered with Unavailable, and its thread is inside the source still. %d "
             "of up to %d threads that read this mixture hang so: look at what the source reads from",
@@ -155,6 +155,7 @@ class Readers:
             failed,
             late,
             self._most,
+            extra={"mixture": self._mixture, **failed.read._asdict(), **error_fields(cause)},
         )
         raise failed
 
@@ -167,10 +168,11 @@ class Readers:
             f"all {self._most} threads that read the mixture {self._mixture!r} are inside its sources, {unwanted} of "
             f"them for calls that have ended; the oldest for {age_s:.0f} s"
         )
-        self.refused.warn("%s: calls are refused until one comes back", words)
-        raise Overloaded(
-            f"{words}; ask another replica, or again", spread(min(max(age_s / 4, _LEAST_RETRY_S), _MOST_RETRY_S))
-        )
+        delay_s = spread(min(max(age_s / 4, _LEAST_RETRY_S), _MOST_RETRY_S))
+        error = Overloaded(f"{words}; ask another replica, or again", delay_s)
+        said = "%s: calls are refused until one comes back. Look at what the sources read from, or restart the server"
+        self.refused.warn(said, words, extra=error_fields(error))
+        raise error
 
 
 class _Running:

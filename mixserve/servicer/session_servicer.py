@@ -1,5 +1,6 @@
 """The path of a stateful method and a request's bytes -> the reply's bytes, from the server's sessions."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -7,10 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from mixserve.access.audit import audit
+from mixserve.access.call import error_fields
+from mixserve.access.identity import current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.sessions import Sessions
-from mixserve_client.errors import InvalidRequest, PermissionDenied, UnknownMixture
+from mixserve_client.errors import InvalidRequest, PermissionDenied, StorageFailed, UnknownMixture
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.sessions import CallRequest, HeldSession
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import check_small
@@ -24,6 +28,8 @@ from mixserve_client.wire.session import (
     encode_sessions,
 )
 
+_logger = logging.getLogger("mixserve")
+
 
 class SessionServicer:
     """Answers the calls of StateService. Thread-safe."""
@@ -31,6 +37,7 @@ class SessionServicer:
     def __init__(self, mixtures: Mixtures, sessions: Sessions):
         self._mixtures = mixtures
         self._sessions = sessions
+        self._not_stored = LimitedLog(_logger, "storage")
         self._counting = threading.Lock()
         self.counts = sessions.counts
         self.checkpoints = Counter[tuple[str, str]]()  # what was done to them, by mixture and operation
@@ -52,7 +59,11 @@ class SessionServicer:
         with error_boundary(method):
             if method != methods.CALL_SESSION:  # its states and statistics may be large
                 check_small(method, request)
-            return self._handlers[method](request)
+            try:
+                return self._handlers[method](request)
+            except StorageFailed as error:  # its message says what the operator, rather than the client, can do
+                self._not_stored.warn("%s", error, extra=error_fields(error))
+                raise
 
     def end_silent(self) -> None:
         """As `Sessions.end_silent`."""
@@ -65,6 +76,7 @@ class SessionServicer:
     def _open(self, request: bytes) -> bytes:
         wanted = decode_open_request(request)
         mixture = self._mixtures.get_expected(wanted.mixture, wanted.expected_fingerprint)
+        _note_mixture(mixture.name)
         return encode_opened(self._sessions.open(replace(wanted, mixture=mixture.name)))
 
     def _renew(self, request: bytes) -> bytes:
@@ -92,6 +104,7 @@ class SessionServicer:
     def _call(self, request: bytes) -> bytes:
         unread = decode_call(request)
         unread = replace(unread, mixture=self._mixtures.get(unread.mixture).name)
+        _note_mixture(unread.mixture)
         self._sessions.check(unread)  # before the arguments are read, which may be 16 MiB
         wanted = unread.read()
         reply = encode_call_reply(self._sessions.call(wanted))
@@ -100,6 +113,12 @@ class SessionServicer:
                 self.checkpoints[wanted.mixture, wanted.operation.removesuffix("_checkpoint")] += 1
             _audit(wanted)
         return reply
+
+
+def _note_mixture(mixture: str) -> None:
+    call = current_caller().call
+    if call is not None:
+        call.mixture = mixture
 
 
 _AUDITED = {

@@ -38,7 +38,7 @@ class StreamReply:
             try:
                 return MadeReply(self._pending.result(), self._pending, self._here, lacking)
             except FailedRead as failed:
-                located = failed.at(f"position {position_at(self._here, failed.slot)}")
+                located = failed.at(position_at(self._here, failed.slot))
                 if failed.slot == 0:
                     raise located from failed.__cause__
                 rows, lacking = failed.slot, str(located)

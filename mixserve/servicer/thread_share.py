@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mixserve.access.call import error_fields
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.readers import LOOK_EVERY_S, check_wanted, spread
 from mixserve_client.errors import Overloaded
@@ -213,6 +214,7 @@ class _Refusal(NamedTuple):
             "many run at a time",
             self.words,
             self.since_s,
+            extra=error_fields(self.error),
         )
         return self.error
 

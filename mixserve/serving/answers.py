@@ -22,7 +22,7 @@ from mixserve.serving.guard import Acting, Admission, Guard
 from mixserve.serving.statuses import statuses
 from mixserve.serving.unread import ReplyAccount, UnreadReplies
 from mixserve.serving.work import MixtureWork
-from mixserve_client.errors import InvalidRequest, Unavailable
+from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable
 from mixserve_client.wire import methods
 
 # Their replies are small, and a lease must be renewed however many others wait.
@@ -55,7 +55,7 @@ class Answers:
     def answer(self, method: str, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         """The reply to a single call."""
         acting = admission.acting(self._peer(context), context.is_active)
-        with self.calls, statuses(context), self._figures.counting(acting.call), acting:
+        with self.calls, statuses(context, acting.call), self._figures.counting(acting.call), acting:
             self._check_ready()
             check_wanted()  # calls that waited for a thread may have been given up meanwhile
             account = self._open_account(method, context)
@@ -69,7 +69,7 @@ class Answers:
         if self._state is None:
             return self.answer(method, admission, request, context)
         acting = admission.acting(self._peer(context))
-        with self.calls, statuses(context), self._figures.counting(acting.call):
+        with self.calls, statuses(context, acting.call), self._figures.counting(acting.call):
             # Not around the call: the worker that answers it logs its refusals.
             with acting:
                 self._check_ready()
@@ -84,7 +84,7 @@ class Answers:
         """The replies of a stream over gRPC."""
         acting = admission.acting(self._peer(context), context.is_active)
         replies = self._replies(method, acting, request, account, None, self._work.streams)
-        with statuses(context), closing(replies):
+        with statuses(context, acting.call), closing(replies):
             yield from cast(Generator[bytes], replies)  # without other memory, replies are bytes objects
 
     def stream_over_bulk(
@@ -103,10 +103,14 @@ class Answers:
         acting = replace(admission, method=method).acting(lambda: peer, is_wanted)
         replies = self._replies(method, acting, request, account, self.bulk_memory, self._work.bulk)
         with closing(account), closing(replies):
-            for reply in replies:
-                account.sending()
-                yield reply
-                account.sent(len(reply))
+            try:
+                for reply in replies:
+                    account.sending()
+                    yield reply
+                    account.sent(len(reply))
+            except MixserveError as error:
+                acting.call.fail(error)
+                raise
 
     def _replies(
         self,

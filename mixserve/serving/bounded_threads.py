@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from mixserve.access.call import error_fields
 from mixserve.serving.threads import CountingThreads
 from mixserve_client.errors import Overloaded
 from mixserve_client.limited_log import LimitedLog
@@ -40,15 +41,17 @@ class BoundedThreads(CountingThreads):
     def check(self, peer: str) -> None:
         """Raises Overloaded in the thread of a call that is refused; call it first."""
         if getattr(self._refused, "is_set", False):
+            error = Overloaded(
+                f"this connection has {self._most_of_one} streams already, as many as it may; ask again", _RETRY_S
+            )
             self.refused.warn(
                 "%s has %d streams that run or wait, and may have no more: close iterators that are not used, or raise "
                 "streams_per_connection in server.limits",
                 peer,
                 self._most_of_one,
+                extra=error_fields(error),
             )
-            raise Overloaded(
-                f"this connection has {self._most_of_one} streams already, as many as it may; ask again", _RETRY_S
-            )
+            raise error
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait, cancel_futures=cancel_futures)

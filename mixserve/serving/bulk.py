@@ -54,6 +54,7 @@ class BulkChannels:
         self._threads = BulkThreads(threads)
         self._door = BulkDoor(self._admit)
         self.refused = LimitedLog(_logger, "bulk_channels")
+        self._unused = LimitedLog(_logger, "bulk_offers")
 
     def listen(self, host: str, port: int, certificates: Certificates | None) -> None:
         """Accept connections at `port` (0: one that is free) of `host`, with TLS if there are certificates.
@@ -83,9 +84,25 @@ class BulkChannels:
     def offer(self, admission: Admission) -> BulkOffer | None:
         """An offer for that caller; None if there are too many channels, or offers that wait to be used."""
         if self._is_full():
+            self.refused.warn(
+                "there are %d bulk channels, as many as there may be: the batches of other clients come over gRPC. "
+                "Close clients that are not used, raise the limit of open files, or add a server",
+                most_channels(),
+            )
             return None
         token = self._offers.add(admission)
-        return None if token is None else BulkOffer("", self.port, token)
+        if token is None:
+            self._unused.warn(
+                "clients of %s asked for %d bulk channels within %g s without opening them, or all clients for %d: "
+                "their batches come over gRPC. A firewall may keep them from the port of bulk channels; --no-bulk "
+                "offers none",
+                admission.identity.name,
+                _MOST_TOKENS_OF_ONE,
+                _TOKEN_S,
+                _MOST_TOKENS,
+            )
+            return None
+        return BulkOffer("", self.port, token)
 
     def close(self) -> None:
         """End all channels; a second call does nothing."""

@@ -87,8 +87,9 @@ class Guard:
         """A gRPC handler that ends a call of `method` with `error`."""
 
         def refuse(_: object, context: grpc.ServicerContext) -> None:
-            with statuses(context):
-                raise self._refuse(method, error, context)
+            call = Call(method.rpartition("/")[2])
+            with statuses(context, call):
+                raise self._refuse(method, error, context, call)
 
         refuse.experimental_thread_pool = self._threads  # pyright: ignore[reportFunctionMemberAccess]
         # Of streams, whatever the method is: the request of others would have to come first, and it may never come.
@@ -104,16 +105,18 @@ class Guard:
         self._closed.set()
         self._threads.shutdown()
 
-    def _refuse(self, method: str, error: "MixserveError | Denied", context: grpc.ServicerContext) -> MixserveError:
+    def _refuse(
+        self, method: str, error: "MixserveError | Denied", context: grpc.ServicerContext, call: Call
+    ) -> MixserveError:
         """Count and log the refusal. Returns what to raise, after the delay of a host that fails too often."""
         peer = self.peer_of(context)
         self._note_refused(method, error.error if isinstance(error, Denied) else error)
         if isinstance(error, Denied):
-            self.refused(error.error, error.identity, peer, method)
+            self.refused(error.error, error.identity, peer, call)
             return error.error
         if not isinstance(error, Unauthenticated):
             return error
-        self.refused(error, None, peer, method)
+        self.refused(error, None, peer, call)
         delay_s = self._failures.add(peer)
         # Most threads stay free: if too many calls wait already, this one is answered at once.
         if delay_s and self._may_wait.acquire(blocking=False):
@@ -123,10 +126,10 @@ class Guard:
                 self._may_wait.release()
         return error
 
-    def refused(self, error: MixserveError, identity: Identity | None, peer: str, method: str) -> None:
+    def refused(self, error: MixserveError, identity: Identity | None, peer: str, call: Call) -> None:
         """Tell the audit."""
         who = "unknown" if identity is None else identity.name
-        self.refusals.add(type(error).__name__, who, peer, method.rpartition("/")[2], str(error))
+        self.refusals.add(type(error).__name__, who, peer, call.method, str(error), call.id)
 
 
 class Denied(Exception):
@@ -191,7 +194,7 @@ class Acting:
         self._acting = acting_as(self._identity, self._peer, admission.needed, self._is_wanted, self.call)
 
     def _tell(self, error: MixserveError) -> None:
-        self._admission.guard.refused(error, self._identity, self._peer(), self._admission.method)
+        self._admission.guard.refused(error, self._identity, self._peer(), self.call)
 
 
 MakeHandler = Callable[[Admission], grpc.RpcMethodHandler]

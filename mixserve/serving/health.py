@@ -9,6 +9,7 @@ It knows these names:
 
 # Not grpc_health's servicer: it sends while it holds the lock that each answer needs, so that one client that reads
 # nothing, or one that ends its watch while the server stops, would block all others for ever.
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -19,7 +20,10 @@ from grpc_health.v1 import health_pb2
 
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.threads import CountingThreads
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.wire import health, methods
+
+_logger = logging.getLogger("mixserve")
 
 SERVICE_NAME = grpc_health.SERVICE_NAME
 _LOOK_EVERY_S = 0.5  # at mixtures whose health is watched
@@ -156,6 +160,7 @@ class _Watch:
     def __init__(self, status: _Status, first: FirstRequests, threads: CountingThreads):
         self._status, self._first = status, first
         self._room = _WatchRoom()
+        self._refused = LimitedLog(_logger, "health_watches")
         self.experimental_thread_pool = threads
 
     def __call__(self, requests: Requests, context: grpc.ServicerContext) -> Generator[health_pb2.HealthCheckResponse]:
@@ -164,6 +169,13 @@ class _Watch:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_REQUEST)
         peer = context.peer()
         if not self._room.take(peer):
+            self._refused.warn(
+                "%s may not watch health: %d watches of one connection, and %d of all, are allowed. Let it use Check, "
+                "and look for clients that leave watches open",
+                peer,
+                _MOST_OF_ONE,
+                _WATCHES,
+            )
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_WATCHES} clients watch already; use Check")
         ended = threading.Event()
 

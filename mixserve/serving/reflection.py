@@ -27,7 +27,7 @@ class Reflection:
             requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
         ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
             acting = admission.acting(context.peer)
-            with statuses(context):
+            with statuses(context, acting.call):
                 for request in requests:
                     with acting:  # for each: the token may be revoked while the stream stays open
                         replies = list(self._servicer.ServerReflectionInfo(iter([request]), context))

@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 _logger = logging.getLogger("mixserve")
 
 _EVERY_S = 1.0
+_HANGS_S = 10.0
 
 
 class Regularly:
@@ -15,11 +17,21 @@ class Regularly:
     def __init__(self, *chores: Callable[[], None]):
         self._chores = chores
         self._closed = threading.Event()
+        self._round_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="mixserve-chores", daemon=True)
 
     def start(self) -> None:
         """Begin."""
+        self._round_at = time.monotonic()
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the chores are done, so that no thread holds the interpreter, or a lock that they need, for ever.
+
+        False before `start` and after `close`, too.
+        """
+        return self._thread.is_alive() and time.monotonic() - self._round_at < _HANGS_S
 
     def close(self) -> None:
         """End after the chore in progress."""
@@ -29,6 +41,7 @@ class Regularly:
 
     def _run(self) -> None:
         while not self._closed.wait(_EVERY_S):
+            self._round_at = time.monotonic()
             for chore in self._chores:
                 try:
                     chore()

@@ -11,9 +11,12 @@ from functools import partial
 
 import grpc
 
+from mixserve.access.call import Call, error_fields
 from mixserve.access.certificates import Certificates
+from mixserve.access.log_fields import add_call_fields
 from mixserve.access.tokens import TokenFile
 from mixserve.address import check_host
+from mixserve.faults import FAULTS
 from mixserve.limits import ServerLimits
 from mixserve.metrics.calls import CallFigures
 from mixserve.servicer import Services
@@ -113,6 +116,7 @@ class MixServer:
         self._describing = CountingThreads(_DESCRIBING_THREADS, "mixserve-describe")
         self._first_described = FirstRequests(self._describing, _PATIENCE_S, patience_s)
         hide_headers()
+        add_call_fields()
         self._server = grpc.server(self._threads, options=options_of(limits, shares_port=worker is not None))
         self._guard = Guard(tokens, peer_of if worker is None else caller_of, figures.note_refused)
         self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
@@ -152,7 +156,9 @@ class MixServer:
             self._health.end_late,
             self._unread.end_stalled,
             self._memory_watch.look,
+            FAULTS.report,
         )
+        self._tokens, self._certificates = tokens, certificates
         try:
             self.address = bind(self._server, address, certificates)
             if worker is not None:
@@ -241,6 +247,21 @@ class MixServer:
         """Answer health so that these mixtures get no records: of all workers, as the supervisor says."""
         self._stuck_elsewhere = frozenset(mixtures)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether this process does its chores, also while it drains: a restart would help if not."""
+        return self._chores.is_alive
+
+    def read_files_again(self) -> None:
+        """Read the files of tokens and TLS now, rather than when they change; what cannot be used changes nothing.
+
+        The log says what was read, or why it was refused.
+        """
+        if self._tokens is not None:
+            self._tokens.read_again()
+        if self._certificates is not None:
+            self._certificates.read_again()
+
     def stop(self, grace_s: float = 30.0) -> bool:
         """Drain, then end: health turns NOT_SERVING, new calls get Unavailable, running ones have `grace_s` seconds.
 
@@ -322,8 +343,10 @@ class MixServer:
             return self._description(answer)
         if self._threads.waiting >= _MOST_WAITING:  # before the call waits, so that no thread is needed to refuse it
             waiting = f"{_MOST_WAITING} calls wait for a thread of this server; ask again, or another replica"
-            self._full.warn("%d calls wait for a thread: others are refused. Add replicas", _MOST_WAITING)
-            return self._guard.refusing(path, Overloaded(waiting, spread(_WAITING_RETRY_S)))
+            error = Overloaded(waiting, spread(_WAITING_RETRY_S))
+            said = "%d calls wait for a thread: others are refused. Add replicas"
+            self._full.warn(said, _MOST_WAITING, extra=error_fields(error))
+            return self._guard.refusing(path, error)
 
         def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             return answer(self._first.take_one(requests, context), context)
@@ -340,7 +363,7 @@ class MixServer:
         return grpc.stream_unary_rpc_method_handler(call)
 
     def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._streams.handler(partial(self._answers.stream, path, admission))
+        return self._streams.handler(path, partial(self._answers.stream, path, admission))
 
     def _session_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
         return self._sessions.handler(path, partial(self._answers.answer_session, path, admission))
@@ -357,8 +380,8 @@ class MixServer:
         }
 
 
-def _refuse(context: grpc.ServicerContext, check: Callable[[], None]) -> None:
-    with statuses(context):
+def _refuse(context: grpc.ServicerContext, method: str, check: Callable[[], None]) -> None:
+    with statuses(context, Call(method.rpartition("/")[2])):
         check()
 
 

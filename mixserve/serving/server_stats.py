@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
+from mixserve.faults import FAULTS
 from mixserve.metrics.calls import CallFigures
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.serving.memory import own_bytes
@@ -73,6 +74,12 @@ class ServerStats:
             "How often a limit was hit, by its name: see server.limits.",
             {(name,): count for name, count in limit_hits().items()},
             ("limit",),
+        )
+        yield counter(
+            "mixserve_faults_total",
+            "Calls that ended with ServerFault, by the class of what a source or the server raised.",
+            FAULTS.counts(),
+            ("mixture", "source", "error"),
         )
         if (own := own_bytes()) is not None:
             yield gauge("mixserve_memory_bytes", "Memory that memory_limit limits.", {(): own})

@@ -30,8 +30,8 @@ _LOOK_EVERY_S = 1.0
 
 Replies = Generator[bytes]
 Answer = Callable[[bytes, grpc.ServicerContext, ReplyAccount], Replies]
-# In place of an answer: raises, with the status set, what `check` raises.
-Check = Callable[[grpc.ServicerContext, Callable[[], None]], None]
+# In place of an answer to a method: raises, with the status set, what `check` raises.
+Check = Callable[[grpc.ServicerContext, str, Callable[[], None]], None]
 
 
 class _Sending(NamedTuple):
@@ -72,12 +72,12 @@ class StreamThreads:
         self._watching = threading.Thread(target=self._watch, name="mixserve-stalled", daemon=True)
         self._watching.start()
 
-    def handler(self, answer: Answer) -> grpc.RpcMethodHandler:
-        """A gRPC handler that streams the replies that `answer` yields."""
+    def handler(self, method: str, answer: Answer) -> grpc.RpcMethodHandler:
+        """A gRPC handler that streams the replies that `answer` yields to calls of `method`."""
 
         def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             peer = context.peer()
-            self._refuse(context, lambda: self._threads.check(peer))
+            self._refuse(context, method, lambda: self._threads.check(peer))
             request = self.first.take_one(requests, context)
             account = self._unread.open(peer, context.cancel)
             return self._in_turns(answer(request, context, account), context, account, peer)

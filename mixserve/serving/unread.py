@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from mixserve.access.call import error_fields
 from mixserve_client.errors import Overloaded
 from mixserve_client.limited_log import LimitedLog
 
@@ -209,14 +210,16 @@ class UnreadReplies:
         )
 
     def _refuse(self, peer: str, of_one: int, of_all: int) -> None:
+        error = Overloaded("readers have not taken the replies that the server holds for them; ask again", _RETRY_S)
         self.refused.warn(
             "%s gets Overloaded: readers have not taken %d bytes of replies, of which %d are those of this connection. "
             "If they read as fast as they can, raise reply_bytes in server.limits, or add a server",
             peer,
             of_all,
             of_one,
+            extra=error_fields(error),
         )
-        raise Overloaded("readers have not taken the replies that the server holds for them; ask again", _RETRY_S)
+        raise error
 
 
 def _nothing() -> None:

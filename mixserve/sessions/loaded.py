@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
+from mixserve.access.call import error_fields
 from mixserve.limits import ServerLimits
 from mixserve.sessions.session import Session
 from mixserve.sessions.silence import Silences
@@ -211,17 +212,19 @@ class LoadedSessions:
     def _full_error(self) -> Overloaded:
         oldest = self._silences.oldest
         free_in_s = self._ttl_s if oldest is None else oldest + self._ttl_s - time.monotonic()
+        error = Overloaded(
+            f"clients hold {self._most} sessions of this server, and it has no room for more: close some, or raise "
+            "sessions in server.limits",
+            min(max(free_in_s, _LEAST_RETRY_S), _MOST_RETRY_S),
+        )
         self.refused.warn(
             "no room for another session: clients hold %d, as many as server.limits.sessions allows. A session is free "
             "when its client closes it, or is silent for %.0f s",
             self._most,
             self._ttl_s,
+            extra=error_fields(error),
         )
-        return Overloaded(
-            f"clients hold {self._most} sessions of this server, and it has no room for more: close some, or raise "
-            "sessions in server.limits",
-            min(max(free_in_s, _LEAST_RETRY_S), _MOST_RETRY_S),
-        )
+        return error
 
     def _left(self, key: Key, entry: Entry) -> None:
         """A thread leaves the entry: count what has changed."""

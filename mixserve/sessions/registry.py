@@ -169,7 +169,7 @@ class Sessions:
                 return
             key = Key(mixture, name)
             # One at a time: a journal that cannot be read must not end the leases of the others.
-            with suppress(MixserveError), error_boundary(f"the lease of the session {name!r}"):
+            with suppress(MixserveError), error_boundary(f"the lease of the session {name!r}", "leases"):
                 session = self._loaded.get(key)  # not entered: a long call must not end its own lease
                 if session is not None:
                     if session.lease == lease:
@@ -193,7 +193,7 @@ class Sessions:
             while len(self._released) > _MOST_RELEASED:
                 self._released.popitem(last=False)
             key = Key(mixture, name)
-            with suppress(MixserveError), error_boundary(f"the release of the session {name!r}"):
+            with suppress(MixserveError), error_boundary(f"the release of the session {name!r}", "releases"):
                 if self._loaded.get(key) is None and self._kept_lease(key) != lease:
                     continue
                 with self._enter(key) as session:

@@ -280,7 +280,7 @@ class Session:
         return self._reply(value)
 
     def _run(self, run: Run, request: CallRequest) -> Any:
-        with error_boundary(f"{request.operation} of the session {self.name!r}"):
+        with error_boundary(f"{request.operation} of the session {self.name!r}", request.operation):
             check_room = partial(self._check_room, self.kept_bytes)
             return run(Subject(self.name, self._node, self._checkpoints, check_room), request.arguments)
 

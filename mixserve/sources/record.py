@@ -36,7 +36,11 @@ class RecordCheck:
     def check(self, record: Any, index: int, read: Read | None = None) -> None:
         """Raises WrongRecord if `record`, at `index` of an epoch, is not as declared. `read` says where it is from."""
         if not (self._is_flat and self._is_plain(record)):
-            self._check_leaves(record, at_index(index, read))
+            try:
+                self._check_leaves(record, at_index(index, read))
+            except WrongRecord as error:
+                error.read, error.position = read, index
+                raise
 
     def _is_plain(self, record: Any) -> bool:
         """Whether the record is a flat dict of arrays as declared: nearly all are, and this takes a microsecond."""

@@ -3,12 +3,14 @@
 import logging
 import random
 import time
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError, Overloaded, Unavailable
 from mixserve_client.rpc.failures import Kind, kind_of
 from mixserve_client.rpc.replica import Attempt, Replica
 from mixserve_client.rpc.replicas import Replicas
+
+E = TypeVar("E", bound=MixserveError)
 
 _logger = logging.getLogger("mixserve_client")
 
@@ -107,9 +109,8 @@ class Tries:
         self._errors[attempt.replica] = error.with_traceback(None)
         silent_s = now - self._first_failure
         if isinstance(error, Unavailable) and silent_s >= self._replicas.patience_s:
-            raise Unavailable(
-                f"no server answered for {silent_s:.1f} s (patience_s); last error: {self._said(error)}"
-            ) from error
+            said = f"no server answered for {silent_s:.1f} s (patience_s); last error: {self._said(error)}"
+            raise _of_request(Unavailable(said), error) from error
         self._log(silent_s, error)
         if self._next() is None:
             self._end_round(error, now)
@@ -142,14 +143,12 @@ class Tries:
             delay_s = max(delay_s, min(waits))
         delay_s *= 1 + random.random() * _SPREAD
         if isinstance(error, Overloaded) and silent_s + delay_s >= self._replicas.patience_s:
-            raise Overloaded(
-                f"{error}; patience_s = {self._replicas.patience_s:g} ran out", error.retry_after_s
-            ) from error
+            said = f"{error}; patience_s = {self._replicas.patience_s:g} ran out"
+            raise _of_request(Overloaded(said, error.retry_after_s), error) from error
         deadline = self._waiting.deadline
         if deadline is not None and now + delay_s >= deadline:
-            raise DeadlineExceeded(
-                f"timeout_s ran out while no server answered; last error: {self._said(error)}"
-            ) from error
+            said = f"timeout_s ran out while no server answered; last error: {self._said(error)}"
+            raise _of_request(DeadlineExceeded(said), error) from error
         self._rounds += 1
         self._tried.clear()
         self._errors.clear()
@@ -178,3 +177,9 @@ class Tries:
 
     def _said(self, error: MixserveError) -> str:
         return str(error) if self._replicas.alone is not None else self._replicas.describe()
+
+
+def _of_request(error: E, last: MixserveError) -> E:
+    """`error`, with the id of the request that failed last."""
+    error.request_id = last.request_id
+    return error

@@ -98,7 +98,7 @@ def encode_bulk_error(stream: int, error: MixserveError, *, is_checked: bool = F
 
 
 def _frame(kind: Kind, stream: int, message: mix_pb2.BulkRequest | mix_pb2.BulkError, is_checked: bool) -> bytes:
-    payload = message.SerializeToString()
+    payload = message.SerializeToString(deterministic=True)  # the metadata of an error are a map
     if is_checked:
         payload = seal_request(payload)[0]
     return encode_header(kind, stream, len(payload), is_checked=is_checked) + payload

@@ -1,6 +1,7 @@
 """Errors <-> the text and the trailing metadata of a failed call."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 from mixserve_client.errors import MixserveError, Overloaded, class_of, from_wire
@@ -8,10 +9,12 @@ from mixserve_client.schema.text import describe_error, escape_unprintable
 
 ERROR_METADATUM = "mixserve-error"
 RETRY_AFTER_METADATUM = "mixserve-retry-after-s"
+REQUEST_METADATUM = "mixserve-request"
 # gRPC refuses trailers of more than 8 KiB with RESOURCE_EXHAUSTED, and proxies add trailers of their own.
 _TEXT_BYTES = 4096
 _LONGEST_RETRY_S = 3600.0
 _CUT = " … "
+_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 def error_text(error: MixserveError) -> str:
@@ -20,18 +23,24 @@ def error_text(error: MixserveError) -> str:
 
 
 def error_metadata(error: MixserveError) -> tuple[tuple[str, str], ...]:
-    """The trailing metadata that tell a client the error's class."""
-    name = (ERROR_METADATUM, class_of(error).__name__)
+    """The trailing metadata that tell a client the error's class, and the id of the request that it ends."""
+    found = {ERROR_METADATUM: class_of(error).__name__}
+    if error.request_id:
+        found[REQUEST_METADATUM] = error.request_id
     if isinstance(error, Overloaded) and 0 <= error.retry_after_s <= _LONGEST_RETRY_S:
-        return name, (RETRY_AFTER_METADATUM, f"{float(error.retry_after_s):.3f}")
-    return (name,)
+        found[RETRY_AFTER_METADATUM] = f"{float(error.retry_after_s):.3f}"
+    return tuple(found.items())
 
 
 def error_of(code: str, text: str, metadata: Iterable[tuple[str, str | bytes]]) -> MixserveError:
     """The error of a failed call with this gRPC code, text and trailing metadata."""
     found = dict(metadata)
     text = escape_unprintable(text)  # of a server that is not ours, perhaps
-    return from_wire(_text(found, ERROR_METADATUM), code, text, _seconds(_text(found, RETRY_AFTER_METADATUM)))
+    error = from_wire(_text(found, ERROR_METADATUM), code, text, _seconds(_text(found, RETRY_AFTER_METADATUM)))
+    request_id = _text(found, REQUEST_METADATUM) or ""
+    if _REQUEST_ID.fullmatch(request_id):  # it goes into logs: not whatever a server that is not ours may send
+        error.request_id = request_id
+    return error
 
 
 def shorten(text: str, most: int = _TEXT_BYTES) -> str:
