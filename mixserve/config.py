@@ -111,6 +111,10 @@ class TlsConfig(Section):
     client_ca: str | None = Field(default=None, min_length=1)
 
 
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
 class ServerConfig(Section):
     """Options of the server: address, folder of shared memory, folder of sessions and checkpoints (None: none), seconds
     of silence after which a session is free, folder of compiled programs (true: the user's cache folder), and folder of
@@ -124,6 +128,8 @@ class ServerConfig(Section):
 
     `processes` is how many processes serve the port together (auto: half of the cores). Each also has a port
     of its own, counted from `worker_port` (None: free ones). `limits` are those of each process.
+
+    `log_format` and `log_level` are those of the log of `mixserve serve`.
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -145,6 +151,8 @@ class ServerConfig(Section):
     processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = 1
     worker_port: int | None = Field(default=None, ge=1, le=65535)
     limits: ServerLimits = ServerLimits()
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
 
 class Config(Section):

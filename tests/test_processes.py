@@ -20,7 +20,7 @@ import pytest
 from mixserve import local_client
 from mixserve.cli import supervisor
 from mixserve.cli.health import probe
-from mixserve.cli.signals import StopSignals
+from mixserve.cli.signals import Signals
 from mixserve.cli.worker_link import Place
 from mixserve_client import PermissionDenied, Unauthenticated
 from mixserve_client.schema.requests import BatchRequest, StreamRequest
@@ -282,7 +282,7 @@ def test_a_worker_that_ends_at_once_again_and_again_starts_later_each_time(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.1)
-    health, signals = list[bool](), StopSignals()
+    health, signals = list[bool](), Signals()
     place = Place(0, "127.0.0.1:1", ["127.0.0.1:2"], [":2"], "/nowhere")
     running = supervisor.Supervisor([sys.executable, "-c", ENDS_AT_ONCE], [place], health.append)
     signals.is_serving = True

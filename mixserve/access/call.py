@@ -1,6 +1,7 @@
 """What is known of the call that a thread answers, for logs and statistics."""
 
 import logging
+import math
 import secrets
 
 from mixserve_client.errors import MixserveError, Overloaded, class_of
@@ -48,6 +49,6 @@ class Call:
 def error_fields(error: MixserveError) -> dict[str, object]:
     """The fields of a log record about `error`: its class, and when to ask again."""
     found: dict[str, object] = {"error": class_of(error).__name__}
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded) and math.isfinite(error.retry_after_s):
         found["retry_after_s"] = round(error.retry_after_s, 3)
     return found

@@ -81,6 +81,13 @@ def serve(
     processes: Annotated[
         str | None, typer.Option(metavar="N|auto", help="Processes that serve the port; auto: half of the cores.")
     ] = None,
+    log_format: Annotated[
+        str | None, typer.Option(metavar="text|json", help="Lines of the log; by default text.")
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(metavar="debug|info|warning|error", help="What the log has at least; by default info."),
+    ] = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Host the mixtures of a configuration file until SIGTERM or SIGINT; then drain, and exit with 0."""
@@ -104,6 +111,8 @@ def serve(
             worker=worker,
             bulk=bulk,
             bulk_port=bulk_port,
+            log_format=log_format,
+            log_level=log_level,
         )
 
 

@@ -2,11 +2,24 @@
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
+
+
+def _print(text: str) -> None:
+    print(f"mixserve: {text}", file=sys.stderr)
+
+
+_say = _print
+
+
+def say_errors_by(say: Callable[[str], None]) -> None:
+    """From now on, call `say` with the message of an error in place of printing it."""
+    global _say  # there is one standard error, too
+    _say = say
 
 
 @contextmanager
@@ -40,5 +53,5 @@ def _end_with(error: Exception) -> NoReturn:
     from mixserve_client.redaction import hide_tokens
     from mixserve_client.schema.text import shorten
 
-    print(f"mixserve: {shorten(hide_tokens(str(error)))}", file=sys.stderr)
+    _say(shorten(hide_tokens(str(error))))
     raise typer.Exit(2) from error

@@ -8,16 +8,23 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar, cast, get_args
 
 from mixserve.access.entries import BadTokens
 from mixserve.access.tokens import read_tokens
 from mixserve.address import join_address
+from mixserve.cli.logs import Log
+from mixserve.cli.notify import Notifier
+from mixserve.cli.processes import count_processes, supervise
 from mixserve.cli.reach import beside, reachable
-from mixserve.cli.signals import StopSignals, hear_no_signals
-from mixserve.cli.supervisor import count_processes, supervise
+from mixserve.cli.reload import Reloader
+from mixserve.cli.signals import Signals, hear_no_signals
 from mixserve.cli.worker_link import WorkerLink
-from mixserve.config import Config, ConfigError, check_seconds, load_config
+from mixserve.config import Config, ConfigError, LogFormat, LogLevel, check_seconds, load_config
 from mixserve.listening import holding
+from mixserve_client.schema.text import show
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("mixserve")
 
@@ -42,23 +49,29 @@ def run(
     worker: int | None = None,
     bulk: bool | None = None,
     bulk_port: int | None = None,
+    log_format: str | None = None,
+    log_level: str | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Flags override the file. Raises ConfigError and OSError.
 
     With several `processes`, this one starts the others and serves nothing itself; `worker` is the descriptor of the
     link that it has to each of them.
     """
-    signals = StopSignals()
-    link = None if worker is None else WorkerLink(worker, signals.tell)
-    whose = "" if link is None else f"worker {link.place.number}: "
-    logging.basicConfig(format=f"%(asctime)s %(levelname)s {whose}%(message)s", level=logging.WARNING)
-    _logger.setLevel(logging.INFO)
+    notifier = Notifier()  # first: what is started from here on must not have its variables
+    notifier.status("opening the sources")
+    signals = Signals()
+    link = None if worker is None else WorkerLink(worker, signals.tell, signals.tell_to_reload)
+    log = Log(None if link is None else link.place.number)
     # A mapped file that is cut ends the process with SIGBUS: then the log has the stacks of all threads.
     with suppress(OSError, ValueError, RuntimeError):  # a standard error without a descriptor, or none
         faulthandler.enable()
     signals.hear()
     _check_grace(grace_s)
     config = load_config(config_file)
+    form: LogFormat = _one_of("--log-format", log_format, LogFormat, config.server.log_format)
+    level: LogLevel = _one_of("--log-level", log_level, LogLevel, config.server.log_level)
+    log.use(form, level)
+    reloader = Reloader(config_file, config, log, has_level=log_level is not None, says_so=link is None)
     ttl_s = config.server.session_ttl_s if session_ttl_s is None else _ttl_s(session_ttl_s)
     if state_dir is None and config.server.state_dir is not None:
         state_dir = beside("state_dir", config.server.state_dir, config_file)
@@ -79,7 +92,8 @@ def run(
     count = count_processes(config.server.processes if processes is None else processes)
     if link is None and count > 1:
         reach.check(address, has_tokens=tokens is not None)
-        code = supervise(address, count, config.server.worker_port, reach, signals, grace_s, tuple(config.mixtures))
+        own_port, names = config.server.worker_port, tuple(config.mixtures)
+        code = supervise(address, count, own_port, reach, signals, grace_s, names, reloader.read, notifier)
         logging.shutdown()
         os._exit(code)
     place = None if link is None else link.place
@@ -128,9 +142,22 @@ def run(
 
     signals.is_serving = True
     signals.hear()
+    status = f"serving on {server.address}"
     if link is not None:
-        link.serving(server.tell_health, server.tell_stuck, server.stuck_mixtures)
-    signals.wait()
+        link.serving(server.tell_health, server.tell_stuck, server.stuck_mixtures, lambda: server.is_alive)
+    notifier.ready(status)
+    notifier.watch(lambda: server.is_alive)
+
+    def reload() -> None:
+        notifier.reloading("reading its files again")
+        if reloader.read():
+            server.read_files_again()
+        if link is not None:
+            link.reloaded()
+        notifier.ready(status)
+
+    signals.wait(reload)
+    notifier.stopping(f"finishing calls, for up to {grace_s:g} s")
     if link is not None:
         link.draining()
     _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
@@ -168,6 +195,16 @@ def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]
         hear_no_signals()
         programs.drop_unstarted()
         raise
+
+
+def _one_of(flag: str, given: str | None, kind: Any, configured: T) -> T:
+    """What the flag says, which must be a value of the Literal `kind`, else what the file says. Raises ConfigError."""
+    allowed = get_args(kind)
+    if given is None:
+        return configured
+    if given not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {show(given)}")
+    return cast(T, given)
 
 
 def _choose(key: str, flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:

@@ -10,9 +10,14 @@ def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     os._exit(0)  # no calls to finish yet
 
 
+def _go_on(number: int, frame: FrameType | None) -> None:
+    pass  # SIGHUP: nothing has been read yet that could be read again
+
+
 # A server may be stopped at any time, and imports take seconds. Meanwhile, without handlers, PID 1 of a container would
 # ignore SIGTERM, and any other process would end with -15, as if it had failed.
 if sys.argv[1:2] == ["serve"]:
+    signal.signal(signal.SIGHUP, _go_on)
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, _end)
 

@@ -1,28 +1,27 @@
 """Starts the workers of `mixserve serve --processes`, starts them again when they end, and drains all at the end."""
 
 import logging
-import os
 import selectors
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from mixserve.cli.reach import Reach
-from mixserve.cli.signals import StopSignals
+from mixserve.cli.notify import Notifier
+from mixserve.cli.signals import Signals
 from mixserve.cli.worker_link import (
     ALL_SERVE,
+    BEAT,
     DRAIN,
     DRAINING,
     END,
     GO,
     PACKET_BYTES,
+    RELOAD,
+    RELOADED,
     SERVING,
     SOME_SERVE,
     STUCK,
@@ -30,19 +29,16 @@ from mixserve.cli.worker_link import (
     Place,
     decode_stuck,
     encode_stuck,
-    stats_sockets,
 )
-from mixserve.config import MOST_PROCESSES, ConfigError
-from mixserve.listening import holding, sharing
-from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
 
 _LOOK_EVERY_S = 0.5
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 _STEADY_S = 10.0  # a worker that has served for so long did not fail at its start
-_LONGEST_SOCKET_PATH = 90  # of a folder for sockets, whose paths may have 107 bytes
 _LATE_S = 30.0  # that workers may need beyond grace_s, such as for programs that still compile
+_SILENT_S = 10.0  # without a beat; then a worker hangs
+_RELOAD_S = 10.0  # for which workers are waited for
 _FAILED = 1
 
 
@@ -54,6 +50,7 @@ class _Worker:
     process: "subprocess.Popen[bytes] | None" = None
     link: socket.socket | None = None
     serving_since: float | None = None
+    beat_at: float = 0.0
     stuck: frozenset[str] = frozenset()  # its mixtures that get no records
     failures: int = 0  # in a row, of processes that did not serve for long
     start_at: float = field(default_factory=time.monotonic)
@@ -71,8 +68,13 @@ class Supervisor:
         places: Sequence[Place],
         tell_health: Callable[[bool], None],
         tell_stuck: Callable[[frozenset[str]], None] = lambda _: None,
+        read_again: Callable[[], bool] = lambda: False,
+        notifier: Notifier | None = None,
     ):
-        """`tell_health` gets whether all workers serve, and `tell_stuck` the mixtures that get no records in one."""
+        """`tell_health` gets whether all workers serve, and `tell_stuck` the mixtures that get no records in one.
+
+        `read_again` is called for a reload, and says whether workers should reload, too.
+        """
         self._command = tuple(command)
         self._tell_stuck = tell_stuck
         self._stuck = frozenset[str]()
@@ -82,10 +84,22 @@ class Supervisor:
         self._digest: bytes | None = None  # of the mixtures that all must serve; known when the first worker is warm
         self._first_code = 0  # of a first worker that ended before it was warm
         self._all_serve = self._have_served = False
+        self._read_again = read_again
+        self._notifier = notifier or Notifier({})
+        self._reloading: dict[int, float] | None = None  # by the numbers of workers, until when they are waited for
+        self._turn_at = time.monotonic()
 
-    def run(self, signals: StopSignals, grace_s: float) -> int:
+    @property
+    def is_alive(self) -> bool:
+        """Whether this process and all workers that serve do their chores: a restart would help if not."""
+        since = time.monotonic() - _SILENT_S
+        beats = [worker.beat_at for worker in self._workers if worker.serving_since is not None]
+        return min(beats, default=since) >= since and self._turn_at >= since
+
+    def run(self, signals: Signals, grace_s: float) -> int:
         """Serve until a signal, then drain. Returns the exit code: the first worker's, if it cannot start."""
         self._selector.register(signals.woken, selectors.EVENT_READ)
+        self._notifier.watch(lambda: self.is_alive)
         try:
             while not signals.was_told:
                 code = self._turn(signals)
@@ -100,8 +114,12 @@ class Supervisor:
                     worker.process.wait()
             self._selector.close()
 
-    def _turn(self, signals: StopSignals) -> int | None:
+    def _turn(self, signals: Signals) -> int | None:
         """Start what is due, and wait for news. The exit code if the first worker ended before it was warm."""
+        self._turn_at = time.monotonic()
+        if self._have_served and signals.take_reload():
+            self._reload()
+        self._note_reloaded()
         for worker in self._workers if self._digest is not None else self._workers[:1]:
             if worker.process is None and worker.start_at <= time.monotonic():
                 self._start(worker)
@@ -110,7 +128,7 @@ class Supervisor:
             return self._first_code
         return None
 
-    def _wait(self, signals: StopSignals, timeout_s: float) -> None:
+    def _wait(self, signals: Signals, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
             if key.fileobj == signals.woken:
                 signals.drain()
@@ -142,9 +160,14 @@ class Supervisor:
         if word.startswith(WARM):
             self._compare(worker, word.removeprefix(WARM))
         elif word == SERVING:
-            worker.serving_since = time.monotonic()
+            worker.serving_since = worker.beat_at = time.monotonic()
             self._note_change()
             self._send(worker, encode_stuck(self._stuck))
+        elif word == BEAT:
+            worker.beat_at = time.monotonic()
+        elif word == RELOADED:
+            if self._reloading is not None:
+                self._reloading.pop(worker.place.number, None)
         elif word.startswith(STUCK):
             worker.stuck = decode_stuck(word)
             self._note_stuck()
@@ -198,6 +221,10 @@ class Supervisor:
             _logger.info("serving on %s", self._workers[0].place.address)
         elif all_serve and not self._all_serve:
             _logger.info("all %d workers serve again", len(self._workers))
+        if all_serve and not self._have_served:
+            self._notifier.ready(self._status())
+        else:
+            self._notifier.status(self._status())
         if all_serve or self._all_serve:
             self._tell_health(all_serve)
             for worker in self._workers:
@@ -213,7 +240,33 @@ class Supervisor:
             for worker in self._workers:
                 self._send(worker, encode_stuck(stuck))
 
-    def _drain(self, signals: StopSignals, grace_s: float) -> None:
+    def _status(self) -> str:
+        serving = sum(worker.serving_since is not None for worker in self._workers)
+        return f"{serving} of {len(self._workers)} workers serve on {self._workers[0].place.address}"
+
+    def _reload(self) -> None:
+        """Read the configuration again, and let the workers that serve do so; others have just read it, or will."""
+        self._notifier.reloading("reading its files again")
+        self._reloading = {}
+        if self._read_again():
+            until = time.monotonic() + _RELOAD_S
+            for worker in self._workers:
+                if worker.serving_since is not None:
+                    self._reloading[worker.place.number] = until
+                    self._send(worker, RELOAD)
+
+    def _note_reloaded(self) -> None:
+        """Tell the service manager when all workers have read their files again."""
+        if self._reloading is None:
+            return
+        serving = {worker.place.number for worker in self._workers if worker.serving_since is not None}
+        if any(number in serving and until > time.monotonic() for number, until in self._reloading.items()):
+            return
+        self._reloading = None
+        self._notifier.ready(self._status())
+
+    def _drain(self, signals: Signals, grace_s: float) -> None:
+        self._notifier.stopping(f"finishing calls, for up to {grace_s:g} s")
         _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
         self._tell_health(False)
         for worker in self._workers:
@@ -255,115 +308,6 @@ class Supervisor:
             self._selector.unregister(worker.link)
             worker.link.close()
             worker.link = None
-
-
-def count_processes(wanted: str | int) -> int:
-    """The number of processes that a flag or a file asks for. Raises ConfigError."""
-    if wanted == "auto":
-        return min(MOST_PROCESSES, max(1, len(os.sched_getaffinity(0)) // 2)) if sys.platform == "linux" else 1
-    try:
-        count = int(wanted)
-    except ValueError:
-        count = 0
-    if not 1 <= count <= MOST_PROCESSES:
-        raise ConfigError(f"--processes must be in 1..{MOST_PROCESSES}, or auto, got {show(wanted)}")
-    if count > 1 and sys.platform != "linux":
-        raise ConfigError(
-            f"--processes {count} needs Linux, whose SO_REUSEPORT spreads connections over processes; here one process "
-            "serves a port. Start several servers at ports of their own, and pass all addresses to MixClient.connect"
-        )
-    return count
-
-
-def supervise(
-    address: str,
-    count: int,
-    worker_port: int | None,
-    reach: Reach,
-    signals: StopSignals,
-    grace_s: float,
-    mixtures: Sequence[str],
-) -> int:
-    """Serve `mixtures` at `address` with `count` workers until a signal; each runs this process's own command. Returns
-    the exit code.
-
-    Their own ports follow `worker_port`; None: the kernel chooses them. Raises OSError if a port is taken.
-    """
-    host, _, _ = address.rpartition(":")
-    _, *others = reach.addresses(address, processes=count, worker_port=worker_port)
-    with ExitStack() as held, _socket_folder() as folder, _metrics(reach, stats_sockets(folder, count)):
-        signals.is_serving = True  # from now on there is something to end
-        # Until others have theirs: the kernel must not choose one of these for them.
-        fixed = held.enter_context(holding(*others))
-        address = held.enter_context(sharing(address))
-        # Held like the shared one, so that a worker's successor has the address that clients know.
-        own = [
-            held.enter_context(sharing(f"{host}:{worker_port + number if worker_port else 0}"))
-            for number in range(count)
-        ]
-        fixed.close()
-        tell_health, tell_stuck = held.enter_context(_health(reach, mixtures))
-        told = [f":{one.rpartition(':')[2]}" for one in own]
-        places = [Place(number, address, own, told, str(folder / "state.sock")) for number in range(count)]
-        # Of this process's own arguments, so that workers have the same options, of Python too.
-        command = [sys.executable, *sys.orig_argv[1:], "--worker"]
-        return Supervisor(command, places, tell_health, tell_stuck).run(signals, grace_s)
-
-
-@contextmanager
-def _metrics(reach: Reach, sockets: Sequence[str]) -> Generator[None]:
-    """Answers with the metrics of all workers at the port for that, in this process."""
-    if reach.metrics_address is None:
-        yield
-        return
-    from mixserve.serving.metrics_port import MetricsPort
-    from mixserve.serving.stats_socket import of_workers
-
-    port = MetricsPort(lambda: of_workers(sockets), reach.metrics_address)
-    port.start()
-    _logger.info("metrics on http://%s/metrics", port.address)
-    try:
-        yield
-    finally:
-        port.close()
-
-
-@contextmanager
-def _health(
-    reach: Reach, mixtures: Sequence[str]
-) -> Generator[tuple[Callable[[bool], None], Callable[[frozenset[str]], None]]]:
-    """Answers health alone at its port, in this process, which has nothing else to do; the block tells it whether all
-    workers serve, and which mixtures get no records."""
-    if reach.health_address is None:
-        yield (lambda _: None), (lambda _: None)
-        return
-    from mixserve.serving.health import Health
-    from mixserve.serving.health_port import HealthPort
-
-    stuck = frozenset[str]()
-
-    def tell_stuck(names: frozenset[str]) -> None:
-        nonlocal stuck
-        stuck = names
-
-    health = Health(lambda: {name: name not in stuck for name in mixtures})
-    port = HealthPort(health, reach.health_address)
-    port.start()
-    _logger.info("health on %s", port.address)
-    try:
-        yield (lambda serves: health.serving() if serves else health.stopping()), tell_stuck
-    finally:
-        port.stop()
-        health.close()
-
-
-@contextmanager
-def _socket_folder() -> Generator[Path]:
-    """A folder that only this user can open, for sockets."""
-    with TemporaryDirectory(prefix="mixserve-", ignore_cleanup_errors=True) as name, ExitStack() as other:
-        if len(os.fsencode(name)) > _LONGEST_SOCKET_PATH:
-            name = other.enter_context(TemporaryDirectory(prefix="mixserve-", dir="/tmp", ignore_cleanup_errors=True))
-        yield Path(name)
 
 
 def _describe_end(code: int) -> str:

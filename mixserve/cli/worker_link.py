@@ -1,8 +1,9 @@
 """What a worker and the process that started it tell each other, in packets over a pair of sockets.
 
 The supervisor sends the worker's `Place` first, as JSON, and then the words below. The worker sends WARM with a digest
-of its mixtures, then SERVING, and DRAINING if it ends by itself. Both send STUCK with a list of the mixtures that get
-no records: the worker its own, the supervisor those of all. The connection ends with either process.
+of its mixtures, then SERVING, BEAT every two seconds while its chores are done, RELOADED after each RELOAD, and
+DRAINING if it ends by itself. Both send STUCK with a list of the mixtures that get no records: the worker its own, the
+supervisor those of all. The connection ends with either process.
 """
 
 import json
@@ -17,11 +18,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-GO, ALL_SERVE, SOME_SERVE, DRAIN, END = b"go", b"all serve", b"some serve", b"drain", b"end"
-WARM, SERVING, DRAINING = b"warm ", b"serving", b"draining"
+GO, ALL_SERVE, SOME_SERVE, RELOAD, DRAIN, END = b"go", b"all serve", b"some serve", b"reload", b"drain", b"end"
+WARM, SERVING, BEAT, RELOADED, DRAINING = b"warm ", b"serving", b"beat", b"reloaded", b"draining"
 STUCK = b"stuck "
 PACKET_BYTES = 1 << 16
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S, _BEAT_EVERY_S = 0.5, 2.0
 _FAILED = 1
 
 
@@ -48,12 +49,13 @@ class Place:
 class WorkerLink:
     """The worker's end. Ends this process when the supervisor says so, or is gone, whatever the main thread does."""
 
-    def __init__(self, descriptor: int, drain: Callable[[], None]):
-        """`descriptor` is that of the socket; `drain` is called when the worker should finish its calls and end."""
+    def __init__(self, descriptor: int, drain: Callable[[], None], reload: Callable[[], None]):
+        """`descriptor` is that of the socket; `drain` is called when the worker should finish its calls and end, and
+        `reload` when it should read its files again."""
         os.set_inheritable(descriptor, False)
         self._socket = socket.socket(fileno=descriptor)
         self.place = Place(**json.loads(self._socket.recv(PACKET_BYTES)))
-        self._drain = drain
+        self._drain, self._reload = drain, reload
         self._may_serve = threading.Event()
         self._tell_health: Callable[[bool], None] | None = None
         self._tell_stuck: Callable[[Iterable[str]], None] | None = None
@@ -69,23 +71,33 @@ class WorkerLink:
         tell_health: Callable[[bool], None],
         tell_stuck: Callable[[Iterable[str]], None],
         stuck: Callable[[], Iterable[str]],
+        is_alive: Callable[[], bool],
     ) -> None:
-        """Tell the supervisor that this worker serves, and from now on which mixtures are `stuck()`.
+        """Tell the supervisor that this worker serves, and from now on which mixtures are `stuck()`, and that it
+        `is_alive()`.
 
         `tell_health` then gets whether all workers serve, and `tell_stuck` the mixtures that are stuck in any of them.
         """
         self._tell_health, self._tell_stuck = tell_health, tell_stuck
         self._socket.send(SERVING)
-        threading.Thread(target=self._watch, args=(stuck,), name="mixserve-stuck", daemon=True).start()
+        threading.Thread(target=self._watch, args=(stuck, is_alive), name="mixserve-stuck", daemon=True).start()
+
+    def reloaded(self) -> None:
+        """Tell the supervisor that this worker has read its files again."""
+        with suppress(OSError):  # it is gone, and this process ends
+            self._socket.send(RELOADED)
 
     def draining(self) -> None:
         """Tell the supervisor that this worker will end."""
         self._socket.send(DRAINING)
 
-    def _watch(self, stuck: Callable[[], Iterable[str]]) -> None:
-        told = encode_stuck(())
+    def _watch(self, stuck: Callable[[], Iterable[str]], is_alive: Callable[[], bool]) -> None:
+        told, beat_at = encode_stuck(()), 0.0
         with suppress(OSError):  # the supervisor is gone, and this process ends
             while True:
+                if time.monotonic() >= beat_at and is_alive():
+                    self._socket.send(BEAT)
+                    beat_at = time.monotonic() + _BEAT_EVERY_S
                 word = encode_stuck(stuck())
                 if word != told:
                     self._socket.send(word)
@@ -99,6 +111,8 @@ class WorkerLink:
                     self._may_serve.set()
                 elif word == DRAIN:
                     self._drain()
+                elif word == RELOAD:
+                    self._reload()
                 elif word == END:
                     os._exit(_FAILED)
                 elif word.startswith(STUCK):
