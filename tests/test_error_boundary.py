@@ -206,19 +206,19 @@ def test_a_cached_reply_that_ends_with_what_is_no_exception_is_begun_anew():
             raise raises.pop()
         return b"made"
 
-    first, second = (cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
+    first, second = (cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)) for _ in range(2))
     assert type(in_thread(first.result)) is SystemExit
     with pytest.raises(RuntimeError, match="raised SystemExit") as caught:
         second.result()
     assert type(caught.value.__cause__) is SystemExit
-    assert cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
+    assert cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)).result() == b"made"
 
     raises.append(KeyboardInterrupt())
-    first, second = (cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish)) for _ in range(2))
+    first, second = (cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)) for _ in range(2))
     with pytest.raises(KeyboardInterrupt):
         first.result()
     assert type(in_thread(second.result)) is Unavailable  # clients retry it
-    assert cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish)).result() == b"made"
+    assert cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)).result() == b"made"
 
 
 class Pressed(Source):

@@ -15,6 +15,7 @@ WITHOUT_SAMPLES = {
     "mixserve_checkpoints_total",
     "mixserve_client_wait_share",
     "mixserve_errors_total",
+    "mixserve_faults_total",
     "mixserve_wait_share",
 }
 
