@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         WebDatasetSource,
         ZarrSource,
     )
+    from mixserve_client.version import __version__ as __version__
 
 __all__ = [
     "ArrayRecordSource",
@@ -53,7 +54,6 @@ __all__ = [
     "local_client",
     "serve",
 ]
-__version__ = "0.1.0"
 
 # Imported at first use, so that a command that only calls a server (a health probe every few seconds) never loads JAX.
 _HOMES = {
@@ -82,7 +82,7 @@ _HOMES = {
     "serve": "mixserve.serving",
 }
 
-__getattr__ = lazy_attributes(__name__, _HOMES)
+__getattr__ = lazy_attributes(__name__, _HOMES | {"__version__": "mixserve_client.version"})
 
 
 def __dir__() -> list[str]:

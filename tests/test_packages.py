@@ -4,7 +4,8 @@ import importlib
 import re
 import subprocess
 import sys
-from importlib.metadata import requires
+import tomllib
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 import mixserve
 import mixserve_client
 
+ROOT = Path(__file__).parents[1]
+VERSION = "client/mixserve_client/version.py"
 HEAVY = ("jax", "flax", "grain", "torch", "mixserve")
 
 
@@ -59,12 +62,25 @@ def test_what_is_not_exported_is_an_attribute_error():
         raise AssertionError
 
 
-def test_versions_agree():
-    assert mixserve.__version__ == mixserve_client.__version__
+def test_the_version_is_that_of_one_file_everywhere():
+    """Both packages, their metadata, and the requirement of one on the other; the last one is written by hand."""
+    written = re.fullmatch(r'.*__version__ = "(.+)"\n', (ROOT / VERSION).read_text(), re.DOTALL)
+    assert written is not None
+    assert mixserve.__version__ == mixserve_client.__version__ == written[1]
+    for file, path in (("pyproject.toml", "client."), ("client/pyproject.toml", "")):
+        read = tomllib.loads((ROOT / file).read_text())
+        assert read["project"]["dynamic"] == ["version"]
+        assert read["tool"]["setuptools"]["dynamic"]["version"] == {
+            "attr": f"{path}mixserve_client.version.__version__"
+        }
+        pinned = [line for line in read["project"]["dependencies"] if line.startswith("mixserve-client")]
+        assert pinned == ([f"mixserve-client=={written[1]}"] if file == "pyproject.toml" else [])
+    assert f"include {VERSION}\n" in (ROOT / "MANIFEST.in").read_text()  # the sdist of the server reads it, too
+    for name in ("mixserve", "mixserve-client"):
+        assert version(name) == written[1], f"{name} was installed before its version changed: run make setup"
 
 
 def test_both_packages_come_with_their_license():
-    root = Path(__file__).parents[1]
-    assert (root / "client" / "LICENSE").read_text() == (root / "LICENSE").read_text()
-    for folder in (root, root / "client"):
+    assert (ROOT / "client" / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    for folder in (ROOT, ROOT / "client"):
         assert 'license-files = ["LICENSE"]' in (folder / "pyproject.toml").read_text()

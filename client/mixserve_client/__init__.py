@@ -34,6 +34,7 @@ from mixserve_client.schema.fields import Batch, Field
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
 from mixserve_client.schema.sessions import SessionDescription
 from mixserve_client.sessions.session import Checkpoint, Session, SessionView
+from mixserve_client.version import __version__ as __version__
 
 __all__ = [
     "AsyncBatchIterator",
@@ -72,4 +73,3 @@ __all__ = [
     "UnknownSchedule",
     "UnknownSession",
 ]
-__version__ = "0.1.0"
