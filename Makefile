@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean fuzz soak
+.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -213,10 +213,33 @@ test-migrate: $(READY) ## Run the code of docs/migrate.md with TensorFlow and Mo
 	-$(MAKE) --keep-going .venv-peers/tensorflow/.ready .venv-streaming/.ready
 	$(BIN)/python -m pytest -rs tests/migrate/check_peers.py
 
+# Packages of their own, so that what builds a release is neither in .venv nor in what is released.
+.venv-dist/.ready: tools/release/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	touch $@
+
+dist: .venv-dist/.ready ## Build wheels, sdists and lists of components in build/dist, and check them
+	.venv-dist/bin/python -m tools.release.build
+	.venv-dist/bin/python -m tools.release.sbom
+	.venv-dist/bin/python -m tools.release.sums
+
+test-dist: $(READY) dist ## Install each wheel and sdist into a clean environment, and read README's first batch
+	$(BIN)/python -m pytest --durations=5 tests/release/check_release.py
+
+.venv-site/.ready: tools/site/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	touch $@
+
+docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and check its links; open build/site/index.html
+	.venv-site/bin/python -m mkdocs --quiet build --strict --clean
+	$(BIN)/python -m pytest tests/site/check_site.py
+
 clean: ## Remove the environments and all build outputs
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules
 
-$(READY): pyproject.toml client/pyproject.toml constraints.txt
+$(READY): pyproject.toml client/pyproject.toml client/mixserve_client/version.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) -c constraints.txt -e ./client -e '.[demo,dev]'
