@@ -45,6 +45,7 @@ LONGEST = (
     "client/test_replicas.py",
     "bulk/test_waits.py",
     "client/test_hostile.py",
+    "versions/test_versions.py",
     "security/test_turns.py",
     "test_memory.py",
     "test_demo.py",

@@ -14,7 +14,16 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("*.md", "docs/*.md", "*/README.md", "benchmarks/results/*.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/results/*.md",
+    "client/README.md",
+    "deploy/**/*.md",
+    "docs/*.md",
+    "tests/README.md",
+)
 PICTURES = (".png", ".svg")
 LANGUAGES = {".json": "json", ".proto": "protobuf", ".py": "python", ".sh": "sh", ".toml": "toml", ".yaml": "yaml"}
 FENCED = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
