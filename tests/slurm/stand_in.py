@@ -1,8 +1,8 @@
 """Stands in for Slurm's commands: each "node" is an address of this machine's loopback, named so.
 
-`python stand_in.py srun OPTIONS COMMAND …` starts processes with the variables that Slurm gives to tasks, passes SIGTERM
-on to them, and ends as `srun` does; `scontrol show hostnames LIST` prints the names of a list. Options that are not
-known here are errors.
+`python stand_in.py srun OPTIONS COMMAND …` starts processes with the variables that Slurm gives to tasks, passes
+SIGTERM on to them, and ends as `srun` does; `scontrol show hostnames LIST` prints the names of a list. Options that are
+not known here are errors.
 """
 
 import argparse
