@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The server of one node: `srun` of train.sbatch starts it. It writes its address to $MIXSERVE_RUN/addresses/NODE, starts
-# `mixserve serve` again when that dies, at the same port, and at SIGTERM lets it finish its calls.
+# `mixserve serve` again when that dies, at the same port, and waits at SIGTERM until it has finished its calls.
 set -euo pipefail
 
 address_file=$MIXSERVE_RUN/addresses/$SLURMD_NODENAME
@@ -11,12 +11,9 @@ if [ "$MIXSERVE_WHERE" = apart ]; then host=$SLURMD_NODENAME; else host=127.0.0.
 read -ra options <<<"${MIXSERVE_SERVE_OPTIONS:-}"
 
 port=0 # a free one, since other jobs may be on this node
-server='' stopping=''
-stop() {
-  stopping=1
-  [ -z "$server" ] || kill -TERM "$server" 2>/dev/null || true
-}
-trap stop TERM INT
+stopping=''
+# Slurm signals all processes of a step, so the server has heard it too. A second SIGTERM would end it at once.
+trap 'stopping=1' TERM INT
 
 runs() { kill -0 "$1" 2>/dev/null; }
 
@@ -30,6 +27,7 @@ tell_address() {
   mv "$address_file.new" "$address_file"
 }
 
+echo "$SLURM_STEP_ID" >"$MIXSERVE_RUN/steps/servers"
 : >"$log"
 delay_s=1
 while [ -z "$stopping" ]; do
@@ -37,8 +35,8 @@ while [ -z "$stopping" ]; do
   # Slurm kills 30 s after SIGTERM (KillWait), and replies have 2 s after these 20.
   mixserve serve "$MIXSERVE_MIXTURE" --host "$host" --port "$port" --grace-s 20 "${options[@]}" 2>>"$log" &
   server=$!
-  [ -z "$stopping" ] || kill -TERM "$server" # it came before there was a server to tell
-  until [ "$port" != 0 ] || tell_address || ! runs "$server"; do sleep 0.2; done
+  [ -z "$stopping" ] || kill -TERM "$server" # the signal came before it was there
+  until [ "$port" != 0 ] || tell_address || ! runs "$server"; do sleep 0.2 || true; done
   status=0
   wait "$server" || status=$?
   while runs "$server"; do # a signal had ended the wait

@@ -17,4 +17,5 @@ found() {
 until found; do sleep 0.2; done
 MIXSERVE_ADDRESS=$(cat "${files[@]}" | paste -s -d ,)
 export MIXSERVE_ADDRESS
+echo "$SLURM_STEP_ID" >"$MIXSERVE_RUN/steps/trainers"
 exec "$@"

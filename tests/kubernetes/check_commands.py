@@ -5,6 +5,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from mixserve_client import MixClient
 from tests.examples.page import Reader
 from tests.kubernetes.pods import Pod, Process, running
 from tests.kubernetes.rendering import copy_with_secrets, objects, option, render, server_of
+from tests.processes import freeze
 
 SEQUENCE = 2048
 STEPS = 1000  # of the trainer's Job
@@ -116,8 +119,11 @@ def test_a_trainer_whose_server_is_replaced(kubernetes, claims, expected, tmp_pa
     with running(pod, "mixserve") as first:
         first.wait_until_started()
         with running(trainer_pod, "trainer") as trainer:
-            trainer.wait_for_log("step 100")
+            trainer.wait_for_log("step 100:")
+            freeze(trainer.pid)  # it would be through before the server is told
+            assert f"step {STEPS}:" not in trainer.log()
             check_end(first, pod)
+            os.kill(trainer.pid, signal.SIGCONT)
             with running(pod, "mixserve") as second:
                 check_trainer(trainer, trainer_pod, expected, "localhost")
                 check_end(second, pod)

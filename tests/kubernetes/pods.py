@@ -135,6 +135,7 @@ class Process:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, container: Object, ports: Mapping[int, int]):
         self._process, self._log, self._container, self._ports = process, log, container, ports
+        self.pid = process.pid
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -165,7 +166,7 @@ class Process:
         while text not in self.log():
             assert self._process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
-            time.sleep(0.05)
+            time.sleep(0.002)
 
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)

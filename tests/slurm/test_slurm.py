@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -61,7 +61,7 @@ class Job:
         self.folder, self.config = folder, config
         commands = folder / "commands"
         commands.mkdir()
-        for name in ("srun", "scontrol"):
+        for name in ("srun", "scancel", "scontrol"):
             stand_in = shlex.join([sys.executable, str(ROOT / "tests" / "slurm" / "stand_in.py"), name])
             (commands / name).write_text(f'#!/bin/sh\nexec {stand_in} "$@"\n')
             (commands / name).chmod(0o755)
@@ -81,6 +81,7 @@ class Job:
                     "SLURM_JOB_ID": "17",
                     "SLURM_JOB_NODELIST": f"127.0.0.[2-{nodes + 1}]",
                     "SLURM_SUBMIT_DIR": str(ROOT),
+                    "STAND_IN_STEPS": str(folder / "steps"),
                     "MIXSERVE_RUN": str(folder / "run"),
                     "MIXSERVE_MIXTURE": str(config),
                 }
@@ -120,6 +121,16 @@ class Job:
                 found.append(int(file.parent.name))
         return sorted(found)
 
+    def kill(self) -> None:
+        """Kill what is left of it, the groups of its tasks too."""
+        groups = [self.process.pid] if self.process.poll() is None else []
+        for file in self.folder.glob("steps/*/groups"):
+            groups += map(int, file.read_text().split())
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        self.process.wait(DEADLINE_S)
+
     def text(self) -> str:
         return "\n".join([self.log.read_text(), *self.server_logs().values()])
 
@@ -135,9 +146,7 @@ def submit(tmp_path):
 
     yield start
     for job in jobs:
-        if job.process.poll() is None or job.server_pids():
-            os.killpg(job.process.pid, signal.SIGKILL)
-        job.process.wait(DEADLINE_S)
+        job.kill()
 
 
 @contextmanager
