@@ -56,7 +56,12 @@ class error_boundary:  # noqa: N801  # it is used like a function
         fault = self._log(error)
         found = ServerFault(f"{_told(error)}; the server's log has the cause under the id {fault}")
         found.request_id = fault
-        raise found from error
+        try:
+            raise found from error
+        finally:
+            # Its traceback leads to this frame: such a cycle would keep what the frames of the call hold, also the call
+            # itself, until Python's cycle collector runs; and a connection may have 256 calls.
+            del found
 
     def _log(self, error: BaseException) -> str:
         """Log the fault, unless one like it was just logged. Returns the id of the line."""

@@ -45,7 +45,10 @@ class Rows:
                 where = at_index(first + place, self._reads[place])
                 wrong = WrongRecord(f"{where} cannot be stacked on the record before it: {said}")
                 wrong.read, wrong.position = self._reads[place], first + place
-                raise wrong from error
+                try:
+                    raise wrong from error
+                finally:
+                    del wrong  # as in error_boundary: its traceback leads to this frame
 
 
 def _stack(*records: Any) -> Any:

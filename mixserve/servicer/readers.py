@@ -15,6 +15,7 @@ from functools import partial
 from mixserve.access.call import error_fields
 from mixserve.access.identity import current_caller
 from mixserve.error_boundary import for_others
+from mixserve.failed_read import FailedRead
 from mixserve.mixture.gather import SourceRead
 from mixserve.mixture.taking import Part
 from mixserve_client.errors import Overloaded, Unavailable
@@ -91,7 +92,7 @@ class Readers:
             if not is_full:
                 self._running[running] = None
         if is_full:
-            self._refuse()
+            raise self._refusal()
         try:
             self._start(partial(self._run, running))
         except BaseException:
@@ -108,7 +109,7 @@ class Readers:
         try:
             while not running.has_ended(min(LOOK_EVERY_S, max(0.0, until - self._clock()))):
                 if self._clock() >= until:
-                    self._give_up(running)
+                    raise self._late(running)
                 check_wanted()
         finally:
             with self._lock:
@@ -142,8 +143,8 @@ class Readers:
                     now - running.began,
                 )
 
-    def _give_up(self, running: "_Running") -> None:
-        """Raises FailedRead, which names source and record."""
+    def _late(self, running: "_Running") -> FailedRead:
+        """The error of a read that is given up, after a line in the log; it names source and record."""
         with self._lock:
             late = sum(one.began + self.timeout_s <= self._clock() for one in self._running)
         cause = Unavailable(f"the source has not answered for {self.timeout_s:g} s (server.limits.read_timeout_s)")
@@ -157,10 +158,10 @@ class Readers:
             self._most,
             extra={"mixture": self._mixture, **failed.read._asdict(), **error_fields(cause)},
         )
-        raise failed
+        return failed
 
-    def _refuse(self) -> None:
-        """Raises Overloaded."""
+    def _refusal(self) -> Overloaded:
+        """The error of a call that finds no thread, after a line in the log."""
         with self._lock:
             age_s = self._clock() - min((running.began for running in self._running), default=self._clock())
             unwanted = sum(not running.waiting for running in self._running)
@@ -172,7 +173,7 @@ class Readers:
         error = Overloaded(f"{words}; ask another replica, or again", delay_s)
         said = "%s: calls are refused until one comes back. Look at what the sources read from, or restart the server"
         self.refused.warn(said, words, extra=error_fields(error))
-        raise error
+        return error
 
 
 class _Running:

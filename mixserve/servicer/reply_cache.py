@@ -42,6 +42,7 @@ class CachedReply:
         self._leaf_ids: Int[np.ndarray, " rows"] | None = None
         self._reply: Message | None = None
         self._error: Exception | None = None
+        self._users = 0  # threads that have begun, and not got the reply
 
     def begin(self, begin: Begin) -> "CachedReply":
         """Begin the reply with `begin`, unless it has begun already. Raises Abandoned too."""
@@ -50,6 +51,7 @@ class CachedReply:
             # Also after an error, which `result` leaves with both None: an error is never cached.
             if self._pending is None and self._reply is None:
                 self._pending, self._error = begin(), None
+            self._users += 1
         finally:
             self._lock.release()
         return self
@@ -65,6 +67,11 @@ class CachedReply:
         try:
             return self._result()
         finally:
+            self._users -= 1
+            if self._users <= 0:
+                # Its traceback leads to the frames of the call, and they to the call: gRPC counts it as open until
+                # they are gone, and a connection may have 256 calls.
+                self._error = None
             self._lock.release()
 
     def _result(self) -> Message:
@@ -81,6 +88,7 @@ class CachedReply:
         except BaseException as error:
             # This thread keeps its own KeyboardInterrupt or SystemExit; the others get an Exception.
             self._pending, self._error = None, for_others(error)
+            self.ends = self._clock() + _LIFETIME_S
             raise
         self.ends = self._clock() + _LIFETIME_S  # counted from the end: a slow source may take longer than a second
         # An unshared reply keeps only what makes it. Making it again for a second reader is rare, and costs less

@@ -39,10 +39,12 @@ class StreamReply:
                 return MadeReply(self._pending.result(), self._pending, self._here, lacking)
             except FailedRead as failed:
                 located = failed.at(position_at(self._here, failed.slot))
-                if failed.slot == 0:
-                    raise located from failed.__cause__
-                rows, lacking = failed.slot, str(located)
-                del located
+                try:
+                    if failed.slot == 0:
+                        raise located from failed.__cause__
+                    rows, lacking = failed.slot, str(located)
+                finally:
+                    del located  # as in error_boundary: its traceback leads to this frame
             # These may fail as well: sources are read one after another, not in the order of their rows.
             self._here = self._ranges(rows)
             self._pending = self._begin(self._here)

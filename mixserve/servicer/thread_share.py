@@ -123,7 +123,10 @@ class ThreadShare:
                 mixture.waiting.append(waiter)
         if waiter is None:
             assert refusal is not None
-            raise refusal.logged()
+            try:
+                raise refusal.logged()
+            finally:
+                del refusal  # as in error_boundary: the error's traceback leads to this frame
         self._wait(name, mixture, waiter)
         return self._clock()
 
@@ -145,7 +148,10 @@ class ThreadShare:
                     if not waiter.has_turn and (now >= until or mixture.is_stuck(now)):
                         refusal = self._refuse(name, mixture, now)
                 if refusal is not None:
-                    raise refusal.logged()
+                    try:
+                        raise refusal.logged()
+                    finally:
+                        del refusal
         except BaseException:
             with self._lock:
                 if waiter.has_turn:

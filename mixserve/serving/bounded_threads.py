@@ -41,17 +41,7 @@ class BoundedThreads(CountingThreads):
     def check(self, peer: str) -> None:
         """Raises Overloaded in the thread of a call that is refused; call it first."""
         if getattr(self._refused, "is_set", False):
-            error = Overloaded(
-                f"this connection has {self._most_of_one} streams already, as many as it may; ask again", _RETRY_S
-            )
-            self.refused.warn(
-                "%s has %d streams that run or wait, and may have no more: close iterators that are not used, or raise "
-                "streams_per_connection in server.limits",
-                peer,
-                self._most_of_one,
-                extra=error_fields(error),
-            )
-            raise error
+            raise self._refusal(peer)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait, cancel_futures=cancel_futures)
@@ -74,3 +64,16 @@ class BoundedThreads(CountingThreads):
             return run()
         finally:
             self._refused.is_set = False
+
+    def _refusal(self, peer: str) -> Overloaded:
+        """The error of a call that is refused, after a line in the log."""
+        words = f"this connection has {self._most_of_one} streams already, as many as it may; ask again"
+        error = Overloaded(words, _RETRY_S)
+        self.refused.warn(
+            "%s has %d streams that run or wait, and may have no more: close iterators that are not used, or raise "
+            "streams_per_connection in server.limits",
+            peer,
+            self._most_of_one,
+            extra=error_fields(error),
+        )
+        return error

@@ -131,7 +131,7 @@ class UnreadReplies:
         for victim_account, peer in victims:
             self._end(victim_account, peer)
         if not has_room:
-            self._refuse(connection.peer, *whole)
+            raise self._refusal(connection.peer, *whole)
 
     def check_room(self, account: ReplyAccount) -> None:
         """As `reserve`, for a reply of unknown size that will be counted when it is made."""
@@ -209,7 +209,8 @@ class UnreadReplies:
             peer,
         )
 
-    def _refuse(self, peer: str, of_one: int, of_all: int) -> None:
+    def _refusal(self, peer: str, of_one: int, of_all: int) -> Overloaded:
+        """The error of a call that finds no room, after a line in the log."""
         error = Overloaded("readers have not taken the replies that the server holds for them; ask again", _RETRY_S)
         self.refused.warn(
             "%s gets Overloaded: readers have not taken %d bytes of replies, of which %d are those of this connection. "
@@ -219,7 +220,7 @@ class UnreadReplies:
             of_one,
             extra=error_fields(error),
         )
-        raise error
+        return error
 
 
 def _nothing() -> None:

@@ -241,7 +241,10 @@ class Session:
         self._write({"sequence": request.sequence, "last": last})
         self.kept_bytes = kept_bytes
         if refusal is not None:
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # as in error_boundary: its traceback leads to this frame
         if operation.foretold is not None:
             self._run(operation.run, request)
         return reply

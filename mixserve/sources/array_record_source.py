@@ -106,7 +106,10 @@ class ArrayRecords:
             except RuntimeError as error:
                 failed = UnreadRecord(f"{file.path}, record {row:,}: cannot be read: {describe_error(error, 300)}")
                 failed.file = file
-                raise failed from error
+                try:
+                    raise failed from error
+                finally:
+                    del failed  # as in error_boundary: its traceback leads to this frame
 
     def group_warning(self) -> str | None:
         """What to say of the first file whose records are compressed in groups."""

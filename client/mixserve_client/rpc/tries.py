@@ -113,7 +113,11 @@ class Tries:
             raise _of_request(Unavailable(said), error) from error
         self._log(silent_s, error)
         if self._next() is None:
-            self._end_round(error, now)
+            try:
+                self._end_round(error, now)
+            except MixserveError:
+                del error  # a cycle, as above
+                raise
         self._replicas.figures.note_retry(error)
 
     def _log(self, silent_s: float, error: MixserveError) -> None:
@@ -134,7 +138,11 @@ class Tries:
     def _end_round(self, error: MixserveError, now: float) -> None:
         """No replica is left to ask: give up, or wait before all are asked once more. Raises as `failed` does."""
         silent_s = now - self._first_failure
-        self._raise_fault(silent_s)
+        try:
+            self._raise_fault(silent_s)
+        except MixserveError:
+            del error  # a cycle, as in `failed`
+            raise
         self._log(silent_s, error)
         # The exponent has a limit: after 1,024 rounds, half an hour, 2 ** rounds no longer fits a float.
         delay_s = min(_FIRST_DELAY_S * 2 ** min(self._rounds, 10), _LONGEST_DELAY_S)
@@ -170,6 +178,7 @@ class Tries:
             if silent_s < patience_s:
                 return
         error = next((one for one in lasting if kind_of(one) == Kind.FAULT), lasting[0])
+        self._errors.clear()
         try:
             raise error
         finally:

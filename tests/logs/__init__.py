@@ -1,0 +1,1 @@
+"""Logs, faults, reloads, and the service manager."""
