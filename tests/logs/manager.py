@@ -23,7 +23,8 @@ class Manager:
         self._socket.bind(f"\0{path}" if abstract else path)
         self._path = None if abstract else Path(path)
         self.messages = list[dict[str, str]]()
-        environment = os.environ | variables | {"NOTIFY_SOCKET": f"@{path}" if abstract else path}
+        self.address = f"@{path}" if abstract else path
+        environment = os.environ | variables | {"NOTIFY_SOCKET": self.address}
         if watchdog_s:
             environment["WATCHDOG_USEC"] = str(int(watchdog_s * 1e6))
         self._log = folder / "service.log"

@@ -7,18 +7,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from mixserve.cli import supervisor
 from mixserve.cli.notify import Notifier
+from mixserve.cli.signals import Signals
+from mixserve.cli.worker_link import Place
 from mixserve_client import MixClient
+from tests.cluster import wait_until
 from tests.logs.manager import DEADLINE_S, Manager
 from tests.logs.servers import write_faulty
-from tests.processes import freeze, write_mixture
+from tests.processes import write_mixture
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "mixserve.service"
 ONE_AND_TWO = [1, pytest.param(2, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs SO_REUSEPORT"))]
@@ -55,14 +59,9 @@ def serve_command(config: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "mixserve", "serve", str(config), *flags]
 
 
-@pytest.mark.parametrize(
-    "abstract", [False, pytest.param(True, marks=pytest.mark.skipif(os.name != "posix", reason=""))]
-)
-def test_the_unit_starts_reloads_lives_and_stops(tmp_path: Path, abstract: bool) -> None:
-    if abstract and sys.platform != "linux":
-        pytest.skip("only Linux has sockets without files")
+def test_the_unit_starts_reloads_lives_and_stops(tmp_path: Path) -> None:
     config = write_faulty(tmp_path, "port: 0, log_level: info")
-    with managed(command_of_the_unit(config, tmp_path / "state"), tmp_path, 0.5, abstract=abstract) as manager:
+    with managed(command_of_the_unit(config, tmp_path / "state"), tmp_path, 0.5) as manager:
         first = manager.wait_for_name("STATUS")
         assert first["STATUS"] == "opening the sources"
         ready = manager.wait_for_name("READY")
@@ -92,6 +91,12 @@ def test_it_is_ready_when_all_processes_serve_and_reloaded_when_all_have(tmp_pat
             before = manager.log().count("again: log_level is info")
             manager.reload()
             assert manager.log().count("again: log_level is info") == before + 1
+        if processes > 1:
+            pid = manager.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            os.kill(int(children[1]), signal.SIGKILL)
+            manager.wait_for(lambda message: message.get("STATUS", "").startswith("1 of 2 workers serve on "))
+            manager.wait_for(lambda message: message.get("STATUS", "").startswith("2 of 2 workers serve on "))
         config.write_text("nonsense")
         manager.reload()  # the manager must not wait for ever for a reload that was refused
         assert "nothing was reloaded" in manager.log()
@@ -99,30 +104,47 @@ def test_it_is_ready_when_all_processes_serve_and_reloaded_when_all_have(tmp_pat
         assert manager.stop() == 0
 
 
+WORKER = """
+import os, select, socket, sys
+link = socket.socket(fileno=int(sys.argv[2]))  # which the supervisor adds
+link.recv(1 << 16)
+link.send(b"warm with the same mixtures")
+link.recv(100)
+link.send(b"serving")
+while True:
+    if select.select([link], [], [], 0.1)[0] and link.recv(1 << 16) in (b"drain", b""):
+        break
+    if not os.path.exists(sys.argv[1]):
+        link.send(b"beat")
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has workers")
-def test_a_worker_that_stands_still_ends_the_signs_of_life(tmp_path: Path) -> None:
-    command = serve_command(write_mixture(tmp_path), "--processes", "2")
-    with managed(command, tmp_path, 0.5) as manager:
-        manager.wait_for_name("READY")
-        manager.wait_for_name("WATCHDOG")
-        pid = manager.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        freeze(int(children[1]))
+def test_a_worker_that_stands_still_ends_the_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_SILENT_S", 0.5)
+    monkeypatch.setattr(supervisor, "_RELOAD_S", 0.5)
+    hangs, signals = tmp_path / "hangs", Signals()
+    signals.is_serving = True
+    with managed([sys.executable, "-c", ""], tmp_path) as manager, ThreadPoolExecutor(1) as thread:
+        told = Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"})
+        place = Place(0, "127.0.0.1:1", ["127.0.0.1:2"], [":2"], "/nowhere")
+        command = [sys.executable, "-c", WORKER, str(hangs)]
+        running = supervisor.Supervisor(command, [place], lambda _: None, read_again=lambda: True, notifier=told)
+        code = thread.submit(running.run, signals, 1.0)
         try:
-            deadline = time.monotonic() + DEADLINE_S
-            last = time.monotonic()
-            while time.monotonic() - last < 3:  # it comes four times a second otherwise
-                assert time.monotonic() < deadline
-                if manager.poll("WATCHDOG"):
-                    last = time.monotonic()
-            manager.reload()  # which does not wait for it for ever
+            assert manager.wait_for_name("READY")["STATUS"] == "1 of 1 workers serve on 127.0.0.1:1"
+            manager.wait_for_name("WATCHDOG")
+            signals.tell_to_reload()  # which this worker does not answer
+            manager.wait_for_name("RELOADING")
+            manager.wait_for_name("READY")
+            hangs.touch()
+            wait_until(lambda: not manager.poll("WATCHDOG"))  # it waits for half a second: several are missing
+            hangs.unlink()
+            manager.wait_for_name("WATCHDOG")
         finally:
-            os.kill(int(children[1]), signal.SIGCONT)
-        manager.wait_for_name("WATCHDOG")
-        os.kill(int(children[0]), signal.SIGKILL)
-        manager.wait_for(lambda message: message.get("STATUS", "").startswith("1 of 2 workers serve on "))
-        manager.wait_for(lambda message: message.get("STATUS", "").startswith("2 of 2 workers serve on "))
-        assert manager.stop() == 0
+            signals.tell()
+        manager.wait_for_name("STOPPING")
+        assert code.result(DEADLINE_S) == 0
 
 
 @pytest.mark.parametrize("processes", ONE_AND_TWO)
@@ -164,7 +186,7 @@ def test_the_signs_of_life_of_another_process_are_not_ours(tmp_path: Path) -> No
         "import os, time; from mixserve.cli.notify import Notifier; os.environ['WATCHDOG_PID'] = '1'; "
         "n = Notifier(); n.watch(lambda: True); time.sleep(1); n.status('two\\nlines'); n.stopping('ends')",
     ]
-    with managed(command, tmp_path, 0.1) as manager:
+    with managed(command, tmp_path, 0.1, abstract=sys.platform == "linux") as manager:
         manager.wait_for_name("STOPPING")
         assert manager.messages == [{"STATUS": "two lines"}, {"STOPPING": "1", "STATUS": "ends"}]
 
