@@ -28,10 +28,11 @@ class ServerLimits:
       clients with a list of replicas spread their calls by themselves.
     - `calls_per_mixture`: single calls of one mixture that are answered at a time; as many replies of its streams over
       gRPC, and over bulk channels, are made at a time, if there are so many threads. The default keeps one core busy
-      with copies, or 16 requests under way to an object store. Further calls wait, and then get Overloaded.
-    - `read_timeout_s`: seconds for which a call waits for a read of its sources, which then ends with Unavailable. The
-      default is much longer than a cold object store takes for a batch. Arrays and mapped files are copied, without a
-      limit.
+      with copies, or 16 requests under way to an object store. Of calls on sessions up to 16 run, of openings 4,
+      of lists 2. Further calls wait, and then get Overloaded.
+    - `read_timeout_s`: seconds for which a call waits for a read of its sources, or a call on a session for its end,
+      before it ends with Unavailable. The default is much longer than a cold object store takes for a batch. Arrays and
+      mapped files are copied, without a limit.
     - `schedule_bytes`: of readers' schedules, about. The server forgets those that were not used for longest, and their
       readers send them again; it refuses one that is larger by itself. 512 MiB hold 364,000 entries of two weights in
       epoch mode, and four times as many otherwise.

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from mixserve.error_boundary import for_others
+from mixserve.servicer.jobs import LOOK_EVERY_S, Abandoned, check_wanted
 from mixserve.servicer.pending_reply import Pending
-from mixserve.servicer.readers import LOOK_EVERY_S, Abandoned, check_wanted
 from mixserve.servicer.reply_memory import Message
 from mixserve_client.forks import renew_in_forks
 

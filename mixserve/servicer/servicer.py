@@ -14,9 +14,9 @@ from mixserve.metrics.replies import clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.sampling import check_end
 from mixserve.servicer.hosted import HostedMixture, ServedSelection
+from mixserve.servicer.jobs import Abandoned
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending, SlotTarget
-from mixserve.servicer.readers import Abandoned
 from mixserve.servicer.replies import NoSlots, Replies, Slots
 from mixserve.servicer.reply_memory import BytesMemory, Message, ReplyMemory
 from mixserve.servicer.schedules import Schedules

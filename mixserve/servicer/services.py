@@ -14,6 +14,7 @@ from mixserve.servicer.replies import Slots
 from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.servicer import MixServicer
 from mixserve.servicer.session_servicer import SessionServicer
+from mixserve.servicer.session_work import SessionWork
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.servicer.visible import visible
 from mixserve.sessions import JOURNAL_DAYS, TTL_S, Sessions, StateFolder
@@ -104,15 +105,17 @@ class Services:
         """Whether records of each mixture, by name, are read by code of its sources, rather than copied."""
         return {mixture.name: not mixture.only_copies for mixture in self._all}
 
-    def handle(self, method: str, request: bytes, share: ThreadShare | None = None) -> bytes:
+    def handle(
+        self, method: str, request: bytes, share: ThreadShare | None = None, sessions: SessionWork | None = None
+    ) -> bytes:
         """The reply to `request`, with a checksum if the request has one. `share` and errors are as in
-        `MixServicer.handle`; sessions do not need it.
+        `MixServicer.handle`, and `sessions` is as in `SessionServicer.handle`.
         """
         request, checksum = open_request(request)
         if method == methods.GET_STATS:
             reply = self._get_stats(request)
         elif method in self._of_sessions:
-            reply = self.state.handle(method, request)
+            reply = self.state.handle(method, request, sessions)
         else:
             reply = self.mix.handle(method, request, share)
         return reply if checksum is None else seal_reply(reply, ReplyTo(checksum, 0))

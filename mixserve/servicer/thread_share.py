@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mixserve.access.call import error_fields
 from mixserve.mixture.gather import SourceReader
-from mixserve.servicer.readers import LOOK_EVERY_S, check_wanted, spread
+from mixserve.servicer.jobs import LOOK_EVERY_S, check_wanted, spread
 from mixserve_client.errors import Overloaded
 from mixserve_client.limited_log import LimitedLog
 

@@ -12,7 +12,7 @@ from mixserve.metrics.calls import CallFigures
 from mixserve.pooled_memory import PooledMemory
 from mixserve.reply_room import reserving_with
 from mixserve.servicer import Services
-from mixserve.servicer.readers import check_wanted
+from mixserve.servicer.jobs import check_wanted
 from mixserve.servicer.reply_memory import Message, ReplyMemory
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.serving.bulk import BulkPeer
@@ -26,7 +26,7 @@ from mixserve_client.errors import InvalidRequest, MixserveError, Unavailable
 from mixserve_client.wire import methods
 
 # Their replies are small, and a lease must be renewed however many others wait.
-_ALWAYS_ROOM = (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS)
+ALWAYS_ROOM = (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS)
 
 
 class Answers:
@@ -60,7 +60,7 @@ class Answers:
             check_wanted()  # calls that waited for a thread may have been given up meanwhile
             account = self._open_account(method, context)
             with reserving_with(account.reserve):
-                reply = self._services.handle(method, request, self._work.calls)
+                reply = self._services.handle(method, request, self._work.calls, self._work.sessions)
             account.settle(len(reply))
             return reply
 
@@ -139,7 +139,7 @@ class Answers:
     def _open_account(self, method: str, context: grpc.ServicerContext) -> ReplyAccount:
         """An account for the reply of a single call, until the call ends. Raises Overloaded if there is no room."""
         account = self._unread.open(context.peer(), context.cancel)
-        if method not in _ALWAYS_ROOM:
+        if method not in ALWAYS_ROOM:
             self._unread.check_room(account)
         if not context.add_callback(account.close):  # the call has ended meanwhile
             raise Unavailable("the caller has ended this call")

@@ -20,8 +20,8 @@ from mixserve.faults import FAULTS
 from mixserve.limits import ServerLimits
 from mixserve.metrics.calls import CallFigures
 from mixserve.servicer import Services
-from mixserve.servicer.readers import spread
-from mixserve.serving.answers import Answers
+from mixserve.servicer.jobs import spread
+from mixserve.serving.answers import ALWAYS_ROOM, Answers
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.first_request import FirstRequests
@@ -62,8 +62,6 @@ _DESCRIBING_THREADS = 4
 _MOST_WAITING = 1000  # calls without a thread
 _WAITING_RETRY_S = 2.0
 _PATIENCE_S = 0.25  # a request comes in the same packets as its call, mostly
-# Their replies are small, and a lease must be renewed however many others wait.
-_ALWAYS_ROOM = (methods.RENEW_SESSIONS, methods.RELEASE_SESSIONS)
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
 _EXIT_S = 1.0
 
@@ -121,7 +119,12 @@ class MixServer:
         self._guard = Guard(tokens, peer_of if worker is None else caller_of, figures.note_refused)
         self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
         self._answers = Answers(services, self._guard, self._unread, self._work, self._state, figures)
-        self._sessions = SessionThreads(services.state.end_silent, self._guard.report, request_timeout_s=patience_s)
+        self._sessions = SessionThreads(
+            {method: share.threads for method, share in self._work.sessions.shares.items()},
+            services.state.end_silent,
+            self._guard.report,
+            request_timeout_s=patience_s,
+        )
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
         self._stuck_elsewhere = frozenset[str]()
@@ -139,7 +142,7 @@ class MixServer:
         self.stats = ServerStats(
             services.stats,
             figures,
-            {"call": self._work.calls, "stream": self._work.streams, "bulk": self._work.bulk},
+            self._work.shares,
             self._unread,
             memory_limit,
             self._answering_mixtures,
@@ -341,12 +344,8 @@ class MixServer:
         answer = partial(self._answers.answer, path, admission)
         if path in _DESCRIPTIONS:
             return self._description(answer)
-        if self._threads.waiting >= _MOST_WAITING:  # before the call waits, so that no thread is needed to refuse it
-            waiting = f"{_MOST_WAITING} calls wait for a thread of this server; ask again, or another replica"
-            error = Overloaded(waiting, spread(_WAITING_RETRY_S))
-            said = "%d calls wait for a thread: others are refused. Add replicas"
-            self._full.warn(said, _MOST_WAITING, extra=error_fields(error))
-            return self._guard.refusing(path, error)
+        if self._threads.waiting >= _MOST_WAITING:
+            return self._refuse_more(path)
 
         def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
             return answer(self._first.take_one(requests, context), context)
@@ -366,7 +365,17 @@ class MixServer:
         return self._streams.handler(path, partial(self._answers.stream, path, admission))
 
     def _session_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
+        if self._sessions.waiting(path) >= _MOST_WAITING and path not in ALWAYS_ROOM:
+            return self._refuse_more(path)
         return self._sessions.handler(path, partial(self._answers.answer_session, path, admission))
+
+    def _refuse_more(self, path: str) -> grpc.RpcMethodHandler:
+        """Before the call waits, so that no thread is needed to refuse it."""
+        waiting = f"{_MOST_WAITING} calls wait for a thread of this server; ask again, or another replica"
+        error = Overloaded(waiting, spread(_WAITING_RETRY_S))
+        said = "%d calls wait for a thread: others are refused. Add replicas"
+        self._full.warn(said, _MOST_WAITING, extra=error_fields(error))
+        return self._guard.refusing(path, error)
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         reply = self._answers.answer(methods.GET_SERVER, admission, request, context)

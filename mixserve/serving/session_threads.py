@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import grpc
 
@@ -12,22 +12,29 @@ from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve")
 
-# Calls of sessions wait for disks, and openings for slow sources. Pure calls and renewals of leases must not wait for
-# them, so each kind has its own threads.
-_CALLS, _OPENINGS, _LISTINGS, _OTHERS = 16, 4, 2, 2
+_OTHERS = 2  # threads
 _LOOK_EVERY_S = 10.0
 _PATIENCE_S = 2.0  # states may have 16 MiB
+
+_NAMES = {
+    methods.CALL_SESSION: "mixserve-session",
+    methods.OPEN_SESSION: "mixserve-opening",
+    methods.LIST_SESSIONS: "mixserve-listing",
+}
 
 
 class SessionThreads:
     """Answers calls, openings, listings and all else, each in their own threads. Calls `regularly` every 10 s."""
 
-    def __init__(self, *regularly: Callable[[], None], request_timeout_s: float = REQUEST_TIMEOUT_S):
-        self._threads = {
-            methods.CALL_SESSION: CountingThreads(_CALLS, "mixserve-session"),
-            methods.OPEN_SESSION: CountingThreads(_OPENINGS, "mixserve-opening"),
-            methods.LIST_SESSIONS: CountingThreads(_LISTINGS, "mixserve-listing"),
-        }
+    def __init__(
+        self,
+        counts: Mapping[str, int],
+        *regularly: Callable[[], None],
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+    ):
+        """`counts` are the numbers of threads of calls, openings and listings, by their methods."""
+        # Pure calls and renewals of leases must not wait for sources and disks, so each kind has its own threads.
+        self._threads = {method: CountingThreads(count, _NAMES[method]) for method, count in counts.items()}
         self._other_threads = CountingThreads(_OTHERS, "mixserve-lease")
         self._first = {
             method: FirstRequests(threads, _PATIENCE_S, request_timeout_s) for method, threads in self._threads.items()
@@ -54,6 +61,10 @@ class SessionThreads:
         threads = self._threads.get(method, self._other_threads)
         call.experimental_thread_pool = threads  # pyright: ignore[reportFunctionMemberAccess]
         return grpc.stream_unary_rpc_method_handler(call)
+
+    def waiting(self, method: str) -> int:
+        """How many calls of the kind of `method` have no thread."""
+        return self._threads.get(method, self._other_threads).waiting
 
     def end_late(self) -> None:
         """End the calls whose requests do not come; call it once a second."""

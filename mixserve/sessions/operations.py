@@ -59,8 +59,20 @@ class Operation(NamedTuple):
 
 def rows_limit(node: MixDataSourcesNode) -> int:
     """The most rows in one answer."""
-    row_bytes = sum(field.nbytes for field in node.mixture.fields)
-    return max(1, min(_ROWS_LIMIT, _BYTES_LIMIT // max(1, row_bytes)))
+    return max(1, min(_ROWS_LIMIT, _BYTES_LIMIT // max(1, row_bytes(node))))
+
+
+def row_bytes(node: MixDataSourcesNode) -> int:
+    """The bytes of a row over all fields."""
+    return sum(field.nbytes for field in node.mixture.fields)
+
+
+def reply_rows(node: MixDataSourcesNode, operation: str, given: Arguments) -> int:
+    """How many rows the answer of an operation has, or is computed from; 0 if that is not known, or not allowed."""
+    if operation == "next_record":
+        return 1
+    size = given.get("size") if operation in _OF_ROWS else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= rows_limit(node) else 0
 
 
 def sendable(value: Any) -> Any:
@@ -318,6 +330,11 @@ OPERATIONS: dict[str, Operation] = {
 }
 # These need no session: checkpoints stay when a session and its journal are gone.
 ABOUT_CHECKPOINTS = ("list_checkpoints", "delete_checkpoint")
+# Calls that hang because a disk does, rather than a source.
+ABOUT_DISKS = frozenset((*ABOUT_CHECKPOINTS, "save_checkpoint"))
+_OF_ROWS = frozenset(("next_batch", "process", "compute_statistics"))
+# Their answers have the statistics that the session keeps.
+TELLS_STATISTICS = frozenset(("get_state", "get_statistics"))
 
 
 def find_operation(name: str) -> Operation:

@@ -21,7 +21,14 @@ from mixserve.sessions.journal import Journal
 from mixserve.sessions.journals import Journals
 from mixserve.sessions.listing import Listing, age_s
 from mixserve.sessions.loaded import Key, LoadedSessions
-from mixserve.sessions.operations import ABOUT_CHECKPOINTS, Subject, find_operation
+from mixserve.sessions.operations import (
+    ABOUT_CHECKPOINTS,
+    TELLS_STATISTICS,
+    Subject,
+    find_operation,
+    reply_rows,
+    row_bytes,
+)
 from mixserve.sessions.session import Session
 from mixserve.sessions.storage import StateFolder
 from mixserve_client.errors import (
@@ -130,19 +137,30 @@ class Sessions:
                 _audit_opening(key, request, held_by)
             return OpenedSession(self._ttl_s, session.sequence, session.index, session.epoch, session.was_resumed)
 
-    def check(self, call: UnreadCall) -> None:
+    def check(self, call: UnreadCall) -> bool:
         """Raises InvalidRequest, UnknownSession or SessionTaken for a call that cannot be made, whatever its arguments
-        are; and what loading the session raises."""
+        are. False if only `load` can tell."""
         operation = find_operation(call.operation)
         if (size := call.arguments_bytes) > FEW_BYTES and not operation.large:
             raise InvalidRequest(f"the arguments of {call.operation} must have at most {FEW_BYTES} bytes, got {size}")
         if call.operation in ABOUT_CHECKPOINTS and not call.lease:
-            return
-        session = self._loaded.get(key := Key(call.mixture, call.name))
-        if session is None:
-            with self._enter(key) as session:
-                pass
-        session.check_caller(call, operation)
+            return True
+        session = self._loaded.get(Key(call.mixture, call.name))
+        if session is not None:
+            session.check_caller(call, operation)
+        return session is not None
+
+    def load(self, call: UnreadCall) -> None:
+        """Load the session of a call, and `check` it. Raises what that and loading the session raise."""
+        with self._enter(Key(call.mixture, call.name)) as session:
+            pass
+        session.check_caller(call, find_operation(call.operation))
+
+    def reply_bytes(self, call: CallRequest) -> int:
+        """The bytes of the reply to a call that are known before it runs: of rows, states and statistics, about."""
+        session, node = self._loaded.get(Key(call.mixture, call.name)), self._nodes[call.mixture]
+        kept = session.kept_bytes if session is not None and call.operation in TELLS_STATISTICS else 0
+        return kept + reply_rows(node, call.operation, call.arguments) * row_bytes(node)
 
     def call(self, request: CallRequest) -> CallReply:
         """Run one operation on a session. Raises UnknownSession, and what `Session.call` raises."""

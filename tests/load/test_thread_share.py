@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mixserve.access.identity import EVERYBODY, acting_as
-from mixserve.servicer.readers import Abandoned
+from mixserve.servicer.jobs import Abandoned
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve_client import Overloaded
 from tests.load.hanging import until
