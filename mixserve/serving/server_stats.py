@@ -54,7 +54,7 @@ class ServerStats:
         for which, share in self._shares.items():
             yield gauge(
                 "mixserve_under_way",
-                "Single calls, replies of streams over gRPC and bulk channels, and calls on sessions that are under way.",
+                "Single calls, replies of streams, by how they are sent, and calls on sessions that are under way.",
                 {(name, which): running for name, (running, _) in share.loads().items()},
                 ("mixture", "way"),
             )

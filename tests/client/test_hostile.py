@@ -239,6 +239,7 @@ def test_other_replies_that_cannot_be_are_corrupt(decode, data):
 def test_a_message_of_more_parts_than_a_client_can_bear_is_not_begun(monkeypatch):
     """Two bytes of the message make an object of a hundred."""
     monkeypatch.setattr("mixserve_client.wire.reply.DESCRIPTION_BYTES", 1 << 14)
+    monkeypatch.setattr("mixserve_client.wire.session._COUNTED_FROM", 1 << 14)
     monkeypatch.setattr("mixserve_client.wire.reply._PARTS", 1 << 14)
     for kind, data in (
         (mix_pb2.Mixture, frame.delimited(4, b"") * ((1 << 14) + 8)),

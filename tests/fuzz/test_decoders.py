@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mixserve.sources.registry import KINDS
 from mixserve_client import wire
 from mixserve_client.errors import CorruptReply
+from mixserve_client.wire.frame import delimited
 from tests.fuzz import file_targets, wire_targets
 from tests.fuzz.file_targets import FILES
 from tests.fuzz.mutations import mutate
@@ -22,6 +23,7 @@ from tests.fuzz.wire_targets import WIRE
 from tests.profiles import examples
 
 TARGETS = [*WIRE, *FILES]
+FIELD = delimited(3, delimited(1, b"x") + delimited(2, b"int8"))  # of a Mixture
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -40,6 +42,29 @@ def test_damaged_inputs_are_refused_soon_and_in_words(target):
         checked(given if isinstance(given, bytes) else mutate(given, seeds, min(target.largest, 64 << 10)))
 
     run()
+
+
+def named(*parts: bytes) -> bytes:
+    """A message with the name `x` and these parts."""
+    return delimited(1, delimited(1, b"x") + b"".join(parts))
+
+
+# Two bytes make a message, and to convert one takes a microsecond or more.
+MANY = {
+    "sessions": delimited(1, b"") * 400_000,
+    "statistics": delimited(1, b"") * 400_000,
+    "statistics with samples": named(delimited(3, b"gauge"), delimited(6, b"") * 400_000),
+    "mixture": FIELD + delimited(4, b"") * 400_000,
+    "mixture of fields": FIELD * 60_000,
+}
+
+
+@pytest.mark.parametrize(("name", "data"), MANY.items(), ids=MANY)
+def test_many_small_messages_in_one_cost_little(name, data):
+    target = next(one for one in WIRE if one.name == f"client: {name.partition(' ')[0]}")
+    checked = Checked(target)
+    checked(data)
+    assert checked.refused
 
 
 def test_every_decoder_and_every_kind_of_source_is_fuzzed():

@@ -27,6 +27,7 @@ from mixserve_client.schema.sessions import (
     OpenRequest,
     SessionDescription,
 )
+from mixserve_client.schema.stats import Metric, MetricKind, Sample, counter, gauge
 from mixserve_client.wire import (
     batch,
     bulk,
@@ -39,6 +40,7 @@ from mixserve_client.wire import (
     schedule,
     server,
     session,
+    stats,
     value,
 )
 from tests.fuzz.handshake_target import HANDSHAKE
@@ -83,6 +85,15 @@ def _description() -> MixtureDescription:
         schedule=(ScheduleEntry(0, (0.5, 0.5)), ScheduleEntry(4096, (1.0, 0.0))),
         leaves=("web", "code"),
     )
+
+
+def _metrics() -> list[Metric]:
+    buckets = Sample(("train",), 1.5, (1, 0, 2))
+    return [
+        gauge("mixserve_serving", "1 while it serves.", {(): 1}),
+        counter("mixserve_rows_total", "Rows.", {("train", "web"): 5, ("train", "code"): 7}, ("mixture", "source")),
+        Metric("mixserve_wait_seconds", "Waits.", MetricKind.HISTOGRAM, ("mixture",), (buckets,), (0.1, 1.0)),
+    ]
 
 
 def _requests() -> list[bytes]:
@@ -247,6 +258,8 @@ def _replies() -> list[Target]:
         "names": (mixture.decode_names, [mixture.encode_names(("a", "b"))]),
         "server": (server.decode_server, [server.encode_server(one) for one in offers]),
         "schedule": (schedule.decode_schedule, [schedule.encode_schedule(DefinedSchedule("ab" * 32, 5))]),
+        "sessions": (session.decode_sessions, [session.encode_sessions(sessions)]),
+        "statistics": (stats.decode_stats, [stats.encode_stats(_metrics())]),
         "opened session": (session.decode_opened, [session.encode_opened(OpenedSession(900, 3, 7, 1, True))]),
         "reply of a session": (session.decode_call_reply, [session.encode_call_reply(CallReply(_VALUE, True, 5, 1))]),
         "health": (health.decode_status, [b"\x08\x01"]),
@@ -261,14 +274,6 @@ def _replies() -> list[Target]:
     return [
         *found,
         Target("client: batch as expected", known, (), lambda: [filled_batch(2)]),
-        # A server may have a million sessions, so their list may be long, and take its time.
-        Target(
-            "client: sessions",
-            session.decode_sessions,
-            _CORRUPT,
-            lambda: [session.encode_sessions(sessions)],
-            largest=128 << 10,
-        ),
         Target("client: metadata of an error", _read_error, (), lambda: [_ERROR, b"INTERNAL\0x"], largest=64 << 10),
         Target("client: state", _read_state, (InvalidRequest, OutOfRange), _states),
         Target(

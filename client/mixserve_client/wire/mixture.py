@@ -20,7 +20,7 @@ _FINGERPRINT = re.compile(r"([0-9a-f]{2}){1,64}", re.ASCII)
 # protobuf has no larger messages, and NumPy at most 64 dimensions, of which one is for the batch.
 _ROW_BYTES, _DIMENSIONS = 1 << 31, 63
 _FIELDS, _SOURCES, _LEAVES, _NAMES = 1 << 16, 1 << 20, 1 << 22, 1 << 20
-_LEVELS = 1000
+_LEVELS, _ALL_LEVELS = 1000, 1 << 18  # of one name, and of all together
 _LARGEST_BLOCK = 1 << 32
 _SUM_ERROR = 1e-3
 
@@ -92,19 +92,22 @@ def _fields(messages: Collection[mix_pb2.Field]) -> tuple[Field, ...]:
     """Raises ValueError or KeyError if these cannot be the fields of a record."""
     if not 1 <= len(messages) <= _FIELDS:
         raise ValueError(f"a record has 1 to {_FIELDS} fields, got {len(messages)}")
-    for one in messages:
+    found, levels = dict[str, Field](), 0
+    for one in messages:  # the first that cannot be ends it: there may be many, and each takes some microseconds
         if len(one.shape) > _DIMENSIONS or any(dim < 0 for dim in one.shape):
             raise ValueError(f"the field {one.name!r:.100} cannot have the shape {list(one.shape[:9])!r:.100}")
-    fields = tuple(Field(one.name, dtype_named(one.dtype), tuple(one.shape)) for one in messages)
+        depth = one.name.count("/")
+        levels += depth
+        if one.name in found or depth > _LEVELS or levels > _ALL_LEVELS:
+            raise ValueError(f"the names of fields must be different and at most {_LEVELS} levels deep")
+        found[one.name] = Field(one.name, dtype_named(one.dtype), tuple(one.shape))
+    fields = tuple(found.values())
     # Zeros count as ones: NumPy cannot make arrays of huge shapes even if a dimension of 0 makes them empty.
     size = sum(field.dtype.itemsize * prod(max(1, dim) for dim in field.shape) for field in fields)
     if size > _ROW_BYTES:
         raise ValueError(f"a record must have at most {_ROW_BYTES} bytes, got {size:.3g}")
-    names = [field.name for field in fields]
-    if len(set(names)) < len(names) or any(name.count("/") > _LEVELS for name in names):
-        raise ValueError(f"the names of fields must be different and at most {_LEVELS} levels deep")
     try:
-        unflatten(dict.fromkeys(names))
+        unflatten(dict.fromkeys(found))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the fields do not make up a record: {error!s:.200}") from error
     return fields
@@ -114,14 +117,16 @@ def _sources(messages: Collection[mix_pb2.Source]) -> tuple[SourceDescription, .
     """Raises ValueError if these cannot be the sources of a mixture."""
     if not 1 <= len(messages) <= _SOURCES:
         raise ValueError(f"a mixture has 1 to {_SOURCES} sources, got {len(messages)}")
-    sources = tuple(
-        SourceDescription(s.name, s.length, s.weight, s.pass_end or None, s.content_unknown, s.content_sampled)
-        for s in messages
-    )
-    if any(source.length < 0 or (source.pass_end or 0) < 0 for source in sources):
-        raise ValueError("length and pass_end of a source must be at least 0")
-    if len({source.name for source in sources}) < len(sources):
-        raise ValueError("the names of sources must be different")
+    found = dict[str, SourceDescription]()
+    for s in messages:  # as of fields
+        if s.name in found:
+            raise ValueError("the names of sources must be different")
+        if s.length < 0 or s.pass_end < 0:
+            raise ValueError("length and pass_end of a source must be at least 0")
+        found[s.name] = SourceDescription(
+            s.name, s.length, s.weight, s.pass_end or None, s.content_unknown, s.content_sampled
+        )
+    sources = tuple(found.values())
     total = math.fsum(_check_weights([source.weight for source in sources]))
     if not abs(total - 1) <= _SUM_ERROR:
         raise ValueError(f"the weights of the sources must sum to 1, got {total:g}")

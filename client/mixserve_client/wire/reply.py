@@ -12,19 +12,20 @@ LARGEST_REPLY_BYTES = (1 << 30) + (64 << 20)
 DESCRIPTION_BYTES = 32 << 20
 # protobuf turns two bytes of a message into an object of a hundred. Replies that are larger than descriptions hold
 # arrays, so they have few parts: these are counted before protobuf reads them.
-_PARTS = 1 << 20
+_PARTS = 1 << 21  # a state with as many values as a request may set, 2^18, has half of that
 _LEVELS = 100  # protobuf's own limit
 
 M = TypeVar("M", bound=Message)
 
 
-def parse_reply(kind: type[M], data: bytes, most_bytes: int = DESCRIPTION_BYTES) -> M:
-    """The message of type `kind` in `data`. Raises CorruptReply if it is unreadable or larger than `most_bytes`."""
+def parse_reply(kind: type[M], data: bytes, most_bytes: int = DESCRIPTION_BYTES, counted_from: int | None = None) -> M:
+    """The message of type `kind` in `data`. Raises CorruptReply if it is unreadable, larger than `most_bytes`, or
+    larger than `counted_from` bytes (None: than descriptions) and made of too many parts."""
     name = kind.DESCRIPTOR.name
     if len(data) > most_bytes:
         raise CorruptReply(f"the server's {name} must have at most {most_bytes} bytes, got {len(data)}")
     try:
-        if len(data) > DESCRIPTION_BYTES:
+        if len(data) > (DESCRIPTION_BYTES if counted_from is None else counted_from):
             _count(kind.DESCRIPTOR, memoryview(data), _PARTS, _LEVELS)
         return kind.FromString(data)
     except (DecodeError, ValueError) as error:

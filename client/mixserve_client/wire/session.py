@@ -35,6 +35,8 @@ FEW_BYTES = 128 << 10
 _CALL_FIELDS = 64  # a call has six
 _SEQUENCE_LIMIT = (1 << 63) - 1
 _SESSIONS_LIMIT = 1 << 20
+# Answers of sessions may be any tree of values. What is larger is looked at before protobuf makes an object of each.
+_COUNTED_FROM = 2 << 20
 
 M = TypeVar("M", bound=Message)
 
@@ -147,23 +149,30 @@ def encode_sessions(sessions: Iterable[SessionDescription]) -> bytes:
 
 def decode_sessions(data: bytes) -> tuple[SessionDescription, ...]:
     """The sessions in `data`. Raises CorruptReply."""
-    sessions = parse_reply(state_pb2.Sessions, data, LARGEST_REPLY_BYTES).sessions
-    if len(sessions) > _SESSIONS_LIMIT:
-        raise CorruptReply(f"a server has at most {_SESSIONS_LIMIT} sessions, got {len(sessions)}")
-    return tuple(
-        SessionDescription(
-            session.mixture,
-            session.session,
-            session.holder,
-            session.idle_s,
-            session.index,
-            session.epoch,
-            tuple(session.checkpoints),
-            session.damaged,
-            session.saved_only,
+    messages = parse_reply(state_pb2.Sessions, data, LARGEST_REPLY_BYTES).sessions
+    if len(messages) > _SESSIONS_LIMIT:
+        raise CorruptReply(f"a server has at most {_SESSIONS_LIMIT} sessions, got {len(messages)}")
+    # By mixture and name. A message of two bytes takes a microsecond or two, so the first that cannot be ends it.
+    found = dict[tuple[str, str], SessionDescription]()
+    for message in messages:
+        key = mixture, name = message.mixture, message.session
+        if key in found or not mixture or not name:
+            raise CorruptReply(
+                "sessions have a mixture and a name, and each comes once; got "
+                f"{name!r:.100} of {mixture!r:.100}{' twice' if key in found else ''}"
+            )
+        found[key] = SessionDescription(
+            mixture,
+            name,
+            message.holder,
+            message.idle_s,
+            message.index,
+            message.epoch,
+            tuple(message.checkpoints),
+            message.damaged,
+            message.saved_only,
         )
-        for session in sessions
-    )
+    return tuple(found.values())
 
 
 def encode_call_request(request: CallRequest) -> bytes:
@@ -259,7 +268,7 @@ def encode_call_reply(reply: CallReply) -> bytes:
 
 def decode_call_reply(data: bytes) -> CallReply:
     """The reply in `data`. Raises CorruptReply."""
-    message = parse_reply(state_pb2.CallSessionReply, data, LARGEST_REPLY_BYTES)
+    message = parse_reply(state_pb2.CallSessionReply, data, LARGEST_REPLY_BYTES, counted_from=_COUNTED_FROM)
     if message.index < 0 or message.epoch < 0:
         raise CorruptReply(f"index and epoch must be at least 0, got {message.index} and {message.epoch}")
     try:

@@ -64,11 +64,13 @@ def _read(message: state_pb2.Value, depth: int, left: list[int] | None) -> Any:
         case "array":
             return _read_array(message.array)
         case "list":
-            _count(message.list.values, left)
-            return [_read(child, depth + 1, left) for child in message.list.values]
+            values = message.list.values
+            _count(values, left)
+            return [_read(child, depth + 1, left) for child in values]
         case "tuple":
-            _count(message.tuple.values, left)
-            return tuple([_read(child, depth + 1, left) for child in message.tuple.values])
+            values = message.tuple.values
+            _count(values, left)
+            return tuple([_read(child, depth + 1, left) for child in values])
         case "dict":
             _count(message.dict.entries, left)
             return _read_dict(message.dict, depth, left)
