@@ -1,6 +1,7 @@
 """Log lines about what may happen a thousand times a second: one of each kind per second, then with a count."""
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,10 +16,10 @@ _counting = threading.Lock()
 
 
 class LimitedLog:
-    """Warnings of one kind. Thread-safe. `count` is how often `warn` was called."""
+    """Lines of one kind. Thread-safe. `count` is how often one was due."""
 
     def __init__(self, logger: logging.Logger, kind: str, clock: Clock = time.monotonic):
-        """`kind` is the name under which `limit_hits` counts these warnings, together with others of this process."""
+        """`kind` is the name under which `limit_hits` counts these lines, together with others of this process."""
         self.count = 0
         self._logger = logger
         self._kind = kind
@@ -34,6 +35,34 @@ class LimitedLog:
 
         `extra` are fields of the record, as in `logging`.
         """
+        self._log(logging.WARNING, message, arguments, extra)
+
+    def info(self, message: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
+        """As `warn`, at the level INFO."""
+        self._log(logging.INFO, message, arguments, extra)
+
+    def error(
+        self,
+        message: str,
+        *arguments: object,
+        extra: Mapping[str, object] | None = None,
+        exc_info: BaseException | None = None,
+    ) -> None:
+        """As `warn`, at the level ERROR, with the traceback of `exc_info`."""
+        self._log(logging.ERROR, message, arguments, extra, exc_info)
+
+    def exception(self, message: str, *arguments: object) -> None:
+        """As `error`, with the traceback of the error that is handled now."""
+        self._log(logging.ERROR, message, arguments, None, sys.exception())
+
+    def _log(
+        self,
+        level: int,
+        message: str,
+        arguments: tuple[object, ...],
+        extra: Mapping[str, object] | None,
+        exc_info: BaseException | None = None,
+    ) -> None:
         with _counting:
             _counts[self._kind] += 1
         with self._lock:
@@ -45,10 +74,10 @@ class LimitedLog:
             untold, self._untold, self._told_at = self._untold, 0, now
         text = message % arguments if arguments else message
         more = f" (and {untold} more since the last such line)" if untold else ""
-        self._logger.warning("%s%s", text, more, extra=extra)
+        self._logger.log(level, "%s%s", text, more, extra=extra, exc_info=exc_info)
 
 
 def limit_hits() -> dict[str, int]:
-    """How often each kind of warning was due in this process, whether or not it was logged."""
+    """How often each kind of line was due in this process, whether or not it was logged."""
     with _counting:
         return dict(_counts)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import random
 import secrets
 import socket
 import threading
@@ -14,10 +15,13 @@ from mixserve.access.certificates import Certificates
 from mixserve.access.failures import host_of
 from mixserve.access.peers import is_on_this_host
 from mixserve.descriptors import connection_limit
-from mixserve.serving.bulk_connection import BulkConnection, Replies
+from mixserve.serving.bulk_connection import Age, BulkConnection, Replies
 from mixserve.serving.bulk_door import BulkDoor
-from mixserve.serving.bulk_threads import THREADS, BulkThreads
+from mixserve.serving.bulk_threads import STALLED_S, THREADS, BulkThreads
+from mixserve.serving.first_request import REQUEST_TIMEOUT_S
 from mixserve.serving.guard import Admission
+from mixserve.serving.options import AGE_GRACE_S
+from mixserve.serving.waiting_requests import WaitingRequests
 from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.server import BulkOffer
 from mixserve_client.transport.pipes import Pipe
@@ -26,6 +30,7 @@ from mixserve_client.wire.bulk import TOKEN_BYTES
 _logger = logging.getLogger("mixserve")
 
 _TOKEN_S = 30.0
+_AGE_SPREAD = 0.1
 _MOST_TOKENS, _MOST_TOKENS_OF_ONE = 16384, 1024
 
 
@@ -45,13 +50,26 @@ AnswerAdmitted = Callable[[str, Admission, str, bytes, BulkPeer, Callable[[], bo
 class BulkChannels:
     """The bulk channels of a server, over TCP if it listens, and over sockets that `adopt` gets. Thread-safe."""
 
-    def __init__(self, answer: AnswerAdmitted, threads: int = THREADS):
-        """`threads` is the number of those that answer."""
+    def __init__(
+        self,
+        answer: AnswerAdmitted,
+        threads: int = THREADS,
+        max_age_s: float | None = None,
+        *,
+        grace_s: float = AGE_GRACE_S,
+        stalled_s: float = STALLED_S,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+    ):
+        """`threads` is the number of those that answer. A channel ends after about `max_age_s` (None: never), as soon
+        as its client waits for nothing, and after `grace_s` more between two requests. Readers may take nothing for
+        `stalled_s`, and a request that has come in part may rest for `request_timeout_s`."""
         self._answer = answer
+        self._max_age_s, self._grace_s = max_age_s, grace_s
+        self.requests = WaitingRequests()
         self._is_closed = False
         self._numbers = itertools.count(1)
         self._offers = _Offers()
-        self._threads = BulkThreads(threads)
+        self._threads = BulkThreads(threads, stalled_s, request_timeout_s)
         self._door = BulkDoor(self._admit)
         self.refused = LimitedLog(_logger, "bulk_channels")
         self._unused = LimitedLog(_logger, "bulk_offers")
@@ -111,6 +129,13 @@ class BulkChannels:
             self._door.close()
             self._threads.close()
 
+    def _age(self) -> Age:
+        if self._max_age_s is None:
+            return Age()
+        # As gRPC does: channels that were opened together must not all be opened again together.
+        idle_at = time.monotonic() + self._max_age_s * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)
+        return Age(idle_at, idle_at + self._grace_s)
+
     def _is_full(self) -> bool:
         return len(self._threads) >= most_channels()
 
@@ -133,7 +158,7 @@ class BulkChannels:
             return self._answer(method, admission, peer, request, connection, is_wanted)
 
         def begin(pipe: Pipe) -> None:
-            made = BulkConnection(pipe, peer, answer)
+            made = BulkConnection(pipe, peer, answer, self.requests, self._age())
             connection.end = made.shutdown
             self._threads.add(made)
 

@@ -1,6 +1,7 @@
 """One bulk channel of a server: the requests that come over a connection, answered one after another."""
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -9,6 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from mixserve.servicer.reply_memory import Message
+from mixserve.serving.waiting_requests import FEW_BYTES, WaitingRequests
 from mixserve_client.errors import InvalidRequest, MixserveError, ServerFault
 from mixserve_client.transport.pipes import Pipe
 from mixserve_client.wire.bulk import (
@@ -58,14 +60,29 @@ class BadFrame(Exception):
     """A client's frame breaks the protocol; the message says how."""
 
 
+class Age(NamedTuple):
+    """When a connection ends, by `time.monotonic()`: after `idle_at` between requests, after `at` also before others
+    that wait. The stream in progress is finished."""
+
+    idle_at: float = math.inf
+    at: float = math.inf
+
+
 class BulkConnection:
     """Answers the requests of one client. For one thread at a time; any thread may call `shutdown`."""
 
-    def __init__(self, pipe: Pipe, peer: str, answer: Answer):
+    def __init__(
+        self, pipe: Pipe, peer: str, answer: Answer, requests: WaitingRequests | None = None, age: Age | None = None
+    ):
         """`answer` makes the replies to a request to a method; the iteration raises MixserveError. It also gets a
-        function that says whether the client still waits, for the thread that iterates."""
+        function that says whether the client still waits, for the thread that iterates. `requests` counts those that
+        wait on all connections."""
         self.peer = peer
         self.stalled_since = 0.0  # when it began to wait for room
+        self.half_since = math.inf  # when the last bytes of a request came of which more must come
+        self._requests = requests or WaitingRequests()
+        self._noted_bytes = 0  # to `requests`
+        self._age = age or Age()
         self._pipe = pipe
         self._answer = answer
         self._inbox = bytearray()
@@ -103,6 +120,13 @@ class BulkConnection:
         self._waiting_bytes = 0
         self._unsent.clear()
         self._pipe.close()
+        self._inbox.clear()
+        self._note_waiting()
+
+    def is_old(self) -> bool:
+        """Whether it shall end now, which is between two requests."""
+        now = time.monotonic()
+        return now >= self._age.at or (now >= self._age.idle_at and not self._inbox and not self._pipe.wait(0))
 
     def shutdown(self) -> None:
         """Make the thread that runs this find its end."""
@@ -117,6 +141,9 @@ class BulkConnection:
                 if self._unsent:
                     self.stalled_since = time.monotonic()
                     return Wait.ROOM
+            if self._replies is None and time.monotonic() >= self._age.at:
+                self.close()  # the client sends what waits again, over another connection
+                return Wait.NOTHING
             # One request in a turn: a reader that sends the next at once would get more than its share.
             if has_answered and others_wait():
                 return Wait.TURN
@@ -130,6 +157,9 @@ class BulkConnection:
                     return Wait.TURN
             # The next request often comes in a moment, and to wake another thread for it would take longer.
             elif others_wait() or not self._pipe.wait(_LINGER_S):
+                if self.is_old():
+                    self.close()
+                    return Wait.NOTHING
                 return Wait.INPUT
 
     def _make_next(self) -> bool:
@@ -200,8 +230,19 @@ class BulkConnection:
                 break
             self._has_ended = not came
             self._inbox += self._chunk[:came]
+            self.half_since = time.monotonic()  # the last bytes, since a network may be slow
         if self._inbox:
             self._take_frames()
+        if not self._inbox:
+            self.half_since = math.inf
+        self._note_waiting()
+
+    def _note_waiting(self) -> None:
+        count = len(self._inbox) + self._waiting_bytes
+        count = count if count > FEW_BYTES else 0
+        if count != self._noted_bytes:
+            self._noted_bytes = count
+            self._requests.note(self, count)
 
     def _take_frames(self) -> None:
         at, inbox = 0, self._inbox

@@ -10,13 +10,15 @@ from contextlib import suppress
 
 from mixserve.access.failures import host_of
 from mixserve.serving.bulk_connection import BulkConnection, Wait
+from mixserve.serving.first_request import REQUEST_TIMEOUT_S
 from mixserve.serving.threads import CountingThreads
+from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
 
 # As many as streams over gRPC have, for the same reasons. A reader that takes nothing holds none.
 THREADS = 12
-_STALLED_S = 10.0
+STALLED_S = 10.0
 _LOOK_EVERY_S = 1.0
 _EVENTS = {Wait.INPUT: selectors.EVENT_READ, Wait.ROOM: selectors.EVENT_WRITE}
 
@@ -24,8 +26,14 @@ _EVENTS = {Wait.INPUT: selectors.EVENT_READ, Wait.ROOM: selectors.EVENT_WRITE}
 class BulkThreads:
     """Runs connections. A connection is in one thread at a time, or watched, or waits for a thread."""
 
-    def __init__(self, count: int = THREADS) -> None:
-        """`count` is the number of threads that answer."""
+    def __init__(
+        self, count: int = THREADS, stalled_s: float = STALLED_S, request_timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> None:
+        """`count` is the number of threads that answer. A reader may take nothing for `stalled_s`, and a request that
+        has come in part may rest for `request_timeout_s`."""
+        self.stalled, self.late = LimitedLog(_logger, "stalled_bulk_streams"), LimitedLog(_logger, "request_timeout_s")
+        self._failures = LimitedLog(_logger, "bulk_failures")
+        self._stalled_s, self._request_timeout_s = stalled_s, request_timeout_s
         self._threads = CountingThreads(count, "mixserve-bulk")
         self._connections: set[BulkConnection] = set()
         self._lock = threading.Lock()
@@ -105,9 +113,9 @@ class BulkThreads:
                 self._watch_until(look_at)
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + _LOOK_EVERY_S
-                    self._end_stalled()
+                    self._end_late()
             except BaseException:  # this thread must live
-                _logger.exception("cannot watch the bulk channels")
+                self._failures.exception("cannot watch the bulk channels")
         self._end_watched()
 
     def _watch_until(self, look_at: float) -> None:
@@ -125,13 +133,27 @@ class BulkThreads:
                 self._end(connection)
                 raise
 
-    def _end_stalled(self) -> None:
-        stalled_since = time.monotonic() - _STALLED_S
+    def _end_late(self) -> None:
+        """End the connections that do not go on, and those that are old."""
+        now = time.monotonic()
         for key in list(self._selector.get_map().values()):
-            if key.events == selectors.EVENT_WRITE and key.data.stalled_since < stalled_since:
-                self._selector.unregister(key.fileobj)
-                _logger.warning("%s took nothing for %.0f s: ending its stream", key.data.peer, _STALLED_S)
-                self._end(key.data)
+            if not isinstance(connection := key.data, BulkConnection):
+                continue
+            if key.events == selectors.EVENT_WRITE:
+                if connection.stalled_since >= now - self._stalled_s:
+                    continue
+                self.stalled.warn("%s took nothing for %.0f s: ending its stream", connection.peer, self._stalled_s)
+            elif connection.half_since < now - self._request_timeout_s:
+                self.late.warn(
+                    "%s sent a part of a request, and no more for %g s: ended its bulk channel. If its network is that "
+                    "slow, raise request_timeout_s in server.limits",
+                    connection.peer,
+                    self._request_timeout_s,
+                )
+            elif not connection.is_old():
+                continue
+            self._selector.unregister(key.fileobj)
+            self._end(connection)
 
     def _end_watched(self) -> None:
         watched = [key.data for key in self._selector.get_map().values() if key.data is not None]

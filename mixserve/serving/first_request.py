@@ -83,6 +83,19 @@ class FirstRequests:
                 self._timeout_s,
             )
 
+    def silent_since(self, before: float) -> list[grpc.ServicerContext]:
+        """The calls that have sent no request since that time of `time.monotonic()`; the oldest first."""
+        with self._lock:
+            return [context for context, since in self._silent.items() if since <= before]
+
+    def end(self, context: grpc.ServicerContext) -> bool:
+        """End a call, unless its request has come."""
+        with self._lock:
+            is_silent = context in self._silent
+            if is_silent:
+                self._end(context)
+        return is_silent
+
     def _make_room(self) -> None:
         if not self._silent or not self._threads.waiting:  # mostly so; looked at again under the lock
             return

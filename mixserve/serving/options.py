@@ -6,7 +6,7 @@ from mixserve.descriptors import connection_limit
 from mixserve.limits import ServerLimits
 from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
 
-_AGE_GRACE_S = 60.0
+AGE_GRACE_S = 60.0
 
 # Clients send keepalive pings every 5 s, and older ones every 20 s; gRPC sends one early after a change. After three
 # pings that come sooner than this one after another, with no data sent in between, gRPC ends the connection.
@@ -44,7 +44,7 @@ def options_of(limits: ServerLimits, *, shares_port: bool) -> list[tuple[str, An
     ]
     if limits.max_connection_age_s is not None:
         options.append(("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age_s)))
-        options.append(("grpc.max_connection_age_grace_ms", _milliseconds(_AGE_GRACE_S)))
+        options.append(("grpc.max_connection_age_grace_ms", _milliseconds(AGE_GRACE_S)))
     return options
 
 

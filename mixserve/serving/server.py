@@ -40,6 +40,7 @@ from mixserve.serving.regularly import Regularly
 from mixserve.serving.server_stats import ServerStats
 from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_memory import SharedMemory
+from mixserve.serving.silent_calls import SilentCalls
 from mixserve.serving.stats_socket import StatsSocket, of_workers
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
@@ -132,7 +133,10 @@ class MixServer:
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
         self._metrics_port: MetricsPort | None = None
-        self._bulk = BulkChannels(self._answers.stream_over_bulk, self._work.bulk.threads) if bulk else None
+        self._bulk: BulkChannels | None = None
+        if bulk:
+            answer, age_s = self._answers.stream_over_bulk, limits.max_connection_age_s
+            self._bulk = BulkChannels(answer, self._work.bulk.threads, age_s, request_timeout_s=patience_s)
         self._memory_watch = MemoryWatch(
             memory_limit,
             self._unread,
@@ -151,7 +155,10 @@ class MixServer:
         )
         services.collect = self.stats.collect
         self._stats_socket: StatsSocket | None = None
+        firsts = (self._first, self._first_described, self._streams.first, *self._sessions.firsts)
+        self._silent = SilentCalls(memory_limit, *firsts)
         self._chores = Regularly(
+            self._silent.end_most,
             self._first.end_late,
             self._first_described.end_late,
             self._streams.first.end_late,

@@ -66,9 +66,14 @@ class SessionThreads:
         """How many calls of the kind of `method` have no thread."""
         return self._threads.get(method, self._other_threads).waiting
 
+    @property
+    def firsts(self) -> list[FirstRequests]:
+        """What waits for the requests of each kind."""
+        return [*self._first.values(), self._other_first]
+
     def end_late(self) -> None:
         """End the calls whose requests do not come; call it once a second."""
-        for first in (*self._first.values(), self._other_first):
+        for first in self.firsts:
             first.end_late()
 
     def close(self) -> None:

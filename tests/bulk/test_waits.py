@@ -382,8 +382,10 @@ def test_the_port_of_another_server_is_left_for_grpc(big_node, server, expected)
 # Trainers that pause, fork or are closed; servers that are killed
 
 
-def test_a_trainer_that_pauses_for_longer_than_servers_wait_loses_nothing(server, expected, monkeypatch, caplog):
-    monkeypatch.setattr(bulk_threads, "_STALLED_S", 0.3)
+def test_a_trainer_that_pauses_for_longer_than_servers_wait_loses_nothing(server, expected, monkeypatch):
+    assert server._bulk is not None
+    threads = server._bulk._threads
+    monkeypatch.setattr(threads, "_stalled_s", 0.3)
     monkeypatch.setattr(bulk_threads, "_LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(read_ahead, "_AWAY_S", 1e9)  # nothing is read meanwhile
     with connect(server.address) as client:
@@ -391,8 +393,7 @@ def test_a_trainer_that_pauses_for_longer_than_servers_wait_loses_nothing(server
         with client.batches(SIZE, 3) as batches:
             came = [next(batches)["tokens"].copy() for _ in range(10)]
             for _ in range(2):
-                cut_off = caplog.text.count("took nothing for")
-                until(lambda before=cut_off: caplog.text.count("took nothing for") > before, 10)
+                until(lambda before=threads.stalled.count: threads.stalled.count > before, 10)
                 came += [next(batches)["tokens"].copy() for _ in range(250)]
     np.testing.assert_array_equal(came, expected[: len(came)])
 

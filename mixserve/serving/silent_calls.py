@@ -1,0 +1,47 @@
+"""A bound on the bytes of requests over gRPC that have come in part."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from mixserve.serving.first_request import FirstRequests
+from mixserve_client.limited_log import LimitedLog
+from mixserve_client.wire.session import REQUEST_BYTES_LIMIT
+
+_logger = logging.getLogger("mixserve")
+
+_PATIENCE_S = 1.0
+_LEAST, _MOST = 8, 64
+
+
+class SilentCalls:
+    """Ends calls if too many have waited for their requests for a second, in all threads together."""
+
+    # gRPC does not tell how much of a request has come: so each of these may hold the largest one that it takes.
+
+    def __init__(self, memory_limit: int | None, *firsts: FirstRequests):
+        """Their requests may take about an eighth of `memory_limit` bytes, and a gigabyte at most."""
+        most = _MOST if memory_limit is None else memory_limit // 8 // REQUEST_BYTES_LIMIT
+        self.most = max(_LEAST, min(_MOST, most))
+        self.ended = LimitedLog(_logger, "silent_calls")
+        self._firsts: Sequence[FirstRequests] = firsts
+
+    def end_most(self) -> None:
+        """End those that are too many, of the connections that have the most; call it once a second."""
+        before = time.monotonic() - _PATIENCE_S
+        silent = [(first, context) for first in self._firsts for context in first.silent_since(before)]
+        of_one = Counter(context.peer() for _, context in silent)
+        for _ in range(len(silent) - self.most):
+            peer, _ = of_one.most_common(1)[0]
+            at = next(i for i, (_, context) in enumerate(silent) if context.peer() == peer)
+            first, context = silent.pop(at)
+            of_one[peer] -= 1
+            if first.end(context):
+                self.ended.warn(
+                    "%d calls have waited for their requests for %g s, which may have come in part: ended one of %s, "
+                    "which has the most",
+                    len(silent) + 1,
+                    _PATIENCE_S,
+                    peer,
+                )
