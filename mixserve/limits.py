@@ -24,8 +24,8 @@ class ServerLimits:
     - `request_timeout_s`: a call whose request has not come after this time is ended, and a bulk channel on which a
       part of a request has come, and no more for this time. The default is for 16 MiB over a slow network.
     - `max_connection_age_s`: after this time a connection is closed: its calls may finish within a minute, on a bulk
-      channel the stream in progress, and the client opens another one, so that a balancer of connections can send it elsewhere. None: never, because
-      clients with a list of replicas spread their calls by themselves.
+      channel the stream in progress, and the client opens another one, so that a balancer of connections can send it
+      elsewhere. None: never, because clients with a list of replicas spread their calls by themselves.
     - `calls_per_mixture`: single calls of one mixture that are answered at a time; as many replies of its streams over
       gRPC, and over bulk channels, are made at a time, if there are so many threads. The default keeps one core busy
       with copies, or 16 requests under way to an object store. Of calls on sessions up to 16 run, of openings 4,
