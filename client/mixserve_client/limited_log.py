@@ -7,28 +7,55 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+from mixserve_client.forks import renew_in_forks
+
 Clock = Callable[[], float]
 
 _EVERY_S = 1.0
 
-_counts = Counter[str]()
-_counting = threading.Lock()
+
+class _Counts:
+    """How often each kind of line was due in this process."""
+
+    def __init__(self) -> None:
+        self._by_kind = Counter[str]()
+        self._renew()
+        renew_in_forks(self, _Counts._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def add(self, kind: str, count: int = 1) -> None:
+        with self._lock:
+            self._by_kind[kind] += count
+
+    def copy(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._by_kind)
+
+
+_counts = _Counts()
 
 
 class LimitedLog:
     """Lines of one kind. Thread-safe. `count` is how often one was due."""
 
-    def __init__(self, logger: logging.Logger, kind: str, clock: Clock = time.monotonic):
-        """`kind` is the name under which `limit_hits` counts these lines, together with others of this process."""
+    def __init__(self, logger: logging.Logger, kind: str = "", clock: Clock = time.monotonic):
+        """`kind` is the name under which `limit_hits` counts these lines, together with others of this process; empty
+        for those that are about no limit."""
         self.count = 0
         self._logger = logger
         self._kind = kind
         self._clock = clock
-        self._lock = threading.Lock()
         self._untold = 0
         self._told_at = -_EVERY_S
-        with _counting:
-            _counts[kind] += 0
+        self._renew()
+        renew_in_forks(self, LimitedLog._renew)
+        if kind:
+            _counts.add(kind, 0)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
 
     def warn(self, message: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
         """Log the message, unless a line was logged less than a second ago: then the next one has their number.
@@ -63,8 +90,8 @@ class LimitedLog:
         extra: Mapping[str, object] | None,
         exc_info: BaseException | None = None,
     ) -> None:
-        with _counting:
-            _counts[self._kind] += 1
+        if self._kind:
+            _counts.add(self._kind)
         with self._lock:
             self.count += 1
             now = self._clock()
@@ -79,5 +106,4 @@ class LimitedLog:
 
 def limit_hits() -> dict[str, int]:
     """How often each kind of line was due in this process, whether or not it was logged."""
-    with _counting:
-        return dict(_counts)
+    return _counts.copy()

@@ -25,6 +25,7 @@ from mixserve.servicer.thread_share import ThreadShare
 from mixserve.servicer.turns import Turns
 from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, PermissionDenied
 from mixserve_client.forks import renew_in_forks
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.fields import Content, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range, check_positions
@@ -47,6 +48,7 @@ from mixserve_client.wire.schedule import decode_schedule_request, encode_schedu
 from mixserve_client.wire.server import encode_server
 
 _logger = logging.getLogger("mixserve")
+_CUT_SHORT = LimitedLog(_logger)
 _SHOWN = 1000
 _FREE = nullcontext()
 # In which memory the replies of a stream are made, for which checksum of a request, and under which limits.
@@ -241,7 +243,7 @@ class MixServicer:
             lacking = describe_error(error)
         # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other
         # rows, as after any stream that ends early, and that request fails, or the source reads them now.
-        _logger.warning("a stream ends early: %s", shorten(lacking, _SHOWN))
+        _CUT_SHORT.warn("a stream ends early: %s", shorten(lacking, _SHOWN))
 
     def _made_replies(
         self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, way: _Way

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mixserve.servicer.reply_memory import Message
 from mixserve.serving.waiting_requests import FEW_BYTES, WaitingRequests
 from mixserve_client.errors import InvalidRequest, MixserveError, ServerFault
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.transport.pipes import Pipe
 from mixserve_client.wire.bulk import (
     HEADER_BYTES,
@@ -24,6 +25,8 @@ from mixserve_client.wire.bulk import (
 from mixserve_client.wire.request import SMALL_REQUEST_BYTES
 
 _logger = logging.getLogger("mixserve")
+# Of all connections: one client may make as many as it likes.
+BROKEN, FAILED = LimitedLog(_logger), LimitedLog(_logger)
 
 _READ_BYTES = 64 << 10
 # One whole request and the frames that came with it. What is beyond that waits in the kernel.
@@ -105,11 +108,11 @@ class BulkConnection:
         try:
             return self._run(others_wait)
         except BadFrame as error:
-            _logger.warning("%s broke the protocol of bulk channels: %s", self.peer, error)
+            BROKEN.warn("%s broke the protocol of bulk channels: %s", self.peer, error)
         except OSError as error:
             _logger.debug("the bulk channel of %s ended: %s", self.peer, error)
         except BaseException:  # this thread must live
-            _logger.exception("a bulk channel of %s failed", self.peer)
+            FAILED.exception("a bulk channel of %s failed", self.peer)
         self.close()
         return Wait.NOTHING
 
@@ -192,7 +195,7 @@ class BulkConnection:
             self._unsent.append(memoryview(encode_bulk_error(self._number, known, is_checked=self._is_checked)))
             if known is not error:
                 with suppress(BaseException):  # such as SystemExit from a handler of the log
-                    _logger.error("a stream of %s failed", self.peer, exc_info=error)
+                    FAILED.error("a stream of %s failed", self.peer, exc_info=error)
         finally:
             self._is_making = False
         return True

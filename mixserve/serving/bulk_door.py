@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from mixserve.access.certificates import Certificates
 from mixserve.listening import listening_error
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.transport.pipes import Pipe, PlainPipe, TlsPipe
 from mixserve_client.wire.bulk import ALPN, HELLO, TOKEN_BYTES, WELCOME
 
@@ -42,6 +43,8 @@ class BulkDoor:
         self._let_in = list[socket.socket]()
         self._closed = False
         self._last_error = ""
+        # Strangers can cause them as often as they like.
+        self._strange, self._untaken, self._failures = LimitedLog(_logger), LimitedLog(_logger), LimitedLog(_logger)
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
@@ -94,7 +97,7 @@ class BulkDoor:
                 try:
                     self._attend(key)
                 except BaseException:  # this thread must live
-                    _logger.exception("cannot open a bulk channel")
+                    self._failures.exception("cannot open a bulk channel")
             with self._lock:
                 came, self._let_in = self._let_in, []
             for connection in came:
@@ -119,7 +122,7 @@ class BulkDoor:
         except OSError as error:
             if str(error) != self._last_error:  # the error may come back every 0.2 s: log it once
                 self._last_error = str(error)
-                _logger.warning("cannot take a connection for a bulk channel: %s", error)
+                self._untaken.warn("cannot take a connection for a bulk channel: %s", error)
             # The connection stays in the queue, so `select` returns at once: without a pause this would spin.
             time.sleep(_PAUSE_S)
             return
@@ -131,7 +134,7 @@ class BulkDoor:
         try:
             stranger = _Stranger(connection, peer, certificates)
         except (OSError, ValueError) as error:
-            _logger.info("cannot open a bulk channel for %s: %s", peer, error)
+            self._strange.info("cannot open a bulk channel for %s: %s", peer, error)
             connection.close()
             return
         if len(self._strangers) >= _MOST_STRANGERS:
@@ -152,11 +155,12 @@ class BulkDoor:
                 begin(stranger.welcome())
                 return
             # The client goes on with gRPC. The token is of no use to others: it is not in the log.
-            _logger.info("%s said hello on a bulk channel with a token that is unknown, used or too old", stranger.peer)
+            said = "%s said hello on a bulk channel with a token that is unknown, used or too old"
+            self._strange.info(said, stranger.peer)
         except (OSError, ValueError) as error:
-            _logger.info("no bulk channel for %s: %s", stranger.peer, error)
+            self._strange.info("no bulk channel for %s: %s", stranger.peer, error)
         except BaseException:  # such as a lack of threads
-            _logger.exception("cannot open a bulk channel for %s", stranger.peer)
+            self._failures.exception("cannot open a bulk channel for %s", stranger.peer)
         self._drop(stranger)
 
     def _watch(self, stranger: "_Stranger") -> None:

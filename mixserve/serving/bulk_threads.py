@@ -32,7 +32,7 @@ class BulkThreads:
         """`count` is the number of threads that answer. A reader may take nothing for `stalled_s`, and a request that
         has come in part may rest for `request_timeout_s`."""
         self.stalled, self.late = LimitedLog(_logger, "stalled_bulk_streams"), LimitedLog(_logger, "request_timeout_s")
-        self._failures = LimitedLog(_logger, "bulk_failures")
+        self._failures = LimitedLog(_logger)
         self._stalled_s, self._request_timeout_s = stalled_s, request_timeout_s
         self._threads = CountingThreads(count, "mixserve-bulk")
         self._connections: set[BulkConnection] = set()

@@ -1,17 +1,42 @@
-"""What gRPC must not log."""
+"""What gRPC must not log, or not as often as its peers like."""
 
 import logging
+import threading
+import time
+
+_EVERY_S = 1.0
+# What gRPC's Python code says of calls: of requests that cannot be read, and of what handlers raise.
+_ABOUT_CALLS = ("grpc._common", "grpc._server", "grpc._cython.cygrpc")
 
 
-class _NoHeaders(logging.Filter):
-    # gRPC logs, with a traceback, the whole value of a header that is not UTF-8: a token that was pasted with a
-    # non-breaking space, for example. Anybody can make it do so, as often as they like.
+class _Limited(logging.Filter):
+    """Lets one record a second through, and says how many there were since."""
+
+    # Anybody can send a request to health that is none: gRPC has a traceback for each.
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._told_at, self._untold = -_EVERY_S, 0
+
     def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Invalid encoding on")
+        # gRPC logs, with a traceback, the whole value of a header that is not UTF-8: a token that was pasted with a
+        # non-breaking space, for example.
+        if str(record.msg).startswith("Invalid encoding on"):
+            return False
+        with self._lock:
+            now = time.monotonic()
+            if now - self._told_at < _EVERY_S:
+                self._untold += 1
+                return False
+            untold, self._untold, self._told_at = self._untold, 0, now
+        if untold:
+            record.msg, record.args = f"{record.getMessage()} (and {untold} more since the last such line)", ()
+        return True
 
 
-def hide_headers() -> None:
-    """Keep headers of calls out of the log; a second call does nothing."""
-    logger = logging.getLogger("grpc._cython.cygrpc")
-    if not any(isinstance(known, _NoHeaders) for known in logger.filters):
-        logger.addFilter(_NoHeaders())
+def limit_grpc_log() -> None:
+    """Keep headers of calls out of the log, and floods; a second call does nothing."""
+    for name in _ABOUT_CALLS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _Limited) for known in logger.filters):
+            logger.addFilter(_Limited())

@@ -26,7 +26,7 @@ from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.forwarding import StateForwarder, caller_of
-from mixserve.serving.grpc_log import hide_headers
+from mixserve.serving.grpc_log import limit_grpc_log
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler, peer_of
 from mixserve.serving.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from mixserve.serving.health import Health
@@ -114,7 +114,7 @@ class MixServer:
         self._full = LimitedLog(_logger, "waiting_calls")  # its count: calls that were refused because too many wait
         self._describing = CountingThreads(_DESCRIBING_THREADS, "mixserve-describe")
         self._first_described = FirstRequests(self._describing, _PATIENCE_S, patience_s)
-        hide_headers()
+        limit_grpc_log()
         add_call_fields()
         self._server = grpc.server(self._threads, options=options_of(limits, shares_port=worker is not None))
         self._guard = Guard(tokens, peer_of if worker is None else caller_of, figures.note_refused)

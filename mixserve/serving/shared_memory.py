@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixserve.access.peers import is_on_this_host
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.text import show
 from mixserve_client.transport.handshake import (
     CHANNEL_SIZE,
@@ -64,6 +65,7 @@ class SharedMemory:
         self._woken, self._wake = socket.socketpair()  # so that `close` can end a `select` that waits for clients
         self._slots: dict[int, Memory] = {}
         self._last_error = ""
+        self._untaken, self._refused = LimitedLog(_logger), LimitedLog(_logger)
         self._connections: dict[socket.socket, set[int]] = {}
         # Takes the sockets that clients hand in as bulk channels; None: the server has no bulk channels.
         self.adopt: Callable[[socket.socket], None] | None = None
@@ -107,7 +109,7 @@ class SharedMemory:
         except OSError as error:
             if str(error) != self._last_error:  # the error may come back every 0.2 s: log it once
                 self._last_error = str(error)
-                _logger.warning("cannot take a connection for shared memory: %s", error)
+                self._untaken.warn("cannot take a connection for shared memory: %s", error)
             # The connection stays in the queue, so `select` returns at once: without a pause this would spin.
             time.sleep(_PAUSE_S)
             return
@@ -154,7 +156,7 @@ class SharedMemory:
                 raise Refused("slots use half of this process's file descriptors; raise `ulimit -n`")
             memory = map_memory(size, descriptors)
         except (OSError, ValueError, Refused) as error:
-            _logger.info("refused the memory of a client: %s", error)
+            self._refused.info("refused the memory of a client: %s", error)
             return SLOT_ID.pack(0) + str(error).encode()[:200]
         # Random, so that an id is never that of another client's slot; 0 means no slot.
         slot = 1 + secrets.randbits(62)

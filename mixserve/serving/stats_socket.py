@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixserve_client.errors import CorruptReply
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.stats import Metric, Sample, by_name
 from mixserve_client.wire.stats import decode_stats, encode_stats
 
@@ -27,6 +28,7 @@ class StatsSocket:
     def __init__(self, collect: Collect, path: str):
         """Raises OSError."""
         self._collect = collect
+        self._failures = LimitedLog(_logger)
         self._socket = socket.socket(socket.AF_UNIX)
         Path(path).unlink(missing_ok=True)  # of a worker that was killed
         self._socket.bind(path)
@@ -52,7 +54,7 @@ class StatsSocket:
             except OSError:
                 pass  # the peer has gone
             except BaseException:  # such as SystemExit from a handler of the log: this thread must live
-                _logger.exception("cannot tell the metrics of this process")
+                self._failures.exception("cannot tell the metrics of this process")
 
 
 def of_workers(paths: Sequence[str], number: int | None = None, own: Collect | None = None) -> Iterator[Metric]:

@@ -58,6 +58,7 @@ class StreamThreads:
         self.first = FirstRequests(self._threads, _PATIENCE_S, request_timeout_s)
         self.visit = self._threads.visit
         self.ended = LimitedLog(_logger, "stalled_streams")
+        self._failures = LimitedLog(_logger)
         self._sending: dict[grpc.ServicerContext, _Sending] = {}
         self._closed = False
         self._needed = threading.Event()
@@ -121,7 +122,7 @@ class StreamThreads:
             try:
                 self._look()
             except BaseException:  # such as SystemExit from a handler of the log: this thread must live
-                _logger.exception("cannot end stalled streams")
+                self._failures.exception("cannot end stalled streams")
             if self._threads.waiting:
                 self._needed.set()
 

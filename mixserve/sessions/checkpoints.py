@@ -39,9 +39,11 @@ from mixserve.sessions.storage import StateFolder, make_folder, storing
 from mixserve.sessions.unchanged import Unchanged
 from mixserve_client.errors import CorruptCheckpoint, StorageFailed, UnknownCheckpoint
 from mixserve_client.forks import renew_in_forks
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.sessions import is_name
 
 _logger = logging.getLogger("mixserve")
+_UNDELETED = LimitedLog(_logger)
 
 MOST_CHECKPOINTS, MOST_SESSIONS = 1000, 10_000
 # What lists need not read again: the names of sessions that have few, and manifests.
@@ -99,7 +101,7 @@ class Checkpoints:
         try:
             self._delete_old(session, keep_last)
         except OSError as error:
-            _logger.warning("cannot delete old checkpoints of the session %r: %s", session, error)
+            _UNDELETED.warn("cannot delete old checkpoints of the session %r: %s", session, error)
         return _describe(manifest)
 
     def load(self, session: str, name: str) -> tuple[State, str]:

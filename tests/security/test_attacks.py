@@ -17,7 +17,7 @@ from mixserve.access.certificates import Certificates
 from mixserve.access.entries import digest_of, new_token
 from mixserve.access.tokens import TokenFile
 from mixserve.serving import certificates as server_certificates
-from mixserve.serving.grpc_log import hide_headers
+from mixserve.serving.grpc_log import limit_grpc_log
 from mixserve.serving.guard import Guard
 from mixserve_client import InvalidRequest, MixClient, ServerFault, Unauthenticated, Unavailable
 from mixserve_client.schema.certificate import decode
@@ -79,7 +79,7 @@ def test_this_machine_may_have_a_token(target: str) -> None:
 
 def test_headers_that_grpc_cannot_read_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        hide_headers()
+        limit_grpc_log()
     logger = logging.getLogger("grpc._cython.cygrpc")
     logger.error("Invalid encoding on %r", b"Bearer secret\xa0")
     logger.error("something else")

@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 
 from mixserve_client.errors import MixserveError
 from mixserve_client.forks import PerProcess
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.rpc.resources import Resources
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.schema.sessions import HELD_LIMIT, HeldSession
@@ -18,6 +19,7 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.session import encode_held
 
 _logger = logging.getLogger("mixserve_client")
+_UNTOLD = LimitedLog(_logger)
 _RELEASE_S = 2.0  # how long `close` waits for a server that does not answer
 _IDLE_S = 3600.0
 _JOIN_S = 5.0
@@ -71,7 +73,7 @@ class LeaseKeeper:
         try:
             self._tell(methods.RELEASE_SESSIONS, held, until if deadline is None else min(until, deadline))
         except MixserveError as error:
-            _logger.info("cannot release sessions; they become free when their leases expire: %s", error)
+            _UNTOLD.info("cannot release sessions; they become free when their leases expire: %s", error)
 
     def abandon(self, held: HeldSession) -> None:
         """Release a session in the background, for a caller whose time has run out."""
@@ -134,7 +136,7 @@ class LeaseKeeper:
             try:
                 self._tell(methods.RENEW_SESSIONS, held, due)  # no longer than until the next renewal is due
             except MixserveError as error:
-                _logger.info("cannot renew leases; will try again: %s", error)
+                _UNTOLD.info("cannot renew leases; will try again: %s", error)
 
     def _tell(self, method: str, held: Sequence[HeldSession], deadline: float) -> None:
         """Send `held` to the server, in requests of up to 1,000 sessions; stops at the first that fails."""

@@ -16,6 +16,7 @@ from mixserve_client.errors import (
     Unauthenticated,
     Unavailable,
 )
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.schema.server import ServerDescription
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Transport
@@ -71,6 +72,7 @@ class BulkTransport:
         self._tries = 0  # since a channel was opened
         self._next_try_at = 0.0
         self._last_logged = ""
+        self._not_opened = LimitedLog(_logger)
         self._closed = False
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
@@ -226,7 +228,9 @@ class BulkTransport:
             self._tries += 1
             is_new, self._last_logged = reason != self._last_logged, reason
         if is_new and not self._closed:
-            _logger.log(level, "%s: batches come over gRPC, not over a bulk channel: %s", self._inner.name, reason)
+            # A server may say another thing each time.
+            log = self._not_opened.info if level == logging.INFO else self._not_opened.warn
+            log("%s: batches come over gRPC, not over a bulk channel: %s", self._inner.name, reason)
 
 
 class _Server:

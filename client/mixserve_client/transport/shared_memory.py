@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, ServerFault
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.transport.base import Lane, ReadMode, Replies, Reply, Transport
 from mixserve_client.transport.bulk import BulkTransport
@@ -50,6 +51,7 @@ class SharedMemoryTransport:
         self._tries = 0  # since shared memory carried a reply
         self._next_try_at = 0.0
         self._last_logged = ""
+        self._not_shared = LimitedLog(_logger)
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
 
@@ -154,7 +156,7 @@ class SharedMemoryTransport:
         except OSError as error:
             if str(error) != self._last_logged:
                 self._last_logged = str(error)
-                _logger.info("%s: batches do not come through shared memory: %s", self._inner.name, error)
+                self._not_shared.info("%s: batches do not come through shared memory: %s", self._inner.name, error)
             # A server that is too busy to answer would make every batch wait for the timeout: leave it alone for 60 s.
             # A socket that fails the checks will fail them again; other errors may come from a server that just ended.
             if isinstance(error, TimeoutError):

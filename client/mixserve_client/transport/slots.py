@@ -16,10 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.transport.buffers import IdleMemory, Memory, drain, forks, round_up
 from mixserve_client.transport.handshake import CHANNEL_SIZE, SLOT_ID, SLOT_PACKET, check_socket, peer_user
 
 _logger = logging.getLogger("mixserve_client")
+_NO_SLOT = LimitedLog(_logger)
 
 _REFUSAL_BYTES = 512
 _ANSWER_S = 2.0
@@ -83,7 +85,7 @@ class SlotPool:
                 try:
                     taken.append(self._create(size, until))
                 except OSError as error:
-                    _logger.info("shared memory stays at %d bytes, since another slot failed: %s", self._bytes, error)
+                    _NO_SLOT.info("shared memory stays at %d bytes, since another slot failed: %s", self._bytes, error)
                     self._short_until = time.monotonic() + _SHORT_S
             return taken
         except BaseException:  # such as a signal's: the server has been told of none of them
