@@ -339,6 +339,28 @@ def test_few_requests_are_sent_twice():
     assert sent == hedging.sent <= 1000 * 0.05 + 2
 
 
+@pytest.mark.parametrize("how", READS)
+def test_a_request_counts_as_sent_twice_only_if_it_was(two, running, how):
+    first, one, _, other = two
+    client = running.connect(one.address, other.address, attempt_s=DEADLINE_S, hedge=True, patience_s=DEADLINE_S)
+    hedging = client._caller._replicas.hedging
+    expected = [client.get_batch_at(n, SIZE, KEY) for n in range(4)]
+    other.stop(grace_s=0)
+    until(lambda: READS[how](client, 0) and sum(one.is_right("", time.monotonic()) for one in replicas_of(client)) == 1)
+    before = hedging.sent
+    first.hangs.set()
+    going_on = threading.Timer(3 * LATEST_S, first.hangs.clear)
+    going_on.start()
+    for n in range(4):
+        assert_batches_equal(READS[how](client, n), expected[n])
+    going_on.join()
+    assert hedging.sent == before
+
+
+def replicas_of(client):
+    return client._caller._replicas.all
+
+
 def test_late_is_later_than_most_replies():
     hedging = Hedging()
     assert hedging.after_s == LATEST_S

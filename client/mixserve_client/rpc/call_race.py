@@ -43,11 +43,13 @@ class CallRace:
     def _with_another(
         self, attempt: Attempt, timeout_s: float | None, fingerprint: str, answers: "SimpleQueue[_Answer]"
     ) -> _Answer:
-        if not self._hedging.take(self._hedging.after_s):
-            answer = self._wait(answers, LATEST_S - self._hedging.after_s)
-            if answer is not None or not self._hedging.take(LATEST_S):
-                return answer or answers.get()
-        other = self._replicas.choose({attempt.replica}, fingerprint)
+        after_s = self._hedging.after_s
+        other = self._other(attempt, after_s, fingerprint)
+        if other is None:
+            answer = self._wait(answers, LATEST_S - after_s)
+            if answer is not None:
+                return answer
+            other = self._other(attempt, LATEST_S, fingerprint)
         if other is None:
             return answers.get()
         rival = Attempt(other, attempt.asked)
@@ -68,6 +70,13 @@ class CallRace:
             error = Unavailable(f"{name}: no reply came for {late_s:.1f} s, and another one answered")
             self._replicas.note_failure(attempt, error, fingerprint)
         return answer
+
+    def _other(self, attempt: Attempt, waited_s: float, fingerprint: str) -> Replica | None:
+        """The replica to ask as well after a wait of so long, which is counted; None if there is none."""
+        if not self._hedging.may_take(waited_s):
+            return None
+        other = self._replicas.choose({attempt.replica}, fingerprint)
+        return other if other is not None and self._hedging.take(waited_s) else None
 
     def _wait(self, answers: "SimpleQueue[_Answer]", seconds: float) -> _Answer | None:
         try:

@@ -39,10 +39,14 @@ class Hedging:
             late_s = sorted(self._waits)[int(len(self._waits) * _LATE)]
         self.after_s = min(max(late_s, _LEAST_S), LATEST_S)
 
+    def may_take(self, waited_s: float) -> bool:
+        """Whether `take` would be true now."""
+        return self._saved >= 1.0 + (waited_s < LATEST_S) * _RESERVED
+
     def take(self, waited_s: float) -> bool:
-        """Whether one more request may be sent after a wait of so long; counts it."""
+        """Whether one more request may be sent after a wait of so long; counts it. Call it when all else is known."""
         with self._lock:
-            if self._saved < 1.0 + (waited_s < LATEST_S) * _RESERVED:
+            if not self.may_take(waited_s):
                 return False
             self._saved -= 1.0
             self.sent += 1

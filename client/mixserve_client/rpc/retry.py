@@ -363,11 +363,14 @@ class RetryingReplies(Generic[T]):
         if self._cancelled:  # by another thread, which may have looked at `_replies` just before
             replies.cancel()
 
-    def _open_rival(self, late: Attempt) -> Attempt | None:
-        """A stream for what is missing, of another replica; None if there is none. In a thread of its own."""
+    def _open_rival(self, late: Attempt, waited_s: float) -> Attempt | None:
+        """A stream for what is missing after such a wait, of another replica, or None. In a thread of its own."""
         request, fingerprint = self._next_request(), self._asking.fingerprint
         replica = self._replicas.choose({late.replica}, fingerprint)
+        hedging = self._replicas.hedging
         if request is None or replica is None or replica is late.replica:
+            return None
+        if hedging is None or not hedging.take(waited_s):
             return None
         rival = Attempt(replica, Asked(self._method, *request))
         self._replicas.open(rival, Tries(self._replicas, self).remaining_s(), is_hedge=True)

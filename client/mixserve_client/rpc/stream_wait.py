@@ -32,8 +32,9 @@ class Rival(NamedTuple):
             self.attempt.replies.cancel()
 
 
-# Opens a stream for the rows that are missing, at another replica than that of the attempt; None if there is none.
-OpenRival = Callable[[Attempt], Attempt | None]
+# Opens a stream for the rows that are missing, at another replica than that of the attempt, whose reader has waited for
+# so many seconds; None if there is none.
+OpenRival = Callable[[Attempt, float], Attempt | None]
 
 
 class StreamWait:
@@ -104,17 +105,19 @@ class StreamWait:
         threads, hedging, open_rival = self._replicas.threads, self._replicas.hedging, self._open_rival
         assert threads is not None
         assert hedging is not None
-        if open_rival is None or self._replicas.choose({self.attempt.replica}) is None or not hedging.take(waited_s):
+        if open_rival is None or not hedging.may_take(waited_s):
+            return
+        if self._replicas.choose({self.attempt.replica}) is None:
             return
         self._hedged = number
         with suppress(Unavailable):  # the client is closed
-            threads.start(lambda: self._race(open_rival, number, since))
+            threads.start(lambda: self._race(open_rival, number, since, waited_s))
 
-    def _race(self, open_rival: OpenRival, number: int, since: float) -> None:
+    def _race(self, open_rival: OpenRival, number: int, since: float, late_s: float) -> None:
         """Ask another replica; if it answers first, its stream takes the place of this one."""
         rival = None
         try:
-            rival = open_rival(self.attempt)
+            rival = open_rival(self.attempt, late_s)
             if rival is None or rival.replies is None:
                 return
             replies = iter(rival.replies)
