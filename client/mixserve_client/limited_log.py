@@ -55,7 +55,7 @@ class LimitedLog:
             _counts.add(kind, 0)
 
     def _renew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler may warn in a thread that holds it
 
     def warn(self, message: str, *arguments: object, extra: Mapping[str, object] | None = None) -> None:
         """Log the message, unless a line was logged less than a second ago: then the next one has their number.
@@ -102,6 +102,22 @@ class LimitedLog:
         text = message % arguments if arguments else message
         more = f" (and {untold} more since the last such line)" if untold else ""
         self._logger.log(level, "%s%s", text, more, extra=extra, exc_info=exc_info)
+
+
+class LimitedLogs:
+    """Warnings of several kinds, each as a `LimitedLog` writes them. Thread-safe."""
+
+    def __init__(self, logger: logging.Logger, clock: Clock = time.monotonic):
+        self._logger = logger
+        self._clock = clock
+        self._logs = dict[object, LimitedLog]()
+
+    def warn(self, kind: object, message: str, *arguments: object) -> None:
+        """Log the message, unless a line of the same kind was logged less than a second ago."""
+        found = self._logs.get(kind)
+        if found is None:
+            found = self._logs.setdefault(kind, LimitedLog(self._logger, clock=self._clock))
+        found.warn(message, *arguments)
 
 
 def limit_hits() -> dict[str, int]:

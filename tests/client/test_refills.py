@@ -15,7 +15,8 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serv
 from mixserve.servicer import Services
 from mixserve_client import MixClient, Unavailable
 from mixserve_client.reading.direct import DirectStream
-from mixserve_client.rpc.retry import Request, RetryingCaller
+from mixserve_client.rpc.asking import Request
+from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import key_words

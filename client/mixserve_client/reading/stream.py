@@ -6,8 +6,9 @@ from mixserve_client.errors import CorruptReply
 from mixserve_client.reading.assembly import batches_of
 from mixserve_client.reading.ranges import PositionList, StridedRange, reply_batches
 from mixserve_client.reading.selection import Selection, check_fingerprint
+from mixserve_client.rpc.asking import Request
 from mixserve_client.rpc.request_sender import RequestSender
-from mixserve_client.rpc.retry import Request, RetryingCaller
+from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.positions import POSITIONS_PER_REQUEST
 from mixserve_client.transport.base import Lane, ReadMode, Reply

@@ -1,4 +1,4 @@
-"""What every try of one request has in common."""
+"""What is asked, and what every try of one request has in common."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -17,3 +17,14 @@ class Asking(NamedTuple):
     definitions: Definitions | None = None
     fingerprint: str = ""
     in_order: bool = False
+
+
+class Request(NamedTuple):
+    """A request for a stream of up to `replies` replies of up to `reply_bytes` bytes."""
+
+    data: bytes
+    replies: int
+    reply_bytes: int
+
+
+NextRequest = Callable[[], Request | None]

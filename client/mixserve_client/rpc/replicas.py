@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 
-from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, Unavailable
+from mixserve_client.errors import CorruptReply, InvalidRequest, MixserveError, Overloaded, Unavailable
+from mixserve_client.limited_log import LimitedLogs
 from mixserve_client.metrics.client_metrics import ReplicaCounts
 from mixserve_client.metrics.requests import RequestFigures, way_of
 from mixserve_client.rpc.failures import Kind, kind_of
@@ -57,6 +58,7 @@ class Replicas:
         self.closed = False
         self.failovers = 0
         self.figures = RequestFigures() if figures is None else figures
+        self.logs = LimitedLogs(_logger)
         self._limit_s = self.attempt_s
         # With its RLock: the garbage collector may cancel a reader in a thread that holds it.
         self._changed = threading.Condition()
@@ -157,11 +159,13 @@ class Replicas:
     def note_reply(self, replica: Replica, waited_s: float, fingerprint: str = "") -> None:
         """A replica has answered after so long."""
         if self.alone is not None:
+            if replica.out_since:
+                self._let_in(replica)
             return
         if self.hedging is not None:
             self.hedging.note_wait(waited_s)
         if replica.wrong and replica.wrong.pop(fingerprint, None) is not None:
-            _logger.warning("%s has the right mixture again", replica.transport.name)
+            self._warn(replica, "right", "%s has the right mixture again")
         replica.note_wait(waited_s, time.monotonic())
         # Sources that are slow everywhere must not fail each request once more.
         self._limit_s = max(self.attempt_s, self._limit_s * 0.8, 2 * waited_s)
@@ -169,18 +173,30 @@ class Replicas:
             self._let_in(replica)
 
     def note_failure(self, attempt: Attempt, error: MixserveError, fingerprint: str = "") -> None:
-        """An attempt has failed: leave its replica out for a while, if it is its own fault."""
+        """An attempt has failed: say so, and leave its replica out for a while, if it is its own fault."""
         replica, kind, now = attempt.replica, kind_of(error), time.monotonic()
         replica.said = shorten(str(error), _SAID)
         self.figures.note_failure(error)
-        if self.alone is not None or self.closed:
+        if self.closed:
             return
-        if isinstance(error, Overloaded):
-            replica.busy_until = now + error.retry_after_s
-        elif kind == Kind.WRONG:
-            self._note_wrong(replica, fingerprint, now)
-        elif kind == Kind.LOST:
+        if kind == Kind.LOST:
             self._leave_out(replica, attempt.asked, now)
+        elif kind == Kind.BUSY and isinstance(error, Overloaded):
+            replica.busy_until = now + error.retry_after_s
+            self._warn(replica, kind, "%s is busy, and gets requests again later; if that lasts, add replicas: %s")
+        elif kind == Kind.WRONG and self.alone is None:
+            self._note_wrong(replica, fingerprint, now)
+        elif isinstance(error, CorruptReply):
+            self._warn(
+                replica,
+                "corrupt",
+                "%s sent a reply that is damaged, or belongs to another request, and the client asks again. If this "
+                "repeats, look for a proxy that changes replies, and for failing network cards and memory: %s",
+            )
+        elif kind == Kind.FAULT and self.alone is None:
+            self._warn(
+                replica, kind, "%s cannot answer this request, and the other replicas are asked. See its log: %s"
+            )
 
     def _leave_out(self, replica: Replica, failed: Asked, now: float) -> None:
         with self._changed:
@@ -188,9 +204,13 @@ class Replicas:
                 return
             replica.out_since, replica.probes, replica.probe = now, 0, failed
             replica.probe_at = now + _FIRST_PROBE_S
+        if self.alone is not None:
+            patience = f"for up to {self.patience_s:g} s (patience_s)"
+            self._warn(replica, Kind.LOST, f"%s does not answer, and the client asks again {patience}: %s")
+            return
         self.watch.look_at(replica.probe_at)
         self.failovers += 1
-        _logger.warning("%s is left out until it answers again: %s", replica.transport.name, replica.said)
+        self._warn(replica, Kind.LOST, "%s is left out until it answers again, and the others have its requests: %s")
 
     def _note_wrong(self, replica: Replica, fingerprint: str, now: float) -> None:
         if not fingerprint:
@@ -199,7 +219,12 @@ class Replicas:
         times = 1 if before is None else before.times + 1
         replica.wrong[fingerprint] = Wrong(now + _delay_s(_FIRST_WRONG_S, times, _LONGEST_WRONG_S), times)
         if before is None:
-            _logger.warning("%s does not count for this mixture: %s", replica.transport.name, replica.said)
+            self._warn(
+                replica,
+                Kind.WRONG,
+                "%s does not count for this mixture until it has the same one as the others; restart it with their "
+                "configuration and files: %s",
+            )
 
     def look(self, now: float) -> float:
         """Ask the replicas again that are out and due; returns when the next one is due, 0 for never."""
@@ -248,7 +273,12 @@ class Replicas:
                 return
             out_s, replica.out_since = time.monotonic() - replica.out_since, 0.0
         self.wake()
-        _logger.warning("%s is back after %.0f s", replica.transport.name, out_s)
+        self._warn(replica, "back", f"%s is back after {out_s:.1f} s")
+
+    def _warn(self, replica: Replica, kind: object, message: str) -> None:
+        """Log a message about a replica: its name comes for the first `%s`, and what it said last for the second."""
+        arguments = (replica.transport.name, replica.said)[: message.count("%s")]
+        self.logs.warn((replica.place, kind), message, *arguments)
 
     def describe(self) -> str:
         """What each replica that failed said last."""

@@ -8,7 +8,7 @@ from mixserve_client.errors import DeadlineExceeded, MixserveError, Unavailable,
 from mixserve_client.metrics.client_metrics import ReplicaCounts
 from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.rpc.ask_each import ask_each
-from mixserve_client.rpc.asking import Asking
+from mixserve_client.rpc.asking import Asking, NextRequest, Request
 from mixserve_client.rpc.call_race import CallRace
 from mixserve_client.rpc.publisher import SchedulePublisher
 from mixserve_client.rpc.replica import Asked, Attempt, Replica
@@ -20,17 +20,6 @@ from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies,
 T = TypeVar("T")
 # gRPC measures a timeout by another clock than ours.
 _CLOCK_S = 0.05
-
-
-class Request(NamedTuple):
-    """A request for a stream of up to `replies` replies of up to `reply_bytes` bytes."""
-
-    data: bytes
-    replies: int
-    reply_bytes: int
-
-
-NextRequest = Callable[[], Request | None]
 
 
 _PLAIN = Asking()
@@ -100,9 +89,13 @@ class RetryingCaller:
             if remaining_s is None or 0 < remaining_s < UNLIMITED_S:
                 self._replicas.figures.note_request(method, alone.call_way)
                 try:
-                    return decode(alone.transport.call(method, request, remaining_s))
+                    found = decode(alone.transport.call(method, request, remaining_s))
                 except MixserveError as raised:
                     error = raised
+                else:
+                    if alone.out_since:
+                        self._replicas.note_reply(alone, 0.0)
+                    return found
         try:
             return self._ask(method, request, decode, deadline, asking, error)
         finally:
@@ -145,7 +138,9 @@ class RetryingCaller:
         remaining_s, limit_s = tries.remaining_s(), tries.limit_s()
         timeout_s = limit_s if remaining_s is None or (limit_s is not None and limit_s < remaining_s) else remaining_s
         if replicas.alone is not None:
-            return decode(replicas.call(replica, asked, timeout_s))
+            found = decode(replicas.call(replica, asked, timeout_s))
+            replicas.note_reply(replica, 0.0)
+            return found
         began = time.monotonic()
         with replicas.calling(attempt):
             if self._race is None:
@@ -159,10 +154,7 @@ class RetryingCaller:
     def ask_each(
         self, method: str, request: bytes, decode: Callable[[bytes], T], deadline: float | None
     ) -> dict[int, T]:
-        """The decoded replies of all replicas, by their place in the list; the only one as `ask` does.
-
-        Of several, each is asked once, and those that fail are left out. Raises the error of the first if all fail.
-        """
+        """As `ask` of a single server; of several replicas as the function `ask_each`, by their place in the list."""
         replicas = self._replicas
         if replicas.alone is not None:
             return {0: self.ask(method, request, decode, deadline)}

@@ -1,6 +1,5 @@
 """A stream's wait for its next reply: too long, and its attempt ends; late, and another replica is asked as well."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +10,6 @@ from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.rpc.replica import Attempt
 from mixserve_client.rpc.replicas import Replicas
 from mixserve_client.transport.base import Replies, Reply
-
-_logger = logging.getLogger("mixserve_client")
 
 _LOG_AFTER_S, _LOG_EVERY_S = 5.0, 300.0
 # A replica that was so late is left out until it answers again.
@@ -93,7 +90,8 @@ class StreamWait:
             self._abandon()
         elif waited_s >= self._log_after_s:
             said = self.attempt.replica.said
-            _logger.warning(
+            self._replicas.logs.warn(
+                "waiting for a reply",
                 "still waiting for a reply of %s, for %.0f s now%s",
                 name,
                 waited_s,

@@ -1,6 +1,5 @@
 """The tries of one request: which replica is next, how long to wait before, and when to give up."""
 
-import logging
 import random
 import time
 from typing import Protocol, TypeVar
@@ -11,8 +10,6 @@ from mixserve_client.rpc.replica import Attempt, Replica
 from mixserve_client.rpc.replicas import Replicas
 
 E = TypeVar("E", bound=MixserveError)
-
-_logger = logging.getLogger("mixserve_client")
 
 _LOG_AFTER_S, _LOG_EVERY_S = 5.0, 60.0
 UNLIMITED_S = 1e8  # gRPC's clocks overflow beyond this
@@ -124,7 +121,8 @@ class Tries:
         """Say that no replica has answered for so long, at growing intervals."""
         if silent_s < self._log_at_s:
             return
-        _logger.warning(
+        self._replicas.logs.warn(
+            "waiting",
             "still waiting for a server, for %.0f s now, up to %.0f s (patience_s): %s",
             silent_s,
             self._replicas.patience_s,

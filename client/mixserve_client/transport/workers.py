@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 
 from mixserve_client.errors import DeadlineExceeded, MixserveError, ServerFault, Unavailable
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Reply, Transport
 from mixserve_client.transport.endpoints import beside
 from mixserve_client.wire import methods
@@ -54,6 +55,7 @@ class WorkersTransport:
         self._uses = 0
         self._last: _Worker | None = None
         self._has_said = False
+        self._lost = LimitedLog(_logger, None)
         self._closed = False
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
@@ -119,6 +121,11 @@ class WorkersTransport:
         if self._closed or worker is None:
             return False
         self._fail(worker, error)
+        self._lost.warn(
+            "%s: one of its processes was lost, and others have its streams; the server's log says why: %s",
+            self._shared.name,
+            error,
+        )
         return True
 
     def _reached(self) -> list[_Worker]:
