@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -87,6 +88,33 @@ def a_server_is_its_parents_and_no_calls_are_made_beside_it(address: str) -> Non
         expected = x(next(batches))
     with MixClient.connect(address, patience_s=20) as client:
         assert in_a_fork(lambda: x(next(client.batches(5, 7)))) == str(expected)
+
+
+def each_process_counts_its_own_under_its_own_name(address: str) -> None:
+    client = MixClient.connect(address, patience_s=20)
+    batches = client.batches(5, 7)
+    for _ in range(3):
+        next(batches)
+
+    def read() -> tuple[float, bool, bool, bool]:
+        next(batches)
+        got, told = client.stats(), client.server_stats()["mixserve_readers"]
+        name = f"{socket.gethostname()}/{os.getpid()}"
+        return (
+            got["mixserve_client_batches_total"].value(),
+            got["mixserve_client_info"].value(client=name) == 1,
+            told.value(client=name) == 1,
+            batches.batches.figures.number == number,
+        )
+
+    number = batches.batches.figures.number
+    assert in_a_fork(read) == repr((1.0, True, True, False))
+    named = MixClient.connect(address, patience_s=20, name="named")
+    next(named.batches(5, 7))
+    assert in_a_fork(lambda: named.stats()["mixserve_client_info"].value(client="named")) == "1.0"
+    assert client.stats()["mixserve_client_batches_total"].value() == 3
+    next(batches)
+    assert client.stats()["mixserve_client_batches_total"].value() == 4
 
 
 def threads_that_race_make_one_connection(address: str) -> None:
@@ -301,6 +329,7 @@ def an_asyncio_client_has_threads_of_its_own(address: str) -> None:
 
 CASES = [
     a_server_is_its_parents_and_no_calls_are_made_beside_it,
+    each_process_counts_its_own_under_its_own_name,
     threads_that_race_make_one_connection,
     a_client_works_whatever_its_parents_threads_are_doing,
     what_is_dropped_leaves_the_parents_alone,

@@ -82,7 +82,10 @@ def serve_metrics(client: HasStats, port: int, host: str = "127.0.0.1") -> Metri
     """
     checked = _check_client(client)
     port = check_integer("port", port, 0, _LARGEST_PORT)
-    made = MetricsServer(registry_of(lambda: checked.stats().values()), host, port)
+    try:
+        made = MetricsServer(registry_of(lambda: checked.stats().values()), host, port)
+    except OSError as error:  # it says neither host nor port
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
     made.start()
     return made
 

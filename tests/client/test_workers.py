@@ -111,7 +111,7 @@ def test_an_address_that_leads_to_another_server_is_not_used(services: Services,
     assert process.streams > 0 == stranger.streams
 
 
-def test_the_rest_of_a_lost_worker_is_asked_of_another_at_once(services: Services, wanted, monkeypatch) -> None:
+def test_the_rest_of_a_lost_worker_is_asked_of_another_at_once(services: Services, wanted, monkeypatch, caplog) -> None:
     for delay in ("_FIRST_DELAY_S", "_LONGEST_DELAY_S"):  # no wait is needed
         monkeypatch.setattr(f"mixserve_client.rpc.tries.{delay}", 60.0)
     told: list[str] = []
@@ -132,6 +132,9 @@ def test_the_rest_of_a_lost_worker_is_asked_of_another_at_once(services: Service
                     stop.close()
                 assert_batches_equal(next(batches), expected)
             assert (shared.streams > 0) == (stop is stops[-1])
+        (lost, *_) = [said for said in caplog.messages if "one of its processes was lost" in said]
+        assert address in lost
+        assert client.stats()["mixserve_client_retries_total"].value(error="Unavailable") >= 2
 
 
 def test_a_server_of_one_process_is_asked_once(services: Services, wanted) -> None:
