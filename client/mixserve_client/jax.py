@@ -57,7 +57,7 @@ class DeviceBatches(OneThreaded):
         Raises what the iterator's `next` raises, but only after the batches before the error are yielded.
         """
         figures, came = self._iterator.batches.figures, time.monotonic()
-        figures.waits.come(came)
+        figures.waits.since = came
         self._checkpoint = self._checkpoint or self._iterator.batches.checkpoint
         try:
             while self._error is None and len(self._ready) <= self._buffer and self._put_next():

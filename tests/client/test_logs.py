@@ -30,12 +30,13 @@ def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
 
 @pytest.mark.parametrize("how", ["calls", "iterator"])
 def test_the_only_server_is_lost_and_back(how, caplog):
-    port = free_ports()
-    address = f"127.0.0.1:{port}"
+    caplog.set_level(logging.INFO, "mixserve_client")
+    address = f"127.0.0.1:{free_ports()}"
     with MixClient.connect(address, patience_s=DEADLINE_S, shared_memory=False) as client:
         batches = client.batches(SIZE, KEY, prefetch=0)
         read = (lambda: client.get_batch_at(0, SIZE, KEY)) if how == "calls" else (lambda: next(batches))
-        for number in range(2):
+        # That it has not begun to serve is no failure: commands would say it beside their errors.
+        for level in (logging.INFO, logging.WARNING):
             caplog.clear()
             thread = threading.Thread(target=read)
             thread.start()
@@ -47,9 +48,9 @@ def test_the_only_server_is_lost_and_back(how, caplog):
                 assert f"for up to {DEADLINE_S:g} s (patience_s)" in lost
                 (back,) = lines(caplog, "is back after")
                 assert address in back
+                told = [record.levelno for record in caplog.records if record.getMessage() in (lost, back)]
+                assert told == [level] * 2
                 assert client.stats()["mixserve_client_replicas_out"].value() == 0
-            if number == 0:
-                time.sleep(1)  # lines of one kind come once a second
 
 
 def test_faults_of_replicas_are_told_with_what_to_do(running, caplog):
@@ -111,7 +112,6 @@ def test_waits_of_many_requests_leave_few_lines(caplog, monkeypatch):
         for thread in threads:
             thread.join()
     assert 1 <= len(lines(caplog, "still waiting for a server")) <= 4
-    assert len(lines(caplog, "does not answer")) == 1
 
 
 def test_kinds_are_limited_each_for_itself_and_are_no_limits(caplog):

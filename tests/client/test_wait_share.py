@@ -15,7 +15,7 @@ BEGIN = 1000.0
 def started(at: float = BEGIN) -> WaitShare:
     """One whose first batch came at that time, after a wait of 100 s."""
     waits = WaitShare()
-    waits.come(at - 100)
+    waits.since = at - 100
     waits.leave(at - 100, at)
     return waits
 
@@ -24,7 +24,7 @@ def after(waits: WaitShare, steps: list[tuple[float, float]], now: float = BEGIN
     """The time after these steps: each works, then waits for the next batch."""
     for worked_s, waited_s in steps:
         now += worked_s
-        waits.come(now)
+        waits.since = now
         waits.leave(now, now + waited_s)
         now += waited_s
     return now
@@ -55,7 +55,7 @@ def test_who_never_waits_has_0_and_who_only_waits_has_1(steps, moment):
     now = after(working, [(worked_s, 0.0) for worked_s, _ in steps])
     assert working.at(now + 1) == 0
     now = after(waiting, [(0.0, waited_s) for _, waited_s in steps])
-    waiting.come(now)
+    waiting.since = now
     assert waiting.at(now + 1 + moment) == pytest.approx(1)  # also in the middle of a wait
 
 
@@ -87,7 +87,7 @@ def test_it_is_the_integral_of_waiting_with_fading_weights(lasts, data):
     waits, now, came = started(), BEGIN, None
     for lasts_s, is_waiting in stretches:
         if is_waiting and came is None:
-            waits.come(now)
+            waits.since = now
             came = now
         elif not is_waiting and came is not None:
             waits.leave(came, now)
@@ -111,21 +111,21 @@ def test_start_up_is_no_hunger():
     # A restore is another start, and what was known before holds meanwhile.
     waits.restart(now)
     now += 50
-    waits.come(now)
+    waits.since = now
     assert waits.at(now + 30) == 0
     waits.leave(now, now + 40)
     assert (waits.waited_s, waits.started_s) == (0, 140)
     assert waits.at(now + 41) == 0
     # An error in a start-up does not end it.
     waits.restart(now + 41)
-    waits.come(now + 50)
+    waits.since = now + 50
     waits.give_up(now + 50, now + 60)
     assert (waits.waited_s, waits.started_s) == (0, 150)
-    waits.come(now + 60)
+    waits.since = now + 60
     waits.leave(now + 60, now + 61)
     assert (waits.waited_s, waits.started_s) == (0, 151)
     # Later errors count as waiting.
-    waits.come(now + 62)
+    waits.since = now + 62
     waits.give_up(now + 62, now + 65)
     assert waits.waited_s == 3
 
@@ -133,8 +133,8 @@ def test_start_up_is_no_hunger():
 def test_callers_that_wait_at_once_make_no_share_above_1():
     waits = started()
     for at in range(10):
-        waits.come(BEGIN + at)
-        waits.come(BEGIN + at)
+        waits.since = BEGIN + at
+        waits.since = BEGIN + at
         waits.leave(BEGIN + at, BEGIN + at + 1)
         waits.leave(BEGIN + at, BEGIN + at + 1)
         share = waits.at(BEGIN + at + 1)

@@ -41,7 +41,7 @@ class AsyncBatchIterator:
 
     async def __anext__(self) -> Batch:
         figures, came, batch = self._batches.figures, time.monotonic(), END
-        figures.waits.come(came)
+        figures.waits.since = came
         try:
             batch = await self._turns.once(partial(next, self._iterator, END), "next")
         finally:

@@ -116,7 +116,7 @@ def _reading_metrics(totals: dict[str, Totals]) -> Iterator[Metric]:
 def _wait_metrics(reading: ReadingFigures) -> Iterator[Metric]:
     active, shares, now = dict[tuple[str, ...], int](), dict[tuple[str, ...], list[float]](), time.monotonic()
     for mixture, waits in reading.waits():
-        if waits.is_waiting or now - waits.left_at < _ACTIVE_S:
+        if waits.since is not None or now - waits.left_at < _ACTIVE_S:
             active[mixture,] = active.get((mixture,), 0) + 1
             if (share := waits.at(now)) is not None:
                 shares.setdefault((mixture,), []).append(share)

@@ -38,7 +38,8 @@ class IteratorFigures:
 
     def note(self, came: float, now: float, rows: int) -> None:
         """The caller that came at `came` has a batch."""
-        self._notes.append(self.waits.leave(came, now))
+        self.waits.leave(came, now)
+        self._notes.append(now - came)
         if rows != self._rows:
             self._lacking += self._rows - rows
 
@@ -153,4 +154,7 @@ class ReadingFigures:
                 self._of(mixture).add(figures)
 
     def _of(self, mixture: str) -> Totals:
-        return self._totals.setdefault(mixture, Totals())
+        found = self._totals.get(mixture)
+        if found is None:  # not `setdefault`, which would make one for each call
+            found = self._totals[mixture] = Totals()
+        return found

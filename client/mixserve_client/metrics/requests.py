@@ -10,7 +10,7 @@ class RequestFigures:
     """Counts the requests of a client in this process. Thread-safe."""
 
     def __init__(self) -> None:
-        self._requests = Counter[tuple[str, str]]()  # by method and transport
+        self._requests = dict[tuple[str, str], int]()  # by method and transport
         self._retries = Counter[str]()  # by class of error
         self._connections = Counter[str]()  # by transport
         self._corrupt = 0
@@ -18,9 +18,9 @@ class RequestFigures:
         self._lock = threading.RLock()
 
     def note_request(self, method: str, transport: str) -> None:
-        """A request is sent, for the first time or once more; `method` is its path, and `transport` as `way_of` says"""
+        """A request is sent, for the first time or once more. `method` is a path, `transport` as `way_of` says."""
         with self._lock:
-            self._requests[method, transport] += 1
+            self._requests[method, transport] = self._requests.get((method, transport), 0) + 1
 
     def note_retry(self, error: BaseException) -> None:
         """A request is sent once more, after this error."""

@@ -12,8 +12,10 @@ _EVERY_S = 0.1
 class WaitShare:
     """Sums up the waits of a trainer, and says which share of its last 30 s or so it has waited.
 
-    Start-up is no hunger: the time until the first batch, and until the first one after `restart`, counts apart. One
-    thread says when the trainer comes and goes; any thread may ask `at`. All times are of one clock, in seconds.
+    Start-up is no hunger: the time until the first batch, and until the first one after `restart`, counts apart.
+
+    One thread sets `since` when the trainer comes for a batch, and then calls `leave` or `give_up`; any thread may ask
+    `at`. All times are of one clock, in seconds.
     """
 
     __slots__ = (
@@ -22,9 +24,9 @@ class WaitShare:
         "_is_starting",
         "_lasted",
         "_lock",
-        "_since",
         "_waited",
         "left_at",
+        "since",
         "started_s",
         "waited_s",
     )
@@ -33,34 +35,31 @@ class WaitShare:
         self.waited_s = 0.0  # in all, without start-ups
         self.started_s = 0.0  # in start-ups
         self.left_at = 0.0  # when the trainer got its last batch
-        self._since: float | None = None  # since when it waits
+        self.since: float | None = None  # when the trainer came for the batch that it waits for, if it does
         self._is_starting = True
         # Seconds that faded, of waits and of all time up to `_at`, when `_counted_s` of the waits were counted.
         self._waited = self._lasted = 0.0
         self._at = self._counted_s = 0.0
         self._lock = threading.RLock()  # reentrant: a signal handler may read on in a thread that holds it
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether the trainer waits for a batch."""
-        return self._since is not None
-
-    def come(self, now: float) -> None:
-        """The trainer comes for a batch."""
-        self._since = now
-
-    def leave(self, came: float, now: float) -> float:
-        """The trainer that came at `came` goes on with its batch. Returns how long it waited."""
-        waited_s = self._end(came, now)
-        self.left_at = now
+    def leave(self, came: float, now: float) -> None:
+        """The trainer that came at `came` goes on with its batch."""
         if self._is_starting:
+            self.started_s += now - came
             self._at, self._counted_s = now, self.waited_s
             self._is_starting = False
-        return waited_s
+        else:
+            self.waited_s += now - came
+        self.since = None
+        self.left_at = now
 
     def give_up(self, came: float, now: float) -> None:
         """The trainer that came at `came` goes on without a batch: there was an error, or the end."""
-        self._end(came, now)
+        if self._is_starting:
+            self.started_s += now - came
+        else:
+            self.waited_s += now - came
+        self.since = None
 
     def restart(self, now: float) -> None:
         """The trainer goes elsewhere in its data: what it waits until the next batch is start-up."""
@@ -76,19 +75,10 @@ class WaitShare:
                 self._advance(now)
             return self._waited / self._lasted if self._lasted else None
 
-    def _end(self, came: float, now: float) -> float:
-        waited_s = now - came
-        if self._is_starting:
-            self.started_s += waited_s
-        else:
-            self.waited_s += waited_s
-        self._since = None
-        return waited_s
-
     def _advance(self, now: float) -> None:
         """Count the time since `_at`. Where in it the waits lie does not matter, or the share would depend on whether
         the trainer asks after its waits or before them."""
-        since, lasted_s = self._since, now - self._at
+        since, lasted_s = self.since, now - self._at
         if lasted_s <= 0:
             return
         waited_s = self.waited_s + (0.0 if since is None else max(0.0, now - since))

@@ -91,7 +91,7 @@ class Batches:
         in_flight.come(came)
         figures = self.figures if self.is_noting else None
         if figures is not None:
-            figures.waits.come(came)
+            figures.waits.since = came
         try:
             deadline = deadline_in(self._options.timeout_s)
             if not in_flight.count:

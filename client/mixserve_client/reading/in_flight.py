@@ -87,7 +87,7 @@ class InFlight:
 
     def leave(self, now: float) -> None:
         """The trainer goes on with its batch: another thread may read what is in flight."""
-        self._ahead.leave(now)
+        self._ahead.left_at = now
         self._read_ahead()
 
     def _read_ahead(self) -> None:

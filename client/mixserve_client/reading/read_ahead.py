@@ -18,7 +18,7 @@ class ReadAhead:
     """Decides whether another thread should read ahead, and runs it. For one thread, the trainer's."""
 
     def __init__(self) -> None:
-        self._left_at = 0.0
+        self.left_at = 0.0  # when the trainer got its last batch, a time of `time.monotonic()`
         self._was_away = self._is_away = True
         # Reentrant: the garbage collector may refill an iterator's window in a thread that holds it.
         self._lock = threading.RLock()
@@ -32,11 +32,7 @@ class ReadAhead:
 
     def come(self, now: float) -> None:
         """The trainer comes for a batch; `now` is a time of `time.monotonic()`."""
-        self._was_away, self._is_away = self._is_away, now - self._left_at >= _AWAY_S
-
-    def leave(self, now: float) -> None:
-        """The trainer has its batch."""
-        self._left_at = now
+        self._was_away, self._is_away = self._is_away, now - self.left_at >= _AWAY_S
 
     def start(self, list_streams: Callable[[], list[DirectStream]], submit: Submit) -> None:
         """Have a thread request and read the streams, in their order; one that runs already looks at them again."""

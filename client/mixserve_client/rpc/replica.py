@@ -72,6 +72,7 @@ class Replica:
         self.attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
         self.calls = 0  # under way
         self.busy_until = 0.0
+        self.has_answered = False
         self.out_since = 0.0  # 0: it is in
         self.probe_at = 0.0
         self.probe = Asked("", b"")  # what it failed to answer

@@ -158,9 +158,10 @@ class Replicas:
 
     def note_reply(self, replica: Replica, waited_s: float, fingerprint: str = "") -> None:
         """A replica has answered after so long."""
+        if replica.out_since:
+            self._let_in(replica)
+        replica.has_answered = True
         if self.alone is not None:
-            if replica.out_since:
-                self._let_in(replica)
             return
         if self.hedging is not None:
             self.hedging.note_wait(waited_s)
@@ -169,8 +170,6 @@ class Replicas:
         replica.note_wait(waited_s, time.monotonic())
         # Sources that are slow everywhere must not fail each request once more.
         self._limit_s = max(self.attempt_s, self._limit_s * 0.8, 2 * waited_s)
-        if replica.out_since:
-            self._let_in(replica)
 
     def note_failure(self, attempt: Attempt, error: MixserveError, fingerprint: str = "") -> None:
         """An attempt has failed: say so, and leave its replica out for a while, if it is its own fault."""
@@ -206,7 +205,7 @@ class Replicas:
             replica.probe_at = now + _FIRST_PROBE_S
         if self.alone is not None:
             patience = f"for up to {self.patience_s:g} s (patience_s)"
-            self._warn(replica, Kind.LOST, f"%s does not answer, and the client asks again {patience}: %s")
+            self._tell(replica, Kind.LOST, f"%s does not answer, and the client asks again {patience}: %s")
             return
         self.watch.look_at(replica.probe_at)
         self.failovers += 1
@@ -273,12 +272,18 @@ class Replicas:
                 return
             out_s, replica.out_since = time.monotonic() - replica.out_since, 0.0
         self.wake()
-        self._warn(replica, "back", f"%s is back after {out_s:.1f} s")
+        self._tell(replica, "back", f"%s is back after {out_s:.1f} s")
+
+    def _tell(self, replica: Replica, kind: object, message: str) -> None:
+        """As `_warn`; but that the only server has not begun to serve is for those who want to know more."""
+        if self.alone is None or replica.has_answered:
+            self._warn(replica, kind, message)
+        else:
+            _logger.info(message, *_arguments(replica, message))
 
     def _warn(self, replica: Replica, kind: object, message: str) -> None:
         """Log a message about a replica: its name comes for the first `%s`, and what it said last for the second."""
-        arguments = (replica.transport.name, replica.said)[: message.count("%s")]
-        self.logs.warn((replica.place, kind), message, *arguments)
+        self.logs.warn((replica.place, kind), message, *_arguments(replica, message))
 
     def describe(self) -> str:
         """What each replica that failed said last."""
@@ -308,6 +313,10 @@ class Replicas:
 
     def _ins(self) -> int:
         return sum(one.is_in for one in self.all)
+
+
+def _arguments(replica: Replica, message: str) -> tuple[str, ...]:
+    return (replica.transport.name, replica.said)[: message.count("%s")]
 
 
 def _probe_at(replica: Replica) -> float:

@@ -93,7 +93,7 @@ class RetryingCaller:
                 except MixserveError as raised:
                     error = raised
                 else:
-                    if alone.out_since:
+                    if alone.out_since or not alone.has_answered:
                         self._replicas.note_reply(alone, 0.0)
                     return found
         try:
