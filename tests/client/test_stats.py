@@ -21,7 +21,7 @@ from mixserve_client.jax import device_batches
 from mixserve_client.metrics.reading import IteratorFigures, ReadingFigures
 from mixserve_client.schema.stats import Metric
 from tests.client.test_replicas import KEY, SIZE, Running, Troubled, make, until
-from tests.conftest import ROUTES, TRANSPORTS, make_node
+from tests.conftest import ROUTES, TRANSPORTS, assert_batches_equal, make_node
 from tests.processes import DEADLINE_S
 
 READ_S, WORK_S = 0.02, 0.02
@@ -146,6 +146,21 @@ def own_share(take: Any) -> float:
         take()
         waited_s += time.monotonic() - since
     return waited_s / (time.monotonic() - began)
+
+
+@pytest.mark.parametrize("transport", ["grpc", "bulk", "shared memory"])
+def test_a_slow_trainer_of_small_batches_goes_on_to_say_how_long_it_waits(opened, transport, monkeypatch):
+    """Thousands of its batches come with one request."""
+    monkeypatch.setattr("mixserve_client.reading.in_flight._TELL_EVERY_S", 0.2)
+    client = Both(opened, make_node(), transport, name="slow").client
+    batches, number = client.batches(4, key=1), 0
+    until_then = time.monotonic() + 1.5
+    while time.monotonic() < until_then:
+        assert_batches_equal(next(batches), client.get_batch_at(4 * number, 4, 1))
+        number += 1
+        time.sleep(0.01)
+    assert 6 <= value(client.stats(), "requests_total", method="StreamBatches") <= 14
+    assert client.server_stats()["mixserve_client_wait_share"].value(client="slow") < 0.2
 
 
 @pytest.mark.parametrize("adapter", ["device", "device ahead", "grain", "asyncio"])

@@ -72,7 +72,8 @@ def test_all_batches_are_asked_for_once_and_in_order(window, start, data):
     found, idle = list[list[int]](), True
     while True:
         in_flight = 0 if idle else data.draw(st.integers(0, 1))
-        fetches = window.fetches(start, in_flight, idle=idle, at_least=in_flight + 1)
+        early = data.draw(st.booleans())
+        fetches = window.fetches(start, in_flight, idle=idle, at_least=in_flight + 1, early=early)
         if not fetches:
             break
         for fetch in fetches:
@@ -85,18 +86,21 @@ def test_all_batches_are_asked_for_once_and_in_order(window, start, data):
     assert threading.active_count() == threads
 
 
-@given(WINDOWS, st.integers(0, 160), st.integers(0, 5000), st.booleans())
-def test_no_more_is_asked_for_than_there_is_room_for(window, start, in_flight, idle):
+@given(WINDOWS, st.integers(0, 160), st.integers(0, 5000), st.booleans(), st.booleans())
+def test_no_more_is_asked_for_than_there_is_room_for(window, start, in_flight, idle, early):
     most = batches_ahead(window.shard.rows * window.row_bytes, window.prefetch)
-    fetches = window.fetches(start, in_flight, idle=idle)
-    again = window.fetches(start, in_flight, idle=idle)
+    fetches = window.fetches(start, in_flight, idle=idle, early=early)
+    again = window.fetches(start, in_flight, idle=idle, early=early)
     assert [(*map(tuple, batches_of(one)), one.end) for one in fetches] == [
         (*map(tuple, batches_of(one)), one.end) for one in again
     ]
-    if in_flight > window.refill_at():
+    at_most = most - 1 if early else window.refill_at()
+    if in_flight > at_most:
         assert not fetches
+    elif early:  # a trainer that is slow makes a request all the same, if there is something to ask for
+        assert bool(fetches) == bool(window.fetches(start, 0, idle=True, at_least=1))
     for fetch in fetches:
-        assert in_flight <= window.refill_at()
+        assert in_flight <= at_most
         in_flight += fetch.count * fetch.streams_per_batch
         assert fetch.streams_per_batch == max(1, len(fetch.parts)) <= 4
         assert in_flight <= most + 3
@@ -104,9 +108,9 @@ def test_no_more_is_asked_for_than_there_is_room_for(window, start, in_flight, i
         assert fetches[0].count == 1  # the reader waits for it, so it is requested alone
 
 
-@given(WINDOWS, st.integers(0, 160))
-def test_replies_of_many_batches_begin_at_the_same_places_for_all_readers(window, start):
-    fetches = window.fetches(start, 0, idle=False, at_least=8)
+@given(WINDOWS, st.integers(0, 160), st.integers(0, 7))
+def test_replies_of_many_batches_begin_at_the_same_places_for_all_readers(window, start, in_flight):
+    fetches = window.fetches(start, in_flight, idle=False, at_least=8, early=in_flight > 0)
     for fetch in fetches:
         if fetch.count == 1 or not fetch.parts:
             continue

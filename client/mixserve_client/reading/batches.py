@@ -105,7 +105,7 @@ class Batches:
             self.rows = self._rows if end is None else len(next(iter(batch.values())))
             record = selection.record(batch)
             position = group + self.shard.group if end is None else end
-            if in_flight.count <= in_flight.refill_at:
+            if in_flight.count <= in_flight.refill_at or came >= in_flight.refill_by:
                 self.refill(deadline)
             left = time.monotonic()
             in_flight.leave(left)

@@ -1,5 +1,6 @@
 """The batches that an iterator has requested and not yielded yet, in order."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from mixserve_client.reading.reader import AnyStream, Reader
 from mixserve_client.reading.window import Fetch, Window
 from mixserve_client.schema.fields import Batch, Field
 from mixserve_client.transport.base import Lane
+
+_TELL_EVERY_S = 20.0  # servers no longer count a reader that is silent for a minute
 
 
 @dataclass(slots=True)
@@ -37,17 +40,20 @@ class InFlight:
         self._most_wait_s = most_wait_s
         self._fetching: deque[_Fetching] = deque()
         self.count = 0  # batches in flight, each as often as it has streams
-        self.refill_at = 0
+        # When to refill: if so few are in flight, or at that time, if a trainer is slow. Requests tell the server how
+        # long a trainer waits, and that it is there.
+        self.refill_at, self.refill_by = 0, 0.0
         self._lane = Lane()
         self._ahead = ReadAhead()
         self._submit: Callable[[Callable[[], None]], None] | None = None  # since the first refill
 
     def refill(self, reader: Reader, window: Window, at_least: int = 0) -> None:
         """Request what `window` has room for, and at least `at_least` batches."""
-        self.refill_at = window.refill_at(at_least)
+        self.refill_at, now = window.refill_at(at_least), time.monotonic()
+        is_early, self.refill_by = now >= self.refill_by, now + _TELL_EVERY_S
         self._submit = reader.submit
         idle = not self._fetching
-        for fetch in window.fetches(self.next_request_at, self.count, idle=idle, at_least=at_least):
+        for fetch in window.fetches(self.next_request_at, self.count, idle=idle, at_least=at_least, early=is_early):
             # Each stream starts after the one before it, so that batches arrive in the order in which they are taken.
             before = self._fetching[-1].streams[-1:] if self._fetching else ()
             streams = list(before)

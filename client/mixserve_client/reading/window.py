@@ -52,13 +52,15 @@ class Window:
     row_bytes: int
     prefetch: int
 
-    def fetches(self, start: int, in_flight: int, *, idle: bool, at_least: int = 0) -> list[Fetch]:
+    def fetches(self, start: int, in_flight: int, *, idle: bool, at_least: int = 0, early: bool = False) -> list[Fetch]:
         """What to request from position `start` on if `in_flight` batches are in flight; `idle` if no fetch is.
 
         Requests half of the window at a time, so that one stream opens while another one ends, and at least `at_least`
-        batches.
+        batches. If it is `early`, as much as there is room for, though it is less.
         """
         most, half = self._most(at_least), self._half(at_least)
+        if early:
+            half = max(1, min(half, most - in_flight))
         found = list[Fetch]()
         while most - in_flight >= half and (start := self.skips.first_from(start)) < self.stop:
             # The first batch comes alone: otherwise the server would plan it with later ones, and the trainer waits.
