@@ -55,7 +55,7 @@ class WorkersTransport:
         self._uses = 0
         self._last: _Worker | None = None
         self._has_said = False
-        self._lost = LimitedLog(_logger, None)
+        self._lost = LimitedLog(_logger)
         self._closed = False
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
