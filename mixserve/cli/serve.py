@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from mixserve.cli.processes import count_processes, supervise
 from mixserve.cli.reach import beside, reachable
 from mixserve.cli.reload import Reloader
 from mixserve.cli.signals import Signals, hear_no_signals
+from mixserve.cli.trace_export import export_spans
 from mixserve.cli.worker_link import WorkerLink
 from mixserve.config import Config, ConfigError, LogFormat, LogLevel, check_seconds, load_config
 from mixserve.listening import holding
@@ -28,6 +30,7 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("mixserve")
 
+_LEAST_SPANS_S = 1.0  # for the last spans, if no time is left of grace_s
 _PROGRAMS_S = 20.0  # for programs that still compile at the end, and are then in the cache
 
 
@@ -96,6 +99,7 @@ def run(
         code = supervise(address, count, own_port, reach, signals, grace_s, names, reloader.read, notifier)
         logging.shutdown()
         os._exit(code)
+    flush_spans = export_spans()
     place = None if link is None else link.place
     # Opening may take minutes: that a port is taken, or that others can reach it, should be said before.
     with holding(*(reach.addresses(address) if place is None else ())) as held, _compiling(config, cache):
@@ -161,7 +165,9 @@ def run(
     if link is not None:
         link.draining()
     _logger.info("draining: running calls have %.0f s to finish; a second signal ends them", grace_s)
+    until = time.monotonic() + grace_s
     finished = server.stop(grace_s)
+    flush_spans(max(_LEAST_SPANS_S, until - time.monotonic()))
     _logger.info("stopped")
     if not finished:
         _logger.warning("dropped calls that were still running after %.0f s", grace_s)

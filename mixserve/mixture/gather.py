@@ -6,6 +6,7 @@ from typing import Protocol, cast
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mixserve import tracing
 from mixserve.failed_read import FailedRead, naming_source
 from mixserve.mixture.file_guard import FileGuard
 from mixserve.mixture.plan import Plan
@@ -97,7 +98,12 @@ class HostGather:
         here = plan.at(slots)
         self._guard.check(here.source_ids)
         try:
-            return slots, read_records(self._names[source_id], self._sources[source_id], here, slots, self._empty)
+            if tracing.spans is None:
+                return slots, self._read(source_id, here, slots)
+            with tracing.spans.source(self._names[source_id], len(slots)) as span:
+                records = self._read(source_id, here, slots)
+                span.note_bytes(sum(array.nbytes for array in records.values()))
+                return slots, records
         except Exception:
             self._look_again(here)
             raise
@@ -111,6 +117,9 @@ class HostGather:
     def unread(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"], error: Exception) -> FailedRead:
         """What `error`, in place of the records at these slots, is for the reader of `plan`."""
         return FailedRead.of(self._names[source_id], plan.record_ids[slots].tolist(), int(slots[0]), error)
+
+    def _read(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"]) -> Mapping[str, np.ndarray]:
+        return read_records(self._names[source_id], self._sources[source_id], plan, slots, self._empty)
 
     def _look_again(self, plan: Plan) -> None:
         """Raises SourceChanged if a file has changed: what failed may be one that was cut."""

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from mixserve import tracing
 from mixserve.metrics.replies import clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection
@@ -68,6 +69,8 @@ class PendingReply:
         began = clock()
         self._rows = selection.begin_read(ranges, key, reader)
         self._plan_s = clock() - began
+        if tracing.spans is not None:
+            tracing.spans.note_stage("plan", self._plan_s)
 
     @property
     def leaf_ids(self) -> Int[np.ndarray, " rows"]:
@@ -83,13 +86,20 @@ class PendingReply:
         # Framed first, filled after: rows are copied once, from their sources into the object that gRPC sends.
         buffers = frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count)
         framed = clock()
-        self._rows.write(buffers)
+        if tracing.spans is None:
+            self._rows.write(buffers)
+        else:
+            tracing.spans.note_stage("encode", framed - began)
+            with tracing.spans.stage("gather"):
+                self._rows.write(buffers)
         gathered = clock()
         if self._to is not None:
             if isinstance(self._into, SlotTarget):
                 message = seal_reply(bytes(message), self._to)
             else:
                 write_checksum(memory, self._size, self._to)
+            if tracing.spans is not None:
+                tracing.spans.note_stage("checksum", clock() - gathered)
         encode_s = framed - began + (clock() - gathered if self._to is not None else 0.0)
         self._selection.mixture.figures.note_times((self._plan_s, gathered - framed, encode_s))
         return message

@@ -5,8 +5,9 @@ Arrays and mapped files need no such thread: their rows are copied.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
 
+from mixserve import tracing
 from mixserve.mixture.gather import SourceRead
 from mixserve.mixture.taking import Part
 from mixserve.servicer.jobs import Abandoned, Clock, Jobs, Running, Start, Words
@@ -32,20 +33,26 @@ class Readers(Jobs):
         """As `SourceReader.read`. The function raises what `SourceRead.parts` does; FailedRead, with Unavailable as its
         cause, after `timeout_s`; Overloaded if no thread is free; Abandoned.
         """
-        return _Joined(self, _Read(read)) if read else _no_parts
+        return _Joined(self, read) if read else _no_parts
 
 
-class _Read(NamedTuple):
-    """A read as a job."""
+class _Read:
+    """A read as a job, within the spans of the thread that makes this."""
 
-    read: SourceRead
-    is_read: bool = True
+    is_read = True
+
+    def __init__(self, read: SourceRead):
+        self._read = read
+        self._spans = None if tracing.spans is None else partial(tracing.spans.within, tracing.spans.here())
 
     def run(self) -> Sequence[Part]:
-        return list(self.read.parts())
+        return self._parts() if self._spans is None else self._spans(self._parts)
 
     def late(self, said: str) -> Exception:
-        return self.read.unread(Unavailable(f"the source {said}"))  # names source and record, too
+        return self._read.unread(Unavailable(f"the source {said}"))  # names source and record, too
+
+    def _parts(self) -> Sequence[Part]:
+        return list(self._read.parts())
 
 
 class _Joined:
@@ -54,14 +61,14 @@ class _Joined:
 
     __slots__ = ("_read", "_readers", "_running")
 
-    def __init__(self, readers: Readers, read: _Read):
+    def __init__(self, readers: Readers, read: SourceRead):
         self._readers, self._read = readers, read
         self._running: Running[Sequence[Part]] | None = None
 
     def __call__(self) -> Iterable[Part]:
         running, self._running = self._running, None
         if running is None or running.error is not None:
-            running = self._readers.begin(self._read)
+            running = self._readers.begin(_Read(self._read))
         try:
             return self._readers.wait(running)
         except Abandoned:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 
+from mixserve import tracing
 from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
@@ -191,7 +192,7 @@ class MixServicer:
 
     def _get_batch_at(self, request: bytes, share: ThreadShare | None) -> bytes:
         wanted = decode_batch_request(request)
-        selection = self._selection(wanted)
+        selection = self._selection(wanted, wanted.start, wanted.size)
         check_positions(wanted.start, wanted.size, selection.mixture.description.limits.size)
         target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
         ranges, name = [(wanted.start, wanted.size)], selection.mixture.name
@@ -205,14 +206,14 @@ class MixServicer:
 
     def _stream_batches(self, request: bytes, way: _Way) -> Generator[Message]:
         wanted = decode_stream_request(request)
-        selection = self._selection(wanted.first)
+        selection = self._selection(wanted.first, wanted.first.start, wanted.rows)
         first, (last, _) = wanted.first.start, wanted.ranges(wanted.rows - 1, 1)[0]
         check_end(selection.blocks.end, first, last + 1 - first)
         yield from self._in_replies(selection, wanted.first.key, wanted, way)
 
     def _stream_positions(self, request: bytes, way: _Way) -> Generator[Message]:
         wanted = decode_positions_request(request)
-        selection = self._selection(wanted)
+        selection = self._selection(wanted, int(wanted.positions[0]), wanted.rows)
         check_end(selection.blocks.end, int(wanted.positions.max()), 1)
         yield from self._in_replies(selection, wanted.key, wanted, way)
 
@@ -226,9 +227,13 @@ class MixServicer:
             for made in self._made_replies(selection, key, wanted, way):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
                 selection.note_reply(made.pending, made.ranges, asking)
-                message, lacking, since = made.message, made.lacking, clock()
+                message, lacking, span, since = made.message, made.lacking, made.span, clock()
                 del made  # this frame must not keep its memory while the reply is sent
-                yield message
+                try:
+                    yield message
+                finally:
+                    if span is not None:
+                        span.sent(clock() - since)
                 note_send(clock() - since)
                 has_sent = True
                 if lacking:
@@ -295,8 +300,10 @@ class MixServicer:
         mixture = self._mixtures.get_expected(wanted.mixture, wanted.expected_fingerprint)
         return encode_schedule(self._schedules.define(mixture, wanted.parent, wanted.entries))
 
-    def _selection(self, wanted: BatchRequest | PositionsRequest) -> ServedSelection:
-        """What the request's positions refer to."""
+    def _selection(self, wanted: BatchRequest | PositionsRequest, position: int, rows: int) -> ServedSelection:
+        """What the request's positions refer to, of which `position` is the first. `rows` are those of the call."""
+        if tracing.spans is not None:
+            tracing.spans.read(wanted.mixture, wanted.sender, position, rows)
         mixture = self._mixtures.get_expected(wanted.mixture, wanted.expected_fingerprint)
         if wanted.content == Content.RECORDS_AND_PROVENANCE:
             obstacle = provenance_obstacle(mixture.description.fields)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mixserve import tracing
 from mixserve.access.identity import current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.limits import ServerLimits
@@ -49,6 +50,7 @@ class Services:
 
         Raises ValueError for bad arguments, and OSError if the state folder cannot be used.
         """
+        tracing.look()
         limits = ServerLimits() if limits is None else limits
         mixtures = Mixtures(nodes, placement)
         if not isinstance(state_dir, str | os.PathLike | None):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -111,6 +113,12 @@ class Services:
         """The reply to `request`, with a checksum if the request has one. `share` and errors are as in
         `MixServicer.handle`, and `sessions` is as in `SessionServicer.handle`.
         """
+        if tracing.spans is not None:
+            with tracing.spans.call(method):
+                return self._handle(method, request, share)
+        return self._handle(method, request, share)
+
+    def _handle(self, method: str, request: bytes, share: ThreadShare | None) -> bytes:
         request, checksum = open_request(request)
         if method == methods.GET_STATS:
             reply = self._get_stats(request)
@@ -131,7 +139,8 @@ class Services:
     ) -> Generator[Message]:
         """As `MixServicer.stream`, with checksums if the request has one."""
         request, checksum = open_request(request)
-        yield from self.mix.stream(method, request, memory, checksum, share)
+        replies = self.mix.stream(method, request, memory, checksum, share)
+        yield from replies if tracing.spans is None else tracing.spans.call(method).around(replies)
 
     def copies_rows(self, method: str, request: bytes) -> bool:
         """As `MixServicer.copies_rows`."""

@@ -1,27 +1,35 @@
 """A reply of a stream: all of its rows, or the rows before the first one that cannot be made."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from mixserve import tracing
 from mixserve.failed_read import FailedRead, position_at
 from mixserve.servicer.pending_reply import Pending
 from mixserve.servicer.reply_memory import Message
 from mixserve_client.schema.positions import Range
 
+if TYPE_CHECKING:
+    from mixserve.spans import ReplySpan
+
 
 class MadeReply(NamedTuple):
-    """A message with the rows of `ranges`, and what made it; `lacking` says why it does not have all of its rows."""
+    """A message with the rows of `ranges`, and what made it; `lacking` says why it does not have all of its rows.
+
+    `span` has the time until it is sent, if the call is traced.
+    """
 
     message: Message
     pending: Pending
     ranges: Sequence[Range]
     lacking: str = ""
+    span: "ReplySpan | None" = None
 
 
 class StreamReply:
     """A reply with `rows` rows, at the ranges `ranges(rows)`, which `begin(ranges)` begins to make."""
 
-    __slots__ = ("_begin", "_here", "_pending", "_ranges")
+    __slots__ = ("_begin", "_here", "_pending", "_ranges", "_span")
 
     def __init__(
         self, rows: int, begin: Callable[[Sequence[Range]], Pending], ranges: Callable[[int], Sequence[Range]]
@@ -29,14 +37,18 @@ class StreamReply:
         self._begin = begin
         self._ranges = ranges
         self._here = ranges(rows)
-        self._pending = begin(self._here)
+        self._span = None if tracing.spans is None else tracing.spans.reply(self._here[0][0], rows)
+        self._pending = begin(self._here) if self._span is None else self._span.run(begin, self._here)
 
     def result(self) -> MadeReply:
         """Wait for the reply. Raises FailedRead, which names the position, if its first row cannot be made."""
+        return self._result() if self._span is None else self._span.run(self._result)
+
+    def _result(self) -> MadeReply:
         lacking = ""
         while True:
             try:
-                return MadeReply(self._pending.result(), self._pending, self._here, lacking)
+                return MadeReply(self._pending.result(), self._pending, self._here, lacking, self._span)
             except FailedRead as failed:
                 located = failed.at(position_at(self._here, failed.slot))
                 try:

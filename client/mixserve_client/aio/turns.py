@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from mixserve_client import tracing
 from mixserve_client.errors import Unavailable
 from mixserve_client.forks import PerProcess, leave_to_parent, renew_in_forks
 from mixserve_client.rpc.threads import DaemonThreadPool
@@ -90,6 +91,8 @@ class Turns:
 def begin(task: Callable[[], T], workers: PerProcess[DaemonThreadPool]) -> "Future[T]":
     """Run `task` in a thread, or here if the client is closed: then no call waits for a server, and `get_state` still
     works."""
+    if tracing.spans is not None:
+        task = tracing.spans.carried(task)
     try:
         return workers.here.submit(task)
     except Unavailable:

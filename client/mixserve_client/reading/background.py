@@ -5,12 +5,16 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from mixserve_client.errors import DeadlineExceeded, Unavailable
 from mixserve_client.reading.stream import BatchStream
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.schema.fields import Batch
 from mixserve_client.transport.waits import LATE, wait_s
+
+if TYPE_CHECKING:
+    from mixserve_client.spans import RequestSpan
 
 CLOSED = "this iterator was closed while a call waited for a batch"
 
@@ -36,6 +40,11 @@ class BackgroundStream:
         self._next: BackgroundStream | None = None
         if after is None or not after._will_start(self):
             self._start()
+
+    @property
+    def request(self) -> "RequestSpan | None":
+        """As `BatchStream.request`."""
+        return self._stream.request
 
     def take(self, deadline: float | None) -> Batch:
         """The next batch. Waits until `deadline`, a time of `time.monotonic()`.

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from mixserve_client.options import BatchOptions
 from mixserve_client.reading.catalog import MixtureCatalog
 from mixserve_client.reading.in_flight import InFlight
 from mixserve_client.reading.ranges import Shard
-from mixserve_client.reading.reader import Reader
+from mixserve_client.reading.reader import AnyStream, Reader
 from mixserve_client.reading.schedule import Schedule, check_weights_ahead
 from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.state import ReaderState, StreamCheckpoint
@@ -123,6 +124,10 @@ class Batches:
         if figures is not None:
             figures.note(came, left, self.rows)
         return record
+
+    def first_in_flight(self) -> Sequence[AnyStream]:
+        """The streams of the next batch, as far as it has been requested."""
+        return self._in_flight.first()
 
     def refill(self, deadline: float | None = None, at_least: int = 0) -> None:
         """Request the batches that the window has room for, and at least `at_least` of them."""

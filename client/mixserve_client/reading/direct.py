@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from typing import TYPE_CHECKING
 
 from mixserve_client.errors import Unavailable
 from mixserve_client.reading.background import CLOSED
@@ -9,6 +10,9 @@ from mixserve_client.reading.stream import BatchStream
 from mixserve_client.schema.fields import Batch
 from mixserve_client.transport.base import Lane
 from mixserve_client.transport.waits import acquire
+
+if TYPE_CHECKING:
+    from mixserve_client.spans import RequestSpan
 
 
 class DirectStream:
@@ -50,6 +54,11 @@ class DirectStream:
         for one in reversed(waiting):
             one._stream.begin(self._lane)
             one._has_begun = True
+
+    @property
+    def request(self) -> "RequestSpan | None":
+        """As `BatchStream.request`."""
+        return self._stream.request
 
     def take(self, deadline: float | None) -> Batch:
         """The next batch. Waits until `deadline`, a time of `time.monotonic()`.

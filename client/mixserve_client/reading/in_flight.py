@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mixserve_client.forks import leave_to_parent
@@ -86,6 +86,10 @@ class InFlight:
             return batch, None, False
         self._fetching.popleft()
         return batch, first.fetch.end, first.fetch.short
+
+    def first(self) -> Sequence[AnyStream]:
+        """The streams of the next batch, as far as it has been requested."""
+        return self._fetching[0].streams if self._fetching else ()
 
     def come(self, now: float) -> None:
         """The trainer comes for a batch; `now` is a time of `time.monotonic()`."""

@@ -6,10 +6,12 @@ from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Self
 
+from mixserve_client import tracing
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import renew_in_forks
 from mixserve_client.reading.batches import Batches
 from mixserve_client.reading.state_file import load_state, write_state
+from mixserve_client.reading.traced import next_in_span
 from mixserve_client.rpc.one_thread import OneThreaded
 from mixserve_client.schema.fields import Batch
 from mixserve_client.schema.schedule import Weights
@@ -27,6 +29,7 @@ class BatchIterator(OneThreaded):
 
     def __init__(self, batches: Batches, *, closed: bool = False):
         super().__init__()
+        tracing.look()
         self.batches = batches  # public for `DeviceBatches` and `AsyncBatchIterator`, which return to checkpoints
         self._closed = closed
         renew_in_forks(self, BatchIterator._renew_after_fork)
@@ -39,6 +42,8 @@ class BatchIterator(OneThreaded):
     def __next__(self) -> Batch:
         """The next batch. Records that are nested on the server come nested. Raises StopIteration at the end."""
         self._check_open()
+        if tracing.spans is not None:
+            return next_in_span(tracing.spans, self.batches)
         return self.batches.next()
 
     @OneThreaded._in_turn

@@ -54,7 +54,7 @@ class Selection:
     @cached_property
     def asking(self) -> Asking:
         """What all requests for it have in common."""
-        return Asking(self.schedule.definitions, self.fingerprint)
+        return Asking(self.schedule.definitions, self.fingerprint, mixture=self.mixture.name)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

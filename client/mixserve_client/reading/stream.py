@@ -1,6 +1,7 @@
 """The batches of a range or list of positions, read over as many streams as it takes."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from mixserve_client.errors import CorruptReply
 from mixserve_client.reading.assembly import batches_of
@@ -17,6 +18,9 @@ from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
 from mixserve_client.wire.request import encode_positions_request, with_batches
 from mixserve_client.wire.sender import with_sender
+
+if TYPE_CHECKING:
+    from mixserve_client.spans import RequestSpan
 
 
 class BatchStream:
@@ -51,6 +55,11 @@ class BatchStream:
     def read_mode(self) -> ReadMode:
         """As `RetryingReplies.read_mode`."""
         return self._replies.read_mode
+
+    @property
+    def request(self) -> "RequestSpan | None":
+        """The span of the requests; None before the first one, and without tracing."""
+        return None if self._replies.trace is None else self._replies.trace.request
 
     def begin(self, lane: Lane) -> None:
         """As `RetryingReplies.begin`."""

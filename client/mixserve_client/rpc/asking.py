@@ -12,11 +12,13 @@ class Asking(NamedTuple):
 
     `fingerprint` is that of the mixture that it is for: replicas that have another one are asked only if no other is
     left. With `in_order` the first replica of the list is asked first, and not the one that is likely to be quickest.
+    `mixture` is its name, for traces.
     """
 
     definitions: Definitions | None = None
     fingerprint: str = ""
     in_order: bool = False
+    mixture: str = ""
 
 
 class Request(NamedTuple):

@@ -52,7 +52,8 @@ class CallRace:
             other = self._other(attempt, LATEST_S, fingerprint)
         if other is None:
             return answers.get()
-        rival = Attempt(other, attempt.asked)
+        rival = Attempt(other, attempt.asked, attempt.span)
+        rival.note_sent(beside=True)
         self._begin(rival, timeout_s, answers)
         answer = answers.get()
         if answer.error is not None and answer.attempt is rival:
@@ -64,6 +65,7 @@ class CallRace:
                 self._replicas.note_failure(attempt, answer.error, fingerprint)
             later = answers.get()
             return later if later.error is None else answer
+        answer.attempt.note_answered()
         late_s = time.monotonic() - attempt.began
         if answer.attempt is rival and late_s >= LOST_S:
             name = attempt.replica.transport.name
@@ -85,11 +87,9 @@ class CallRace:
             return None
 
     def _begin(self, attempt: Attempt, timeout_s: float | None, answers: "SimpleQueue[_Answer]") -> None:
-        asked = attempt.asked
-
         def run() -> None:
             try:
-                reply = self._replicas.call(attempt.replica, asked, timeout_s)
+                reply = self._replicas.call(attempt.replica, attempt.sent, timeout_s)
             except BaseException as error:
                 answers.put(_Answer(attempt, b"", error))
             else:

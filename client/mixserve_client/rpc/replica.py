@@ -2,11 +2,15 @@
 
 import time
 import weakref
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mixserve_client.errors import Unavailable
 from mixserve_client.metrics.requests import way_of
 from mixserve_client.transport.base import Replies, Transport
+from mixserve_client.wire.sender import with_trace
+
+if TYPE_CHECKING:
+    from mixserve_client.spans import RequestSpan
 
 # What a request to an idle replica costs at least in the comparison: then outstanding requests count among equals.
 _LEAST_COST_S = 0.001
@@ -37,13 +41,17 @@ class Asked(NamedTuple):
 
 
 class Attempt:
-    """One request to one replica; its stream if it is one."""
+    """One request to one replica; its stream if it is one. What is `sent` names the `span`, if there is one."""
 
-    __slots__ = ("__weakref__", "asked", "began", "replica", "replies")
+    __slots__ = ("__weakref__", "asked", "began", "replica", "replies", "sent", "span")
 
-    def __init__(self, replica: "Replica", asked: Asked):
+    def __init__(self, replica: "Replica", asked: Asked, span: "RequestSpan | None" = None):
         self.replica = replica
         self.asked = asked
+        self.span = span
+        self.sent = asked
+        if span is not None:  # not what is asked: a replica that is left out gets it again, when the span has ended
+            self.sent = asked._replace(data=with_trace(asked.method, asked.data, span.traceparent))
         self.began = time.monotonic()
         self.replies: Replies | None = None
 
@@ -51,6 +59,23 @@ class Attempt:
         """Its stream has been opened."""
         self.replies = replies
         self.replica.attempts.add(self)
+
+    def note_sent(self, *, beside: bool = False) -> None:
+        """Tell the span that the request is sent, or sent `beside` another attempt, which is late."""
+        if self.span is not None:
+            (self.span.hedges if beside else self.span.tries)(self._way)
+
+    def note_answered(self) -> None:
+        """Tell the span that this one has answered, and not the one beside it."""
+        if self.span is not None:
+            self.span.answered(self._way)
+
+    @property
+    def _way(self) -> str:
+        name = self.replica.transport.name
+        if self.asked.replies:
+            return name
+        return next((way for way in name.split(", ") if way.startswith("grpc ")), name)  # all single calls go this way
 
 
 class Wrong(NamedTuple):

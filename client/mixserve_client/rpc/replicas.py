@@ -136,12 +136,13 @@ class Replicas:
     ) -> Replies:
         """Open the stream of `attempt`. Raises what its transport raises."""
         transport = attempt.replica.transport
-        method, data, replies, reply_bytes = attempt.asked
+        method, data, replies, reply_bytes = attempt.sent
         try:
             found = transport.stream(method, data, timeout_s, replies, reply_bytes, lane)
         finally:  # only now it is known which way it went
             self.figures.note_request(method, way_of(transport.name, is_call=False))
         attempt.open(found)
+        attempt.note_sent(beside=is_hedge)
         if not is_hedge:
             self.note_request()
         return found
@@ -176,6 +177,8 @@ class Replicas:
         replica, kind, now = attempt.replica, kind_of(error), time.monotonic()
         replica.said = shorten(str(error), _SAID)
         self.figures.note_failure(error)
+        if attempt.span is not None:
+            attempt.span.failed(replica.transport.name, error)
         if self.closed:
             return
         if kind == Kind.LOST:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
+from mixserve_client import tracing
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.forks import PerProcess
 from mixserve_client.metrics.client_metrics import client_metrics
@@ -53,6 +54,7 @@ class ClientResources:
 
         Raises InvalidRequest.
         """
+        tracing.look()
         self.sender = RequestSender(check_client_name(name) or own_name())  # of calls that belong to no iterator
         self.reading = ReadingFigures()
         self.requests = RequestFigures() if requests is None else requests

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mixserve_client import tracing
 from mixserve_client.errors import DeadlineExceeded, MixserveError, Unavailable, UnknownSchedule
 from mixserve_client.metrics.client_metrics import ReplicaCounts
 from mixserve_client.metrics.requests import RequestFigures
@@ -13,15 +14,17 @@ from mixserve_client.rpc.call_race import CallRace
 from mixserve_client.rpc.publisher import SchedulePublisher
 from mixserve_client.rpc.replica import Asked, Attempt, Replica
 from mixserve_client.rpc.replicas import ATTEMPT_S, Replicas
+from mixserve_client.rpc.request_trace import RequestTrace
 from mixserve_client.rpc.stream_wait import StreamWait
-from mixserve_client.rpc.tries import UNLIMITED_S, Tries
+from mixserve_client.rpc.tries import UNLIMITED_S, Deadline, Tries
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Reply, Transport
+
+if TYPE_CHECKING:
+    from mixserve_client.spans import RequestSpan
 
 T = TypeVar("T")
 # gRPC measures a timeout by another clock than ours.
 _CLOCK_S = 0.05
-
-
 _PLAIN = Asking()
 
 
@@ -70,7 +73,7 @@ class RetryingCaller:
         Raises Unavailable or Overloaded after `patience_s`, DeadlineExceeded at the deadline, the faults of servers
         when each has been asked, and every other error of a server at once.
         """
-        return self.ask(method, request, _same, deadline, asking)
+        return self.ask(method, request, bytes, deadline, asking)
 
     def ask(
         self,
@@ -82,6 +85,9 @@ class RetryingCaller:
     ) -> T:
         """As `call`, and decodes the reply. If `decode` raises, the replica has failed as if it had raised this."""
         error = None
+        if tracing.spans is not None:
+            with tracing.spans.asking(method, asking.mixture) as span:
+                return self._ask(method, request, decode, deadline, asking, None, span)
         alone = self._replicas.alone
         if alone is not None:
             # A small call takes hardly longer than to prepare for its failure, which is rare.
@@ -109,13 +115,14 @@ class RetryingCaller:
         deadline: float | None,
         asking: Asking,
         failed: MixserveError | None,
+        span: "RequestSpan | None" = None,
     ) -> T:
         """As `ask`, after the first try has `failed` if there was one."""
         replicas, asked = self._replicas, Asked(method, request)
-        tries = Tries(replicas, _Deadline(deadline), asking.fingerprint, in_order=asking.in_order)
+        tries = Tries(replicas, Deadline(deadline), asking.fingerprint, in_order=asking.in_order)
         publisher = SchedulePublisher(replicas, asking.definitions)
         while True:
-            attempt = Attempt(tries.choose(), asked)
+            attempt = Attempt(tries.choose(), asked, span)
             try:
                 if failed is not None:
                     try:
@@ -134,17 +141,18 @@ class RetryingCaller:
                 tries.failed(attempt, error)
 
     def _try(self, attempt: Attempt, decode: Callable[[bytes], T], tries: Tries, fingerprint: str) -> T:
-        replicas, replica, asked = self._replicas, attempt.replica, attempt.asked
+        replicas, replica = self._replicas, attempt.replica
         remaining_s, limit_s = tries.remaining_s(), tries.limit_s()
         timeout_s = limit_s if remaining_s is None or (limit_s is not None and limit_s < remaining_s) else remaining_s
+        attempt.note_sent()
         if replicas.alone is not None:
-            found = decode(replicas.call(replica, asked, timeout_s))
+            found = decode(replicas.call(replica, attempt.sent, timeout_s))
             replicas.note_reply(replica, 0.0)
             return found
         began = time.monotonic()
         with replicas.calling(attempt):
             if self._race is None:
-                reply = replicas.call(replica, asked, timeout_s)
+                reply = replicas.call(replica, attempt.sent, timeout_s)
             else:
                 replica, reply = self._race.call(attempt, timeout_s, fingerprint)
         found = decode(reply)
@@ -184,6 +192,7 @@ class RetryingReplies(Generic[T]):
     """The replies of `RetryingCaller.stream`. One thread at a time iterates over them, once; any may cancel them.
 
     `deadline` is when waiting for a reply must end, as a time of `time.monotonic()`; it may change between replies.
+    `trace` has the span of the requests; None without tracing.
     """
 
     def __init__(
@@ -209,6 +218,7 @@ class RetryingReplies(Generic[T]):
         self._first: Request | None = None
         self._begun: Attempt | None = None
         self._lost_s = 0.0  # how long `begin` tried in vain
+        self.trace = None if tracing.spans is None else RequestTrace(tracing.spans, method, asking.mixture)
 
     @property
     def read_mode(self) -> ReadMode:
@@ -229,7 +239,7 @@ class RetryingReplies(Generic[T]):
         replica = replica or self._replicas.choose(fingerprint=self._asking.fingerprint)
         if request is None or replica is None or self._cancelled:
             return
-        attempt = Attempt(replica, Asked(self._method, *request))
+        attempt = self._attempt(replica, request)
         try:
             self._open(attempt, Tries(self._replicas, self).remaining_s(), lane)
         except MixserveError:
@@ -239,6 +249,10 @@ class RetryingReplies(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         """Raises what `RetryingCaller.call` raises."""
+        found = self._iterate()
+        return found if self.trace is None else self.trace.around(found, lambda: self._next_request() is None)
+
+    def _iterate(self) -> Iterator[T]:
         replicas, asking = self._replicas, self._asking
         tries = Tries(replicas, self, asking.fingerprint, in_order=asking.in_order)
         publisher = SchedulePublisher(replicas, asking.definitions)
@@ -251,7 +265,7 @@ class RetryingReplies(Generic[T]):
                     request = self._next_request()
                     if request is None:
                         return
-                    attempt = Attempt(tries.choose(), Asked(self._method, *request))
+                    attempt = self._attempt(tries.choose(), request)
                     publisher.publish(attempt.replica, tries)
                     self._open(attempt, tries.remaining_s())
                 wait = StreamWait(replicas, attempt, self._open_rival)
@@ -347,6 +361,9 @@ class RetryingReplies(Generic[T]):
         finally:
             replicas.watch.remove(wait)
 
+    def _attempt(self, replica: Replica, request: Request) -> Attempt:
+        return Attempt(replica, Asked(self._method, *request), None if self.trace is None else self.trace.span())
+
     def _open(self, attempt: Attempt, timeout_s: float | None, lane: Lane | None = None) -> None:
         self._use(self._replicas.open(attempt, timeout_s, lane))
 
@@ -364,7 +381,7 @@ class RetryingReplies(Generic[T]):
             return None
         if hedging is None or not hedging.take(waited_s):
             return None
-        rival = Attempt(replica, Asked(self._method, *request))
+        rival = self._attempt(replica, request)
         self._replicas.open(rival, Tries(self._replicas, self).remaining_s(), is_hedge=True)
         return rival
 
@@ -374,19 +391,10 @@ class RetryingReplies(Generic[T]):
         self._replicas.wake()
         if self._replies is not None:
             self._replies.cancel()
+        if self.trace is not None:
+            self.trace.end()
 
     @property
     def is_cancelled(self) -> bool:
         """Whether `cancel` was called."""
         return self._cancelled
-
-
-class _Deadline(NamedTuple):
-    """A call, which cannot be cancelled."""
-
-    deadline: float | None
-    is_cancelled: bool = False
-
-
-def _same(reply: bytes) -> bytes:
-    return reply

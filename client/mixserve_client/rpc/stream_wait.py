@@ -73,6 +73,7 @@ class StreamWait:
     def follow(self, rival: Rival) -> Replies:
         """Wait for the replies of `rival` from now on, which are returned."""
         self.attempt, self.late = rival.attempt, None
+        rival.attempt.note_answered()
         assert rival.attempt.replies is not None
         return rival.attempt.replies
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError, Overloaded, Unavailable
 from mixserve_client.rpc.failures import Kind, kind_of
@@ -30,6 +30,13 @@ class Waiting(Protocol):
 
     @property
     def is_cancelled(self) -> bool: ...
+
+
+class Deadline(NamedTuple):
+    """Of a call, which cannot be cancelled."""
+
+    deadline: float | None
+    is_cancelled: bool = False
 
 
 class Tries:

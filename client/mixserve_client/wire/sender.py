@@ -5,13 +5,14 @@ from struct import Struct
 
 from mixserve_client.schema.client_name import MOST_CHARACTERS
 from mixserve_client.schema.requests import Sender
-from mixserve_client.wire import frame
+from mixserve_client.wire import frame, methods
 from mixserve_client.wire._generated import mix_pb2
 
 _TRACE_CHARACTERS = 55
 UNKNOWN = Sender()
 
-_OF_BATCH = 8  # of GetBatchAtRequest
+_OF_BATCH, _OF_POSITIONS = 8, 9  # of GetBatchAtRequest and StreamPositionsRequest
+_FIRST_BATCH = 1  # of StreamBatchesRequest
 _CLIENT, _TRACE = 1, 4  # of Sender
 _READER, _WAIT_SHARE = Struct("<BQ"), Struct("<Bf")
 _READER_TAG, _WAIT_SHARE_TAG = 2 << 3 | 1, 3 << 3 | 5
@@ -21,6 +22,19 @@ def with_sender(request: bytes, sender: Sender) -> bytes:
     """An encoded request for a batch, with its sender added; see `with_slots`."""
     # Single calls are small, and have the same sender each time.
     return request + (_encode(sender) if sender.reader or sender.trace else _encode_known(sender))
+
+
+def with_trace(method: str, request: bytes, trace: str) -> bytes:
+    """An encoded request, which says within which span it was made; as it is if its message has no room for that."""
+    # Appended as in `with_slots`: a message that comes again, such as the sender, is merged with the one before.
+    sender = frame.delimited(_TRACE, trace.encode())
+    if method == methods.GET_BATCH_AT:
+        return request + frame.delimited(_OF_BATCH, sender)
+    if method == methods.STREAM_BATCHES:
+        return request + frame.delimited(_FIRST_BATCH, frame.delimited(_OF_BATCH, sender))
+    if method == methods.STREAM_POSITIONS:
+        return request + frame.delimited(_OF_POSITIONS, sender)
+    return request
 
 
 def _encode(sender: Sender) -> bytes:
