@@ -100,7 +100,7 @@ class RequestSpan:
 
     def tries(self, transport: str) -> None:
         """The request goes over the transport of that name."""
-        if not self.is_recorded:
+        if not (self.is_recorded and self._ended):
             return
         before, failed = self._at, self._failed
         self.answered(transport)
@@ -111,18 +111,18 @@ class RequestSpan:
 
     def answered(self, transport: str) -> None:
         """The reply comes over the transport of that name, if it comes."""
-        if self.is_recorded:
+        if self.is_recorded and self._ended:
             self._at = _address(transport)
             self.span.set_attributes({"server.address": self._at, "mixserve.transport": transport})
 
     def hedges(self, transport: str) -> None:
         """The request goes to another replica as well."""
-        if self.is_recorded:
+        if self.is_recorded and self._ended:
             self.span.add_event("hedge", {"server.address": _address(transport)})
 
     def failed(self, transport: str, error: BaseException) -> None:
         """A try has failed."""
-        if self.is_recorded:
+        if self.is_recorded and self._ended:
             self._at, self._failed = _address(transport), True
             about = {"server.address": self._at, "error.type": type(error).__name__, "error.message": _said(error)}
             self.span.add_event("failed", about)
