@@ -5,7 +5,7 @@ is in is OpenTelemetry's current one.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from contextvars import Token
 from typing import Any, ParamSpec, TypeVar
@@ -14,7 +14,14 @@ from opentelemetry import context as otel
 from opentelemetry import trace
 
 from mixserve_client.schema.requests import Sender
-from mixserve_client.spans import Value, configured_tracer, mark_error, parse_traceparent, rpc_attributes
+from mixserve_client.spans import (
+    TRACEPARENT,
+    Value,
+    configured_tracer,
+    mark_error,
+    parse_traceparent,
+    rpc_attributes,
+)
 
 __all__ = ["CallSpan", "ReplySpan", "Spans", "configured_tracer"]
 
@@ -62,6 +69,12 @@ class Spans:
     def source(self, name: str, records: int) -> "_Stage":
         """A context in which the thread is inside the code of a source, which reads so many records."""
         return _Stage(self._tracer, f"source {name}", {"mixserve.source": name, "mixserve.records": records})
+
+    def within_headers(self, metadata: Iterable[tuple[str, str | bytes]], task: Callable[[], T]) -> T:
+        """Run `task` within the span that the metadata of a call name, if they name one."""
+        text = next((value for key, value in metadata if key == TRACEPARENT), "")
+        parent = parse_traceparent(text) if isinstance(text, str) else None
+        return task() if parent is None else _within(trace.set_span_in_context(_remote(parent)), task)
 
     def here(self) -> otel.Context:
         """The spans that this thread is in, for another thread that does a part of the work."""
@@ -130,7 +143,7 @@ class CallSpan:
         if sender.client:
             about["mixserve.client"] = sender.client
         parent = parse_traceparent(sender.trace)
-        # In process, a request that names no span belongs to the one that its caller is in.
+        # A request that names no span belongs to the one that its metadata name, or in process its caller is in.
         here = self._context if parent is None else trace.set_span_in_context(_remote(parent), self._context)
         self._span = self._begin(here, about)
         self._context = trace.set_span_in_context(self._span, self._context)

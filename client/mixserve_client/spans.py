@@ -24,6 +24,7 @@ _GRPC = re.compile(r"grpc (?:dns:///)?([^\s,]+)")
 _SYSTEM = "mixserve"  # a custom value, as the conventions allow: one request may go over gRPC, and on over other ways
 
 Value = str | bool | int | float
+TRACEPARENT = "traceparent"  # the key of W3C Trace Context
 
 
 def configured_tracer(name: str) -> trace.Tracer | None:
@@ -190,6 +191,11 @@ class Spans:
         request = self.request(method, mixture)
         with Current(request.span):
             yield request
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What names the span that this thread is in, as metadata of a call whose message has no room for it."""
+        here = trace.get_current_span().get_span_context()
+        return ((TRACEPARENT, format_traceparent(here)),) if here.is_valid else ()
 
     def here(self) -> otel.Context:
         """The spans that this thread is in."""

@@ -8,6 +8,7 @@ from typing import cast
 
 import grpc
 
+from mixserve import tracing
 from mixserve.metrics.calls import CallFigures
 from mixserve.pooled_memory import PooledMemory
 from mixserve.reply_room import reserving_with
@@ -60,7 +61,11 @@ class Answers:
             check_wanted()  # calls that waited for a thread may have been given up meanwhile
             account = self._open_account(method, context)
             with reserving_with(account.reserve):
-                reply = self._services.handle(method, request, self._work.calls, self._work.sessions)
+                handle = partial(self._services.handle, method, request, self._work.calls, self._work.sessions)
+                if tracing.spans is None:
+                    reply = handle()
+                else:
+                    reply = tracing.spans.within_headers(context.invocation_metadata() or (), handle)
             account.settle(len(reply))
             return reply
 

@@ -16,7 +16,8 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_http_proxy", 0),
 ]
-_AUTHORIZATION = "authorization"
+# Who calls, and within which span.
+_HANDED_ON = ("authorization", "traceparent")
 _CALLER = "mixserve-caller"
 _UNLIMITED_S = 1e8  # more is no deadline, and would overflow gRPC's clocks as a timeout
 
@@ -29,7 +30,7 @@ class StateForwarder:
 
     def call(self, method: str, request: bytes, context: grpc.ServicerContext) -> bytes:
         """The reply to the call of `context`. Raises the MixserveError that the worker answers, else Unavailable."""
-        sent = tuple((key, value) for key, value in context.invocation_metadata() if key == _AUTHORIZATION)
+        sent = tuple((key, value) for key, value in context.invocation_metadata() if key in _HANDED_ON)
         call = self._channel.unary_unary(method).future(
             request, timeout=_timeout_s(context), metadata=(*sent, (_CALLER, context.peer()))
         )

@@ -17,7 +17,7 @@ from tests.conftest import ROUTES, TRANSPORTS
 from tests.processes import DEADLINE_S, ONE_SIZE
 from tests.tracing.recorded import Recorded, about, events, id_of, recording
 
-DESCRIPTIONS = {"mixserve.GetServer", "mixserve.GetMixture"}  # calls whose requests do not say where they belong
+DESCRIPTIONS = {"mixserve.GetServer", "mixserve.GetMixture"}  # calls of an earlier test, whose spans may end late
 ROWS, WIDTH = 32, 4096  # a batch of 512 KiB goes through shared memory
 
 KEYS = itertools.count()  # one for each test: replies that were asked for a moment ago are not made again
@@ -141,6 +141,20 @@ def test_single_batches_and_positions_are_traced_too(recorded, request, transpor
             assert about(call)["mixserve.position"] == first
             assert about(call)["mixserve.rows"] == 2
             assert {"plan", "gather", "encode"} <= {child.name for _, child in recorded.below(call)}
+
+
+@pytest.mark.parametrize("transport", ["grpc", "in-process"])
+def test_calls_that_read_no_batch_belong_to_their_requests(recorded, request, transport):
+    with connect(transport, request) as client, trace.get_tracer("of the user").start_as_current_span("step") as step:
+        with client.session("one", mixture="train") as session:
+            session.next_batch(4)
+        recorded.wait_for(lambda: len(recorded.named("mixserve.ReleaseSessions")) == 1)
+    calls = [span for span in recorded.all if span.kind == trace.SpanKind.SERVER]
+    assert {"mixserve.GetMixture", "mixserve.OpenSession", "mixserve.CallSession"} <= {span.name for span in calls}
+    asked = {id_of(span): span for span in recorded.named("mixserve.request")}
+    for call in calls:
+        assert about(asked[call.parent.span_id])["rpc.method"] == about(call)["rpc.method"]
+        assert call.context.trace_id == step.get_span_context().trace_id
 
 
 @pytest.mark.parametrize("transport", ["grpc", "in-process"])

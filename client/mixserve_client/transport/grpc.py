@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 
+from mixserve_client import tracing
 from mixserve_client.credentials import TokenOptions
 from mixserve_client.errors import CorruptReply, InvalidRequest, MixserveError, Unauthenticated, Unavailable
 from mixserve_client.metrics.requests import RequestFigures
@@ -59,7 +60,8 @@ class GrpcTransport:
             channel = self._current_channel()
             try:
                 call = channel.take(method, "unary_unary")
-                reply: bytes | None = call(request, timeout=timeout_s, metadata=metadata)
+                sent = metadata if tracing.spans is None else (*metadata, *tracing.spans.headers())
+                reply: bytes | None = call(request, timeout=timeout_s, metadata=sent)
                 self._has_answered = True
                 if reply is None:  # gRPC's answer if the call ended well, and its message was lost
                     raise CorruptReply(f"{self._target}: the call has ended without a reply")
