@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, local_client, serve
 from mixserve_client import AsyncMixClient, MixClient
+from mixserve_client.schema.client_name import own_name
 from tests.conftest import ROUTES, TRANSPORTS
 from tests.processes import DEADLINE_S, ONE_SIZE
 from tests.tracing.recorded import Recorded, about, events, id_of, recording
@@ -92,7 +93,7 @@ def test_one_trace_goes_from_next_to_the_source_and_back(recorded, request, tran
     assert about(taken) == here | {"mixserve.prefetched": False, "mixserve.wait_s": about(taken)["mixserve.wait_s"]}
     assert 0 < about(taken)["mixserve.wait_s"] <= (taken.end_time - taken.start_time) / 1e9
     rpc = {"rpc.system": "mixserve", "rpc.service": "mixserve.v1.MixService", "rpc.method": "StreamBatches"}
-    assert about(call) == rpc | here
+    assert about(call) == rpc | here | {"mixserve.client": own_name()}
     assert about(reply) == {"mixserve.position": 64, "mixserve.rows": ROWS}
     records = about(source)["mixserve.records"]
     assert 0 < records < ROWS

@@ -27,8 +27,8 @@ from mixserve_client.wire.request import (
     encode_batch_request,
     encode_positions_request,
     encode_stream_request,
-    with_trace,
 )
+from mixserve_client.wire.sender import with_trace
 from tests.conftest import ROUTES
 from tests.processes import DEADLINE_S
 from tests.tracing.recorded import Recorded, about, id_of, recording
