@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
 from mixserve_client.credentials import check_no_token
-from mixserve_client.schema.certificate import key_kind
+from mixserve_client.schema.certificate import expiry, key_kind
 from mixserve_client.schema.files import FileVersion, read_small, version_of, warn_of_readers
 from mixserve_client.schema.text import show
 from mixserve_client.wire.bulk import ALPN
@@ -58,12 +58,16 @@ class ServerTls:
 
 
 class Pair(NamedTuple):
-    """What the files hold: they fit each other. `context` has them, for bulk channels."""
+    """What the files hold: they fit each other. `context` has them, for bulk channels.
+
+    `expires` is when the certificate ends, in seconds since 1970; of a chain, when the first of it ends.
+    """
 
     certificate: bytes
     key: bytes
     client_ca: bytes | None
     context: ssl.SSLContext
+    expires: float
 
     def __repr__(self) -> str:
         return "Pair(…)"  # not the key
@@ -146,7 +150,7 @@ class Certificates:
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
-        return Pair(certificate, key, client_ca, context)
+        return Pair(certificate, key, client_ca, context, _expiry(tls.certificate, certificate))
 
 
 def _check_certificates(name: str, path: object, content: bytes) -> None:
@@ -185,12 +189,25 @@ def _check_pair(tls: ServerTls) -> ssl.SSLContext:
     return context
 
 
+def _expiry(path: object, certificate: bytes) -> float:
+    """When the first certificate to end does so. Raises ValueError."""
+    try:
+        return min(expiry(ssl.PEM_cert_to_DER_cert(one)) for one in _split(certificate))
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"tls: certificate: {path} has a damaged certificate: {error}") from error
+
+
+def _split(certificates: bytes) -> list[str]:
+    """The certificates of a chain, each in PEM."""
+    begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+    parts = certificates.split(end)[:-1]
+    return [(part[part.index(begin) :] + end).decode("ascii", "replace") for part in parts]
+
+
 def _check_kind(path: object, certificate: bytes) -> None:
     """Raises ValueError unless gRPC can serve with the first certificate, whatever this machine's OpenSSL can."""
-    end = b"-----END CERTIFICATE-----"
-    first = certificate[certificate.index(b"-----BEGIN CERTIFICATE-----") : certificate.index(end) + len(end)]
     try:
-        kind = key_kind(ssl.PEM_cert_to_DER_cert(first.decode("ascii", "replace")))
+        kind = key_kind(ssl.PEM_cert_to_DER_cert(_split(certificate)[0]))
     except (ValueError, IndexError) as error:
         raise ValueError(f"tls: certificate: {path} has a damaged certificate: {error}") from error
     if kind is None:

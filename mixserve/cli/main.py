@@ -205,6 +205,27 @@ def info(address: Address, connection: Connection, timeout_s: Timeout = 10.0) ->
 
 @app.command()
 @connecting
+def top(
+    addresses: Annotated[
+        list[str], typer.Argument(metavar="ADDR…", help="Running servers: host:port or unix:///path.")
+    ],
+    connection: Connection,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How often to ask, in seconds.", min=0.1, max=3600.0)
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Write the figures of one interval, and end.")] = False,
+    as_json: AsJson = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Without colours, as with NO_COLOR.")] = False,
+) -> None:
+    """Show live what servers do: rates, shares of sources, waits of trainers, errors and limits."""
+    with plain_errors():
+        from mixserve.cli.top.run import run
+
+        run(addresses, connection, every_s=every, once=once, as_json=as_json, no_color=no_color)
+
+
+@app.command()
+@connecting
 def explain(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A configuration file, or a running server's ADDR.")],
     connection: Connection,

@@ -152,6 +152,7 @@ class MixServer:
             self._answering_mixtures,
             lambda: self._answers.not_ready is None,
             lambda: 0 if self._bulk is None else self._bulk.channels,
+            certificates,
         )
         services.collect = self.stats.collect
         self._stats_socket: StatsSocket | None = None

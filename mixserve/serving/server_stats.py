@@ -1,8 +1,10 @@
 """The figures of a server -> metrics."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
+from mixserve.access.certificates import Certificates
 from mixserve.faults import FAULTS
 from mixserve.metrics.calls import CallFigures
 from mixserve.servicer.thread_share import ThreadShare
@@ -28,8 +30,11 @@ class ServerStats:
         answering: Callable[[], Mapping[str, bool]],
         is_ready: Callable[[], bool],
         bulk_channels: Callable[[], int],
+        certificates: Certificates | None = None,
     ):
         """`shares` are the threads by the way in which replies go. `answering` tells which mixtures get records."""
+        self._started = time.time()
+        self._certificates = certificates
         self._services = services
         self._calls = calls
         self._shares = dict(shares)
@@ -43,6 +48,11 @@ class ServerStats:
         """All metrics."""
         is_ready = self._is_ready()
         yield gauge("mixserve_build_info", "The server's version.", {(version("mixserve"),): 1}, ("version",))
+        yield gauge(
+            "mixserve_start_time_seconds",
+            "When the server was started, in seconds since 1970: its counters began at 0 then.",
+            {(): self._started},
+        )
         yield gauge("mixserve_serving", "1 while the server answers calls, 0 while it starts or stops.", {(): is_ready})
         yield gauge(
             "mixserve_mixture_serving",
@@ -86,6 +96,12 @@ class ServerStats:
         if self._memory_limit is not None:
             yield gauge(
                 "mixserve_memory_limit_bytes", "memory_limit, or what was found for it.", {(): self._memory_limit}
+            )
+        if self._certificates is not None:
+            yield gauge(
+                "mixserve_certificate_expiry_timestamp_seconds",
+                "When the server's certificate ends, in seconds since 1970: the one that new connections get.",
+                {(): self._certificates.pair.expires},
             )
         if is_ready:  # before, the figures of mixtures would wait for their fingerprints
             yield from self._services()

@@ -1,6 +1,7 @@
 """Reads what a certificate says of itself: names, issuer and dates."""
 
 # By hand: Python decodes only certificates that it trusts, and these are shown because they are not trusted.
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ _CURVES = {
 }
 _SEQUENCE, _UTC_TIME, _OBJECT_ID, _VERSION, _EXTENSIONS = 0x30, 0x17, 0x06, 0xA0, 0xA3
 _DNS, _ADDRESS = 0x82, 0x87
+_TIME_FORMAT = "%Y-%m-%d %H:%M:%S UTC"
 _MOST_NAMES = 10
 _LONGEST = 100
 
@@ -30,10 +32,7 @@ class Certificate(NamedTuple):
 
 def decode(der: bytes) -> Certificate:
     """What the certificate `der` says. Raises ValueError and IndexError if it is damaged."""
-    fields = _items(_items(_items(der)[0][1])[0][1])
-    if fields[0][0] == _VERSION:
-        fields = fields[1:]
-    _serial, _algorithm, issuer, validity, subject, _public_key, *rest = fields
+    _serial, _algorithm, issuer, validity, subject, _public_key, *rest = _fields(der)
     not_before, not_after = _items(validity[1])
     names = [name for tag, value in rest if tag == _EXTENSIONS for name in _alternative_names(value)]
     return Certificate(
@@ -45,14 +44,24 @@ def decode(der: bytes) -> Certificate:
     )
 
 
+def expiry(der: bytes) -> float:
+    """When the certificate `der` ends, in seconds since 1970. Raises ValueError and IndexError if it is damaged."""
+    _, (tag, value) = _items(_fields(der)[3][1])
+    return datetime.strptime(_time(tag, value), _TIME_FORMAT).replace(tzinfo=UTC).timestamp()
+
+
 def key_kind(der: bytes) -> str | None:
     """RSA, or the curve of the key of the certificate `der`; None for others. Raises ValueError and IndexError."""
-    fields = _items(_items(_items(der)[0][1])[0][1])
-    public_key = fields[6 if fields[0][0] == _VERSION else 5]
-    (_, algorithm), *parameters = _items(_items(public_key[1])[0][1])
+    (_, algorithm), *parameters = _items(_items(_fields(der)[5][1])[0][1])
     if algorithm == _OID_RSA:
         return "RSA"
     return _CURVES.get(parameters[0][1]) if algorithm == _OID_EC and parameters else None
+
+
+def _fields(der: bytes) -> list[tuple[int, bytes]]:
+    """Serial number, algorithm, issuer, validity, subject, public key, and what there is more."""
+    fields = _items(_items(_items(der)[0][1])[0][1])
+    return fields[1:] if fields[0][0] == _VERSION else fields
 
 
 def _items(data: bytes) -> list[tuple[int, bytes]]:

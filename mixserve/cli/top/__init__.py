@@ -1,0 +1,1 @@
+"""`mixserve top`: what servers do, live."""
