@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ from mixserve.cli.supervisor import Supervisor
 from mixserve.cli.worker_link import Place, stats_sockets
 from mixserve.config import MOST_PROCESSES, ConfigError
 from mixserve.listening import holding, sharing
+from mixserve_client.schema.stats import Metric
 from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
@@ -60,7 +62,7 @@ def supervise(
     """
     host, _, _ = address.rpartition(":")
     _, *others = reach.addresses(address, processes=count, worker_port=worker_port)
-    with ExitStack() as held, _socket_folder() as folder, _metrics(reach, stats_sockets(folder, count)):
+    with ExitStack() as held, _socket_folder() as folder:
         signals.is_serving = True  # from now on there is something to end
         # Until others have theirs: the kernel must not choose one of these for them.
         fixed = held.enter_context(holding(*others))
@@ -77,19 +79,20 @@ def supervise(
         # Of this process's own arguments, so that workers have the same options, of Python too.
         command = [sys.executable, *sys.orig_argv[1:], "--worker"]
         supervisor = Supervisor(command, places, tell_health, tell_stuck, read_again, notifier)
+        held.enter_context(_metrics(reach, stats_sockets(folder, count), supervisor.stats))
         return supervisor.run(signals, grace_s)
 
 
 @contextmanager
-def _metrics(reach: Reach, sockets: Sequence[str]) -> Generator[None]:
-    """Answers with the metrics of all workers at the port for that, in this process."""
+def _metrics(reach: Reach, sockets: Sequence[str], own: Callable[[], Iterable[Metric]]) -> Generator[None]:
+    """Answers with the metrics of all workers, and this process's `own`, at the port for that, in this process."""
     if reach.metrics_address is None:
         yield
         return
     from mixserve.serving.metrics_port import MetricsPort
     from mixserve.serving.stats_socket import of_workers
 
-    port = MetricsPort(lambda: of_workers(sockets), reach.metrics_address)
+    port = MetricsPort(lambda: chain(own(), of_workers(sockets)), reach.metrics_address)
     port.start()
     _logger.info("metrics on http://%s/metrics", port.address)
     try:

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -30,6 +30,7 @@ from mixserve.cli.worker_link import (
     decode_stuck,
     encode_stuck,
 )
+from mixserve_client.schema.stats import Metric, counter, gauge
 
 _logger = logging.getLogger("mixserve")
 
@@ -54,6 +55,7 @@ class _Worker:
     stuck: frozenset[str] = frozenset()  # its mixtures that get no records
     failures: int = 0  # in a row, of processes that did not serve for long
     start_at: float = field(default_factory=time.monotonic)
+    starts: int = 0
 
 
 class Supervisor:
@@ -95,6 +97,22 @@ class Supervisor:
         since = time.monotonic() - _SILENT_S
         beats = [worker.beat_at for worker in self._workers if worker.serving_since is not None]
         return min(beats, default=since) >= since and self._turn_at >= since
+
+    def stats(self) -> Iterator[Metric]:
+        """The metrics of this process; thread-safe."""
+        serving = sum(worker.serving_since is not None for worker in self._workers)
+        yield gauge(
+            "mixserve_workers",
+            "Processes of this server, those that serve and those that start, end or wait for their start.",
+            {("serving",): serving, ("missing",): len(self._workers) - serving},
+            ("state",),
+        )
+        yield counter(
+            "mixserve_worker_restarts_total",
+            "How often a process was started in place of one that had ended.",
+            {(str(worker.place.number),): max(0, worker.starts - 1) for worker in self._workers},
+            ("worker",),
+        )
 
     def run(self, signals: Signals, grace_s: float) -> int:
         """Serve until a signal, then drain. Returns the exit code: the first worker's, if it cannot start."""
@@ -147,6 +165,7 @@ class Supervisor:
                 [*self._command, str(theirs.fileno())], pass_fds=[theirs.fileno()], process_group=0
             )
         worker.link, worker.serving_since = ours, None
+        worker.starts += 1
         ours.send(worker.place.encode())
         ours.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, worker)

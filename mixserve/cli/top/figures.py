@@ -228,19 +228,20 @@ def _sources(
         _rate(rates, name, _SOURCE) for name in ("mixserve_records_total", "mixserve_source_bytes_total")
     )
     passes = group(stats, "mixserve_passes_total", _SOURCE)
-    all_records, all_requested, all_grown = _by_mixture(records), _by_mixture(requested), _by_mixture(grown)
+    all_records, all_grown = _by_mixture(records), _by_mixture(grown)
     found = list[Source]()
     for which, count in records.items():
         mixture, source = which
-        wanted = requested.get(which, 0.0)
+        of = all_records[mixture]
+        wanted = requested.get(which)  # None for some sources of nested mixtures
         found.append(
             Source(
                 mixture,
                 source,
-                _part(wanted, all_requested.get(mixture, 0.0)),
-                _part(count, all_records[mixture]),
+                None if wanted is None else _part(wanted, of),
+                _part(count, of),
                 _part(grown.get(which, 0.0), all_grown.get(mixture, 0.0)),
-                is_off(count, wanted, all_requested.get(mixture, 0.0), readers.get(mixture, 1)),
+                wanted is not None and is_off(count, wanted, of, readers.get(mixture, 1)),
                 int(count),
                 records_s.get(which),
                 bytes_s.get(which),
