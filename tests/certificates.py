@@ -100,10 +100,10 @@ def _dates(since: str, until: str) -> tuple[str, ...]:
     return "-startdate", f"{since}0101000000Z", "-enddate", f"{until}0101000000Z"
 
 
-def self_signed(folder: Path) -> Pair:
+def self_signed(folder: Path, days: int = 30) -> Pair:
     made = Pair(folder / "self.pem", folder / "self.key")
     names = ("-subj", "/CN=alone", "-addext", "subjectAltName=IP:127.0.0.1")
-    _openssl("req", "-x509", *_KEY, "-days", "30", *names, "-keyout", made.key, "-out", made.certificate)
+    _openssl("req", "-x509", *_KEY, "-days", str(days), *names, "-keyout", made.key, "-out", made.certificate)
     return made
 
 

@@ -299,6 +299,15 @@ def test_a_worker_that_ends_at_once_again_and_again_starts_later_each_time(
     assert health[:4] == [True, False] * 2
 
 
+def test_a_worker_may_end_before_it_is_told_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which happens once in 25 times here, so that 200 are enough."""
+    monkeypatch.setattr(supervisor, "_LOOK_EVERY_S", 0.01)
+    place = Place(0, "127.0.0.1:1", ["127.0.0.1:2"], [":2"], "/nowhere")
+    for _ in range(200):
+        signals = StopSignals()
+        assert supervisor.Supervisor(["/bin/true"], [place], print).run(signals, 1.0) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

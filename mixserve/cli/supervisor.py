@@ -166,7 +166,8 @@ class Supervisor:
             )
         worker.link, worker.serving_since = ours, None
         worker.starts += 1
-        ours.send(worker.place.encode())
+        with suppress(OSError):  # it has ended already, which `_wait` notices
+            ours.send(worker.place.encode())
         ours.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
