@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes
+.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -247,6 +247,9 @@ test-dist: $(READY) dist ## Install each wheel and sdist into a clean environmen
 docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and check its links; open build/site/index.html
 	.venv-site/bin/python -m mkdocs --quiet build --strict --clean
 	$(BIN)/python -m pytest tests/site/check_site.py
+# Debian: apt-get install prometheus. Five minutes of the second test: MIXSERVE_PROMETHEUS_S=300.
+test-prometheus: $(READY) ## Make each alert fire in a real Prometheus, and compare its figures with what trainers count
+	$(BIN)/python -m pytest -rs -s --show-capture=no tests/prometheus
 
 clean: ## Remove the environments and all build outputs
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules

@@ -304,7 +304,7 @@ def test_a_worker_may_end_before_it_is_told_its_place(monkeypatch: pytest.Monkey
     monkeypatch.setattr(supervisor, "_LOOK_EVERY_S", 0.01)
     place = Place(0, "127.0.0.1:1", ["127.0.0.1:2"], [":2"], "/nowhere")
     for _ in range(200):
-        signals = StopSignals()
+        signals = Signals()
         assert supervisor.Supervisor(["/bin/true"], [place], print).run(signals, 1.0) == 0
 
 

@@ -16,9 +16,8 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixS
 from mixserve.serving.memory import own_bytes
 from mixserve_client import MixClient, MixserveError
 from mixserve_client.schema.keys import key_words
-from mixserve_client.schema.requests import BatchRequest
+from mixserve_client.schema.requests import BatchRequest, Sender
 from mixserve_client.wire import methods
-from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.request import encode_batch_request
 from tests.certificates import self_signed
 from tests.cluster import children
@@ -86,9 +85,8 @@ def metrics_of(server: MixServer) -> str:
 
 def ask(client: MixClient, start: int, reader: int, wait_share: float | None = None) -> None:
     """What an iterator of that number would ask, of a trainer that waits so much."""
-    sender = mix_pb2.Sender(client="trainer", reader=reader, wait_share=wait_share)
-    request = encode_batch_request(BatchRequest("", start, 8, key_words(1)))
-    client._caller.call(methods.GET_BATCH_AT, request + mix_pb2.GetBatchAtRequest(sender=sender).SerializeToString())
+    request = BatchRequest("", start, 8, key_words(1), sender=Sender("trainer", reader, wait_share))
+    client._caller.call(methods.GET_BATCH_AT, encode_batch_request(request))
 
 
 @contextmanager
