@@ -248,8 +248,9 @@ docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and 
 	.venv-site/bin/python -m mkdocs --quiet build --strict --clean
 	$(BIN)/python -m pytest tests/site/check_site.py
 # Debian: apt-get install prometheus. Five minutes of the second test: MIXSERVE_PROMETHEUS_S=300.
+# Debian: apt-get install prometheus. With MIXSERVE_PROMETHEUS_S=300 it reads a server and trainers for five minutes.
 test-prometheus: $(READY) ## Make each alert fire in a real Prometheus, and compare its figures with what trainers count
-	$(BIN)/python -m pytest -rs -s --show-capture=no tests/prometheus
+	$(BIN)/python -m pytest -n 2 --dist loadfile -rsP --durations=5 tests/prometheus
 
 clean: ## Remove the environments and all build outputs
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules

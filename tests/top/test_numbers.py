@@ -43,10 +43,11 @@ from tests.profiles import examples
         (show_size(999.0), "999 B"),
         (show_size(16.9e6), "16.9 MB"),
         (show_size(999_999.0), "1.00 MB"),
-        (show_bar(0.6, 0.6), "█████┃····"),
-        (show_bar(0.5, 0.8), "█████··┃··"),
-        (show_bar(None, 0.5), " " * 10),
-        (show_bar(0.0, 0.0), "┃·········"),
+        (show_bar(0.6, 0.6), "███████████┃········"),
+        (show_bar(0.5, 0.8), "██████████·····┃····"),
+        (show_bar(0.1501, 0.15, 10), "█┃········"),
+        (show_bar(None, 0.5, 10), " " * 10),
+        (show_bar(0.0, 0.0, 10), "┃·········"),
     ],
 )
 def test_shown(shown, wanted):
@@ -58,4 +59,4 @@ def test_shown(shown, wanted):
 def test_numbers_stay_short(value):
     assert len(show_size(value)) <= 13
     assert len(show_seconds(min(value, 1e6))) <= 11
-    assert len(show_bar(min(1.0, value), 1.0)) == 10
+    assert len(show_bar(min(1.0, value), 1.0)) == 20

@@ -62,12 +62,16 @@ def show_size(count: float | None) -> str:
     return f"{count:.0f} B"
 
 
-def show_bar(part: float | None, mark: float | None, width: int = 10) -> str:
+def show_bar(part: float | None, mark: float | None, width: int = 20) -> str:
     """`part` of 0..1 as a bar of `width` cells, and where it should end."""
     if part is None:
         return " " * width
-    filled = round(part * width)
+    filled = _cells(part, width)
     cells = ["█" if at < filled else "·" for at in range(width)]
     if mark is not None:
-        cells[min(width - 1, max(0, round(mark * width) - 1))] = "┃"
+        cells[min(width - 1, max(0, _cells(mark, width) - 1))] = "┃"
     return "".join(cells)
+
+
+def _cells(part: float, width: int) -> int:
+    return int(part * width + 0.5 + 1e-6)  # shares such as 0.15 are not exact

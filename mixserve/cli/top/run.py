@@ -47,7 +47,7 @@ def run(
         console = Console(highlight=False, no_color=no_color or None)
         is_live = console.is_terminal and sys.stdout.isatty() and not console.is_dumb_terminal
         if is_live and not once and not as_json:
-            code = show(console, bell, lambda width, height: _picture(all_asking, every_s, width, height))
+            code = show(console, bell, lambda width, height: picture_now(all_asking, every_s, width, height))
         else:
             code = _write(console, all_asking, every_s, once, as_json)
     raise typer.Exit(code)
@@ -96,7 +96,8 @@ def figures_now(all_asking: Sequence[Asking]) -> Figures:
     return figures_of([server for server, _ in told], [reading for _, reading in told if reading is not None])
 
 
-def _picture(all_asking: Sequence[Asking], every_s: float, width: int, height: int) -> Text:
+def picture_now(all_asking: Sequence[Asking], every_s: float, width: int, height: int) -> Text:
+    """The picture of that moment for a terminal of that size."""
     figures = figures_now(all_asking)
     title = _title(figures, every_s)
     return picture_of(Cell(f"{title.text}  (q: quit)", title.style), tables_of(figures), width, height)
