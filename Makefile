@@ -247,7 +247,7 @@ test-dist: $(READY) dist ## Install each wheel and sdist into a clean environmen
 docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and check its links; open build/site/index.html
 	.venv-site/bin/python -m mkdocs --quiet build --strict --clean
 	$(BIN)/python -m pytest tests/site/check_site.py
-# Debian: apt-get install prometheus. Five minutes of the second test: MIXSERVE_PROMETHEUS_S=300.
+
 # Debian: apt-get install prometheus. With MIXSERVE_PROMETHEUS_S=300 it reads a server and trainers for five minutes.
 test-prometheus: $(READY) ## Make each alert fire in a real Prometheus, and compare its figures with what trainers count
 	$(BIN)/python -m pytest -n 2 --dist loadfile -rsP --durations=5 tests/prometheus

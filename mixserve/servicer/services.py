@@ -115,10 +115,10 @@ class Services:
         """
         if tracing.spans is not None:
             with tracing.spans.call(method):
-                return self._handle(method, request, share)
-        return self._handle(method, request, share)
+                return self._handle(method, request, share, sessions)
+        return self._handle(method, request, share, sessions)
 
-    def _handle(self, method: str, request: bytes, share: ThreadShare | None) -> bytes:
+    def _handle(self, method: str, request: bytes, share: ThreadShare | None, sessions: SessionWork | None) -> bytes:
         request, checksum = open_request(request)
         if method == methods.GET_STATS:
             reply = self._get_stats(request)
