@@ -247,7 +247,7 @@ def test_a_cancel_of_a_stream_that_has_ended_means_nothing(server: MixServer) ->
         f"once, within {channels._TOKEN_S:g} s.",
         f"({SMALL_REQUEST_BYTES:,} bytes) | the connection ends |",
         f"| {bulk_connection._MOST_WAITING:,}; after 2 MiB of them",
-        f"| {bulk_threads._STALLED_S:g} s | the connection ends |",
+        f"| {bulk_threads.STALLED_S:g} s | the connection ends |",
         f"{LARGEST_REPLY_BYTES:,} in all | clients should refuse it |",
         f"({frames._ERROR_BYTES:,} bytes) | clients should refuse it |",
         f"keepalive, after {pipes._IDLE_S} s and four times {pipes._INTERVAL_S} s",
