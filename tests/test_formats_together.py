@@ -1,8 +1,6 @@
 """Four formats in one mixture: served, trained on by the demo's trainer, killed, and resumed on another server."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from mixserve.demo.trainer import JOURNAL, train
 from mixserve.serving import serve
 from mixserve_client import MixClient
 from tests.arrow_files import save_to_disk
+from tests.forked import Forked
 from tests.records import example, write_array_record
 from tests.test_megatron import write as write_megatron
 
@@ -64,14 +63,20 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.strip() and line.endswith("\n")]
 
 
-def start(address: str, folder: Path) -> "subprocess.Popen[bytes]":
+def start(address: str, folder: Path) -> Forked:
     """The demo's trainer, which goes on from the state in the folder."""
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-m", "mixserve.demo.trainer", address, str(folder), str(STEPS)])
+    compiled = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    return Forked(train_in_process, address, folder, compiled, log=folder / "log")
+
+
+def train_in_process(address: str, folder: Path, compiled: str) -> None:
+    jax.config.update("jax_compilation_cache_dir", compiled)  # what `run` has compiled
+    train(address, folder, STEPS)
 
 
 def run(address: str, folder: Path) -> None:
-    """The same in this process, which need not start JAX."""
+    """The same in this process."""
     folder.mkdir(exist_ok=True)
     with jax.numpy_dtype_promotion("standard"):  # as in the trainer's process
         train(address, folder, STEPS)
@@ -86,13 +91,13 @@ def test_a_mixture_of_four_formats_is_trained_on_and_resumed(config, tmp_path):
             assert (field.name, field.dtype, field.shape) == ("tokens", np.int32, (LENGTH,))
             assert not any(source.content_sampled or source.content_unknown for source in client.mixture().sources)
         run(address, quiet)
-        with start(address, stopped) as trainer:
-            deadline = time.monotonic() + DEADLINE_S
-            while not any(entry["event"] == "saved" and entry["step"] >= 30 for entry in entries(stopped)):
-                assert trainer.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
-            trainer.kill()
+        trainer = start(address, stopped)
+        deadline = time.monotonic() + DEADLINE_S
+        while not any(entry["event"] == "saved" and entry["step"] >= 30 for entry in entries(stopped)):
+            assert trainer.poll() is None, trainer.log()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        trainer.kill()
     with serve(build_nodes(load_config(config), config), address):
         run(address, stopped)
     assert entries(stopped)[-1]["digest"] == entries(quiet)[-1]["digest"]
