@@ -2,10 +2,12 @@
 
 import asyncio
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -347,3 +349,17 @@ def test_records_and_bytes_are_those_of_all_batches(stretches):
     totals = reading.totals()["train"]
     assert (totals.batches, totals.records, totals.bytes) == (batches, records, nbytes)
     assert totals.waited_s + totals.started_s == batches
+
+
+def test_the_page_has_all_metrics_and_their_labels(opened):
+    page = (Path(__file__).parents[2] / "docs/client.md").read_text("utf-8")
+    client = Both(opened, make_node(), "bulk").client
+    next(client.batches(4, key=1))
+    rows = re.findall(r"^\| `(mixserve_client_\w+)` \| ([\w, ]*)\|", page, re.MULTILINE)
+    got = client.stats()
+    assert {name: tuple(re.findall(r"\w+", labels)) for name, labels in rows} == {
+        name: metric.labels for name, metric in got.items()
+    }
+    assert all(re.fullmatch(r"mixserve_client_[a-z_]+", name) and metric.help for name, metric in got.items())
+    # Servers have other names: sums over all targets must not count twice.
+    assert not got.keys() & client.server_stats().keys()
