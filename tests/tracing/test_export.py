@@ -14,7 +14,7 @@ import pytest
 
 from mixserve_client import MixClient
 from tests.processes import DEADLINE_S, ServerProcess, write_mixture
-from tests.tracing.recorded import Recorded, id_of, recording
+from tests.tracing.recorded import Recorded, about, id_of, recording
 
 UNTRACED = """
 import sys
@@ -220,3 +220,27 @@ def serve(folder: Path, variables: dict[str, str], before: str = "") -> "subproc
         timeout=DEADLINE_S,
         check=False,
     )
+
+
+def test_each_process_of_a_server_exports_and_hands_parents_on(recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    server = ServerProcess(write_mixture(tmp_path), "--processes", "2", real=True)
+    try:
+        server.address()
+        second = server.wait_for_log(r"worker 1: answers, and at (\S+) alone").group(1)
+        with MixClient.connect(second, patience_s=DEADLINE_S, shared_memory=False) as client:
+            client.get_batch_at(0, 4, key=1)
+            client.session("one").close()
+        assert server.terminate() == 0
+    finally:
+        server.kill()
+    spans = {span["name"]: span for span in written(server.log())}
+    asked = {about(span)["rpc.method"]: span for span in recorded.named("mixserve.request")}
+    for method in ("GetBatchAt", "OpenSession"):
+        assert spans[f"mixserve.{method}"]["parent_id"] == f"0x{id_of(asked[method]):016x}"
+    # The second process answers batches, and the first keeps the sessions.
+    of_batch, of_session = (
+        spans[f"mixserve.{method}"]["resource"]["attributes"]["service.instance.id"]
+        for method in ("GetBatchAt", "OpenSession")
+    )
+    assert of_batch != of_session
