@@ -25,8 +25,10 @@ from mixserve_client.wire.schedule import decode_schedule
 from mixserve_client.wire.server import decode_server
 from mixserve_client.wire.session import decode_call_reply, decode_opened, decode_sessions
 from tests.conftest import make_node
+from tests.versions.fields import wire_fields
 
-CALLS = json.loads((Path(__file__).parents[1] / "golden" / "wire.json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+CALLS = json.loads((GOLDEN / "wire.json").read_text())
 NAMES = [f"{number}-{call['method'].rpartition('/')[2]}" for number, call in enumerate(CALLS)]
 MESSAGES = {
     methods.LIST_MIXTURES: (mix_pb2.ListMixturesReply, decode_names),
@@ -104,6 +106,13 @@ def test_there_are_calls_of_all_methods_of_that_time():
         "UnknownMixture",
         "UnknownSchedule",
     }
+
+
+def test_fields_and_methods_keep_their_numbers_and_types():
+    """The wire is only added to: what was there means the same, for clients and servers of all versions."""
+    old, new = json.loads((GOLDEN / "wire-fields.json").read_text()), wire_fields()
+    assert len(old) > 150
+    assert {name: new.get(name) for name in old} == old
 
 
 def require_all_of(old: Message, new: Message, where: str) -> None:
