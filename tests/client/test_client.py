@@ -289,10 +289,10 @@ def test_patience_ends_the_search_for_a_server():
 def test_a_wait_for_a_server_is_logged_again_and_again(caplog, monkeypatch):
     monkeypatch.setattr(tries, "_LOG_AFTER_S", 0.1)
     monkeypatch.setattr(tries, "_LOG_EVERY_S", 0.15)
-    with MixClient.connect("127.0.0.1:1", patience_s=0.7) as client, pytest.raises(Unavailable, match="patience_s"):
+    with MixClient.connect("127.0.0.1:1", patience_s=2.2) as client, pytest.raises(Unavailable, match="patience_s"):
         client.mixtures()
-    said = r"still waiting for a server, for \d+ s now, up to 1 s \(patience_s\): 127\.0\.0\.1:1: .*"
-    assert 2 <= len(caplog.messages) <= 5
+    said = r"still waiting for a server, for \d+ s now, up to 2 s \(patience_s\): 127\.0\.0\.1:1: .*"
+    assert 2 <= len(caplog.messages) <= 3  # one a second, and they say how many others there were
     assert all(re.fullmatch(said, message) for message in caplog.messages)
 
 

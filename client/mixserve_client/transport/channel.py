@@ -34,7 +34,10 @@ class Channel:
     """A channel under the credentials of the moment; connects at its first call. A call takes it, and returns it."""
 
     def __init__(self, target: str, credentials: Credentials, keepalive_s: int = KEEPALIVE_S):
-        """A quiet peer is pinged every `keepalive_s` seconds, and has four times as long to answer, 20 s at most. Raises InvalidRequest if a file of TLS cannot be used."""
+        """A quiet peer is pinged every `keepalive_s` seconds, and has four times as long to answer, 20 s at most.
+
+        Raises InvalidRequest if a file of TLS cannot be used.
+        """
         self.version = credentials.channel_version()
         answer_s = min(_LONGEST_ANSWER_S, _ANSWER_FACTOR * keepalive_s)
         pings = [
