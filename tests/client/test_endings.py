@@ -61,10 +61,10 @@ class Away:
 
 @pytest.mark.parametrize("how", ["cancelled", "closed"])
 def test_a_stream_that_is_ended_does_not_sleep_out_its_delay(monkeypatch, how):
-    monkeypatch.setattr(tries, "_FIRST_DELAY_S", 60.0)
     monkeypatch.setattr(tries, "_LONGEST_DELAY_S", 60.0)
     away = Away()
     caller = RetryingCaller([away], 600)
+    caller._replicas.first_delay_s = 60.0
     replies = caller.stream(methods.STREAM_BATCHES, lambda: retry.Request(b"", 1, 1), bytes)
     ended = list[object]()
 

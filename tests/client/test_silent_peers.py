@@ -1,4 +1,4 @@
-"""A peer that is connected and says nothing any more, as a stopped process: the client notices by its pings."""
+"""A peer that says nothing any more, as a process that was stopped: the client notices by its pings."""
 
 import socket
 import threading

@@ -24,6 +24,7 @@ from mixserve_client.transport.base import Lane, Replies, Transport
 _logger = logging.getLogger("mixserve_client")
 
 ATTEMPT_S = 5.0
+FIRST_DELAY_S = 0.05  # between two rounds over all, doubled each time
 # A stream moves elsewhere if its replica lets it wait so long, and so many times as long as another one.
 _SLOW_S, _SLOWER = 0.2, 8
 # A replica that is out gets the request that it failed again, after so long, doubled each time.
@@ -52,6 +53,7 @@ class Replicas:
         order = random.sample(range(len(transports)), len(transports))
         self.all = tuple(map(Replica, transports, order))
         self.patience_s = check_seconds("patience_s", patience_s)
+        self.first_delay_s = FIRST_DELAY_S
         self.attempt_s = check_seconds("attempt_s", attempt_s)
         self.alone = self.all[0] if len(self.all) == 1 else None
         self.last = self.all[0]

@@ -13,7 +13,7 @@ E = TypeVar("E", bound=MixserveError)
 
 _LOG_AFTER_S, _LOG_EVERY_S = 5.0, 60.0
 UNLIMITED_S = 1e8  # gRPC's clocks overflow beyond this
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
+_LONGEST_DELAY_S = 2.0
 # Requests that wait for the same server must not all come back at once.
 _SPREAD = 0.25
 # After a fault of one replica, how long to wait for another one that does not answer at present.
@@ -87,7 +87,9 @@ class Tries:
             now = time.monotonic()
             self._first_failure = self._first_failure or now
             busy_s = min(one.busy_until for one in self._replicas.all) - now
-            error = Overloaded(f"every server is busy: {self._replicas.describe()}", max(busy_s, _FIRST_DELAY_S))
+            error = Overloaded(
+                f"every server is busy: {self._replicas.describe()}", max(busy_s, self._replicas.first_delay_s)
+            )
             self._end_round(error, now)
         return found
 
@@ -150,7 +152,7 @@ class Tries:
             raise
         self._log(silent_s, error)
         # The exponent has a limit: after 1,024 rounds, half an hour, 2 ** rounds no longer fits a float.
-        delay_s = min(_FIRST_DELAY_S * 2 ** min(self._rounds, 10), _LONGEST_DELAY_S)
+        delay_s = min(self._replicas.first_delay_s * 2 ** min(self._rounds, 10), _LONGEST_DELAY_S)
         waits = [one.retry_after_s for one in (error, *self._errors.values()) if isinstance(one, Overloaded)]
         if isinstance(error, Overloaded):
             delay_s = max(delay_s, min(waits))
