@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def wait_for_object(server: Any, **fields: object) -> dict[str, Any]:
 
 def test_lines_of_json_have_the_fields_of_the_call_and_of_what_failed(tmp_path: Path) -> None:
     config = write_faulty(tmp_path, "port: 0, log_format: json")
+    with (tmp_path / "faulty.py").open("a") as file:
+        file.write("\nimport threading\nthreading.Thread(target=lambda: 1 // 0, name='of-a-source').start()\n")
     with server_process(config, "--log-level", "debug", real=True) as server:
         address = server.wait_for_log(r'"message": "serving on (\S+)"').group(1)
         with MixClient.connect(address, name="run-7", shared_memory=False, bulk=False) as client:
@@ -45,7 +48,10 @@ def test_lines_of_json_have_the_fields_of_the_call_and_of_what_failed(tmp_path: 
     assert all(abs((datetime.now(UTC) - datetime.fromisoformat(line["time"])).total_seconds()) < 600 for line in log)
     assert {line["logger"] for line in log} >= {"mixserve", "mixserve.audit"}
     assert not any("worker" in line for line in log)
-    (fault,) = [line for line in log if "traceback" in line]
+    (thread,) = [line for line in log if line["level"] == "critical"]
+    assert thread["message"] == "the thread of-a-source ends by an error"
+    assert thread["traceback"].endswith("ZeroDivisionError: integer division or modulo by zero")
+    (fault,) = [line for line in log if "traceback" in line and line is not thread]
     assert fault["level"] == "error"
     assert fault["request"] == caught.value.request_id
     assert fault["message"] == f"fault {fault['request']} in /mixserve.v1.MixService/GetBatchAt"
@@ -153,3 +159,16 @@ def test_values_that_json_does_not_have_become_texts() -> None:
     found = json.loads(JsonFormatter().format(record))
     assert found.keys() == {"time", "level", "logger", "message", "source", "record", "audit"}
     assert (found["source"], found["record"], found["audit"]) == ("/data", 0, {"of": "/x"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has workers")
+def test_the_error_of_a_session_has_the_id_under_which_the_worker_that_keeps_it_speaks_of_it(tmp_path: Path) -> None:
+    config = write_mixture(tmp_path)
+    with server_process(config, "--processes", "2", "--log-level", "debug", real=True) as server:
+        server.address()
+        own = re.search(r"worker 1: answers, and at (\S+) alone", server.log())[1]
+        with MixClient.connect(own) as client, pytest.raises(StorageFailed) as caught, client.session("run") as session:
+            session.save_checkpoint("one")
+        said = caught.value.request_id
+        assert re.search(rf"worker 0: this server has no folder for checkpoints: .* \[request {said}, ", server.log())
+        assert server.terminate() == 0
