@@ -89,7 +89,12 @@ def recording(sampler: Sampler = ALWAYS_ON) -> Iterator[Recorded]:
     try:
         yield Recorded(exporter)
     finally:
-        for side in (mixserve.tracing, mixserve_client.tracing):
-            side.spans = None
-        # A process has one provider; other tests of this process have none.
-        trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = None, Once()
+        forget_provider()
+
+
+def forget_provider() -> None:
+    """As in a process that has none: other tests of this process have none."""
+    for side in (mixserve.tracing, mixserve_client.tracing):
+        side.spans = None
+    # A process can set one once.
+    trace._TRACER_PROVIDER, trace._TRACER_PROVIDER_SET_ONCE = None, Once()

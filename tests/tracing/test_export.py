@@ -6,15 +6,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import grpc
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
+import mixserve.tracing
+from mixserve.cli.trace_export import export_spans
 from mixserve_client import MixClient
 from tests.processes import DEADLINE_S, ServerProcess, write_mixture
-from tests.tracing.recorded import Recorded, about, id_of, recording
+from tests.tracing.recorded import Recorded, about, forget_provider, id_of, recording
 
 UNTRACED = """
 import sys
@@ -36,6 +42,13 @@ assert not [name for name in sys.modules if name.startswith("opentelemetry") or 
 def recorded() -> Iterator[Recorded]:
     with recording() as found:
         yield found
+
+
+@pytest.fixture
+def unset() -> Iterator[None]:
+    """No provider, and none after the test."""
+    yield
+    forget_provider()
 
 
 def test_without_configuration_nothing_of_opentelemetry_is_loaded():
@@ -72,18 +85,19 @@ def written(log: str) -> Iterator[dict[str, Any]]:
         yield span
 
 
-@pytest.mark.parametrize("sampler", ["always_off", "parentbased_always_off"])
-def test_the_sampler_is_that_of_the_environment(tmp_path, monkeypatch, sampler):
-    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
-    server = ServerProcess(write_mixture(tmp_path))
-    try:
-        with MixClient.connect(server.address(), patience_s=DEADLINE_S) as client:
-            client.get_batch_at(0, 4, key=1)
-        assert server.terminate() == 0
-    finally:
-        server.kill()
-    assert not list(written(server.log()))
+def test_sampler_and_names_are_those_of_the_environment(unset, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console, none")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.01")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=data")
+    flush = export_spans()
+    provider = cast(TracerProvider, trace.get_tracer_provider())
+    assert "TraceIdRatioBased{0.01}" in provider.sampler.get_description()
+    assert provider.resource.attributes["service.name"] == "data"
+    mixserve.tracing.look()
+    assert mixserve.tracing.spans is not None
+    flush(1.0)
+    provider.shutdown()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
@@ -136,12 +150,8 @@ class collector:  # noqa: N801
             return otlp.ExportTraceServiceResponse().SerializeToString()
 
         if self._protocol == "grpc":
-            import grpc
-
             service = "opentelemetry.proto.collector.trace.v1.TraceService"
             handler = grpc.unary_unary_rpc_method_handler(lambda data, _: note(data))
-            from concurrent.futures import ThreadPoolExecutor
-
             server = grpc.server(ThreadPoolExecutor(2))
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
             port = server.add_insecure_port("127.0.0.1:0")
@@ -199,14 +209,10 @@ def test_the_extra_that_is_missing_is_named(tmp_path: Path, lacking, exporter):
 
 @pytest.mark.parametrize("off", [{"OTEL_TRACES_EXPORTER": "none"}, {"OTEL_SDK_DISABLED": "true"}])
 def test_tracing_can_be_switched_off(monkeypatch, off):
-    from mixserve.cli.trace_export import export_spans
-
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     for name, value in off.items():
         monkeypatch.setenv(name, value)
     export_spans()(1.0)
-    from opentelemetry import trace
-
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
