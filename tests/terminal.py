@@ -17,6 +17,13 @@ from collections.abc import Callable, Mapping
 
 DEADLINE_S = 60
 
+# Makes it the session's terminal, so that its signals come. Not in a `preexec_fn`: with one, Python runs what gRPC does
+# before forks.
+_LAUNCHER = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 _SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
 
 
@@ -113,14 +120,12 @@ class Terminal:
         self.modes = termios.tcgetattr(slave)
         clean = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-S", "-c", _LAUNCHER, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env=clean | {"TERM": "xterm-256color", "PYTHONUNBUFFERED": "1", **(env or {})},
             start_new_session=True,
-            # The session's terminal, so that its signals come.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         self._slave = slave  # stays open, so that its modes can be read after the end
 

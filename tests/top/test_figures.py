@@ -153,3 +153,49 @@ def test_without_a_size_everything_is_there(figures):
     text = picture_of(Cell("mixserve top"), tables_of(figures)).plain
     rows = sum(len(table.rows) for table in tables_of(figures))
     assert len(text.split("\n")) == 1 + rows + 2 * len(tables_of(figures))
+
+
+known_names = [
+    "mixserve_batch_seconds",
+    "mixserve_build_info",
+    "mixserve_client_records_total",
+    "mixserve_client_wait_share",
+    "mixserve_errors_total",
+    "mixserve_limit_hits_total",
+    "mixserve_mixture_serving",
+    "mixserve_readers",
+    "mixserve_records_total",
+    "mixserve_replies_total",
+    "mixserve_requested_records_total",
+    "mixserve_serving",
+    "mixserve_start_time_seconds",
+    "mixserve_wait_share",
+]
+label_names = st.lists(
+    st.sampled_from(["mixture", "source", "client", "worker", "error", "limit", "version", "x"]), max_size=4
+)
+
+
+@st.composite
+def any_metrics(draw: st.DrawFn) -> Metric:
+    labels, bounds = tuple(draw(label_names)), tuple(draw(st.lists(st.floats(0, 9), max_size=3)))
+    kind = draw(st.sampled_from(MetricKind))
+    counts = st.just(())
+    if kind == MetricKind.HISTOGRAM:
+        counts = st.tuples(*[st.integers(0, 2**60)] * (len(bounds) + 1))
+    values = st.floats(-1e18, 1e18)  # others are left out before
+    texts = st.tuples(*[st.sampled_from(["a", "b", "\x1b[2J", "\n"])] * len(labels))
+    samples = draw(st.lists(st.builds(Sample, texts, values, counts), max_size=4))
+    return Metric(draw(st.sampled_from(known_names)), "", kind, labels, tuple(samples), bounds)
+
+
+@settings(max_examples=examples(400))
+@given(st.lists(st.lists(any_metrics(), max_size=8), min_size=1, max_size=3), st.integers(1, 120), st.integers(1, 40))
+def test_whatever_a_server_tells_is_shown(told, width, height):
+    growth, readings = Growth(), []
+    for at, metrics in enumerate(told):
+        readings.append(growth.read({metric.name: metric for metric in metrics}, float(at)))
+    figures = figures_of([server_of("one", reading) for reading in readings], readings)
+    text = picture_of(Cell("mixserve top"), tables_of(figures), width, height).plain
+    assert len(text.split("\n")) <= height
+    assert all(char.isprintable() or char == "\n" for char in text)

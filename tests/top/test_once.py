@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mixserve import serve
+from mixserve import ServerTls, serve
 from mixserve_client import MixClient
+from tests.certificates import NEEDS_OPENSSL, Made
 from tests.conftest import make_node
 from tests.processes import server_process, write_mixture
 from tests.tokens.files import Tokens
@@ -86,6 +87,30 @@ def test_elsewhere_than_on_a_terminal_texts_follow_one_another(node):
                 break
         process.send_signal(signal.SIGINT)
         assert process.wait(DEADLINE_S) == 0
+
+
+@NEEDS_OPENSSL
+def test_over_tls(tmp_path: Path, node):
+    made = Made.in_folder(tmp_path)
+    tls = ServerTls(certificate=made.server.certificate, key=made.server.key)
+    with serve({"train": node}, tls=tls) as server:
+        found = top(server.address, "--ca", str(made.authority.ca), "--once", "--json", "--every", "0.2")
+        refused = top(server.address, "--ca", str(made.other.ca), "--once")
+    assert json.loads(found.stdout)["servers"][0]["serving"] is True
+    assert refused.returncode == 2
+    assert "Test Authority" in refused.stderr
+
+
+def test_the_reader_of_the_output_may_go(node):
+    with serve({"train": node}) as server:
+        command = [*TOP, server.address, "--every", "0.1"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            process.stdout.close()
+            assert process.wait(DEADLINE_S) == 0
+            assert process.stderr.read() == ""
 
 
 def test_a_server_of_several_processes(tmp_path: Path):

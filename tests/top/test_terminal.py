@@ -8,7 +8,7 @@ import pytest
 
 from mixserve_client import MixClient
 from tests.ports import free_ports
-from tests.processes import ServerProcess, server_process, write_mixture
+from tests.processes import ServerProcess, freeze, server_process, write_mixture
 from tests.terminal import Terminal
 
 TOP = ("-m", "mixserve", "top", "--every", "0.2")
@@ -115,6 +115,32 @@ def test_suspended_and_continued(address: str):
         terminal.wait_for(lambda text: terminal.screen.alternate and "train/b" in text)
         terminal.type("q")
         assert terminal.wait() == 0
+
+
+def test_other_keys_do_nothing(address: str):
+    with Terminal(*TOP, address) as terminal:
+        terminal.wait_for(lambda text: "train/b" in text)
+        terminal.type("\x1bOQ")  # F2
+        terminal.type("x")
+        terminal.screen.feed("\x1b[H\x1b[J")
+        terminal.wait_for(lambda text: "train/b" in text)
+        terminal.type("Q")
+        assert terminal.wait() == 0
+
+
+def test_a_server_that_hangs(config: Path):
+    with server_process(config) as server:
+        address = server.address()
+        with Terminal(*TOP, address) as terminal:
+            terminal.wait_for(lambda text: "train/b" in text)
+            freeze(server.process.pid)
+            terminal.wait_for(lambda text: "no answer" in text and "DeadlineExceeded" in text)
+            server.process.send_signal(signal.SIGCONT)
+            terminal.wait_for(lambda text: "no answer" not in text and "train/b" in text)
+            freeze(server.process.pid)
+            terminal.type("q")  # while a call is under way
+            assert terminal.wait() == 0
+            assert terminal.screen.text.strip() == ""
 
 
 def test_a_server_that_is_lost_and_comes_back(config: Path):

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from mixserve.cli.connecting import Connection
 from mixserve.cli.top.figures import Server, server_of
 from mixserve.cli.top.growth import Growth, Reading
 from mixserve_client.errors import MixserveError
 from mixserve_client.options import ConnectOptions
-from mixserve_client.schema.stats import Stats
+from mixserve_client.schema.stats import Metric, Stats
 from mixserve_client.schema.text import shorten
 from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.grpc import GrpcTransport
@@ -18,6 +19,7 @@ from mixserve_client.wire.stats import decode_stats, encode_stats_request
 
 _LEAST_S, _MOST_S = 2.0, 10.0  # to wait for an answer
 _ERROR_CHARACTERS = 300
+_LARGEST = 1e18
 
 
 class Asking:
@@ -85,4 +87,10 @@ class Asking:
     def _ask(self) -> Stats:
         """Raises MixserveError."""
         timeout_s = min(_MOST_S, max(_LEAST_S, self._every_s))
-        return decode_stats(self._transport.call(methods.GET_STATS, encode_stats_request(), timeout_s))
+        reply = self._transport.call(methods.GET_STATS, encode_stats_request(), timeout_s)
+        return {name: _finite(metric) for name, metric in decode_stats(reply).items()}
+
+
+def _finite(metric: Metric) -> Metric:
+    """The metric without samples that are no numbers, or none to reckon with: no server may end this program."""
+    return replace(metric, samples=tuple(one for one in metric.samples if abs(one.value) <= _LARGEST))

@@ -119,12 +119,12 @@ def server_of(address: str, reading: Reading) -> Server:
     def one(name: str, combine: Callable[[Iterable[float]], float] = math.fsum) -> float | None:
         return group(stats, name, (), combine).get(())
 
-    versions = reading.stats.get("mixserve_build_info")
+    versions = group(stats, "mixserve_build_info", ("version",))
     workers = group(stats, "mixserve_serving", ("worker",))
     serving, sessions = one("mixserve_serving", min), one("mixserve_sessions")
     return Server(
         address,
-        version=", ".join(sorted({sample.labels[0] for sample in versions.samples})) if versions else "",
+        version=", ".join(sorted(version for (version,) in versions)),
         serving=None if serving is None else bool(serving),
         started=one("mixserve_start_time_seconds", min),
         processes=max(1, len(workers)),

@@ -34,8 +34,8 @@ def group_counts(
     found = dict[Labels, tuple[Sequence[float], Sequence[int]]]()
     for metric, sample in _samples(stats, name, labels):
         which = _pick(metric, sample, labels)
-        bounds, counts = found.get(which, (metric.bounds, (0,) * len(sample.counts)))
-        if bounds == metric.bounds:
+        bounds, counts = found.get(which, (metric.bounds, (0,) * (len(metric.bounds) + 1)))
+        if bounds == metric.bounds and len(sample.counts) == len(counts):
             found[which] = bounds, tuple(map(sum, zip(counts, sample.counts, strict=True)))
     return found
 

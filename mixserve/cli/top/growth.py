@@ -7,6 +7,7 @@ from mixserve_client.schema.stats import Metric, MetricKind, Sample, Stats
 
 Labels = tuple[str, ...]
 
+_MOST_SAMPLES = 200_000
 _START_TIME, _WORKER = "mixserve_start_time_seconds", "worker"
 
 
@@ -46,6 +47,9 @@ class Growth:
         is_first, seconds = self._at is None, 0.0 if self._at is None else at - self._at
         self._at = at
         self._forget_restarted(stats)
+        if sum(map(len, self._last.values())) > _MOST_SAMPLES:  # names of clients come and go for weeks
+            self._last = {}
+            is_first = True
         grew = {
             name: self._metric(metric, is_first) for name, metric in stats.items() if metric.kind != MetricKind.GAUGE
         }

@@ -17,6 +17,7 @@ from rich.text import Text
 Draw = Callable[[int, int], Text]
 
 _QUIT = frozenset(b"qQ\x03\x04")  # and Ctrl-C and Ctrl-D, where the terminal sends them as characters
+_ESCAPE = b"\x1b"
 _LEAST_S = 0.1  # between two pictures
 _AGAIN_S = 1.0  # times grow, whatever servers say
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -93,7 +94,7 @@ def _show_until(
             typed = os.read(keys, 1024)
             if not typed:  # the terminal has gone
                 ended.append(signal.SIGHUP)
-            elif _QUIT & set(typed):
+            elif typed[:1] != _ESCAPE and _QUIT & set(typed):  # F2 is Escape, O, Q
                 ended.append(0)
 
 
