@@ -246,7 +246,7 @@ test-dist: $(READY) dist ## Install each wheel and sdist into a clean environmen
 	touch $@
 
 docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and check its links; open build/site/index.html
-	.venv-site/bin/python -m mkdocs --quiet build --strict --clean
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/python -m mkdocs build --strict --clean
 	$(BIN)/python -m pytest tests/site/check_site.py
 
 # Debian: apt-get install prometheus. With MIXSERVE_PROMETHEUS_S=300 it reads a server and trainers for five minutes.
