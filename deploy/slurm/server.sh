@@ -20,7 +20,7 @@ runs() { kill -0 "$1" 2>/dev/null; }
 # The port that the server chose, from its log; other programs see the file only when it is whole.
 tell_address() {
   local address
-  address=$(sed -n 's/.* serving on \([^ ]*:[0-9]*\).*/\1/p' "$log" | tail -n 1)
+  address=$(sed -n 's/.*serving on \([^ "]*:[0-9]*\).*/\1/p' "$log" | tail -n 1)
   [ -n "$address" ] || return 1
   port=${address##*:}
   echo "$host:$port" >"$address_file.new"

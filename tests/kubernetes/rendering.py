@@ -17,6 +17,8 @@ FOLDERS = (
     "base", "overlays/autoscaled", "overlays/gpu", "overlays/sidecar", "overlays/stateful", "overlays/tpu",
     "overlays/trainer",
 )  # fmt: skip
+# What a server may take besides --grace-s: for its last replies, and for programs that still compile.
+AFTER_GRACE_S = 2 + 20
 
 Object = dict[str, Any]
 

@@ -9,7 +9,7 @@ import yaml
 import mixserve
 from mixserve.config import load_config
 from tests.examples.page import DOCS
-from tests.kubernetes.rendering import FOLDERS, ROOT, Object, option
+from tests.kubernetes.rendering import AFTER_GRACE_S, FOLDERS, ROOT, Object, option
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 LIVENESS = {"grpc": {"port": 50052, "service": "mixserve.v1.MixService"}}
@@ -54,7 +54,7 @@ def test_probes_and_the_end_of_a_pod(folder):
     if "readinessProbe" in container:
         assert container["readinessProbe"]["grpc"] == {"port": 50052}
     pod = pod_of("base/deployment.yaml" if folder == "base" else f"{folder}/server.yaml")
-    assert float(option(container, "--grace-s")) + 2 < pod["terminationGracePeriodSeconds"]
+    assert float(option(container, "--grace-s")) + AFTER_GRACE_S < pod["terminationGracePeriodSeconds"]
 
 
 def test_metrics_are_those_of_the_docs():
