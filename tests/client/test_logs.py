@@ -73,6 +73,7 @@ def test_faults_of_replicas_are_told_with_what_to_do(running, caplog):
             other.address,
         }
         assert all(str(error) in line for line in told)
+    assert client.stats()["mixserve_client_corrupt_replies_total"].value() >= 2
 
 
 def test_a_storm_of_faults_leaves_one_line_a_second(running, caplog):
