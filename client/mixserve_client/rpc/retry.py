@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mixserve_client import tracing
 from mixserve_client.errors import DeadlineExceeded, MixserveError, Unavailable, UnknownSchedule
@@ -18,9 +18,7 @@ from mixserve_client.rpc.request_trace import RequestTrace
 from mixserve_client.rpc.stream_wait import StreamWait
 from mixserve_client.rpc.tries import UNLIMITED_S, Deadline, Tries
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Reply, Transport
-
-if TYPE_CHECKING:
-    from mixserve_client.spans import RequestSpan
+from mixserve_client.wire.sender import with_trace
 
 T = TypeVar("T")
 # gRPC measures a timeout by another clock than ours.
@@ -85,17 +83,18 @@ class RetryingCaller:
     ) -> T:
         """As `call`, and decodes the reply. If `decode` raises, the replica has failed as if it had raised this."""
         error = None
-        if tracing.spans is not None:
+        if tracing.spans is not None and asking.span is None:
             with tracing.spans.asking(method, asking.mixture) as span:
-                return self._ask(method, request, decode, deadline, asking, None, span)
-        alone = self._replicas.alone
-        if alone is not None:
+                return self.ask(method, request, decode, deadline, asking._replace(span=span))
+        alone, span = self._replicas.alone, asking.span
+        if alone is not None and (span is None or not span.is_recorded):  # what is recorded has its tries
             # A small call takes hardly longer than to prepare for its failure, which is rare.
             remaining_s = None if deadline is None else deadline - time.monotonic()
             if remaining_s is None or 0 < remaining_s < UNLIMITED_S:
                 self._replicas.figures.note_request(method, alone.call_way)
                 try:
-                    found = decode(alone.transport.call(method, request, remaining_s))
+                    data = request if span is None else with_trace(method, request, span.traceparent)
+                    found = decode(alone.transport.call(method, data, remaining_s))
                 except MixserveError as raised:
                     error = raised
                 else:
@@ -115,14 +114,13 @@ class RetryingCaller:
         deadline: float | None,
         asking: Asking,
         failed: MixserveError | None,
-        span: "RequestSpan | None" = None,
     ) -> T:
         """As `ask`, after the first try has `failed` if there was one."""
         replicas, asked = self._replicas, Asked(method, request)
         tries = Tries(replicas, Deadline(deadline), asking.fingerprint, in_order=asking.in_order)
         publisher = SchedulePublisher(replicas, asking.definitions)
         while True:
-            attempt = Attempt(tries.choose(), asked, span)
+            attempt = Attempt(tries.choose(), asked, asking.span)
             try:
                 if failed is not None:
                     try:
