@@ -49,6 +49,7 @@ LONGEST = (
     "security/test_turns.py",
     "test_memory.py",
     "test_demo.py",
+    "slurm/test_slurm.py",
     "test_children.py",
     "test_node.py",
     "test_nnx.py",
