@@ -76,6 +76,11 @@ class Health:
         """Wait until those who watch know the status of now, at most `timeout_s` seconds."""
         self._status.wait_for_told(timeout_s)
 
+    @property
+    def firsts(self) -> list[FirstRequests]:
+        """What waits for the requests of each kind, on all ports."""
+        return list(self._first)
+
     def end_late(self) -> None:
         """End the calls whose requests do not come; call it once a second."""
         for first in self._first:

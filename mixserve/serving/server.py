@@ -156,8 +156,8 @@ class MixServer:
         )
         services.collect = self.stats.collect
         self._stats_socket: StatsSocket | None = None
-        firsts = (self._first, self._first_described, self._streams.first, *self._sessions.firsts)
-        self._silent = SilentCalls(memory_limit, *firsts)
+        firsts = self._first, self._first_described, self._streams.first, *self._sessions.firsts
+        self._silent = SilentCalls(memory_limit, lambda: (*firsts, *self._health.firsts))
         self._chores = Regularly(
             self._silent.end_most,
             self._first.end_late,

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
 from mixserve.serving.first_request import FirstRequests
 from mixserve_client.limited_log import LimitedLog
@@ -20,17 +20,17 @@ class SilentCalls:
 
     # gRPC does not tell how much of a request has come: so each of these may hold the largest one that it takes.
 
-    def __init__(self, memory_limit: int | None, *firsts: FirstRequests):
+    def __init__(self, memory_limit: int | None, firsts: Callable[[], Iterable[FirstRequests]]):
         """Their requests may take about an eighth of `memory_limit` bytes, and a gigabyte at most."""
         most = _MOST if memory_limit is None else memory_limit // 8 // REQUEST_BYTES_LIMIT
         self.most = max(_LEAST, min(_MOST, most))
         self.ended = LimitedLog(_logger, "silent_calls")
-        self._firsts: Sequence[FirstRequests] = firsts
+        self._firsts = firsts
 
     def end_most(self) -> None:
         """End those that are too many, of the connections that have the most; call it once a second."""
         before = time.monotonic() - _PATIENCE_S
-        silent = [(first, context) for first in self._firsts for context in first.silent_since(before)]
+        silent = [(first, context) for first in self._firsts() for context in first.silent_since(before)]
         of_one = Counter(context.peer() for _, context in silent)
         for _ in range(len(silent) - self.most):
             peer, _ = of_one.most_common(1)[0]
