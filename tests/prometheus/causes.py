@@ -15,6 +15,7 @@ import numpy as np
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, ServerLimits, ServerTls, serve
 from mixserve.serving.memory import own_bytes
 from mixserve_client import MixClient, MixserveError
+from mixserve_client.prometheus import serve_metrics
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.requests import BatchRequest, Sender
 from mixserve_client.wire import methods
@@ -211,9 +212,11 @@ def readers_apart(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def memory_near_limit(folder: Path) -> Iterator[str]:
-    limit = int((own_bytes() or 0) / 0.95)
+    held = np.ones(256 << 20, np.uint8)  # beside it, what the server gives back to the system is little
+    limit = int((own_bytes() or 0) / 0.98)
     with serve({"memory": numbers()}, metrics_port=0, limits=ServerLimits(memory_limit=limit)) as server:
         yield metrics_of(server)
+        del held
 
 
 @contextmanager
@@ -254,6 +257,19 @@ def certificate_ends(folder: Path) -> Iterator[str]:
         yield metrics_of(server)
 
 
+@contextmanager
+def replica_out(folder: Path) -> Iterator[str]:
+    """A trainer, one of whose replicas is not there."""
+    with serve({"replicas": numbers()}) as server:
+        addresses = [server.address, f"127.0.0.1:{free_ports()}"]
+        with (
+            MixClient.connect(addresses, patience_s=5) as client,
+            serve_metrics(client, 0) as metrics,
+            again_and_again(lambda: client.get_batch_at(0, 8, key=1)),
+        ):
+            yield metrics.address
+
+
 def _value(server: MixServer, name: str) -> float:
     return sum(metric.value() for metric in server.stats.collect() if metric.name == name)
 
@@ -281,4 +297,5 @@ CAUSES = {
     "MixserveWorkerRestarted": workers_end,
     "MixserveWorkersMissing": workers_end,
     "MixserveCertificateEnds": certificate_ends,
+    "MixserveReplicaOut": replica_out,
 }

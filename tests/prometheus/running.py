@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -60,13 +61,15 @@ def scaled_rules(text: str, by: int) -> str:
     return _DURATION.sub(scale, text)
 
 
-def configuration(targets: Mapping[str, str], scrape_s: float) -> dict[str, Any]:
+def configuration(
+    servers: Mapping[str, str], scrape_s: float, trainers: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """The example configuration with these targets, by the value of `instance`, and so many seconds between scrapes."""
     config: Any = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
     every = f"{int(scrape_s * 1000)}ms"
     config["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every}
-    (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [at], "labels": {"instance": name}} for name, at in targets.items()]
+    for job, targets in zip(config["scrape_configs"], (servers, trainers), strict=True):
+        job["static_configs"] = [{"targets": [at], "labels": {"instance": name}} for name, at in targets.items()]
     return config
 
 

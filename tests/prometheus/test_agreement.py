@@ -72,10 +72,10 @@ def test_prometheus_says_what_trainers_counted(tmp_path: Path):
         server = held.enter_context(server_process(_mixture(tmp_path), *flags, real=True))
         address = server.address()
         trainers = [held.enter_context(trainer(address, number)) for number in range(TRAINERS)]
-        targets = {"server": f"127.0.0.1:{port}"}
-        targets |= {f"trainer-{number}": read_line(process) for number, process in enumerate(trainers)}
+        ports = {f"trainer-{number}": read_line(process) for number, process in enumerate(trainers)}
+        config = configuration({"server": f"127.0.0.1:{port}"}, SCRAPE_S, ports)
         rules = (FOLDER / "alerts.yaml").read_text()
-        found = held.enter_context(prometheus(tmp_path, configuration(targets, SCRAPE_S), rules))
+        found = held.enter_context(prometheus(tmp_path, config, rules))
         began = time.monotonic()
         time.sleep(SECONDS)
         shares = dict[str, float]()
@@ -108,7 +108,7 @@ def test_prometheus_says_what_trainers_counted(tmp_path: Path):
             shares[name] = one["waited_s"] / one["lasted_s"]
             told = found.value(f'mixserve_client_wait_share{{client="{name}"}}')
             assert told == pytest.approx(shares[name], abs=0.15)
-        assert found.value('count(up{job="mixserve"} == 1)') == 1 + TRAINERS
+        assert found.value("count(up == 1)") == 1 + TRAINERS
         assert found.query('ALERTS{alertstate="firing"}') == []
         lasted = time.monotonic() - began
     print(

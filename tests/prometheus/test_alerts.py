@@ -40,7 +40,8 @@ def test_each_alert_fires_because_of_its_cause_and_none_for_a_server_that_is_wel
             ("MixserveReadersApart", "readers_apart", "apart"),
         ):
             wanted = (wanted - {(alert, cause)}) | {(alert, mixture)}
-        config = configuration(targets, SCRAPE_S)
+        trainers = {name: targets.pop(name) for name in ("replica_out",)}
+        config = configuration(targets, SCRAPE_S, trainers)
         found = held.enter_context(prometheus(tmp_path, config, scaled_rules(text, FASTER)))
         until = time.monotonic() + DEADLINE_S
         while not wanted <= (fired := firing(found)):
@@ -60,4 +61,4 @@ def test_each_alert_fires_because_of_its_cause_and_none_for_a_server_that_is_wel
             ("MixserveNotServing", "workers_end"),
         }
         assert others <= allowed, sorted(others - allowed)
-        assert sum(value for _, value in found.query("up")) == len(targets) - 1
+        assert {labels["instance"] for labels, _ in found.query("up == 0")} == {"down"}

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from mixserve import serve
+from mixserve_client import MixClient
 from tests.prometheus.running import FOLDER, NEEDS_PROMETHEUS, promtool, scaled_rules
 
 pytestmark = NEEDS_PROMETHEUS
@@ -29,6 +30,8 @@ def test_the_metrics_of_the_rules_exist(node):
     with serve({"train": node}) as server:
         known = {metric.name for metric in server.stats.collect()}
     known |= {metric.name for metric in Supervisor([], [], print).stats()}
+    with MixClient.connect("127.0.0.1:1") as client:
+        known |= client.stats().keys()
     # These have no samples before something happens: the names are in the rules' own tests with real servers.
     known |= {"mixserve_certificate_expiry_timestamp_seconds", "mixserve_wait_share"}
     used = {name for rule in rules() for name in re.findall(r"\bmixserve_\w+", rule["expr"])}
