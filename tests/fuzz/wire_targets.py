@@ -16,7 +16,7 @@ from mixserve_client.schema.certificate import key_kind
 from mixserve_client.schema.fields import Content, Field
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, ScheduleRequest
 from mixserve_client.schema.server import BulkOffer, ServerDescription
 from mixserve_client.schema.sessions import (
@@ -97,7 +97,8 @@ def _metrics() -> list[Metric]:
 
 
 def _requests() -> list[bytes]:
-    made = BatchRequest("train", 5, 7, _KEY, FINGERPRINT, "cd" * 32, Content.RECORDS_AND_PROVENANCE)
+    sender = Sender("run-17 ü", 3, 0.25, f"00-{'ab' * 16}-{'cd' * 8}-01")
+    made = BatchRequest("train", 5, 7, _KEY, FINGERPRINT, "cd" * 32, Content.RECORDS_AND_PROVENANCE, (), sender)
     return [request.encode_batch_request(made), request.with_slots(request.encode_batch_request(made), [1, 1 << 62])]
 
 

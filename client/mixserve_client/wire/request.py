@@ -19,7 +19,7 @@ from mixserve_client.schema.positions import (
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
 from mixserve_client.wire import frame, methods
 from mixserve_client.wire._generated import mix_pb2
-from mixserve_client.wire.sender import UNKNOWN, decode_sender, sender_message
+from mixserve_client.wire.sender import UNKNOWN, sender_message, sender_of
 
 # The limit on requests other than CallSession, which may carry states. protobuf takes up to 40 bytes of memory for one
 # of a request, so each method has a limit near what it needs.
@@ -173,7 +173,7 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
 
 
 def _sender(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Sender:
-    return decode_sender(message.sender) if message.HasField("sender") else UNKNOWN
+    return sender_of(message.sender) if message.HasField("sender") else UNKNOWN
 
 
 def _slots(slots: Sequence[int]) -> tuple[int, ...]:

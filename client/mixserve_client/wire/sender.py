@@ -64,7 +64,7 @@ def sender_message(sender: Sender) -> mix_pb2.Sender | None:
     return mix_pb2.Sender(client=sender.client, reader=sender.reader, wait_share=sender.wait_share, trace=sender.trace)
 
 
-def decode_sender(message: mix_pb2.Sender) -> Sender:
+def sender_of(message: mix_pb2.Sender) -> Sender:
     """Who sends a request. What makes no sense is left out, since the reply does not depend on it."""
     share = message.wait_share if message.HasField("wait_share") and 0 <= message.wait_share <= 1 else None
     return Sender(
