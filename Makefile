@@ -251,7 +251,7 @@ docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and 
 
 # Debian: apt-get install prometheus. With MIXSERVE_PROMETHEUS_S=300 it reads a server and trainers for five minutes.
 test-prometheus: $(READY) ## Make each alert fire in a real Prometheus, and compare its figures with what trainers count
-	$(BIN)/python -m pytest -n 2 --dist loadfile -rsP --durations=5 tests/prometheus
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs --durations=5 tests/prometheus
 
 clean: ## Remove the environments and all build outputs
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules
