@@ -74,6 +74,7 @@ def test_flags_come_before_the_file(
         Path("mixture.yaml"),
         insecure=False,
         health_port=None,
+        metrics_port=None,
         bulk=bulk,
         bulk_port=bulk_port,
     )

@@ -153,7 +153,7 @@ def test_content_that_cannot_be_identified_stays_out_with_a_warning(monkeypatch,
     made = data()
     try:
         with serve({"train": node(Data(), made)}, shared_memory=False) as server:
-            (message,) = (m for record in caplog.records if "covers only" not in (m := record.getMessage()))
+            (message,) = (m for record in caplog.records if "does not cover" in (m := record.getMessage()))
             for part in (said, "'s1'", "content_id"):
                 assert part in message
             with local_client({"train": node(Data(), Data(), content_ids=(None, "known"))}) as known:

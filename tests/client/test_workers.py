@@ -112,8 +112,9 @@ def test_an_address_that_leads_to_another_server_is_not_used(services: Services,
 
 
 def test_the_rest_of_a_lost_worker_is_asked_of_another_at_once(services: Services, wanted, monkeypatch, caplog) -> None:
-    for delay in ("_FIRST_DELAY_S", "_LONGEST_DELAY_S"):  # no wait is needed
-        monkeypatch.setattr(f"mixserve_client.rpc.tries.{delay}", 60.0)
+    # No wait is needed.
+    monkeypatch.setattr("mixserve_client.rpc.replicas.FIRST_DELAY_S", 60.0)
+    monkeypatch.setattr("mixserve_client.rpc.tries._LONGEST_DELAY_S", 60.0)
     told: list[str] = []
     shared, *workers = (Process(services, told) for _ in range(3))
     with ExitStack() as stack:
