@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -24,7 +24,7 @@ from mixserve.servicer.jobs import spread
 from mixserve.serving.answers import ALWAYS_ROOM, Answers
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
-from mixserve.serving.first_request import FirstRequests
+from mixserve.serving.call_threads import SingleCalls
 from mixserve.serving.forwarding import StateForwarder, caller_of
 from mixserve.serving.grpc_log import limit_grpc_log
 from mixserve.serving.guard import Admission, Guard, GuardedHandlers, MakeHandler, peer_of
@@ -44,7 +44,6 @@ from mixserve.serving.silent_calls import SilentCalls
 from mixserve.serving.stats_socket import StatsSocket, of_workers
 from mixserve.serving.statuses import statuses
 from mixserve.serving.streams import StreamThreads
-from mixserve.serving.threads import CountingThreads
 from mixserve.serving.unread import UnreadReplies
 from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
@@ -57,12 +56,8 @@ from mixserve_client.wire.server import decode_server, encode_server
 
 _logger = logging.getLogger("mixserve")
 
-# Their answers are short and read no source: what lists and describes must not wait for calls that do.
-_DESCRIPTIONS = frozenset((methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SERVER, methods.GET_STATS))
-_DESCRIBING_THREADS = 4
 _MOST_WAITING = 1000  # calls without a thread
 _WAITING_RETRY_S = 2.0
-_PATIENCE_S = 0.25  # a request comes in the same packets as its call, mostly
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
 _EXIT_S = 1.0
 
@@ -109,14 +104,11 @@ class MixServer:
         self._streams = StreamThreads(
             self._unread, limits.streams_per_connection, _refuse, patience_s, self._work.streams.threads
         )
-        self._threads = CountingThreads(self._work.calls.threads, "mixserve-call")
-        self._first = FirstRequests(self._threads, _PATIENCE_S, patience_s)
+        self._single = SingleCalls(self._work.calls.threads, patience_s)
         self._full = LimitedLog(_logger, "waiting_calls")  # its count: calls that were refused because too many wait
-        self._describing = CountingThreads(_DESCRIBING_THREADS, "mixserve-describe")
-        self._first_described = FirstRequests(self._describing, _PATIENCE_S, patience_s)
         limit_grpc_log()
         add_call_fields()
-        self._server = grpc.server(self._threads, options=options_of(limits, shares_port=worker is not None))
+        self._server = grpc.server(self._single.threads, options=options_of(limits, shares_port=worker is not None))
         self._guard = Guard(tokens, peer_of if worker is None else caller_of, figures.note_refused)
         self._state = StateForwarder(worker.state_address) if worker is not None and not worker.keeps_state else None
         self._answers = Answers(services, self._guard, self._unread, self._work, self._state, figures)
@@ -141,7 +133,7 @@ class MixServer:
             memory_limit,
             self._unread,
             (self._answers.bulk_memory.drop_idle, services.mix.drop_old),
-            (self._threads.visit, self._describing.visit, self._streams.visit, *self._sessions.visits),
+            (*self._single.visits, self._streams.visit, *self._sessions.visits),
         )
         self.stats = ServerStats(
             services.stats,
@@ -156,12 +148,11 @@ class MixServer:
         )
         services.collect = self.stats.collect
         self._stats_socket: StatsSocket | None = None
-        firsts = self._first, self._first_described, self._streams.first, *self._sessions.firsts
+        firsts = *self._single.firsts, self._streams.first, *self._sessions.firsts
         self._silent = SilentCalls(memory_limit, lambda: (*firsts, *self._health.firsts))
         self._chores = Regularly(
             self._silent.end_most,
-            self._first.end_late,
-            self._first_described.end_late,
+            self._single.end_late,
             self._streams.first.end_late,
             self._sessions.end_late,
             self._health.end_late,
@@ -300,8 +291,7 @@ class MixServer:
         GATE.remove_server(self)
         self._health.close()
         self._reflection.close()
-        self._threads.shutdown()
-        self._describing.shutdown()
+        self._single.close()
         self._streams.close()
         self._sessions.close()
         self._work.close()
@@ -346,28 +336,12 @@ class MixServer:
         return handlers | {methods.GET_SERVER: self._server_handler}
 
     def _server_handler(self, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._description(partial(self._describe_server, admission))
+        return self._single.handler(methods.GET_SERVER, partial(self._describe_server, admission))
 
     def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        answer = partial(self._answers.answer, path, admission)
-        if path in _DESCRIPTIONS:
-            return self._description(answer)
-        if self._threads.waiting >= _MOST_WAITING:
+        if self._single.waiting(path) >= _MOST_WAITING:
             return self._refuse_more(path)
-
-        def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            return answer(self._first.take_one(requests, context), context)
-
-        # The same on the wire. As a method with one request, a call would hold its thread until that comes.
-        return grpc.stream_unary_rpc_method_handler(call)
-
-    def _description(self, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
-        def call(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-            return answer(self._first_described.take_one(requests, context), context)
-
-        # gRPC's (experimental) way to give a method its own threads.
-        call.experimental_thread_pool = self._describing  # pyright: ignore[reportFunctionMemberAccess]
-        return grpc.stream_unary_rpc_method_handler(call)
+        return self._single.handler(path, partial(self._answers.answer, path, admission))
 
     def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
         return self._streams.handler(path, partial(self._answers.stream, path, admission))
