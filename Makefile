@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
+.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,12 @@ demo: $(READY) ## Train on two real texts while server and trainer are killed; w
 
 test: $(READY) ## Run the tests; with HYPOTHESIS_PROFILE=thorough more examples of each property
 	@rm -rf build/tests && mkdir -p build/tests; failed=0; \
-	  $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not alone and not faults" --junitxml=build/tests/beside.xml || failed=1; \
-	  $(BIN)/python -m pytest -m "alone and not faults" $$(grep -rl --include='*.py' 'mark\.alone' tests) --junitxml=build/tests/alone.xml || failed=1; \
+	  $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not alone and not faults and not operating" --junitxml=build/tests/beside.xml || failed=1; \
+	  $(BIN)/python -m pytest -m "alone and not faults and not operating" $$(grep -rl --include='*.py' 'mark\.alone' tests) --junitxml=build/tests/alone.xml || failed=1; \
 	  $(BIN)/python -m tests.slowest build/tests/beside.xml build/tests/alone.xml; exit $$failed
+
+test-operating: $(READY) ## Run the tests of processes as operators use them: workers, logs, top, traces, Slurm, crashes, old versions
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=10 -m operating tests
 
 test-faults: $(READY) ## Run the short forms of chaos, fuzz and soak; takes two minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=5 -m "faults and not alone" tests/chaos tests/fuzz

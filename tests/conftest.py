@@ -37,6 +37,8 @@ ROUTES: dict[str, dict[str, Any]] = {
 # The files that take longest. `make test` begins with them, in this order: near its end no process must be busy with a
 # long file when the others have no file left.
 FAULTS = ("chaos", "fuzz", "soak")  # folders that `make test-faults` runs
+# What `make test-operating` runs: servers and commands as processes of their own, as operators use them.
+OPERATING = ("crash", "logs", "slurm", "top", "tracing", "versions", "test_processes.py")
 LONGEST = (
     "load/test_health_of_mixtures.py",
     "security/test_connections.py",
@@ -80,8 +82,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert all(file.exists() for file in places), "a file in LONGEST has moved"
     items.sort(key=lambda item: places.get(item.path, len(places)))
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in FAULTS:
+        place = item.path.relative_to(Path(__file__).parent).parts[0]
+        if place in FAULTS:
             item.add_marker(pytest.mark.faults)
+        elif place in OPERATING:
+            item.add_marker(pytest.mark.operating)
 
 
 @pytest.fixture(autouse=True)
