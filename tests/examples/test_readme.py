@@ -17,7 +17,7 @@ def block(language, words):
 
 
 CONNECT, LOOP = block("python", "MixClient.connect("), block("python", "checkpoint.exists()")
-CHECK, SERVE, INFO = (re.sub(r"\s+#.*", "", line) for line in block("sh", "mixserve check").splitlines())
+CHECK, SERVE, INFO, TOP = (re.sub(r"\s+#.*", "", line) for line in block("sh", "mixserve check").splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,11 @@ def test_the_first_mixture_is_checked_and_served(reader):
     checked = reader.run(CHECK)
     assert re.search(r"web .* 488 .*code .* 146 ", checked, re.DOTALL), checked
     assert fingerprint_in(reader.run(INFO)) == fingerprint_in(checked)
+
+
+def test_what_the_server_does_is_shown(reader):
+    shown = reader.run(f"{TOP} --once")
+    assert re.search(r"train.*web.*code", shown, re.DOTALL), shown
 
 
 def test_the_same_mixture_from_python_is_a_replica(reader):
