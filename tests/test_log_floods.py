@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from mixserve import MixServer, serve
+from mixserve.serving.regularly import Regularly
 from mixserve_client.limited_log import LimitedLog, limit_hits
 from mixserve_client.transport.handshake import SLOT_PACKET
 from mixserve_client.wire.bulk import Kind
@@ -53,6 +54,30 @@ def test_lines_of_all_levels_are_limited_and_say_how_many_there_were(caplog):
     assert [record.exc_info is not None for record in caplog.records] == [False, False, False, True]
     assert log.count == 10
     assert limit_hits() == before
+
+
+def test_a_log_that_exits_does_not_end_the_thread_of_the_chores():
+    class Exits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise SystemExit
+
+    calls = list[int]()
+
+    def fails() -> None:
+        calls.append(1)
+        raise ValueError("why")
+
+    exits, chores = Exits(), Regularly(fails)
+    LOGGER.addHandler(exits)
+    try:
+        chores.start()
+        until = time.monotonic() + 20
+        while len(calls) < 2:
+            assert time.monotonic() < until, "the chore was not called again"
+            time.sleep(0.01)
+    finally:
+        LOGGER.removeHandler(exits)
+        chores.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from mixserve_client.forks import renew_in_forks
 
@@ -79,8 +80,12 @@ class LimitedLog:
         self._log(logging.ERROR, message, arguments, extra, exc_info)
 
     def exception(self, message: str, *arguments: object) -> None:
-        """As `error`, with the traceback of the error that is handled now."""
-        self._log(logging.ERROR, message, arguments, None, sys.exception())
+        """As `error`, with the traceback of the error that is handled now.
+
+        Raises nothing, whatever handlers of the log raise, such as SystemExit: it is for threads that must live.
+        """
+        with suppress(BaseException):
+            self._log(logging.ERROR, message, arguments, None, sys.exception())
 
     def _log(
         self,

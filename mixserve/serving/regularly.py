@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from mixserve_client.limited_log import LimitedLog
+
 _logger = logging.getLogger("mixserve")
 
 _EVERY_S = 1.0
@@ -16,6 +18,7 @@ class Regularly:
 
     def __init__(self, *chores: Callable[[], None]):
         self._chores = chores
+        self._failures = LimitedLog(_logger)
         self._closed = threading.Event()
         self._round_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="mixserve-chores", daemon=True)
@@ -46,4 +49,4 @@ class Regularly:
                 try:
                     chore()
                 except BaseException:  # such as SystemExit from a handler of the log: this thread must live
-                    _logger.exception("a chore of the server failed; it is tried again in %.0f s", _EVERY_S)
+                    self._failures.exception("a chore of the server failed; it is tried again in %.0f s", _EVERY_S)

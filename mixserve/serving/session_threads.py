@@ -8,6 +8,7 @@ import grpc
 
 from mixserve.serving.first_request import REQUEST_TIMEOUT_S, FirstRequests
 from mixserve.serving.threads import CountingThreads
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.wire import methods
 
 _logger = logging.getLogger("mixserve")
@@ -42,6 +43,7 @@ class SessionThreads:
         self._other_first = FirstRequests(self._other_threads, _PATIENCE_S, request_timeout_s)
         self.visits = [threads.visit for threads in (*self._threads.values(), self._other_threads)]
         self._regularly = regularly
+        self._failures = LimitedLog(_logger)
         self._closed = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="mixserve-leases", daemon=True)
 
@@ -90,4 +92,6 @@ class SessionThreads:
                 try:
                     call()
                 except BaseException:  # this thread must live: without it no session would ever leave memory
-                    _logger.exception("cannot end the leases of silent sessions; trying again in %.0f s", _LOOK_EVERY_S)
+                    self._failures.exception(
+                        "cannot end the leases of silent sessions; trying again in %.0f s", _LOOK_EVERY_S
+                    )
