@@ -121,7 +121,7 @@ def test_a_stream_that_nobody_reads_is_cancelled_and_its_thread_is_free_again(
 
 
 def test_a_reader_that_is_slow_but_reads_is_not_cancelled(big_node, monkeypatch):
-    monkeypatch.setattr(streams, "_STALLED_S", 1.5)  # all replies together take longer
+    monkeypatch.setattr(streams, "_STALLED_S", 3.0)  # all replies together take longer
     monkeypatch.setattr(streams, "_LOOK_EVERY_S", 0.05)
     with serve({"train": big_node}, shared_memory=False) as server, plain(server) as client:
         expected = client.get_batch_at(0, 200 * SIZE, 3)["tokens"].reshape(200, SIZE, ROW)
@@ -129,7 +129,7 @@ def test_a_reader_that_is_slow_but_reads_is_not_cancelled(big_node, monkeypatch)
             call = channel.unary_stream(methods.STREAM_BATCHES)(request(200))
             for number, reply in enumerate(call):
                 np.testing.assert_array_equal(decode_batch(reply)[1]["tokens"], expected[number])
-                time.sleep(0.01)
+                time.sleep(0.02)
             assert number == 199
 
 

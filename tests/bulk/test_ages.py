@@ -90,7 +90,7 @@ def test_clients_go_on_over_another_channel_and_lose_nothing(server, expected, c
                 time.sleep(0.03)
         np.testing.assert_array_equal(came, expected)
         assert client.transport.startswith("bulk")
-    assert next(channels._numbers) > 3  # channels were opened before
+    assert next(channels._numbers) > 2  # the second channel was opened, at least
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
