@@ -151,7 +151,7 @@ class _Handler(WSGIRequestHandler):
     timeout = _LONGEST_S  # of each wait for the peer
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass  # whoever asks the metrics every few seconds would fill the log
+        pass  # requests every few seconds would fill the log
 
 
 class _Server(ThreadingMixIn, WSGIServer):

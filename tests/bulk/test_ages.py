@@ -87,10 +87,10 @@ def test_clients_go_on_over_another_channel_and_lose_nothing(server, expected, c
         with client.batches(SIZE, 3, stop=64 * SIZE) as batches:
             for batch in batches:
                 came.append(batch["tokens"].copy())
-                time.sleep(0.03)
+                time.sleep(0.05)
         np.testing.assert_array_equal(came, expected)
         assert client.transport.startswith("bulk")
-    assert next(channels._numbers) > 2  # the second channel was opened, at least
+    assert next(channels._numbers) > 3  # channels were opened before
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 

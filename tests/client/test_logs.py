@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -22,6 +22,15 @@ from tests.processes import DEADLINE_S
 def running() -> Iterator[Running]:
     with ExitStack() as opened:
         yield Running(opened)
+
+
+def sixteen_times(read: Callable[[], None]) -> None:
+    """Run it in as many threads, and wait for them."""
+    threads = [threading.Thread(target=read) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
@@ -87,11 +96,7 @@ def test_a_storm_of_faults_leaves_one_line_a_second(running, caplog):
         with pytest.raises(Overloaded):
             client.get_batch_at(0, SIZE, KEY)
 
-    threads = [threading.Thread(target=read) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    sixteen_times(read)
     told = lines(caplog, "is busy")
     assert 1 <= len(told) <= time.monotonic() - began + 1
     assert client.stats()["mixserve_client_retries_total"].value(error="Overloaded") > 50
@@ -107,11 +112,7 @@ def test_waits_of_many_requests_leave_few_lines(caplog, monkeypatch):
             with pytest.raises(Unavailable):
                 client.get_batch_at(0, SIZE, KEY)
 
-        threads = [threading.Thread(target=read) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        sixteen_times(read)
     assert 1 <= len(lines(caplog, "still waiting for a server")) <= 4
 
 

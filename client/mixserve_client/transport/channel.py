@@ -26,7 +26,7 @@ _OPTIONS = [
 KEEPALIVE_S = 5
 # What servers of before accept: they end connections that ping more often.
 SELDOM_S = 20
-# An answer to a ping waits behind the data in the buffers of a slow network: 4 MB take 20 s with 200 kB/s.
+# An answer to a ping comes after the data in the buffers of a slow network: 4 MB take 20 s with 200 kB/s.
 _ANSWER_FACTOR, _LONGEST_ANSWER_S = 4, 20
 
 
