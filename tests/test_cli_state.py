@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from mixserve.build import build_nodes
@@ -20,16 +21,21 @@ from mixserve_client import MixClient, SessionTaken
 from tests.processes import DEADLINE_S, ServerProcess, server_process, write_mixture
 
 
-def run(*arguments: object) -> tuple[int, str]:
+def invoke(*arguments: object) -> Result:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = invoke(*arguments)
     return result.exit_code, result.output
 
 
 def shown(*arguments: object) -> str:
-    code, output = run("state", *arguments)
-    assert code == 0, output
-    return output
+    result = invoke("state", *arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def refused(*arguments: object) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 import mixserve
 from benchmarks.crowd import many
+from tests.cluster import wait_until
 
 
 def test_every_client_of_the_crowd_has_a_connection_of_its_own():
@@ -13,6 +14,8 @@ def test_every_client_of_the_crowd_has_a_connection_of_its_own():
     node = mixserve.MixDataSourcesNode(config, [mixserve.ArraySource({"tokens": rows})])
     with mixserve.serve({"train": node}, "127.0.0.1:0") as server, many.answering(server.address) as answer:
         clients = answer(keys=[])["clients"]
-        if (connections := many._connections(server.address)) is None:
+        if many._connections(server.address) is None:
             pytest.skip("this system does not tell connections")
-        assert connections == clients == 50
+        assert clients == 50
+        # The kernel's table is read page by page, and changes meanwhile: a connection may be missing, or twice.
+        wait_until(lambda: many._connections(server.address) == clients)

@@ -40,11 +40,11 @@ def server(folder, tmp_path_factory):
 
 
 def run(*arguments: object, **environment: str) -> str:
-    """The output of a command whose standard output is not a terminal."""
+    """The standard output of a command, which is not a terminal."""
     variables = {"COLUMNS": None, "LINES": None, "FORCE_COLOR": None, **environment}
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=variables)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def parse(*arguments: object) -> list[dict]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from mixserve.access.call import error_fields
-from mixserve_client.errors import Overloaded
+from mixserve_client.errors import Overloaded, Unavailable
 from mixserve_client.limited_log import LimitedLog
 
 _logger = logging.getLogger("mixserve")
@@ -27,19 +27,23 @@ Clock = Callable[[], float]
 
 
 class ReplyAccount:
-    """The replies to one call. `reserve` is called before a reply is made; for one thread at a time."""
+    """The replies to one call. `reserve` is called before a reply is made; for one thread at a time.
 
-    __slots__ = ("_connection", "_unread", "bytes", "cancel", "since")
+    Only `close` may be called by another thread meanwhile, when the caller gives up. Nothing counts from then on.
+    """
+
+    __slots__ = ("_connection", "_unread", "bytes", "cancel", "closed", "since")
 
     def __init__(self, unread: "UnreadReplies", connection: "_Connection", cancel: Callable[[], object]):
         self.bytes = 0
         self.cancel = cancel
+        self.closed = False  # the lock of `UnreadReplies` is held where it is read or changed
         self.since = math.inf  # when the last reply was given to the network
         self._unread = unread
         self._connection = connection
 
     def reserve(self, size: int) -> None:
-        """Count `size` bytes that will be made. Raises Overloaded if there is no room."""
+        """Count `size` bytes that will be made. Raises Overloaded if there is no room, Unavailable after `close`."""
         self._unread.reserve(self, self._connection, size)
 
     def sending(self) -> None:
@@ -59,8 +63,7 @@ class ReplyAccount:
 
     def close(self) -> None:
         """The call has ended."""
-        self.since = math.inf
-        self._unread.add(self, self._connection, -self.bytes)
+        self._unread.close(self, self._connection)
 
 
 class _Connection:
@@ -119,6 +122,8 @@ class UnreadReplies:
             self.look()
         victims: list[tuple[ReplyAccount, str]] = []
         with self._lock:
+            if account.closed:
+                raise Unavailable("the caller has ended this call")
             connection = self._current(account, connection)
             has_room = self._has_room(connection, account, size)
             while not has_room and (victim := self._find_victim(connection)) is not None:
@@ -140,7 +145,14 @@ class UnreadReplies:
     def add(self, account: ReplyAccount, connection: _Connection, size: int) -> None:
         """Count `size` bytes more of a call, or fewer."""
         with self._lock:
-            self._add(account, self._current(account, connection), size)
+            if not account.closed:
+                self._add(account, self._current(account, connection), size)
+
+    def close(self, account: ReplyAccount, connection: _Connection) -> None:
+        """Count nothing more of a call: it has ended, and may still be answered by a thread that does not know it."""
+        with self._lock:
+            account.closed = True
+            self._add(account, self._current(account, connection), -account.bytes)
 
     def end_stalled(self) -> None:
         """End the calls whose readers have taken nothing for a minute; call it once in a while."""

@@ -4,6 +4,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
 from mixserve.limits import ServerLimits
 from mixserve.serving import streams, unread
-from mixserve_client import MixClient, Overloaded
+from mixserve_client import MixClient, Overloaded, Unavailable
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
+from tests.hanging_source import HangingSource
 from tests.processes import DEADLINE_S, ONE_SIZE
 from tests.tokens.calling import KEY
 
@@ -24,6 +26,7 @@ LIMIT = 8 * REPLY
 OF_ONE = 4 * REPLY
 CALLS = 60
 STREAMS = 12  # as many as there are threads
+ONE_SOURCE = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE)
 HEADERS, RESET, SETTINGS = 1, 3, 4
 END_STREAM, END_HEADERS = 1, 4
 
@@ -92,8 +95,7 @@ def text(of: str) -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[MixServer]:
-    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE)
-    node = MixDataSourcesNode(config, [ArraySource({"x": np.zeros((8, ROW), np.uint8)})])
+    node = MixDataSourcesNode(ONE_SOURCE, [ArraySource({"x": np.zeros((8, ROW), np.uint8)})])
     limits = ServerLimits(reply_bytes=LIMIT, reply_bytes_per_connection=OF_ONE, streams_per_connection=STREAMS)
     with serve({"train": node}, "127.0.0.1:0", shared_memory=False, limits=limits) as running:
         yield running
@@ -240,3 +242,38 @@ def test_streams_that_are_not_read_give_way_to_others(
                 assert time.monotonic() - began < 1.0
         assert len(server._streams._sending) >= STREAMS - 3  # as many ended as were needed
         hoarder.socket.close()
+
+
+def test_a_call_that_is_given_up_while_it_is_answered_counts_nothing(tmp_path: Path) -> None:
+    """Its reply was counted when it was made, after the call's end, and for good."""
+    hang = tmp_path / "hang"
+    with (
+        serve(
+            {"train": MixDataSourcesNode(ONE_SOURCE, [HangingSource(hang)])}, "127.0.0.1:0", shared_memory=False
+        ) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        hang.touch()
+        call = channel.unary_unary(methods.GET_BATCH_AT).future(first_row(1).SerializeToString())
+        wait_until(lambda: server._unread.bytes > 0)
+        call.cancel()
+        wait_until(lambda: server._unread.bytes == 0)
+        assert server._answers.calls._running == 1
+        hang.unlink()
+        wait_until(lambda: not server._answers.calls._running)
+        assert not server._unread.bytes
+        assert not server._unread._connections
+
+
+def test_nothing_counts_after_the_end_of_a_call() -> None:
+    replies = unread.UnreadReplies(1000)
+    account = replies.open("peer", lambda: None)
+    account.reserve(100)
+    account.close()
+    account.settle(200)
+    with pytest.raises(Unavailable, match="the caller has ended this call"):
+        account.reserve(100)
+    account.sent(50)
+    account.close()
+    assert (replies.bytes, account.bytes) == (0, 0)
+    assert not replies._connections
