@@ -1,5 +1,6 @@
 """A server process: `python -m benchmarks.common.server MODULE …` holds `MODULE.serve(…)` open until stdin ends."""
 
+import gc
 import importlib
 import os
 import sys
@@ -14,6 +15,8 @@ def main() -> None:
     answers = claimed_stdout()
     module, *arguments = sys.argv[1:]
     with importlib.import_module(module).serve(*arguments) as address:
+        gc.collect()
+        gc.freeze()  # as `mixserve serve` does; for peers too
         send(answers, address)
         sys.stdin.read()
         # Some servers would wait for ever for streams without a reader.
