@@ -318,7 +318,7 @@ class MixClient:
         Raises SessionTaken, FingerprintMismatch, CorruptCheckpoint if the session's journal is damaged, StorageFailed,
         InvalidRequest if this client has several servers, and what every call may raise.
         """
-        check_one_server(self._caller)
+        check_one_server(self._session_caller)
         deadline = deadline_in(timeout_s)
         description = self.catalog.get(mixture, deadline)
         return open_session(
@@ -335,13 +335,13 @@ class MixClient:
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """A view of a session that another client may hold: its state and its checkpoints."""
-        check_one_server(self._caller)
+        check_one_server(self._session_caller)
         description = self.catalog.get(mixture, deadline_in(timeout_s))
         return SessionView(self.catalog.resources, description.name, name, timeout_s)
 
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The server's sessions, of one mixture or of all, sorted by mixture and name."""
-        return list_sessions(self._caller, mixture, deadline_in(timeout_s))
+        return list_sessions(self._session_caller, mixture, deadline_in(timeout_s))
 
     def stats(self) -> dict[str, Metric]:
         """What this client has counted in this process, by the metrics' names (docs/client.md). Sends nothing."""
@@ -355,7 +355,7 @@ class MixClient:
 
         Raises Unavailable if no server answers, and what every call may raise.
         """
-        return server_stats(self._caller, self.catalog.addresses, deadline_in(timeout_s))
+        return server_stats(self._caller, deadline_in(timeout_s))
 
     def close(self) -> None:
         """Release the sessions, end running calls, and close the connections. You may call it more than once."""
@@ -375,6 +375,10 @@ class MixClient:
     def __reduce__(self) -> Any:
         """A client of the same servers, which expects the mixtures that this one knows."""
         return type(self)._of, (self.catalog,)
+
+    @property
+    def _session_caller(self) -> RetryingCaller:
+        return self.catalog.resources.here.session_caller
 
     @property
     def _caller(self) -> RetryingCaller:

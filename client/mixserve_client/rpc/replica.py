@@ -1,5 +1,6 @@
 """One of the servers of a client, and what its replies have shown."""
 
+import random
 import time
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,10 +89,13 @@ class Wrong(NamedTuple):
 class Replica:
     """One server, and what its replies have shown. `Replicas` changes it."""
 
-    def __init__(self, transport: Transport, place: float):
+    def __init__(self, transport: Transport):
         self.transport = transport
+        self.address: str = getattr(transport, "target", transport.name)  # as the client was given it
         self.call_way = way_of(transport.name, is_call=True)
-        self.place = place  # decides among equals
+        # Decides among equals, and which ones are asked if there are many. Clients begin with different ones, or all
+        # would begin with the first.
+        self.place = random.random()
         self.said = ""  # the last error
         # Weak: a stream that is dropped before its first reply has no end that could be noticed.
         self.attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
@@ -110,6 +114,11 @@ class Replica:
     def is_in(self) -> bool:
         """Whether it may get requests while others may."""
         return not self.out_since
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self.attempts and not self.calls
 
     def wait_s(self, now: float) -> float:
         """About how long a reply lets its reader wait: the longest waits count, and are forgotten in time."""

@@ -59,11 +59,16 @@ class ClientResources:
         self.reading = ReadingFigures()
         self.requests = RequestFigures() if requests is None else requests
         self.caller = RetryingCaller(transports, patience_s, attempt_s, hedge=hedge, figures=self.requests)
+        # A session lives on one server: of those that a name stands for, on the one that gRPC has found.
+        self.session_caller, ones = self.caller, [getattr(one, "as_one", one) for one in transports]
+        if ones != list(transports):
+            self.session_caller = RetryingCaller(ones, patience_s, attempt_s, figures=self.requests)
         self.buffers = MemoryPool()
         # Threads must not hold these resources, or they would never be collected: hence `on_exit` gets the parts, and
         # is not a bound method.
         self._users: list[Closing] = []
-        self.threads = DaemonThreadPool(_FETCH_THREADS, on_exit=partial(_end, self._users, self.caller))
+        callers = (self.caller, self.session_caller)
+        self.threads = DaemonThreadPool(_FETCH_THREADS, on_exit=partial(_end, self._users, callers))
 
     def close_first(self, user: Closing) -> None:
         """Close `user` before the connections, and join it after them; `user` must not hold these resources."""
@@ -94,9 +99,10 @@ def check_transports(transports: Iterable[Transport]) -> tuple[Transport, ...]:
 Resources = PerProcess[ClientResources]
 
 
-def _end(users: list[Closing], caller: RetryingCaller) -> None:
+def _end(users: list[Closing], callers: Iterable[RetryingCaller]) -> None:
     for user in users:
         user.close()
-    caller.close()
+    for caller in callers:
+        caller.close()
     for user in users:
         user.join()

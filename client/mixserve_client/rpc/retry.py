@@ -159,11 +159,11 @@ class RetryingCaller:
 
     def ask_each(
         self, method: str, request: bytes, decode: Callable[[bytes], T], deadline: float | None
-    ) -> dict[int, T]:
-        """As `ask` of a single server; of several replicas as the function `ask_each`, by their place in the list."""
+    ) -> dict[str, T]:
+        """As `ask` of a single server; of several replicas as the function `ask_each`, by their addresses."""
         replicas = self._replicas
-        if replicas.alone is not None:
-            return {0: self.ask(method, request, decode, deadline)}
+        if (alone := replicas.alone) is not None:
+            return {alone.address: self.ask(method, request, decode, deadline)}
         return ask_each(replicas, Asked(method, request), decode, deadline)
 
     def stream(

@@ -1,6 +1,6 @@
 """Asks servers for their statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from mixserve_client.rpc.retry import RetryingCaller
@@ -11,10 +11,10 @@ from mixserve_client.wire.stats import decode_stats, encode_stats_request
 _LABEL = "server"
 
 
-def server_stats(caller: RetryingCaller, names: Sequence[str], deadline: float | None) -> dict[str, Metric]:
+def server_stats(caller: RetryingCaller, deadline: float | None) -> dict[str, Metric]:
     """The metrics of all replicas, each with the name of its server as a label. Raises what `ask_each` raises."""
     found = caller.ask_each(methods.GET_STATS, encode_stats_request(), decode_stats, deadline)
-    return by_name(metric for place, stats in found.items() for metric in _labelled(stats, names[place]))
+    return by_name(metric for address, stats in found.items() for metric in _labelled(stats, address))
 
 
 def _labelled(stats: Stats, name: str) -> Iterator[Metric]:

@@ -153,7 +153,7 @@ def leases_of(resources: Resources) -> SharedLeases:
 
     def make() -> LeaseKeeper:
         here = resources.here
-        leases = LeaseKeeper(here.caller)
+        leases = LeaseKeeper(here.session_caller)
         here.close_first(leases)
         return leases
 

@@ -44,7 +44,7 @@ def open_session(
     # An earlier call may have abandoned this session under another lease, for which the server would refuse us.
     leases.settle(mixture.name, name, deadline)
     try:
-        reply = resources.here.caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
+        reply = resources.here.session_caller.call(methods.OPEN_SESSION, encode_open_request(request), deadline)
         return Session(resources, leases, held, decode_opened(reply), timeout_s, mixture.fields)
     except BaseException as error:
         # The server may have opened the session although this call failed: release it, or our own retry would get

@@ -128,7 +128,7 @@ class SessionView:
         return reply
 
     def _send(self, request: bytes, deadline: float | None) -> CallReply:
-        return decode_call_reply(self._resources.here.caller.call(methods.CALL_SESSION, request, deadline))
+        return decode_call_reply(self._resources.here.session_caller.call(methods.CALL_SESSION, request, deadline))
 
 
 class Session(SessionView):

@@ -208,7 +208,7 @@ class BulkTransport:
                 return PlainPipe(made)
             made.settimeout(_remaining_s(until))
             # The name that gRPC checks, wherever the server says that the channel is.
-            return TlsPipe(context.wrap_socket(made, server_hostname=self._endpoint.host))
+            return TlsPipe(context.wrap_socket(made, server_hostname=self._credentials.server or self._endpoint.host))
         except BaseException:
             made.close()
             raise

@@ -19,6 +19,8 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 5_000),  # also the time limit of one attempt to connect
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A name is looked up again when its server is lost; by default not before 30 s after the last time.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ("grpc.enable_http_proxy", 0),  # gRPC obeys http_proxy by default; web proxies seldom reach data servers
 ]
 

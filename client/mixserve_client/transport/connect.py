@@ -10,6 +10,7 @@ from mixserve_client.transport.checksums import ChecksumTransport
 from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.transport.handshake import DEFAULT_FOLDER
+from mixserve_client.transport.names import NameTransport, name_in
 from mixserve_client.transport.shared_memory import SharedMemoryTransport
 from mixserve_client.transport.workers import PATIENCE_S, WorkersTransport
 
@@ -17,21 +18,31 @@ _HASTE = 0.4
 
 
 def transports_of(options: ConnectOptions, figures: RequestFigures) -> list[Transport]:
-    """One transport per server; each connects at its first call, and counts its connections in `figures`."""
+    """One transport per address; each connects at its first call, and counts its connections in `figures`."""
     credentials = Credentials(options.tls_options, options.token_options)
     folder = DEFAULT_FOLDER if options.shared_memory is True else options.shared_memory
     # Who asks another replica after a third of a second does not wait longer than that for a better way to one.
     haste = _HASTE if options.hedge else 1.0
-    open_one = partial(_open, options, figures, credentials, folder, OPEN_S * haste)
-    return [WorkersTransport(address, open_one, PATIENCE_S * haste) for address in options.addresses]
+    open_as = partial(_open, options, figures, folder, OPEN_S * haste)
+
+    def server(credentials: Credentials, target: str) -> Transport:
+        return WorkersTransport(target, partial(open_as, credentials), PATIENCE_S * haste)
+
+    def at(target: str) -> Transport:
+        as_one, name = server(credentials, target), name_in(target)
+        if name is None:
+            return as_one
+        return NameTransport(target, name, as_one, partial(server, credentials.of(name.host)))
+
+    return [at(address) for address in options.addresses]
 
 
 def _open(
     options: ConnectOptions,
     figures: RequestFigures,
-    credentials: Credentials,
     folder: str | bool,
     open_s: float,
+    credentials: Credentials,
     target: str,
 ) -> Transport:
     """The transport to one process, through shared memory if it has a `folder`."""

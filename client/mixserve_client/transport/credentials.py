@@ -26,11 +26,13 @@ AUTHORIZATION = "authorization"
 class Credentials:
     """Who the client is, and whom it trusts, on every new connection and call. Thread-safe.
 
-    Files are looked at once per second at most.
+    Files are looked at once per second at most. `server` is the name that a server's certificate must have (None: that
+    of the address).
     """
 
-    def __init__(self, tls: TlsOptions | None, token: TokenOptions):
+    def __init__(self, tls: TlsOptions | None, token: TokenOptions, server: str | None = None):
         self._tls, self._token = tls, token
+        self.server = server
         self._renew()
         renew_in_forks(self, Credentials._renew)
         self._looked_at = -_LOOK_EVERY_S
@@ -42,6 +44,10 @@ class Credentials:
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
+
+    def of(self, server: str) -> "Credentials":
+        """The same, for servers that have this name, whatever their addresses are."""
+        return Credentials(self._tls, self._token, server)
 
     @property
     def tls(self) -> TlsOptions | None:
@@ -82,6 +88,8 @@ class Credentials:
             warn_of_readers(self._tls.key, "key", _logger)
         if target.startswith("unix"):  # gRPC would look for the socket's path in the certificate
             options = [*options, ("grpc.ssl_target_name_override", "localhost")]
+        elif self.server is not None:
+            options = [*options, ("grpc.ssl_target_name_override", self.server)]
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca, key, certificate), options=options)
 
     def metadata(self) -> Metadata:

@@ -5,6 +5,7 @@ import ssl
 import threading
 import time
 from contextlib import suppress
+from typing import NamedTuple
 
 from mixserve_client.credentials import TlsOptions
 from mixserve_client.schema.certificate import Certificate, decode
@@ -26,11 +27,20 @@ _HANDSHAKE, _CERTIFICATE_REQUEST, _SERVER_HELLO_DONE = 22, 13, 14
 _LARGEST_FLIGHT = 1 << 16
 
 
+class _Server(NamedTuple):
+    """Where it listens, and the name that its certificate must have."""
+
+    endpoint: Endpoint
+    name: str
+
+
 class Diagnosis:
     """Finds out why TLS fails at `target`; without `tls`, whether the server speaks TLS. Thread-safe."""
 
-    def __init__(self, target: str, tls: TlsOptions | None):
-        self._endpoint = endpoint_of(target)
+    def __init__(self, target: str, tls: TlsOptions | None, name: str | None = None):
+        """`name` is the one that the server's certificate must have (None: that in `target`)."""
+        endpoint = endpoint_of(target)
+        self._server = None if endpoint is None else _Server(endpoint, name or endpoint.host)
         self._tls = tls
         self._lock = threading.Lock()
         self._made_at = -_EVERY_S
@@ -41,7 +51,7 @@ class Diagnosis:
 
         `details` are gRPC's. Connects once per 2 s at most, and takes 5 s at most, or `remaining_s`.
         """
-        if self._endpoint is None or any(word in details for word in _NOT_THERE):
+        if self._server is None or any(word in details for word in _NOT_THERE):
             return None
         # Not two at once: the next failure of the other thread's call will find the answer.
         if not self._lock.acquire(blocking=False):
@@ -50,21 +60,21 @@ class Diagnosis:
             now = time.monotonic()
             if now - self._made_at >= _EVERY_S:
                 limit_s = _LONGEST_S if remaining_s is None else min(_LONGEST_S, remaining_s)
-                self._reason = _find(self._endpoint, self._tls, now + limit_s)
+                self._reason = _find(self._server, self._tls, now + limit_s)
                 self._made_at = time.monotonic()
             return self._reason
         finally:
             self._lock.release()
 
 
-def _find(server: Endpoint, tls: TlsOptions | None, until: float) -> str | None:
+def _find(server: _Server, tls: TlsOptions | None, until: float) -> str | None:
     try:
         return _speaks_tls(server, until) if tls is None else _what_fails(server, tls, until)
     except (OSError, ValueError):  # the server is gone, or does something that we do not know
         return None
 
 
-def _speaks_tls(server: Endpoint, until: float) -> str | None:
+def _speaks_tls(server: _Server, until: float) -> str | None:
     """For a client without TLS."""
     try:
         _connect(server, accepting_context(_HTTP2), until, until_it_begins=False)
@@ -74,12 +84,12 @@ def _speaks_tls(server: Endpoint, until: float) -> str | None:
     return "the server speaks TLS, and the client does not: connect with tls=True or tls='ca.pem'"
 
 
-def _what_fails(server: Endpoint, tls: TlsOptions, until: float) -> str | None:
+def _what_fails(server: _Server, tls: TlsOptions, until: float) -> str | None:
     authorities, context = authorities_of(tls)[0], checking_context(_HTTP2, tls)
     try:
         is_open = _connect(server, context, until)
     except ssl.SSLCertVerificationError as error:
-        return _refusal(error, _certificate(server, until), server.host, authorities)
+        return _refusal(error, _certificate(server, until), server.name, authorities)
     except ssl.SSLError as error:
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"):
             return (
@@ -124,31 +134,31 @@ def _refusal(error: ssl.SSLCertVerificationError, found: Certificate | None, hos
     return f"{who} is refused: {error.verify_message}; the client trusts {authorities}"
 
 
-def _certificate(server: Endpoint, until: float) -> Certificate | None:
+def _certificate(server: _Server, until: float) -> Certificate | None:
     """What the server's certificate says, whether or not we trust it; it does not get ours."""
     context = accepting_context(_HTTP2)
     try:
-        with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.host) as secured:
+        with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.name) as secured:
             found = secured.getpeercert(binary_form=True)
         return None if found is None else decode(found)
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _connect(server: Endpoint, context: ssl.SSLContext, until: float, *, until_it_begins: bool = True) -> bool:
+def _connect(server: _Server, context: ssl.SSLContext, until: float, *, until_it_begins: bool = True) -> bool:
     """Whether the server keeps the connection open after the handshake. Raises OSError, also ssl.SSLError."""
-    with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.host) as secured:
+    with _socket(server, until) as plain, context.wrap_socket(plain, server_hostname=server.name) as secured:
         secured.settimeout(_remaining_s(until))
         return not until_it_begins or bool(secured.recv(1))  # a gRPC server sends its settings at once
 
 
-def _asks_for_certificate(server: Endpoint, until: float) -> bool:
+def _asks_for_certificate(server: _Server, until: float) -> bool:
     """Whether the server asks clients for a certificate, as its first messages in TLS 1.2 say in plain text."""
     context = accepting_context(_HTTP2)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     incoming, outgoing, received = ssl.MemoryBIO(), ssl.MemoryBIO(), b""
     with suppress(ssl.SSLWantReadError):  # it has written its first message, and waits for the answer
-        context.wrap_bio(incoming, outgoing, server_hostname=server.host).do_handshake()
+        context.wrap_bio(incoming, outgoing, server_hostname=server.name).do_handshake()
     with _socket(server, until) as plain:
         plain.sendall(outgoing.read())
         while len(received) < _LARGEST_FLIGHT and _SERVER_HELLO_DONE not in _messages(received):
@@ -175,8 +185,8 @@ def _messages(received: bytes) -> list[int]:
     return types
 
 
-def _socket(server: Endpoint, until: float) -> socket.socket:
-    made = socket.create_connection(server, min(_CONNECT_S, _remaining_s(until)))
+def _socket(server: _Server, until: float) -> socket.socket:
+    made = socket.create_connection(server.endpoint, min(_CONNECT_S, _remaining_s(until)))
     made.settimeout(_remaining_s(until))
     return made
 

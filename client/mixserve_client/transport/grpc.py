@@ -39,7 +39,7 @@ class GrpcTransport:
         self._target = check_address(target)
         self._credentials = Credentials(None, TokenOptions()) if credentials is None else credentials
         self._socket = socket_of(self._target)
-        self._diagnosis = Diagnosis(self._target, self._credentials.tls)
+        self._diagnosis = Diagnosis(self._target, self._credentials.tls, self._credentials.server)
         self._channel: Channel | None = None
         self._refused: object = None  # version of files that cannot be used
         self._keepalive_s = KEEPALIVE_S

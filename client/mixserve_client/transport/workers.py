@@ -45,7 +45,7 @@ class WorkersTransport:
         """`open_transport` makes the transport to an address. A stream waits `patience_s` seconds for answers about
         workers."""
         self._patience_s = patience_s
-        self._target = target
+        self.target = target
         self._open = open_transport
         self._shared = open_transport(target)
         self._told: tuple[str, ...] = ()
@@ -176,7 +176,7 @@ class WorkersTransport:
         if told != self._told:
             for worker in self._workers.values():
                 worker.transport.close()
-            found = {address: target for address in told if (target := beside(self._target, address)) is not None}
+            found = {address: target for address in told if (target := beside(self.target, address)) is not None}
             # In an order of its own for each client, or all would begin with the same one.
             order = random.sample(range(len(found)), len(found))
             self._told, self._has_said, self._last = told, False, None
