@@ -18,6 +18,7 @@ from mixserve.yaml_file import read_yaml
 from mixserve_client.redaction import hide_tokens
 from mixserve_client.schema.sessions import LEAST_TTL_S
 from mixserve_client.schema.text import shorten, show, show_names
+from mixserve_client.schema.zone import MOST_CHARACTERS, is_zone
 
 _MOST_PROBLEMS = 5
 MOST_PROCESSES = 256
@@ -44,6 +45,12 @@ def _check_name(name: str) -> str:
     if not name.isprintable():
         raise ValueError(f"the name of a mixture must be printable, got {show(name)}")
     return name
+
+
+def _check_zone(zone: str | None) -> str | None:
+    if zone is not None and not is_zone(zone):
+        raise ValueError(f"must be 1 to {MOST_CHARACTERS} printable characters, got {show(zone)}")
+    return zone
 
 
 class ScheduleEntryConfig(Section):
@@ -127,7 +134,8 @@ class ServerConfig(Section):
     health alone, and the one where Prometheus reads metrics (no port: none).
 
     `processes` is how many processes serve the port together (auto: half of the cores). Each also has a port
-    of its own, counted from `worker_port` (None: free ones). `limits` are those of each process.
+    of its own, counted from `worker_port` (None: free ones). `limits` are those of each process. `zone` names where the
+    server is, for clients that prefer servers of their own zone.
 
     `log_format` and `log_level` are those of the log of `mixserve serve`.
     """
@@ -151,6 +159,7 @@ class ServerConfig(Section):
     processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = 1
     worker_port: int | None = Field(default=None, ge=1, le=65535)
     limits: ServerLimits = ServerLimits()
+    zone: Annotated[str | None, AfterValidator(_check_zone)] = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
 

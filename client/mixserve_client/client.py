@@ -78,6 +78,7 @@ class MixClient:
         hedge: bool = False,
         checksum: bool | None = None,
         name: str | None = None,
+        zone: str | None = None,
     ) -> Self:
         """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
 
@@ -94,8 +95,8 @@ class MixClient:
         - `token` is what `mixserve token new` printed, or `token_file` the path of a file that has it. Pickles of the
           client have the path, and the token only if it was given as text.
         - `checksum`: True notices bits that flip on the way, and asks again. Needs the extra `checksum` at both ends.
-        - `name`: the name of this client in the server's statistics and log, 1 to 64 printable characters. Without one
-          it is HOST/PID of each process.
+        - `name` of this client in the server's statistics and log, 1 to 64 printable characters (None: HOST/PID).
+        - `zone`: replicas of this zone (`server.zone`) are asked, others only while none of these answers.
 
         Files are read again when they change. Raises InvalidRequest.
         """
@@ -111,6 +112,7 @@ class MixClient:
             hedge=hedge,
             checksum=checksum,
             name=name,
+            zone=zone,
         )
         return cls._of(MixtureCatalog.connect(options))
 
@@ -318,7 +320,7 @@ class MixClient:
         Raises SessionTaken, FingerprintMismatch, CorruptCheckpoint if the session's journal is damaged, StorageFailed,
         InvalidRequest if this client has several servers, and what every call may raise.
         """
-        check_one_server(self._session_caller)
+        check_one_server(self.catalog.resources.here)
         deadline = deadline_in(timeout_s)
         description = self.catalog.get(mixture, deadline)
         return open_session(
@@ -335,13 +337,13 @@ class MixClient:
 
     def view_session(self, name: str, *, mixture: str | None = None, timeout_s: float | None = None) -> SessionView:
         """A view of a session that another client may hold: its state and its checkpoints."""
-        check_one_server(self._session_caller)
+        check_one_server(self.catalog.resources.here)
         description = self.catalog.get(mixture, deadline_in(timeout_s))
         return SessionView(self.catalog.resources, description.name, name, timeout_s)
 
     def sessions(self, *, mixture: str | None = None, timeout_s: float | None = None) -> tuple[SessionDescription, ...]:
         """The server's sessions, of one mixture or of all, sorted by mixture and name."""
-        return list_sessions(self._session_caller, mixture, deadline_in(timeout_s))
+        return list_sessions(self.catalog.resources.here, mixture, deadline_in(timeout_s))
 
     def stats(self) -> dict[str, Metric]:
         """What this client has counted in this process, by the metrics' names (docs/client.md). Sends nothing."""
@@ -375,10 +377,6 @@ class MixClient:
     def __reduce__(self) -> Any:
         """A client of the same servers, which expects the mixtures that this one knows."""
         return type(self)._of, (self.catalog,)
-
-    @property
-    def _session_caller(self) -> RetryingCaller:
-        return self.catalog.resources.here.session_caller
 
     @property
     def _caller(self) -> RetryingCaller:

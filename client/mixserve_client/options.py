@@ -13,6 +13,7 @@ from mixserve_client.schema.client_name import check_client_name
 from mixserve_client.schema.keys import KeyWords, key_words
 from mixserve_client.schema.positions import POSITION_LIMIT, check_intervals, check_positions
 from mixserve_client.schema.schedule import Pairs, copy_pairs
+from mixserve_client.schema.zone import check_zone
 from mixserve_client.wire.checksum import require_crc32c
 
 
@@ -31,6 +32,7 @@ class ConnectOptions:
     hedge: bool = False
     checksum: bool | None = None
     name: str | None = None
+    zone: str | None = None
 
     def __post_init__(self) -> None:
         # Any: callers without a type checker pass anything. object.__setattr__ is how a frozen dataclass sets a field.
@@ -56,6 +58,7 @@ class ConnectOptions:
         object.__setattr__(self, "token", given.token)
         object.__setattr__(self, "token_file", given.token_file)
         object.__setattr__(self, "name", check_client_name(self.name))
+        object.__setattr__(self, "zone", check_zone(self.zone))
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         # Pickles of older clients have fewer options.

@@ -81,6 +81,10 @@ def serve(
     processes: Annotated[
         str | None, typer.Option(metavar="N|auto", help="Processes that serve the port; auto: half of the cores.")
     ] = None,
+    zone: Annotated[
+        str | None,
+        typer.Option(envvar="MIXSERVE_ZONE", help="Where this server is, for clients that prefer their own zone."),
+    ] = None,
     log_format: Annotated[
         str | None, typer.Option(metavar="text|json", help="Lines of the log; by default text.")
     ] = None,
@@ -111,6 +115,7 @@ def serve(
             worker=worker,
             bulk=bulk,
             bulk_port=bulk_port,
+            zone=zone,
             log_format=log_format,
             log_level=log_level,
         )

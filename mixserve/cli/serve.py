@@ -26,6 +26,7 @@ from mixserve.cli.worker_link import WorkerLink
 from mixserve.config import Config, ConfigError, LogFormat, LogLevel, check_seconds, load_config
 from mixserve.listening import holding
 from mixserve_client.schema.text import show
+from mixserve_client.schema.zone import MOST_CHARACTERS, is_zone
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ def run(
     worker: int | None = None,
     bulk: bool | None = None,
     bulk_port: int | None = None,
+    zone: str | None = None,
     log_format: str | None = None,
     log_level: str | None = None,
 ) -> None:
@@ -138,6 +140,7 @@ def run(
                 bulk=reach.bulk,
                 bulk_port=reach.bulk_port,
                 limits=config.server.limits,
+                zone=config.server.zone if zone is None else _zone(zone),
             )
     if as_worker is None or as_worker.keeps_state:
         _logger.info(
@@ -249,6 +252,13 @@ def _check_grace(flag: float) -> None:
     """Raises ConfigError."""
     if not 0 <= flag < math.inf:
         raise ConfigError(f"--grace-s must be a finite number of seconds, 0 or more, got {flag}")
+
+
+def _zone(flag: str) -> str:
+    """Raises ConfigError."""
+    if not is_zone(flag):
+        raise ConfigError(f"--zone must be 1 to {MOST_CHARACTERS} printable characters, got {flag!r:.100}")
+    return flag
 
 
 def _ttl_s(flag: float) -> float:

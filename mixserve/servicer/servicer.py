@@ -67,10 +67,11 @@ class MixServicer:
         slots: Slots | None = None,
         memory: ReplyMemory | None = None,
         workers: Sequence[str] = (),
+        zone: str = "",
         limits: ServerLimits | None = None,
     ):
         """`slots` is the memory that clients share with this process, and `memory` that of the replies of streams, if
-        these need not be bytes objects. `workers` are told by GetServer."""
+        these need not be bytes objects. `workers` and `zone` are told by GetServer."""
         limits = ServerLimits() if limits is None else limits
         self._mixtures = mixtures
         self._handlers = {
@@ -94,7 +95,7 @@ class MixServicer:
         self._schedules = Schedules(limits.schedule_bytes)
         # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
-        self._workers = tuple(workers)
+        self._workers, self._zone = tuple(workers), zone
 
     def _renew(self) -> None:
         self._turns = Turns(max(1, _cores() // 2))
@@ -188,7 +189,8 @@ class MixServicer:
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
         path = self._slots.path_for(current_caller().peer())
-        return encode_server(ServerDescription(path, workers=self._workers, checksums=load_crc32c() is not None))
+        has_checksums = load_crc32c() is not None
+        return encode_server(ServerDescription(path, workers=self._workers, checksums=has_checksums, zone=self._zone))
 
     def _get_batch_at(self, request: bytes, share: ThreadShare | None) -> bytes:
         wanted = decode_batch_request(request)

@@ -38,6 +38,7 @@ class Services:
         slots: Slots | None = None,
         memory: ReplyMemory | None = None,
         workers: Sequence[str] = (),
+        zone: str = "",
         state_dir: Path | str | None = None,
         session_ttl_s: float = TTL_S,
         journal_days: float = JOURNAL_DAYS,
@@ -45,7 +46,8 @@ class Services:
     ):
         """`placement` overrides every node's own. `slots` is the memory that clients share with this process.
         `memory` is that of the replies of streams, if these need not be bytes objects.
-        `workers` has the addresses of all processes that answer together, if there are several.
+        `workers` has the addresses of all processes that answer together, if there are several. `zone` is where the
+        server is.
         `state_dir` is the folder of sessions and checkpoints; without one, sessions live in memory.
 
         Raises ValueError for bad arguments, and OSError if the state folder cannot be used.
@@ -59,7 +61,7 @@ class Services:
         hosted = {mixture.name: mixture.node for mixture in mixtures}
         self.mixtures = mixtures.names
         self._all = mixtures
-        self.mix = MixServicer(mixtures, slots=slots, memory=memory, workers=workers, limits=limits)
+        self.mix = MixServicer(mixtures, slots=slots, memory=memory, workers=workers, zone=zone, limits=limits)
         try:
             sessions = Sessions(hosted, folder, ttl_s=session_ttl_s, journal_days=journal_days, limits=limits)
         except BaseException:

@@ -18,6 +18,7 @@ from mixserve.serving.shared_memory import open_shared_memory
 from mixserve.serving.worker import Worker
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
 from mixserve_client.schema.checks import check_truth
+from mixserve_client.schema.zone import check_zone
 
 
 def serve(
@@ -39,6 +40,7 @@ def serve(
     bulk: bool = True,
     bulk_port: int = 0,
     limits: ServerLimits | None = None,
+    zone: str | None = None,
     worker: Worker | None = None,
 ) -> MixServer:
     """Host the nodes under their names at `address` (`host:port`, port 0 for a free one, or `unix:///path`).
@@ -60,7 +62,8 @@ def serve(
     `metrics_host:metrics_port` Prometheus reads metrics over HTTP: always in plain text, and by everybody who can
     reach them.
 
-    `limits` say what the server does and remembers at most (None: those of `ServerLimits()`).
+    `limits` say what the server does and remembers at most (None: those of `ServerLimits()`). `zone` names where it is,
+    for clients that prefer servers of their own zone.
 
     A server in Python is one process. `mixserve serve --processes` has several; `worker` is for these alone.
 
@@ -96,6 +99,7 @@ def serve(
                 placement=placement,
                 slots=memory,
                 workers=() if worker is None else worker.told,
+                zone=check_zone(zone) or "",
                 state_dir=state_dir,
                 session_ttl_s=session_ttl_s,
                 journal_days=journal_days,

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
@@ -74,7 +75,9 @@ class Reader:
 
     def read(self, count: int) -> None:
         for _ in range(count):
-            assert np.array_equal(next(self._batches)["x"], self._node.get_batch_at(self._at, 8, KEY)["x"])
+            assert np.array_equal(
+                next(self._batches)["x"], self._node.get_batch_at(self._at, 8, jax.random.key(KEY))["x"]
+            )
             assert len(self._client.get_batch_at(self._at, 8, KEY)["x"]) == 8
             self._at += 8
 

@@ -177,5 +177,6 @@ def _resources(options: ConnectOptions) -> ClientResources:
         options.attempt_s,
         hedge=options.hedge,
         name=options.name,
+        zone=options.zone,
         requests=figures,
     )

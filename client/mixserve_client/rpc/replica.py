@@ -96,6 +96,8 @@ class Replica:
         # Decides among equals, and which ones are asked if there are many. Clients begin with different ones, or all
         # would begin with the first.
         self.place = random.random()
+        self.zone: str | None = None  # None: not asked for, or not known yet
+        self.is_asked_for_zone = False
         self.said = ""  # the last error
         # Weak: a stream that is dropped before its first reply has no end that could be noticed.
         self.attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
@@ -133,6 +135,10 @@ class Replica:
         before_s = self.wait_s(now)
         # At once up, and slowly down.
         self._wait_s, self._wait_at = max(waited_s, before_s * 0.8 + waited_s * 0.2), now
+
+    def may_be_in(self, zone: str) -> bool:
+        """Whether it is in this zone, as far as it is known."""
+        return self.zone is None or self.zone == zone
 
     def is_right(self, fingerprint: str, now: float) -> bool:
         """Whether it may get requests for this mixture: it is in, and has not just said that it has another one."""

@@ -3,10 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence, Set
+from collections.abc import Callable, Generator, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 
 from mixserve_client.errors import CorruptReply, InvalidRequest, MixserveError, Overloaded, Unavailable
 from mixserve_client.limited_log import LimitedLogs
@@ -34,11 +33,6 @@ _FIRST_WRONG_S, _LONGEST_WRONG_S = 2.0, 60.0
 # Calls to a replica that does not answer keep theirs for as long as an attempt lasts.
 _PROBE_THREADS, _RACE_THREADS = 4, 32
 _SAID = 500
-# Names are looked up so often, and sooner when a replica is lost, but not more often than that.
-_LOOK_UP_EVERY_S, _LOOK_UP_SOON_S = 10.0, 1.0
-# A client asks no more replicas than that, as long as they answer: with thousands of trainers and replicas, all to all
-# would be too many connections. Clients choose different ones.
-_MOST_ASKED = 16
 
 
 class Replicas:
@@ -51,15 +45,15 @@ class Replicas:
         attempt_s: float = ATTEMPT_S,
         *,
         hedge: bool = False,
+        zone: str = "",
         figures: RequestFigures | None = None,
     ):
         if not transports:
             raise InvalidRequest("at least one server address is needed, got none")
-        self._fleet = Fleet(transports)
-        self._set_all(self._fleet.all)
+        self.attempt_s = check_seconds("attempt_s", attempt_s)
+        self.fleet = Fleet(transports, zone, self.attempt_s)
         self.patience_s = check_seconds("patience_s", patience_s)
         self.first_delay_s = FIRST_DELAY_S
-        self.attempt_s = check_seconds("attempt_s", attempt_s)
         self.last = self.all[0]
         self.closed = False
         self.failovers = 0
@@ -70,17 +64,21 @@ class Replicas:
         self._changed = threading.Condition()
         self.watch = Watch(self)
         self.threads: DaemonThreadPool | None = None
-        # Names are looked up by the first request: a client that is only made starts no threads.
-        self._look_up_at = 0.0
-        self._looked_up_at = 0.0
-        self._is_looking_up = False
-        if self._fleet.has_names:
-            self.alone = None  # until it is known how many there are
         is_hedged = check_truth("hedge", hedge) and self.alone is None
         self.hedging = Hedging() if is_hedged else None
         if self.alone is None:
             count = _PROBE_THREADS + is_hedged * _RACE_THREADS
             self.threads = DaemonThreadPool(count, on_exit=_nothing, name="mixserve-replicas")
+
+    @property
+    def all(self) -> tuple[Replica, ...]:
+        """All replicas, in the order in which the client was given them."""
+        return self.fleet.all
+
+    @property
+    def alone(self) -> Replica | None:
+        """The only replica; None if there are others, or may be."""
+        return self.fleet.alone
 
     def choose(
         self, tried: Set[Replica] = frozenset(), fingerprint: str = "", *, in_order: bool = False
@@ -89,16 +87,16 @@ class Replicas:
 
         The one where it waits least, or with `in_order` the first of the list. None if none should be asked now.
         """
-        if self._fleet.has_names and not self._looked_up_at:
-            self._look_up_soon()
+        if not self.fleet.has_begun and self.threads is not None:
+            self.fleet.begin(self.threads.start, self.watch.look_at, self.wake)
         if (alone := self.alone) is not None:
             return None if alone in tried else alone
         with self._changed:
             now = time.monotonic()
-            right = [one for one in (self.all if in_order else self._in_turn) if one.is_right(fingerprint, now)]
+            right = [one for one in (self.all if in_order else self.fleet.in_turn) if one.is_right(fingerprint, now)]
             if right:
                 left = [one for one in right if one not in tried and one.busy_until <= now]
-                found = left[0] if left and in_order else self._cheapest(left, now)
+                found = left[0] if left and in_order else self.fleet.cheapest(left, now)
             else:  # those that are out may be back, and no other is left
                 found = next((one for one in sorted(self.all, key=_probe_at) if one not in tried), None)
             if found is not None:
@@ -120,8 +118,8 @@ class Replicas:
         if waited_s < _SLOW_S or self.alone is not None:
             return False
         now = time.monotonic()
-        others = [one for one in self._in_turn if one is not replica and one.is_right(fingerprint, now)]
-        best = self._cheapest(others, now)
+        others = [one for one in self.fleet.in_turn if one is not replica and one.is_right(fingerprint, now)]
+        best = self.fleet.cheapest(others, now)
         return best is not None and best.cost(now)[0] * _SLOWER < replica.cost(now)[0]
 
     @contextmanager
@@ -223,7 +221,7 @@ class Replicas:
             self._tell(replica, Kind.LOST, f"%s does not answer, and the client asks again {patience}: %s")
             return
         self.watch.look_at(replica.probe_at)
-        self._look_up_soon()
+        self.fleet.look_up_soon()
         self.failovers += 1
         self._warn(replica, Kind.LOST, "%s is left out until it answers again, and the others have its requests: %s")
 
@@ -244,7 +242,7 @@ class Replicas:
     def look(self, now: float) -> float:
         """Do what is due: ask replicas again that are out, look names up. Returns when something is due next, 0 for
         never."""
-        found = [at for at in (self._look_at_out(now), self._look_at_names(now)) if at]
+        found = [at for at in (self._look_at_out(now), self.fleet.look(now)) if at]
         return min(found, default=0.0)
 
     def _look_at_out(self, now: float) -> float:
@@ -288,49 +286,6 @@ class Replicas:
             self.watch.look_at(replica.probe_at)
         replica.is_probed = False
 
-    def _look_up_soon(self) -> None:
-        """Look names up, unless that was just done."""
-        if self._fleet.has_names and not self.closed:
-            with self._changed:
-                soon = max(time.monotonic(), self._looked_up_at + _LOOK_UP_SOON_S)
-                self._look_up_at = min(self._look_up_at or soon, soon)
-            self.watch.look_at(self._look_up_at)
-
-    def _look_at_names(self, now: float) -> float:
-        """Look them up if that is due; returns when it is due next, 0 for never."""
-        with self._changed:
-            if not self._look_up_at or self._look_up_at > now or self._is_looking_up:
-                return 0.0 if self._is_looking_up else self._look_up_at
-            self._is_looking_up = True
-        try:
-            assert self.threads is not None
-            self.threads.start(self._look_up)  # a resolver may take long
-        except Unavailable:  # closed
-            self._is_looking_up = False
-        return 0.0
-
-    def _look_up(self) -> None:
-        try:
-            self._fleet.look_up()
-        except Exception:  # whatever a resolver raises: the thread must go on
-            _logger.exception("cannot look up the names of servers")
-        with self._changed:
-            self._set_all(self._fleet.all)
-            self._looked_up_at = time.monotonic()
-            self._look_up_at = self._looked_up_at + _LOOK_UP_EVERY_S
-            self._is_looking_up = False
-        self.wake()
-        if not self.closed:
-            self.watch.look_at(self._look_up_at)
-
-    def _set_all(self, found: tuple[Replica, ...]) -> None:
-        self.all = found
-        self._in_turn = sorted(found, key=lambda one: one.place)
-        self.alone = found[0] if len(found) == 1 else None
-
-    def _cheapest(self, of: Iterable[Replica], now: float) -> Replica | None:
-        return min(islice(of, _MOST_ASKED), key=lambda one: one.cost(now), default=None)
-
     def _let_in(self, replica: Replica) -> None:
         with self._changed:
             if not replica.out_since:
@@ -360,7 +315,7 @@ class Replicas:
         self.closed = True
         self.wake()
         self.watch.close()
-        self._fleet.close()
+        self.fleet.close()
         if self.threads is not None:
             self.threads.close()
 

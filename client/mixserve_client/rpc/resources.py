@@ -48,9 +48,11 @@ class ClientResources:
         *,
         hedge: bool = False,
         name: str | None = None,
+        zone: str | None = None,
         requests: RequestFigures | None = None,
     ):
-        """`name` is the client's (None: HOST/PID). `requests` are the figures in which `transports` count connections.
+        """`name` is the client's (None: HOST/PID), and `zone` where it is. `requests` are the figures in which
+        `transports` count connections.
 
         Raises InvalidRequest.
         """
@@ -58,7 +60,9 @@ class ClientResources:
         self.sender = RequestSender(check_client_name(name) or own_name())  # of calls that belong to no iterator
         self.reading = ReadingFigures()
         self.requests = RequestFigures() if requests is None else requests
-        self.caller = RetryingCaller(transports, patience_s, attempt_s, hedge=hedge, figures=self.requests)
+        self.caller = RetryingCaller(
+            transports, patience_s, attempt_s, hedge=hedge, zone=zone or "", figures=self.requests
+        )
         # A session lives on one server: of those that a name stands for, on the one that gRPC has found.
         self.session_caller, ones = self.caller, [getattr(one, "as_one", one) for one in transports]
         if ones != list(transports):

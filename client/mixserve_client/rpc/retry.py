@@ -31,7 +31,7 @@ class RetryingCaller:
 
     Gives up when none has answered for `patience_s` seconds. An attempt has `attempt_s` seconds for each reply if there
     are other replicas, and at most half of what is left of the request's deadline. With `hedge`, another replica is
-    asked as well when a reply is late.
+    asked as well when a reply is late. With a `zone`, replicas of others are asked while none of it answers.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class RetryingCaller:
         attempt_s: float = ATTEMPT_S,
         *,
         hedge: bool = False,
+        zone: str = "",
         figures: RequestFigures | None = None,
     ):
-        self._replicas = replicas = Replicas(transports, patience_s, attempt_s, hedge=hedge, figures=figures)
+        self._replicas = replicas = Replicas(transports, patience_s, attempt_s, hedge=hedge, zone=zone, figures=figures)
         self._race = None
         if replicas.hedging is not None and replicas.threads is not None:
             self._race = CallRace(replicas, replicas.hedging, replicas.threads)

@@ -19,10 +19,12 @@ class ServerDescription:
     server has no bulk channels.
 
     `workers` has the addresses of the processes that answer there together, `host:port` or `:port`; empty for one.
-    `checksums`: the server checks those of requests, and computes those of replies.
+    `checksums`: the server checks those of requests, and computes those of replies. `zone` is where it is; empty if it
+    was not told.
     """
 
     shared_memory: str = ""
     bulk: BulkOffer | None = None
     workers: tuple[str, ...] = ()
     checksums: bool = False
+    zone: str = ""

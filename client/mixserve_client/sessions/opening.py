@@ -5,8 +5,7 @@ import secrets
 import socket
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, InvalidRequest
-from mixserve_client.rpc.resources import Resources
-from mixserve_client.rpc.retry import RetryingCaller
+from mixserve_client.rpc.resources import ClientResources, Resources
 from mixserve_client.schema.checks import check_mixture, check_truth
 from mixserve_client.schema.mixture import MixtureDescription
 from mixserve_client.schema.sessions import HeldSession, OpenRequest, SessionDescription, check_name
@@ -56,8 +55,9 @@ def open_session(
         raise
 
 
-def check_one_server(caller: RetryingCaller) -> None:
+def check_one_server(resources: ClientResources) -> None:
     """Raises InvalidRequest if there are replicas."""
+    caller = resources.session_caller
     if caller.replicas > 1:
         raise InvalidRequest(
             f"a session lives on one server, and this client has {caller.replicas}, each with other sessions in a "
@@ -67,12 +67,12 @@ def check_one_server(caller: RetryingCaller) -> None:
 
 
 def list_sessions(
-    caller: RetryingCaller, mixture: str | None, deadline: float | None
+    resources: ClientResources, mixture: str | None, deadline: float | None
 ) -> tuple[SessionDescription, ...]:
     """The server's sessions, of one mixture or of all. Raises what a call raises, and InvalidRequest."""
-    check_one_server(caller)
+    check_one_server(resources)
     request = encode_list_request(check_mixture(mixture))
-    found = decode_sessions(caller.call(methods.LIST_SESSIONS, request, deadline))
+    found = decode_sessions(resources.session_caller.call(methods.LIST_SESSIONS, request, deadline))
     other = next((session.mixture for session in found if mixture and session.mixture != mixture), None)
     if other is not None:
         raise CorruptReply(f"the server lists sessions of the mixture {other!r:.100}, not of {mixture!r}")

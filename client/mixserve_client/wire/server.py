@@ -2,6 +2,7 @@
 
 from mixserve_client.errors import CorruptReply
 from mixserve_client.schema.server import BulkOffer, ServerDescription
+from mixserve_client.schema.zone import is_zone
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.bulk import TOKEN_BYTES
 from mixserve_client.wire.reply import parse_reply
@@ -14,7 +15,10 @@ _WORKERS_LIMIT, _ADDRESS_LENGTH, _PORTS = 1024, 300, 1 << 16
 def encode_server(description: ServerDescription) -> bytes:
     """The Server message."""
     message = mix_pb2.Server(
-        shared_memory=description.shared_memory, workers=description.workers, checksums=description.checksums
+        shared_memory=description.shared_memory,
+        workers=description.workers,
+        checksums=description.checksums,
+        zone=description.zone,
     )
     if description.bulk is not None:
         message.bulk_host, message.bulk_port, message.bulk_token = (
@@ -34,7 +38,10 @@ def decode_server(data: bytes) -> ServerDescription:
     if len(message.workers) > _WORKERS_LIMIT:
         raise CorruptReply(f"a server has at most {_WORKERS_LIMIT} workers, got {len(message.workers)}")
     workers = tuple(_check_worker(address) for address in message.workers)
-    return ServerDescription(path, _check_bulk(message) if message.bulk_token else None, workers, message.checksums)
+    if message.zone and not is_zone(message.zone):
+        raise CorruptReply(f"the zone of a server must be a short name, got {message.zone!r:.100}")
+    bulk = _check_bulk(message) if message.bulk_token else None
+    return ServerDescription(path, bulk, workers, message.checksums, message.zone)
 
 
 def _check_bulk(message: mix_pb2.Server) -> BulkOffer:

@@ -250,20 +250,22 @@ class GetServerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums")
+    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums", "zone")
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     BULK_HOST_FIELD_NUMBER: _ClassVar[int]
     BULK_PORT_FIELD_NUMBER: _ClassVar[int]
     BULK_TOKEN_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
     shared_memory: str
     bulk_host: str
     bulk_port: int
     bulk_token: bytes
     workers: _containers.RepeatedScalarFieldContainer[str]
     checksums: bool
-    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ...) -> None: ...
+    zone: str
+    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ..., zone: _Optional[str] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ("checksum",)
