@@ -64,7 +64,11 @@ def client_metrics(
         "Requests that were sent to another replica as well, because a reply was late.",
         {(): replicas.hedges},
     )
-    yield gauge("mixserve_client_replicas", "Servers that the client was given, or that its names stand for.", {(): replicas.all})
+    yield gauge(
+        "mixserve_client_replicas",
+        "Servers that the client was given, or that its names stand for.",
+        {(): replicas.all},
+    )
     yield gauge(
         "mixserve_client_replicas_out",
         "Those that get no requests at present: they do not answer, or have another mixture.",
