@@ -58,6 +58,15 @@ def test_calls_that_never_send_their_request_make_room(running: MixServer, metho
         assert probe(health_address(running), 5) == "SERVING"
 
 
+def test_a_service_with_a_long_name_may_be_watched(running: MixServer) -> None:
+    asked = health_pb2.HealthCheckRequest(service="a" * 4000).SerializeToString()
+    with grpc.insecure_channel(running.address) as channel:
+        call = channel.unary_stream(WATCH)(asked, timeout=10)
+        told = health_pb2.HealthCheckResponse.FromString(next(call))
+        assert told.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        call.cancel()
+
+
 def test_its_own_port_answers_while_all_other_threads_wait(running: MixServer) -> None:
     with ExitStack() as stack, grpc.insecure_channel(running.address) as channel:
         grpc.channel_ready_future(channel).result(10)

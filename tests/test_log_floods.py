@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 
-import grpc
 import pytest
 
 from mixserve import MixServer, serve
@@ -115,18 +114,10 @@ def hand_in_nothing(server: MixServer) -> None:
         assert made.recv(300)
 
 
-def ask_nonsense_of_health(server: MixServer) -> None:
-    with grpc.insecure_channel(server.address) as made:
-        check = made.unary_unary("/grpc.health.v1.Health/Check")
-        with pytest.raises(grpc.RpcError):
-            check(b"\xff\xff\xff", timeout=10)
-
-
 ATTACKS: dict[str, tuple[Callable[[MixServer], None], str]] = {
     "strangers at the door of bulk channels": (say_http, "no bulk channel for"),
     "frames that break the protocol": (break_the_protocol, "broke the protocol"),
     "memory that is none": (hand_in_nothing, "refused the memory"),
-    "requests to health that are none": (ask_nonsense_of_health, "Exception deserializing message"),
 }
 
 
@@ -144,3 +135,12 @@ def test_what_peers_cause_again_and_again_has_one_line_a_second(node, name, capl
         took_s = time.monotonic() - began
     lines = [record.getMessage() for record in caplog.records if said in record.getMessage()]
     assert 1 <= len(lines) <= took_s + 1, Counter(lines)
+
+
+def test_what_grpc_says_of_calls_has_one_line_a_second(node, caplog):
+    with serve({"train": node}, shared_memory=False):
+        said = logging.getLogger("grpc._server")
+        time.sleep(1.1)  # after the last such line of another test
+        for _ in range(COUNT):
+            said.error("Exception calling application")
+    assert len([record for record in caplog.records if record.name == "grpc._server"]) <= 2

@@ -12,7 +12,7 @@ _ABOUT_CALLS = ("grpc._common", "grpc._server", "grpc._cython.cygrpc")
 class _Limited(logging.Filter):
     """Lets one record a second through, and says how many there were since."""
 
-    # Anybody can send a request to health that is none: gRPC has a traceback for each.
+    # What strangers send may cause some, with a traceback each.
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()

@@ -20,8 +20,10 @@ from grpc_health.v1 import health_pb2
 
 from mixserve.serving.first_request import FirstRequests
 from mixserve.serving.threads import CountingThreads
+from mixserve_client.errors import InvalidRequest
 from mixserve_client.limited_log import LimitedLog
 from mixserve_client.wire import health, methods
+from mixserve_client.wire.standard_request import decode_standard_request
 
 _logger = logging.getLogger("mixserve")
 
@@ -32,7 +34,7 @@ _PATIENCE_S, _LEAST_S = 0.5, 0.02  # a probe has one call at a time
 _MOST_OF_ONE = 10  # watches of a connection: a client needs one
 _NO_REQUEST = "the call ended without a HealthCheckRequest"
 
-Requests = Iterator[health_pb2.HealthCheckRequest]
+Requests = Iterator[bytes]
 
 
 class Health:
@@ -55,12 +57,12 @@ class Health:
         # waits there for the request, so as many calls that never send one would block all others.
         check = grpc.stream_unary_rpc_method_handler(
             _Check(self._status, first[0], threads[0]),
-            health_pb2.HealthCheckRequest.FromString,
+            None,
             health_pb2.HealthCheckResponse.SerializeToString,
         )
         watch = grpc.stream_stream_rpc_method_handler(
             _Watch(self._status, first[1], threads[1]),
-            health_pb2.HealthCheckRequest.FromString,
+            None,
             health_pb2.HealthCheckResponse.SerializeToString,
         )
         handlers = {"Check": check, "Watch": watch}
@@ -152,10 +154,7 @@ class _Check:
         self.experimental_thread_pool = threads  # gRPC's way to give a method its own threads
 
     def __call__(self, requests: Requests, context: grpc.ServicerContext) -> health_pb2.HealthCheckResponse:
-        request = self._first.take(requests, context)
-        if request is None:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_REQUEST)
-        status = self._status.of(request.service)
+        status = self._status.of(_service(self._first.take(requests, context), context))
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return health_pb2.HealthCheckResponse(status=status)
@@ -169,9 +168,7 @@ class _Watch:
         self.experimental_thread_pool = threads
 
     def __call__(self, requests: Requests, context: grpc.ServicerContext) -> Generator[health_pb2.HealthCheckResponse]:
-        request = self._first.take(requests, context)
-        if request is None:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_REQUEST)
+        service = _service(self._first.take(requests, context), context)
         peer = context.peer()
         if not self._room.take(peer):
             self._refused.warn(
@@ -190,10 +187,21 @@ class _Watch:
 
         if not context.add_callback(end):  # the call has ended meanwhile
             end()
-        status = self._status.of(request.service)
+        status = self._status.of(service)
         while not ended.is_set():
             yield health_pb2.HealthCheckResponse(status=status)
-            status = self._status.wait(request.service, status, ended)
+            status = self._status.wait(service, status, ended)
+
+
+def _service(request: bytes | None, context: grpc.ServicerContext) -> str:
+    """The service whose health is asked for; ends the call if the request does not tell it."""
+    if request is None:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, _NO_REQUEST)
+    try:
+        # Strangers may ask, and a watch keeps the name of its service for as long as it lasts: so a name must be short.
+        return decode_standard_request(health_pb2.HealthCheckRequest, request).service
+    except InvalidRequest as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
 class _WatchRoom:

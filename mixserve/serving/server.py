@@ -59,6 +59,7 @@ _logger = logging.getLogger("mixserve")
 _MOST_WAITING = 1000  # calls without a thread
 _WAITING_RETRY_S = 2.0
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
+_END_S = 5.0  # for gRPC to end the others, which takes it a moment unless it has lost count of them
 _EXIT_S = 1.0
 
 
@@ -281,7 +282,9 @@ class MixServer:
         self._guard.close()
         if self._bulk is not None:
             self._bulk.close()
-        self._server.stop(grace=min(grace_s, _SEND_S)).wait()
+        send_s = min(grace_s, _SEND_S)
+        if not self._server.stop(grace=send_s).wait(send_s + _END_S):
+            _logger.warning("gRPC has calls that do not end: stopping without them")
         if self._health_port is not None:
             self._health_port.stop()
         if self._metrics_port is not None:

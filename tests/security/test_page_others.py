@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2
 
 from mixserve import MixServer, ServerTls
 from mixserve.access.identity import EVERYBODY, acting_as
@@ -34,7 +35,7 @@ from tests.certificates import NEEDS_OPENSSL
 from tests.processes import write_mixture
 from tests.security.page import OTHERS
 from tests.security.world import BEGUN, MAY_END, Outcome, World
-from tests.tokens.calling import KEY, NEEDED, STREAMS, bearer, look, status_of
+from tests.tokens.calling import KEY, NEEDED, REFLECTION, STREAMS, bearer, look, status_of
 from tests.tokens.files import Tokens, replace_file
 from tests.tokens.test_changes import endless_stream, ends_with
 
@@ -509,6 +510,23 @@ def ends_over_bulk_with(replies: Iterator[bytes], limit_s: float) -> MixserveErr
     except MixserveError as error:
         return error
     return None
+
+
+@row("a token that is not in the file any more: streams of reflection that are open")
+def revoked_reflection(world: World) -> str:
+    over = threading.Event()
+
+    def asked() -> Iterator[bytes]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+        over.wait(20)
+
+    with own_tokens(world) as (server, tokens), grpc.insecure_channel(server.address) as made:
+        call = made.stream_stream(REFLECTION)(asked(), metadata=bearer(tokens.add("second", "admin")), timeout=20)
+        next(call)
+        tokens.write("second")
+        assert ends_with(call, 3)[0] == "UNAUTHENTICATED"
+        over.set()
+    return "no: they end with Unauthenticated within 2 s"
 
 
 @row("a token that is not in the file any more: bulk channels that are open")

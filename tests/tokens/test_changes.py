@@ -88,6 +88,26 @@ def test_a_reflection_stream_ends_when_its_token_is_revoked(server, tokens):
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_a_reflection_stream_that_says_nothing_ends_when_its_token_is_revoked(server, tokens):
+    over = threading.Event()
+
+    def asked() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+        over.wait(DEADLINE_S)
+
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(asked(), metadata=bearer(tokens["admin"]))
+        next(call)
+        tokens.write("admin")
+        status, said = ends_with(call, 4)
+        over.set()
+    assert (status, said) == (
+        "UNAUTHENTICATED",
+        "the token of this call was revoked while it ran; call with another one",
+    )
+
+
 def test_a_session_of_a_revoked_token_is_refused_and_another_token_goes_on(server, tokens):
     with client_of(server, tokens["trainer"]) as client:
         session = client.session("rotated", mixture="a")
