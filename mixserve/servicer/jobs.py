@@ -110,7 +110,7 @@ class Jobs:
             return bool(late) and self._last_end < given_up and now < given_up + self.timeout_s
 
     def begin(self, job: Job[T]) -> "Running[T]":
-        """Begin a job in a thread. Raises Overloaded if all are busy."""
+        """Begin a job in a thread. Raises Overloaded if all are busy, and Unavailable if the system has no thread."""
         running = Running(job, self._clock())
         with self._lock:
             is_full = len(self._running) >= self._most
@@ -120,9 +120,11 @@ class Jobs:
             self._refuse()
         try:
             self._start(lambda: self._run(running))
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._running.pop(running, None)
+            if isinstance(error, RuntimeError):  # of the system's limit on threads
+                raise Unavailable(f"this server has no thread for the call ({error}); ask again") from error
             raise
         return running
 

@@ -43,6 +43,10 @@ class BoundedThreads(CountingThreads):
         if getattr(self._refused, "is_set", False):
             raise self._refusal(peer)
 
+    def start_missing(self) -> None:
+        super().start_missing()
+        self._refusing.start_missing()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown(wait, cancel_futures=cancel_futures)
         self._refusing.shutdown(wait, cancel_futures=cancel_futures)

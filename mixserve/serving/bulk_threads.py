@@ -113,6 +113,7 @@ class BulkThreads:
                 self._watch_until(look_at)
                 if time.monotonic() >= look_at:
                     look_at = time.monotonic() + _LOOK_EVERY_S
+                    self._threads.start_missing()
                     self._end_late()
             except BaseException:  # this thread must live
                 self._failures.exception("cannot watch the bulk channels")

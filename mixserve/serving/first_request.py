@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 import grpc
@@ -69,7 +70,12 @@ class FirstRequests:
         return request
 
     def end_late(self) -> None:
-        """End the calls whose requests have not come within `timeout_s`; call it once a second."""
+        """End the calls whose requests have not come within `timeout_s`; call it once a second.
+
+        Starts the threads that are missing, too.
+        """
+        self._threads.start_missing()
+        self._make_room()
         before = time.monotonic() - self._timeout_s
         with self._lock:
             late = [(context, context.peer()) for context, since in self._silent.items() if since <= before]
@@ -126,9 +132,11 @@ class FirstRequests:
 
     def _look_again_in(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(seconds, self._look)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(seconds, self._look)
+            timer.daemon = True
+            with suppress(RuntimeError):  # the system has no thread left: the next call looks, or `end_late`
+                timer.start()
+                self._timer = timer
 
     def _look(self) -> None:
         with self._lock:

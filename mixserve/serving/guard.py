@@ -15,7 +15,7 @@ from mixserve.access.failures import Failures
 from mixserve.access.identity import EVERYBODY, Identity, Role, acting_as, check_role
 from mixserve.access.tokens import TokenFile
 from mixserve.serving.statuses import statuses
-from mixserve.serving.threads import CallThreads
+from mixserve.serving.threads import CountingThreads
 from mixserve_client.errors import MixserveError, PermissionDenied, Unauthenticated, Unavailable
 from mixserve_client.wire import methods
 
@@ -51,7 +51,8 @@ class Guard:
         self._failures = Failures()
         self.refusals = Refusals()
         # Refused calls have their own threads, so that strangers cannot occupy those of others.
-        self._threads = CallThreads(_THREADS, "mixserve-refused")
+        self._threads = CountingThreads(_THREADS, "mixserve-refused")
+        self.start_missing = self._threads.start_missing
         self._may_wait = threading.Semaphore(_MOST_WAITING)
         self._closed = threading.Event()
 

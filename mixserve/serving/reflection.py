@@ -26,6 +26,7 @@ class Reflection:
         # gRPC lets a thread wait for the next request without end, so others than those that answer do it.
         self._waiting = DaemonThreadPool(2 * _THREADS, on_exit=_nothing, name="mixserve-reflection-wait")
         self._servicer = reflection.ReflectionServicer((*services, reflection.SERVICE_NAME))
+        self.start_missing = self._threads.start_missing
 
     def handler(self, admission: Admission) -> grpc.RpcMethodHandler:
         """The handler of one call."""

@@ -152,6 +152,8 @@ class MixServer:
         firsts = *self._single.firsts, self._streams.first, *self._sessions.firsts
         self._silent = SilentCalls(memory_limit, lambda: (*firsts, *self._health.firsts))
         self._chores = Regularly(
+            self._guard.start_missing,
+            self._reflection.start_missing,
             self._silent.end_most,
             self._single.end_late,
             self._streams.first.end_late,

@@ -1,5 +1,6 @@
 """Threads that answer calls, for gRPC."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
@@ -10,7 +11,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mixserve_client.errors import Unavailable
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.rpc.threads import DaemonThreadPool
+
+_logger = logging.getLogger("mixserve")
+_NO_THREAD = LimitedLog(_logger, "system_threads")
 
 _VISIT_S = 0.05
 
@@ -48,7 +53,8 @@ class CountingThreads(CallThreads):
     """Threads that give each connection its turn: a task of one waits for at most one task of each other connection.
 
     `count` threads run tasks, and up to `most_blocked` more as long as so many are blocked, as `set_blocked` tells.
-    After each new task `on_submit` is called.
+    After each new task `on_submit` is called. Call `start_missing` now and then: if the system refuses a thread, tasks
+    wait for the threads that there are, and for the next call of it.
     """
 
     def __init__(self, count: int, name: str, most_blocked: int = 0):
@@ -72,6 +78,13 @@ class CountingThreads(CallThreads):
         """Tell how many tasks wait for others, and need no processor: as many more threads may run tasks."""
         with self._lock:
             self._allowed = self._count + min(count, self._most_blocked)
+        self.start_missing()
+
+    def start_missing(self) -> None:
+        """Start threads for the tasks that wait, as far as there may be more."""
+        if not self._queues:  # mostly so; looked at again under the lock
+            return
+        with self._lock:
             missing = min(self._allowed - self._running, sum(map(len, self._queues.values())))
             self._running += max(0, missing)
         for _ in range(missing):
@@ -117,8 +130,15 @@ class CountingThreads(CallThreads):
         all_arrived.set()
 
     def _start(self) -> None:
-        with suppress(Unavailable):  # the interpreter exits, or the server has ended
+        try:
             self._workers.start(self._work)
+        except Unavailable:  # the interpreter exits, or the server has ended
+            pass
+        except RuntimeError as error:  # of the system's limit on threads. Raising would end gRPC's own thread
+            with self._lock:
+                self._running -= 1
+            with suppress(BaseException):  # such as SystemExit from a handler of the log: for the same reason
+                _NO_THREAD.error("calls wait for a thread: %s. Raise the limit of processes and threads", error)
 
     def _work(self) -> None:
         """Run tasks until none waits, or there are more threads than allowed."""
