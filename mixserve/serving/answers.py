@@ -144,10 +144,10 @@ class Answers:
     def _open_account(self, method: str, context: grpc.ServicerContext) -> ReplyAccount:
         """An account for the reply of a single call, until the call ends. Raises Overloaded if there is no room."""
         account = self._unread.open(context.peer(), context.cancel)
+        if not context.add_callback(account.close):  # the call has ended meanwhile, so that nothing would close it
+            raise Unavailable("the caller has ended this call")
         if method not in ALWAYS_ROOM:
             self._unread.check_room(account)
-        if not context.add_callback(account.close):  # the call has ended meanwhile
-            raise Unavailable("the caller has ended this call")
         return account
 
     def _peer(self, context: grpc.ServicerContext) -> Callable[[], str]:

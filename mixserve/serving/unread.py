@@ -54,12 +54,12 @@ class ReplyAccount:
         """The only reply is made, and has `size` bytes: it counts, whatever was reserved, until `close`."""
         self.sending()
         if size != self.bytes:
-            self._unread.add(self, self._connection, size - self.bytes)
+            self._unread.settle(self, self._connection, size)
 
     def sent(self, size: int) -> None:
         """A reply of `size` bytes was taken by its reader."""
         self.since = math.inf
-        self._unread.add(self, self._connection, -min(size, self.bytes))
+        self._unread.take_off(self, self._connection, size)
 
     def close(self) -> None:
         """The call has ended."""
@@ -142,11 +142,18 @@ class UnreadReplies:
         """As `reserve`, for a reply of unknown size that will be counted when it is made."""
         account.reserve(1)
 
-    def add(self, account: ReplyAccount, connection: _Connection, size: int) -> None:
-        """Count `size` bytes more of a call, or fewer."""
+    # These look at what the account counts under the lock: another thread may take off all of it, to make room.
+
+    def settle(self, account: ReplyAccount, connection: _Connection, size: int) -> None:
+        """Count `size` bytes of a call, rather than those that were reserved."""
         with self._lock:
             if not account.closed:
-                self._add(account, self._current(account, connection), size)
+                self._add(account, self._current(account, connection), size - account.bytes)
+
+    def take_off(self, account: ReplyAccount, connection: _Connection, size: int) -> None:
+        """Count `size` bytes of a call less, or all that it has."""
+        with self._lock:
+            self._add(account, self._current(account, connection), -min(size, account.bytes))
 
     def close(self, account: ReplyAccount, connection: _Connection) -> None:
         """Count nothing more of a call: it has ended, and may still be answered by a thread that does not know it."""

@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -263,6 +265,61 @@ def test_a_call_that_is_given_up_while_it_is_answered_counts_nothing(tmp_path: P
         wait_until(lambda: not server._answers.calls._running)
         assert not server._unread.bytes
         assert not server._unread._connections
+
+
+def test_a_call_that_is_given_up_while_it_finds_room_counts_nothing(node: MixDataSourcesNode) -> None:
+    """A byte was counted for its connection, for good: nothing was told of the end of a call that had ended before."""
+    looked, over = list[int](), threading.Event()
+
+    def look() -> None:
+        """The server looks at its memory; the caller has given up, and gRPC knows it, before it goes on."""
+        if not looked:
+            looked.append(server._answers.calls._running)
+            call.cancel()
+            assert over.wait(DEADLINE_S)
+
+    with (
+        serve({"train": node}, "127.0.0.1:0", shared_memory=False) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        server._unread.look, server._unread.look_at = look, 0
+        call = channel.unary_unary(methods.LIST_MIXTURES).future(b"")
+        wait_until(lambda: looked == [1])
+        wait_until(lambda: not any(state.callbacks is not None for state in server._server._state.rpc_states))
+        over.set()
+        wait_until(lambda: not server._answers.calls._running)
+        assert not server._unread.bytes
+        assert not server._unread._connections
+
+
+class Stalled(float):
+    """A time long ago; when the thread that makes room has compared it, the reader takes its reply."""
+
+    reader: threading.Thread
+
+    def __gt__(self, other: float) -> bool:
+        self.reader.start()
+        wait_until(lambda: _function_of(self.reader).startswith("UnreadReplies."))  # it waits for the lock
+        return False
+
+
+def _function_of(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "" if frame is None else frame.f_code.co_qualname
+
+
+def test_a_reply_that_is_taken_while_its_room_is_given_to_others_counts_once() -> None:
+    """Its call counted less than nothing, and at its end stayed among those of its connection, for good."""
+    replies = unread.UnreadReplies(1000)
+    account, other = replies.open("slow", lambda: None), replies.open("other", lambda: None)
+    account.reserve(700)
+    account.since = since = Stalled(-1e9)
+    since.reader = threading.Thread(target=account.sent, args=(700,))
+    other.reserve(700)
+    since.reader.join(DEADLINE_S)
+    assert (account.bytes, other.bytes, replies.bytes) == (0, 700, 700)
+    account.close()
+    assert list(replies._connections) == ["other"]
 
 
 def test_nothing_counts_after_the_end_of_a_call() -> None:
