@@ -1,6 +1,7 @@
 """Metrics for Prometheus: those of a client, and on a port of their own. Needs `prometheus_client`."""
 # pyright: standard
 
+import logging
 import socket
 import threading
 import time
@@ -19,13 +20,17 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from mixserve_client.errors import InvalidRequest
+from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.checks import check_integer
 from mixserve_client.schema.stats import Metric, MetricKind, by_name
 from mixserve_client.schema.text import show
 
+_logger = logging.getLogger("mixserve_client")
+
 _MOST = 8  # requests at a time; the next are refused
 _LONGEST_S = 10.0  # of a request, however slowly it comes and its answer is taken
 _LOOK_EVERY_S = 0.5
+_PAUSE_S = 0.2
 _LARGEST_PORT = 65_535
 
 Collect = Callable[[], Iterable[Metric]]
@@ -161,6 +166,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]):
         self._until = dict[socket.socket, float]()  # when each request must have ended
+        self.refused = LimitedLog(_logger, "metrics_requests")
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
@@ -172,8 +178,21 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = str(host), int(port)
         self.setup_environ()
 
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # no descriptor is left, and the connection stays in the queue: without a pause this would spin
+            time.sleep(_PAUSE_S)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         if len(self._until) >= _MOST:
+            self.refused.warn(
+                "refused a request for metrics of %s: %d are answered already. Let fewer programs read them, or less "
+                "often; the port must not be open to strangers",
+                client_address[0],
+                _MOST,
+            )
             self.shutdown_request(request)
             return
         self._until[request] = time.monotonic() + _LONGEST_S

@@ -45,6 +45,7 @@ class BulkDoor:
         self._last_error = ""
         # Strangers can cause them as often as they like.
         self._strange, self._untaken, self._failures = LimitedLog(_logger), LimitedLog(_logger), LimitedLog(_logger)
+        self.pushed_out = LimitedLog(_logger, "bulk_strangers")
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
@@ -138,7 +139,14 @@ class BulkDoor:
             connection.close()
             return
         if len(self._strangers) >= _MOST_STRANGERS:
-            self._drop(next(iter(self._strangers)))
+            oldest = next(iter(self._strangers))
+            self.pushed_out.warn(
+                "%d connections to the port of bulk channels have not said hello: ended the oldest, of %s. Strangers "
+                "who open many keep clients from bulk channels; a firewall should keep them from the port",
+                _MOST_STRANGERS,
+                oldest.peer,
+            )
+            self._drop(oldest)
         self._strangers[stranger] = None
         self._hear(stranger)
 

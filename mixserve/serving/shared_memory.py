@@ -65,7 +65,7 @@ class SharedMemory:
         self._woken, self._wake = socket.socketpair()  # so that `close` can end a `select` that waits for clients
         self._slots: dict[int, Memory] = {}
         self._last_error = ""
-        self._untaken, self._refused = LimitedLog(_logger), LimitedLog(_logger)
+        self._untaken, self._refused, self._failures = LimitedLog(_logger), LimitedLog(_logger), LimitedLog(_logger)
         self._connections: dict[socket.socket, set[int]] = {}
         # Takes the sockets that clients hand in as bulk channels; None: the server has no bulk channels.
         self.adopt: Callable[[socket.socket], None] | None = None
@@ -97,11 +97,14 @@ class SharedMemory:
                 if key.fileobj is self._woken:
                     self._end()
                     return
-                if key.fileobj is self._listening:
-                    self._accept()
-                else:
-                    assert isinstance(key.fileobj, socket.socket)
-                    self._receive(key.fileobj)
+                try:
+                    if key.fileobj is self._listening:
+                        self._accept()
+                    else:
+                        assert isinstance(key.fileobj, socket.socket)
+                        self._receive(key.fileobj)
+                except BaseException:  # such as SystemExit from a handler of the log: this thread must live
+                    self._failures.exception("cannot answer a client of shared memory")
 
     def _accept(self) -> None:
         try:
@@ -170,9 +173,11 @@ class SharedMemory:
             return SLOT_ID.pack(0) + b"this server has no bulk channels"
         if len(descriptors) != 1:
             return SLOT_ID.pack(0) + b"exactly one socket must come with the packet"
+        duplicate = os.dup(descriptors[0])
         try:
-            made = socket.socket(fileno=os.dup(descriptors[0]))
+            made = socket.socket(fileno=duplicate)
         except OSError as error:
+            os.close(duplicate)
             return SLOT_ID.pack(0) + f"this descriptor is no socket: {error.strerror}".encode()
         if made.family != socket.AF_UNIX or made.type != socket.SOCK_STREAM:
             made.close()

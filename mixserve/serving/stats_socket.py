@@ -16,6 +16,7 @@ from mixserve_client.wire.stats import decode_stats, encode_stats
 _logger = logging.getLogger("mixserve")
 
 _WAIT_S = 1.0
+_PAUSE_S = 0.2
 _PIECE_BYTES = 1 << 16
 _LABEL = "worker"
 
@@ -28,7 +29,8 @@ class StatsSocket:
     def __init__(self, collect: Collect, path: str):
         """Raises OSError."""
         self._collect = collect
-        self._failures = LimitedLog(_logger)
+        self._failures, self._untaken = LimitedLog(_logger), LimitedLog(_logger)
+        self._closed = threading.Event()
         self._socket = socket.socket(socket.AF_UNIX)
         Path(path).unlink(missing_ok=True)  # of a worker that was killed
         self._socket.bind(path)
@@ -37,16 +39,20 @@ class StatsSocket:
 
     def close(self) -> None:
         """End."""
+        self._closed.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._socket.close()
 
     def _run(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 peer, _ = self._socket.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:  # closed, or there is no descriptor left
+                if not self._closed.wait(_PAUSE_S):
+                    with suppress(BaseException):  # as below
+                        self._untaken.warn("cannot take a connection for the metrics of this process: %s", error)
+                continue
             try:
                 with peer:
                     peer.settimeout(_WAIT_S)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixS
 from mixserve_client import MixClient
 from mixserve_client.transport.handshake import CHANNEL_SIZE, SLOT_PACKET
 from mixserve_client.wire.bulk import HELLO, WELCOME, Kind
-from tests.bulk.peers import exactly, frame, offer_of, request
+from tests.bulk.peers import exactly, frame, offer_of, request, until
 from tests.conftest import ROUTES, assert_batches_equal
 
 ROUTE = ["bulk", "shared memory"]
@@ -91,6 +92,7 @@ def listening() -> socket.socket:
     return made
 
 
+DESCRIPTORS = Path("/proc/self/fd")
 ODD: dict[str, Callable[[], list[socket.socket]]] = {
     "none": list,
     "two": lambda: list(socket.socketpair()),
@@ -101,6 +103,16 @@ ODD: dict[str, Callable[[], list[socket.socket]]] = {
     "listening": lambda: [listening()],
     "its other end is closed": lambda: [socket.socketpair()[0]],
 }
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs shared memory")
+def test_what_is_no_socket_costs_the_server_no_descriptor(server, folder, tmp_path):
+    with (tmp_path / "file").open("w") as file:
+        assert b"this descriptor is no socket" in hand_in(folder, [file.fileno()])
+        before = len(list(DESCRIPTORS.iterdir()))
+        for _ in range(20):
+            hand_in(folder, [file.fileno()])
+        until(lambda: len(list(DESCRIPTORS.iterdir())) <= before)
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs shared memory")

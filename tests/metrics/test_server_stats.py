@@ -95,7 +95,7 @@ def test_replies_that_readers_share_count_for_each(big_node):
     assert found["mixserve_reply_cache_hits_total"].value() > 0
 
 
-def test_slow_readers_of_metrics_are_ended_and_do_not_blind_others(node):
+def test_slow_readers_of_metrics_are_ended_and_do_not_blind_others(node, caplog):
     with serve({"train": node}, metrics_port=0) as server:
         assert server.metrics_address is not None
         host, port = server.metrics_address.split(":")
@@ -109,6 +109,7 @@ def test_slow_readers_of_metrics_are_ended_and_do_not_blind_others(node):
                 break
             except OSError:
                 assert time.monotonic() < until
+        assert any("refused a request for metrics of 127.0.0.1: 8 are" in record.message for record in caplog.records)
         for one in slow:
             one.settimeout(DEADLINE_S)
             with one:
