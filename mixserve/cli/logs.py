@@ -59,11 +59,16 @@ class TextFormatter(logging.Formatter):
         super().__init__(f"%(asctime)s %(levelname)s {whose}%(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # of the base class
+        # Errors may show what clients sent, and those of sources what is in files: nobody shall forge a line by it.
+        record.message = _plain(record.message)
         line = super().formatMessage(record)
         if hasattr(record, "audit"):  # its message has all of its fields
             return line
         about = [f"{name} {_plain(value)}" for name, value in _present(record, _IN_TEXT)]
         return f"{line} [{', '.join(about)}]" if about else line
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # of the base class
+        return escape_unprintable(super().formatException(ei))
 
 
 class JsonFormatter(logging.Formatter):

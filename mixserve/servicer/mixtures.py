@@ -8,6 +8,7 @@ from mixserve.metrics.clients import ClientNames
 from mixserve.node import MixDataSourcesNode
 from mixserve.servicer.hosted import HostedMixture
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, UnknownMixture
+from mixserve_client.schema.text import show
 
 
 class Mixtures:
@@ -85,6 +86,6 @@ class Mixtures:
         if fingerprint != description.fingerprint:
             raise FingerprintMismatch(
                 f"the mixture {description.name!r} has the fingerprint {description.fingerprint}, expected "
-                f"{fingerprint:.100}: its batches would differ; ask GetMixture for its description"
+                f"{show(fingerprint, 100)}: its batches would differ; ask GetMixture for its description"
             )
         return mixture

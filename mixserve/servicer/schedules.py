@@ -17,6 +17,7 @@ from mixserve_client.forks import renew_in_forks
 from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.positions import POSITION_LIMIT
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, most_entries, next_id
+from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve")
 
@@ -53,7 +54,7 @@ class Schedules:
         found = self._find(mixture, schedule)
         if found is None:
             raise UnknownSchedule(
-                f"this server does not know the schedule {schedule:.100} of the mixture {mixture.name!r}; "
+                f"this server does not know the schedule {show(schedule, 100)} of the mixture {mixture.name!r}; "
                 "define it with DefineSchedule, and ask again"
             )
         return found

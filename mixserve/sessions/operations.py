@@ -18,6 +18,7 @@ from mixserve_client.schema.checks import check_truth
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.positions import check_positions
 from mixserve_client.schema.sessions import check_name
+from mixserve_client.schema.text import show
 from mixserve_client.schema.tree import unflatten
 from mixserve_client.wire.value import value_message
 
@@ -303,7 +304,7 @@ def _checkpoints(on: Subject) -> Checkpoints:
 
 def _argument(given: Arguments, name: str) -> Any:
     if name not in given:
-        got = ", ".join(map(str, given)) or "none"
+        got = ", ".join(map(show, given)) or "none"
         raise InvalidRequest(f"the argument {name} is required, got {got:.200}")
     return given[name]
 

@@ -8,13 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from mixserve.cli.logs import JsonFormatter, TextFormatter
 from mixserve_client import MixClient, ServerFault, StorageFailed, UnknownMixture
+from mixserve_client.wire import methods
+from mixserve_client.wire._generated import mix_pb2
 from tests.logs.servers import objects, write_faulty
 from tests.ports import free_ports
 from tests.processes import DEADLINE_S, server_process, write_mixture
+from tests.tokens.calling import KEY
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -152,6 +156,37 @@ def test_what_strangers_choose_breaks_no_line() -> None:
     assert line.isascii()
     assert json.loads(line)["client"] == record.client
     assert json.loads(line)["worker"] == 3
+
+
+EVIL = "evil\n2026-01-01 00:00:00,000 INFO all is well\x1b[2J\r\u2028"
+
+
+def test_what_messages_and_errors_show_breaks_no_line() -> None:
+    """A client could forge a line, and change the reader's terminal, by the fingerprint of a request."""
+    text = TextFormatter().format(record_of(f"GetBatchAt ended: expected {EVIL}"))
+    assert len(text.splitlines()) == 1
+    assert text.isprintable()
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        failed = record_of("a source failed")
+        failed.exc_info = sys.exc_info()
+    text = TextFormatter().format(failed)
+    assert "Traceback (most recent call last):\n" in text
+    assert text.replace("\n", "").isprintable()
+
+
+def test_errors_show_what_clients_sent_as_they_would_write_it(tmp_path: Path) -> None:
+    with server_process(write_mixture(tmp_path), "--log-level", "debug") as server:
+        with grpc.insecure_channel(server.address()) as channel:
+            for field, code in (("expected_fingerprint", "FAILED_PRECONDITION"), ("schedule", "NOT_FOUND")):
+                asked = mix_pb2.GetBatchAtRequest(mixture="train", key=KEY, size=1, **{field: EVIL})
+                with pytest.raises(grpc.RpcError) as refused:
+                    channel.unary_unary(methods.GET_BATCH_AT)(asked.SerializeToString(), timeout=DEADLINE_S)
+                assert refused.value.code().name == code
+                assert refused.value.details().isprintable()
+        assert "\n2026-01-01" not in server.log()
+        assert "\x1b" not in server.log()
 
 
 def test_values_that_json_does_not_have_become_texts() -> None:
