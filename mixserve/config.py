@@ -13,6 +13,7 @@ from mixserve.address import check_host
 from mixserve.limits import ServerLimits
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
 from mixserve.sources.kinds.fields import field_section
+from mixserve.sources.kinds.remote import RemoteTlsConfig
 from mixserve.sources.registry import KINDS, AnySourceConfig
 from mixserve.yaml_file import read_yaml
 from mixserve_client.redaction import hide_tokens
@@ -229,6 +230,8 @@ def _section(place: Sequence[Any]) -> type[Section] | type[ServerLimits]:
         return MixtureConfig
     if len(place) > 6 and place[5] == "fields":
         return field_section(KINDS[place[4]])
+    if len(place) > 6 and place[5] == "tls":
+        return RemoteTlsConfig
     return ScheduleEntryConfig if place[2] == "schedule" else KINDS[place[4]]
 
 

@@ -28,6 +28,7 @@ from mixserve_client.errors import (
     UnknownMixture,
     UnknownSchedule,
     UnknownSession,
+    UnknownSource,
 )
 from mixserve_client.reading.iterator import BatchIterator
 from mixserve_client.schema.fields import Batch, Field
@@ -72,4 +73,5 @@ __all__ = [
     "UnknownMixture",
     "UnknownSchedule",
     "UnknownSession",
+    "UnknownSource",
 ]

@@ -4,11 +4,12 @@ MixserveError
 ├── InvalidRequest       (ValueError)    INVALID_ARGUMENT     the request is wrong; sending it again will not help
 ├── OutOfRange           (ValueError)    OUT_OF_RANGE         the requested positions do not exist
 ├── UnknownMixture       (LookupError)   NOT_FOUND            the server has no mixture of that name
+├── UnknownSource        (LookupError)   NOT_FOUND            the mixture has no source of that name
 ├── UnknownSchedule      (LookupError)   NOT_FOUND            the server does not know this schedule; clients send it
 ├── UnknownSession       (LookupError)   NOT_FOUND            the server has no session of that name
 ├── UnknownCheckpoint    (LookupError)   NOT_FOUND            the session has no checkpoint of that name
 ├── SessionTaken                         ABORTED              another client holds the session
-├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture is not the expected one
+├── FingerprintMismatch                  FAILED_PRECONDITION  the mixture, or source, is not the expected one
 ├── SourceChanged                        FAILED_PRECONDITION  a file of the mixture has changed under the server
 ├── Unauthenticated                      UNAUTHENTICATED      the server requires credentials
 ├── PermissionDenied                     PERMISSION_DENIED    these credentials do not allow the call
@@ -61,6 +62,12 @@ class UnknownMixture(MixserveError, LookupError):
     code = "NOT_FOUND"
 
 
+class UnknownSource(MixserveError, LookupError):
+    """The mixture has no source of that name."""
+
+    code = "NOT_FOUND"
+
+
 class UnknownSchedule(MixserveError, LookupError):
     """The server does not know the schedule that the request names; clients can send it at any time."""
 
@@ -86,7 +93,7 @@ class SessionTaken(MixserveError):
 
 
 class FingerprintMismatch(MixserveError):
-    """The mixture is not the one that the caller expects, so its batches would differ."""
+    """The mixture, or the source, is not the one that the caller expects, so its batches would differ."""
 
     code = "FAILED_PRECONDITION"
 
@@ -166,6 +173,7 @@ _CLASSES: tuple[type[MixserveError], ...] = (
     InvalidRequest,
     OutOfRange,
     UnknownMixture,
+    UnknownSource,
     UnknownSchedule,
     UnknownSession,
     UnknownCheckpoint,

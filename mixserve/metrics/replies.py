@@ -22,8 +22,9 @@ _MANY = 4096  # rows of a reply that are counted at once: notes must not keep mu
 
 # Tuples without names: they are made beside each reply. Seconds to plan, to gather and to encode its rows.
 Times = tuple[float, float, float]
-# What a reply holds: the leaf of each row, the positions, the bytes of a row, the weights, and its reader.
-Reply = tuple[Int[np.ndarray, " rows"], Sequence[Range], int, Schedule, Reader]
+# What a reply holds: the leaf of each row, the positions, the bytes of a row, the weights (None: the rows were asked
+# for by the ids of their records), and its reader.
+Reply = tuple[Int[np.ndarray, " rows"], Sequence[Range], int, Schedule | None, Reader]
 
 
 class MixtureFigures:
@@ -66,7 +67,9 @@ class MixtureFigures:
             rows = len(leaf_ids)
             by_row_bytes.setdefault(row_bytes, []).append(leaf_ids)
             by_reader[reader] = by_reader.get(reader, 0) + rows
-            if (number := id(schedule)) in rows_of:
+            if schedule is None:
+                self.requested.add_taken(leaf_ids)
+            elif (number := id(schedule)) in rows_of:
                 rows_of[number] += rows
             elif schedule.has_one_entry:
                 rows_of[number], schedules[number] = rows, schedule

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 from mixserve.mixture.schedule import Schedule, Shares
 from mixserve_client.schema.positions import Range
@@ -39,6 +39,10 @@ class Requested:
                         break
         else:
             self._add_many(schedule, ranges)
+
+    def add_taken(self, leaf_ids: Int[np.ndarray, " rows"]) -> None:
+        """Add records that were asked for by their ids: so many of each leaf, whatever its weight."""
+        self.records += np.bincount(leaf_ids, minlength=len(self.records))
 
     def _add_many(self, schedule: Schedule, ranges: Sequence[Range]) -> None:
         """As `add`; each range counts as a whole under the weights of its first position."""

@@ -32,11 +32,12 @@ class Content(NamedTuple):
     """What is known about a source's content.
 
     `identity` goes into the fingerprint; it is empty if nothing identifies the content. `sample` is the digest of some
-    records if two readings of them were equal.
+    records if two readings of them were equal. `is_sampled`: the source says that its digest is that of a sample.
     """
 
     identity: bytes
     sample: bytes | None = None
+    is_sampled: bool = False
 
 
 def check_id(name: str, content_id: Any) -> str | None:
@@ -67,7 +68,7 @@ def identify(
             # Before the source's own digest: only the user knows what a rewritten file means.
             found[place] = Content(_tag("content_id", content_id.encode(errors="surrogatepass")))
         elif digest:
-            found[place] = Content(digest)
+            found[place] = Content(digest, is_sampled=getattr(source, "content_sampled", False) is True)
         elif len(source) == 0:
             found[place] = Content(b"")
         else:

@@ -36,7 +36,7 @@ def fingerprint(
         "algorithm": ALGORITHM_VERSION,
         "prng": IMPLEMENTATION,
         "sampling": [sampling.mode, *([sampling.block_size, sampling.stop] if sampling.mode == EPOCH else [])],
-        "fields": [[field.name, dtype_name(field.dtype), list(field.shape)] for field in fields],
+        "fields": _describe(fields),
         "sources": [
             [name, length, identity.hex()] for name, length, identity in zip(names, lengths, identities, strict=True)
         ],
@@ -44,3 +44,14 @@ def fingerprint(
         "probe": planner.score_words(_PROBE_KEY, PROBE_POSITIONS).hex(),
     }
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def records_fingerprint(fields: tuple[Field, ...], length: int, identity: bytes) -> str:
+    """The SHA-256 of what decides the records of one source. How they are drawn is no part of it."""
+    # Versions with other plans read each other's records.
+    covered = {"records": 1, "fields": _describe(fields), "length": length, "content": identity.hex()}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(fields: tuple[Field, ...]) -> list[list[object]]:
+    return [[field.name, dtype_name(field.dtype), list(field.shape)] for field in fields]

@@ -1,7 +1,9 @@
 """A plan and the sources -> arrays in host memory; every row is written once, to its final place."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol, cast
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, cast
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -12,8 +14,9 @@ from mixserve.mixture.file_guard import FileGuard
 from mixserve.mixture.plan import Plan
 from mixserve.mixture.read_ahead import ReadAhead
 from mixserve.mixture.rows import Rows
-from mixserve.mixture.taking import Buffers, Part, read_records
+from mixserve.mixture.taking import Buffers, Part, Taking, read_records
 from mixserve.sources import AnySource, ArrayBacked, is_array_backed
+from mixserve.sources.hops import current_hops, passing_on
 from mixserve.sources.open_file import files_of
 from mixserve_client.schema.fields import Field
 
@@ -65,6 +68,18 @@ class HostGather:
         """Whether all records are rows of arrays, which are copied and not read by code of a source."""
         return self._all_backed
 
+    def begin(self, plan: Plan, reader: "SourceReader | None" = None) -> Callable[[Buffers], None]:
+        """Begin to fetch the records of `plan`; returns a function that writes them into buffers, as `into` does.
+
+        `reader` reads the sources that are not array-backed (None: the thread that calls the function).
+        """
+        self.prefetch(plan)
+        if self._all_backed:
+            return partial(self.into, plan)
+        # Made now: sources that can be asked without a wait have until then to answer.
+        read = SourceRead(self, plan)
+        return partial(self.into, plan, read=read.parts if reader is None else reader.read(read))
+
     def into(
         self,
         plan: Plan,
@@ -93,15 +108,26 @@ class HostGather:
             for name, buffer in buffers.items():
                 buffer[slots] = records[name]
 
-    def read_source(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"]) -> Part:
-        """The records of `plan` at these slots, which are all of one source. Raises what `into` does."""
+    def ask(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"]) -> Taking | None:
+        """Ask a source for its records at these slots, if it can be asked without a wait; None otherwise."""
+        begin_take: Any = getattr(self._sources[source_id], "begin_take", None)
+        if callable(begin_take):
+            with suppress(Exception):  # reading the records says what is wrong
+                return cast(Taking, begin_take(plan.record_ids[slots]))
+        return None
+
+    def read_source(
+        self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"], taking: Taking | None = None
+    ) -> Part:
+        """The records of `plan` at these slots, which are all of one source; `taking` is what `ask` returned. Raises
+        what `into` does."""
         here = plan.at(slots)
         self._guard.check(here.source_ids)
         try:
             if tracing.spans is None:
-                return slots, self._read(source_id, here, slots)
+                return slots, self._read(source_id, here, slots, taking)
             with tracing.spans.source(self._names[source_id], len(slots)) as span:
-                records = self._read(source_id, here, slots)
+                records = self._read(source_id, here, slots, taking)
                 span.note_bytes(sum(array.nbytes for array in records.values()))
                 return slots, records
         except Exception:
@@ -118,8 +144,10 @@ class HostGather:
         """What `error`, in place of the records at these slots, is for the reader of `plan`."""
         return FailedRead.of(self._names[source_id], plan.record_ids[slots].tolist(), int(slots[0]), error)
 
-    def _read(self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"]) -> Mapping[str, np.ndarray]:
-        return read_records(self._names[source_id], self._sources[source_id], plan, slots, self._empty)
+    def _read(
+        self, source_id: int, plan: Plan, slots: Int[np.ndarray, " size"], taking: Taking | None
+    ) -> Mapping[str, np.ndarray]:
+        return read_records(self._names[source_id], self._sources[source_id], plan, slots, self._empty, taking)
 
     def _look_again(self, plan: Plan) -> None:
         """Raises SourceChanged if a file has changed: what failed may be one that was cut."""
@@ -160,11 +188,16 @@ class HostGather:
 
 
 class SourceRead:
-    """A read of the records of `plan` that sources read by code of their own: in any thread, one thread at a time."""
+    """A read of the records of `plan` that sources read by code of their own: in any thread, one thread at a time.
+
+    The constructor asks sources for their records that can be asked without a wait.
+    """
 
     def __init__(self, gather: HostGather, plan: Plan, without: Collection[int] = ()):
         self._gather, self._plan = gather, plan
         self._to_read = gather.to_read(plan, without)
+        self._hops = current_hops()
+        self._taking = [gather.ask(source_id, plan, slots) for source_id, slots in self._to_read]
         self._at = 0
 
     def __bool__(self) -> bool:
@@ -175,7 +208,11 @@ class SourceRead:
         """The records of one source after another. Raises what `HostGather.into` does."""
         for at, (source_id, slots) in enumerate(self._to_read):
             self._at = at
-            yield self._gather.read_source(source_id, self._plan, slots)
+            taking, self._taking[at] = self._taking[at], None  # which is for once
+            with passing_on(self._hops):  # not around the yield: this may be another thread than the constructor's
+                part = self._gather.read_source(source_id, self._plan, slots, taking)
+            yield part
+            del part  # this frame must not keep its memory while the next source is read
 
     def unread(self, error: Exception) -> FailedRead:
         """What `error`, in place of the records of the source that is read now, is for the reader of the plan."""

@@ -226,11 +226,20 @@ class Mixture:
     def sampled_contents(self) -> Sequence[bool]:
         """Per child, whether the fingerprint covers only a sample of its records."""
         return [
-            any(child.sampled_contents())
-            if isinstance(child, Mixture)
-            else content.sample is not None and content.identity != b"" and length > SAMPLED_RECORDS
+            any(child.sampled_contents()) if isinstance(child, Mixture) else _is_sampled(content, length)
             for child, length, content in zip(self.children, self.lengths, self.contents, strict=True)
         ]
+
+    def leaf_content(self, number: int) -> tuple[bytes, bool]:
+        """What identifies the content of a leaf in a fingerprint, and whether only a sample of its records does."""
+        for child, length, content in zip(self.children, self.lengths, self.contents, strict=True):
+            count = len(_leaves_of(child))
+            if number < count:
+                if isinstance(child, Mixture):
+                    return child.leaf_content(number)
+                return content.identity, _is_sampled(content, length)
+            number -= count
+        raise IndexError("the mixture has fewer leaves")
 
     def differing_leaf(self, other: "Mixture") -> str | None:
         """The name of a leaf whose sample differs in `other`, a mixture of the same fingerprint; None if none does."""
@@ -334,6 +343,11 @@ class Mixture:
                 lacking.append(NotNumeric(f"in {name!r}: {error}") if isinstance(child, Mixture) else error)
         fields = common_fields(specs) if specs else ()
         return lacking[0] if lacking else fields
+
+
+def _is_sampled(content: Content, length: int) -> bool:
+    is_of_sample = content.sample is not None and content.identity != b"" and length > SAMPLED_RECORDS
+    return content.is_sampled or is_of_sample
 
 
 def names_of(sources: Sequence[Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The records of one source, checked. If reading them fails, a search for the record that fails alone."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import numpy as np
@@ -10,11 +10,13 @@ from jaxtyping import Int, Shaped
 from mixserve.error_boundary import WrongRecord, is_callers_own, user_code
 from mixserve.failed_read import FailedRead
 from mixserve.mixture.leaves import Plan
-from mixserve.sources import AnySource, KeyedSource, Source, is_keyed
-from mixserve_client.errors import DeadlineExceeded, Overloaded, Unavailable
+from mixserve.sources import AnySource, KeyedSource, Records, Source, is_keyed
+from mixserve_client.errors import DeadlineExceeded, Overloaded, SourceChanged, Unavailable
 from mixserve_client.schema.tree import flatten
 
 Buffers = Mapping[str, Shaped[np.ndarray, "size ..."]]
+# Waits for records that a source was asked for, as its `begin_take` returns it.
+Taking = Callable[[], Records]
 # The slots of records among the rows of a batch, and the records by leaf.
 Part = tuple[Int[np.ndarray, " size"], Mapping[str, np.ndarray]]
 
@@ -22,21 +24,31 @@ _SEARCH_S = 3.0
 
 
 def read_records(
-    name: str, source: AnySource, plan: Plan, slots: Int[np.ndarray, " size"], buffers: Buffers
+    name: str,
+    source: AnySource,
+    plan: Plan,
+    slots: Int[np.ndarray, " size"],
+    buffers: Buffers,
+    taking: Taking | None = None,
 ) -> Mapping[str, np.ndarray]:
-    """The records of `plan`, all of the source called `name`, by leaf, checked against the buffers.
+    """The records of `plan`, all of the source called `name`, by leaf, checked against the buffers; `taking` waits for
+    them if the source was asked for them already.
 
     Raises FailedRead, which names the first record that fails alone, and its slot among `slots`, in ascending order.
     """
     try:
-        return take_records(source, plan, buffers)
+        return take_records(source, plan, buffers, taking)
     # Transient errors of a source that asks a server itself: clients retry, and a search would wait for each record.
     except (Unavailable, Overloaded, DeadlineExceeded):
         raise
     except BaseException as error:
         if is_callers_own(error):
             raise
-        found = _find_failing(name, source, plan, slots, buffers) if len(slots) > 1 else None
+        found = None
+        if isinstance(error, SourceChanged):  # no record of it can be read, and the first is not to blame
+            found = FailedRead.of(name, (), int(slots[0]), error)
+        elif len(slots) > 1:
+            found = _find_failing(name, source, plan, slots, buffers)
         failed = found or FailedRead.of(name, plan.record_ids.tolist(), int(slots[0]), error)
     try:
         raise failed
@@ -44,10 +56,15 @@ def read_records(
         del found, failed  # its traceback leads to this frame, and the frame to the buffers
 
 
-def take_records(source: AnySource, plan: Plan, buffers: Buffers) -> Mapping[str, np.ndarray]:
-    """The records by leaf, checked against the buffers. Raises WrongRecord, which names the source and the leaf."""
+def take_records(
+    source: AnySource, plan: Plan, buffers: Buffers, taking: Taking | None = None
+) -> Mapping[str, np.ndarray]:
+    """The records by leaf, checked against the buffers; `taking` is as in `read_records`. Raises WrongRecord, which
+    names the source and the leaf."""
     with user_code("reading records of {!r:.200}", source):
-        if is_keyed(source):
+        if taking is not None:
+            taken = taking()
+        elif is_keyed(source):
             assert plan.fetch_keys is not None
             taken = cast(KeyedSource, source).take_keyed(plan.record_ids, plan.fetch_keys)
         else:

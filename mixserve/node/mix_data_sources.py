@@ -18,7 +18,7 @@ from mixserve.error_boundary import user_code
 from mixserve.failed_read import naming_positions, raising_own
 from mixserve.mixture import device, programs
 from mixserve.mixture.blocks import PlanBlocks
-from mixserve.mixture.gather import Buffers, SourceRead, SourceReader
+from mixserve.mixture.gather import Buffers, SourceReader
 from mixserve.mixture.leaves import Plan
 from mixserve.mixture.mixture import Mixture, names_of
 from mixserve.module import DataSourceModule
@@ -263,16 +263,14 @@ class MixDataSourcesNode(DataSourceModule):
         mixture, on_device = self.mixture, self._on_device()
         starts, sizes = mixture.device_starts, mixture.plan_sizes
         taken = device.begin_take(on_device, starts, plan, sizes) if on_device else None
-        if len(on_device) < len(mixture.fields):
-            mixture.host_gather.prefetch(plan)
-        read = None if reader is None else reader.read(SourceRead(mixture.host_gather, plan))
+        on_host = mixture.host_gather.begin(plan, reader) if len(on_device) < len(mixture.fields) else None
 
         def write(buffers: Buffers) -> None:
             if taken is not None:
                 taken(buffers)
                 buffers = {name: buffer for name, buffer in buffers.items() if name not in on_device}
-            if buffers:
-                mixture.host_gather.into(plan, buffers, read=read)
+            if on_host is not None:
+                on_host(buffers)
 
         return write
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
+from mixserve.failed_read import FailedRead, position_at
 from mixserve.metrics.clients import ClientNames, Reader
 from mixserve.metrics.replies import MixtureFigures
 from mixserve.mixture.blocks import PlanBlocks
@@ -165,6 +166,11 @@ class ServedSelection:
         """Whether rows are copied from arrays, or need no data at all."""
         return self.mixture.is_array_backed or self.content == Content.PROVENANCE
 
+    @property
+    def is_gathered_by_copying(self) -> bool:
+        """As that of the mixture."""
+        return self.mixture.is_gathered_by_copying
+
     def identity(self, key: KeyWords) -> tuple[object, ...]:
         """Selections with equal identities have equal rows at equal positions."""
         # The mixture itself, not its fingerprint: a source without a content_digest adds none of its content to that,
@@ -179,6 +185,10 @@ class ServedSelection:
         """A reply with the rows of `ranges` goes to a reader."""
         reader.position = ranges[0][0]
         self.mixture.figures.note_reply((reply.leaf_ids, ranges, self.row_bytes, self.weights, reader))
+
+    def locate(self, failed: FailedRead, ranges: Sequence[Range]) -> FailedRead:
+        """`failed`, with the position in front; `ranges` are those that were read."""
+        return failed.at(position_at(ranges, failed.slot))
 
     def begin_read(self, ranges: Sequence[Range], key: KeyWords, reader: SourceReader | None = None) -> PendingRows:
         """Plan the rows of `ranges`, and begin to gather them; `reader` reads sources that need that (None: the thread

@@ -78,7 +78,8 @@ def _source_stats(mixtures: Iterable[HostedMixture], all_figures: dict[str, Mixt
     yield counter(
         "mixserve_requested_records_total",
         "Records that the weights ask for at the positions that were read. The share of a source among these is the "
-        "requested one, and among mixserve_records_total the realised one.",
+        "requested one, and among mixserve_records_total the realised one. Records that are taken by their ids count "
+        "in both.",
         _by_source(all_figures, {name: figures.requested.records for name, figures in all_figures.items()}),
         _SOURCE,
     )

@@ -11,6 +11,7 @@ from mixserve.metrics.replies import clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
+from mixserve.servicer.taken import TakenSelection
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.wire.batch import encode_slot_reply, frame_batch
@@ -50,7 +51,7 @@ class PendingReply:
 
     def __init__(
         self,
-        selection: ServedSelection,
+        selection: ServedSelection | TakenSelection,
         key: KeyWords,
         ranges: Sequence[Range],
         row_count: int,

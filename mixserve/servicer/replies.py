@@ -13,9 +13,10 @@ from mixserve.servicer.hosted import ServedSelection, plan_limit
 from mixserve.servicer.pending_reply import CopiedReply, Pending, PendingReply, SealedReply, SlotTarget
 from mixserve.servicer.reply_cache import ReplyCache
 from mixserve.servicer.reply_memory import Memory, ReplyMemory
+from mixserve.servicer.taken import TakenSelection
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
-from mixserve_client.schema.requests import PositionsRequest, StreamRequest
+from mixserve_client.schema.requests import PositionsRequest, RecordsRequest, StreamRequest
 from mixserve_client.wire.batch import batch_bytes
 from mixserve_client.wire.checksum import ReplyTo
 
@@ -27,6 +28,10 @@ _LEAST_CACHED_BYTES, _MOST_CACHED_BYTES = 128 << 10, 4 << 20
 
 # More ranges than this are hashed: as a cache key they could take as much memory as the reply.
 _FEW_RANGES = 64
+
+
+AnySelection = ServedSelection | TakenSelection
+StreamedRequest = StreamRequest | PositionsRequest | RecordsRequest
 
 
 class Slots(Protocol):
@@ -64,7 +69,7 @@ class Replies:
         return self._cache.hits, self._cache.misses
 
     def cut(
-        self, selection: ServedSelection, wanted: StreamRequest | PositionsRequest, memory: ReplyMemory
+        self, selection: AnySelection, wanted: StreamedRequest, memory: ReplyMemory
     ) -> Iterator[tuple[int, int, SlotTarget | None]]:
         """(first row, rows, target) of each reply to `wanted`. Rows without a slot are cut as `memory` wants them."""
         slots = iter(wanted.slots)
@@ -85,7 +90,7 @@ class Replies:
         """Drop what was kept for readers who did not come."""
         self._cache.drop_old()
 
-    def slot_target(self, selection: ServedSelection, rows: int, slot: int) -> SlotTarget | None:
+    def slot_target(self, selection: AnySelection, rows: int, slot: int) -> SlotTarget | None:
         """The slot for a reply of `rows` rows; None if the slot is unknown or too small."""
         memory = self._slots.memory(slot) if slot else None
         if memory is None or len(memory) < batch_bytes(selection.fingerprint, selection.fields, rows):
@@ -94,7 +99,7 @@ class Replies:
 
     def begin(
         self,
-        selection: ServedSelection,
+        selection: AnySelection,
         key: KeyWords,
         ranges: Sequence[Range],
         target: SlotTarget | None,
@@ -128,12 +133,15 @@ class Replies:
         return cached if to is None else SealedReply(cached, memory, to)
 
 
-def _split_plans(selection: ServedSelection, wanted: StreamRequest | PositionsRequest) -> Iterator[tuple[int, int]]:
+def _split_plans(selection: AnySelection, wanted: StreamedRequest) -> Iterator[tuple[int, int]]:
     """(first row, rows) of the parts of `wanted`, of `reply_rows` rows at most.
 
     Each part is small enough to plan that other readers do not wait for the plans of millions of positions, and its
     own reader does not wait for later batches.
     """
+    if isinstance(selection, TakenSelection) or isinstance(wanted, RecordsRequest):  # nothing is planned
+        yield from _parts(0, wanted.rows, wanted.reply_rows)
+        return
     blocks = selection.blocks
     most = min(_PLANNED_POSITIONS, plan_limit(blocks.planner))
     if isinstance(wanted, StreamRequest):

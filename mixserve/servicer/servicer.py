@@ -18,10 +18,11 @@ from mixserve.servicer.hosted import HostedMixture, ServedSelection
 from mixserve.servicer.jobs import Abandoned
 from mixserve.servicer.mixtures import Mixtures
 from mixserve.servicer.pending_reply import Pending, SlotTarget
-from mixserve.servicer.replies import NoSlots, Replies, Slots
+from mixserve.servicer.replies import AnySelection, NoSlots, Replies, Slots, StreamedRequest
 from mixserve.servicer.reply_memory import BytesMemory, Message, ReplyMemory
 from mixserve.servicer.schedules import Schedules
 from mixserve.servicer.stream_reply import MadeReply, StreamReply
+from mixserve.servicer.taken import NO_KEY, TakenSources
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.servicer.turns import Turns
 from mixserve_client.errors import InvalidRequest, MixserveError, Overloaded, PermissionDenied
@@ -30,7 +31,7 @@ from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.fields import Content, provenance_obstacle
 from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range, check_positions
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
 from mixserve_client.schema.server import ServerDescription
 from mixserve_client.schema.stats import Metric, counter
 from mixserve_client.schema.text import describe_error, shorten
@@ -43,10 +44,12 @@ from mixserve_client.wire.request import (
     decode_empty_request,
     decode_mixture_request,
     decode_positions_request,
+    decode_records_request,
     decode_stream_request,
 )
 from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
 from mixserve_client.wire.server import encode_server
+from mixserve_client.wire.source import decode_source_request, encode_source
 
 _logger = logging.getLogger("mixserve")
 _CUT_SHORT = LimitedLog(_logger)
@@ -54,7 +57,11 @@ _SHOWN = 1000
 _FREE = nullcontext()
 # In which memory the replies of a stream are made, for which checksum of a request, and under which limits.
 _Way = tuple[ReplyMemory, int | None, ThreadShare | None]
-_DECODERS = {methods.STREAM_BATCHES: decode_stream_request, methods.STREAM_POSITIONS: decode_positions_request}
+_DECODERS = {
+    methods.STREAM_BATCHES: decode_stream_request,
+    methods.STREAM_POSITIONS: decode_positions_request,
+    methods.TAKE_RECORDS: decode_records_request,
+}
 
 
 class MixServicer:
@@ -77,12 +84,14 @@ class MixServicer:
         self._handlers = {
             methods.LIST_MIXTURES: self._list_mixtures,
             methods.GET_MIXTURE: self._get_mixture,
+            methods.GET_SOURCE: self._get_source,
             methods.DEFINE_SCHEDULE: self._define_schedule,
             methods.GET_SERVER: self._get_server,
         }
         self._streams = {
             methods.STREAM_BATCHES: self._stream_batches,
             methods.STREAM_POSITIONS: self._stream_positions,
+            methods.TAKE_RECORDS: self._take_records,
         }
         # Streams take turns to copy rows, which leaves the GIL to single calls: with 200 readers on two cores, a call
         # took 64 instead of 1,188 ms (p99). Streams that wait for devices or slow sources need no turn.
@@ -95,6 +104,7 @@ class MixServicer:
         self._schedules = Schedules(limits.schedule_bytes)
         # Those under the mixtures' own schedules: few, and each knows its fields and their sizes.
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
+        self._taken = {mixture: TakenSources(mixture) for mixture in mixtures}
         self._workers, self._zone = tuple(workers), zone
 
     def _renew(self) -> None:
@@ -186,6 +196,11 @@ class MixServicer:
     def _get_mixture(self, request: bytes) -> bytes:
         return self._mixtures.get(decode_mixture_request(request)).encoded_description
 
+    def _get_source(self, request: bytes) -> bytes:
+        mixture, source = decode_source_request(request)
+        taken = self._taken[self._mixtures.get(mixture)]
+        return encode_source(taken.describe(taken.number(source)))
+
     def _get_server(self, request: bytes) -> bytes:
         decode_empty_request("GetServerRequest", request)
         path = self._slots.path_for(current_caller().peer())
@@ -219,8 +234,16 @@ class MixServicer:
         check_end(selection.blocks.end, int(wanted.positions.max()), 1)
         yield from self._in_replies(selection, wanted.key, wanted, way)
 
+    def _take_records(self, request: bytes, way: _Way) -> Generator[Message]:
+        wanted = decode_records_request(request)
+        if tracing.spans is not None:
+            tracing.spans.read(wanted.mixture, wanted.sender, int(wanted.record_ids[0]), wanted.rows)
+        mixture = self._mixtures.get(wanted.mixture)
+        _note_call(mixture, wanted.sender)
+        yield from self._in_replies(self._taken[mixture].select(wanted), NO_KEY, wanted, way)
+
     def _in_replies(
-        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, way: _Way
+        self, selection: AnySelection, key: KeyWords, wanted: StreamedRequest, way: _Way
     ) -> Iterator[Message]:
         has_sent = False
         sender = (wanted.first if isinstance(wanted, StreamRequest) else wanted).sender
@@ -253,13 +276,13 @@ class MixServicer:
         _CUT_SHORT.warn("a stream ends early: %s", shorten(lacking, _SHOWN))
 
     def _made_replies(
-        self, selection: ServedSelection, key: KeyWords, wanted: StreamRequest | PositionsRequest, way: _Way
+        self, selection: AnySelection, key: KeyWords, wanted: StreamedRequest, way: _Way
     ) -> Iterator[MadeReply]:
         # Each reply begins before the previous one is finished, so that a device gathers during the previous copy.
         # The first does not wait for a second: its reader is waiting. Copies from arrays do not overlap: nothing runs
         # between their beginning and their result.
         pending: StreamReply | None = None
-        copying = selection.mixture.is_gathered_by_copying
+        copying = selection.is_gathered_by_copying
         memory, checksum, share = way
         name = selection.mixture.name
         turns = self._turns if copying else _FREE if share is None else share.work(name)
@@ -270,7 +293,7 @@ class MixServicer:
             to = None if checksum is None else ReplyTo(checksum, number)
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
                 begin = partial(self._begin, selection, key, target, memory, to, reader)
-                following = StreamReply(rows, begin, ranges)
+                following = StreamReply(rows, begin, ranges, selection.locate)
                 # While rows come from a disk, the next reply's are announced before this one's are copied. A reply that
                 # waits since then goes first.
                 if pending is None and (is_first or (copying and not selection.mixture.is_cold())):
@@ -287,7 +310,7 @@ class MixServicer:
 
     def _begin(
         self,
-        selection: ServedSelection,
+        selection: AnySelection,
         key: KeyWords,
         target: SlotTarget | None,
         memory: ReplyMemory,
@@ -311,9 +334,7 @@ class MixServicer:
             obstacle = provenance_obstacle(mixture.description.fields)
             if obstacle is not None:
                 raise InvalidRequest(obstacle)
-        call = current_caller().call
-        if call is not None:
-            call.is_for(mixture.name, wanted.sender)
+        _note_call(mixture, wanted.sender)
         if wanted.schedule:
             known = self._schedules.get(mixture, wanted.schedule)
             return ServedSelection(mixture, known.blocks, wanted.schedule, wanted.content, known.schedule)
@@ -323,6 +344,13 @@ class MixServicer:
             selection = ServedSelection(mixture, own.blocks, "", wanted.content, own.sampling.schedule)
             self._selections[mixture, wanted.content] = selection
         return selection
+
+
+def _note_call(mixture: HostedMixture, sender: Sender) -> None:
+    """The call that this thread answers has been read."""
+    call = current_caller().call
+    if call is not None:
+        call.is_for(mixture.name, sender)
 
 
 def _cores() -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mixserve import tracing
-from mixserve.failed_read import FailedRead, position_at
+from mixserve.failed_read import FailedRead
 from mixserve.servicer.pending_reply import Pending
 from mixserve.servicer.reply_memory import Message
 from mixserve_client.schema.positions import Range
@@ -27,21 +27,28 @@ class MadeReply(NamedTuple):
 
 
 class StreamReply:
-    """A reply with `rows` rows, at the ranges `ranges(rows)`, which `begin(ranges)` begins to make."""
+    """A reply with `rows` rows, at the ranges `ranges(rows)`, which `begin(ranges)` begins to make.
 
-    __slots__ = ("_begin", "_here", "_pending", "_ranges", "_span")
+    `locate(failed, ranges)` is the error for a row that cannot be made.
+    """
+
+    __slots__ = ("_begin", "_here", "_locate", "_pending", "_ranges", "_span")
 
     def __init__(
-        self, rows: int, begin: Callable[[Sequence[Range]], Pending], ranges: Callable[[int], Sequence[Range]]
+        self,
+        rows: int,
+        begin: Callable[[Sequence[Range]], Pending],
+        ranges: Callable[[int], Sequence[Range]],
+        locate: Callable[[FailedRead, Sequence[Range]], FailedRead],
     ):
-        self._begin = begin
+        self._begin, self._locate = begin, locate
         self._ranges = ranges
         self._here = ranges(rows)
         self._span = None if tracing.spans is None else tracing.spans.reply(self._here[0][0], rows)
         self._pending = begin(self._here) if self._span is None else self._span.run(begin, self._here)
 
     def result(self) -> MadeReply:
-        """Wait for the reply. Raises FailedRead, which names the position, if its first row cannot be made."""
+        """Wait for the reply. Raises FailedRead, which names the row, if its first one cannot be made."""
         return self._result() if self._span is None else self._span.run(self._result)
 
     def _result(self) -> MadeReply:
@@ -50,7 +57,7 @@ class StreamReply:
             try:
                 return MadeReply(self._pending.result(), self._pending, self._here, lacking, self._span)
             except FailedRead as failed:
-                located = failed.at(position_at(self._here, failed.slot))
+                located = self._locate(failed, self._here)
                 try:
                     if failed.slot == 0:
                         raise located from failed.__cause__

@@ -9,7 +9,9 @@ from mixserve.serving.threads import CountingThreads
 from mixserve_client.wire import methods
 
 # Their answers are short and read no source: what lists and describes must not wait for calls that do.
-_DESCRIPTIONS = frozenset((methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SERVER, methods.GET_STATS))
+_DESCRIPTIONS = frozenset(
+    (methods.LIST_MIXTURES, methods.GET_MIXTURE, methods.GET_SOURCE, methods.GET_SERVER, methods.GET_STATS)
+)
 _DESCRIBING_THREADS = 4
 _PATIENCE_S = 0.25  # a request comes in the same packets as its call, mostly
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mixserve.sources.random_access import RandomAccessSource
     from mixserve.sources.record import RecordCheck, read_record
     from mixserve.sources.reference_source import FollowsReference, ReferenceSource
+    from mixserve.sources.remote_source import RemoteSource
     from mixserve.sources.source import (
         AnySource,
         ArrayBacked,
@@ -52,6 +53,7 @@ __all__ = [
     "RecordIds",
     "Records",
     "ReferenceSource",
+    "RemoteSource",
     "Source",
     "TFRecordSource",
     "TokenSource",
@@ -77,6 +79,7 @@ _HOMES = {
     "RandomAccessSource": "random_access",
     "RecordCheck": "record",
     "ReferenceSource": "reference_source",
+    "RemoteSource": "remote_source",
     "TFRecordSource": "tfrecord_source",
     "TokenSource": "token_source",
     "WebDatasetSource": "webdataset_source",

@@ -15,6 +15,7 @@ from mixserve.sources.kinds.hf import HfConfig
 from mixserve.sources.kinds.mds import MDSConfig
 from mixserve.sources.kinds.megatron import MegatronConfig
 from mixserve.sources.kinds.parquet import ParquetConfig
+from mixserve.sources.kinds.remote import RemoteConfig
 from mixserve.sources.kinds.tfrecord import TFRecordConfig
 from mixserve.sources.kinds.tokens import TokensConfig
 from mixserve.sources.kinds.webdataset import WebDatasetConfig
@@ -33,6 +34,7 @@ _KINDS: tuple[type[SourceConfig], ...] = (
     MegatronConfig,
     Hdf5Config,
     ZarrConfig,
+    RemoteConfig,
 )
 
 # By their names under `kind` in the file.

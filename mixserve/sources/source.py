@@ -17,10 +17,13 @@ class Source(Protocol):
     """Records by index. A source may have a `name`, which is its name in a mixture, and a `locate(record_id)`, which
     says in a text where a record lies, such as its file and byte. A source that reads files may have a
     `prefetch(record_ids)`, which asks the system to read records soon and does not wait, and a `files()`, the OpenFiles
-    whose changes make the server refuse its records. Sources of mapped arrays need neither.
+    whose changes make the server refuse its records. Sources of mapped arrays need neither. A source that asks others
+    for its records may have a `begin_take(record_ids)`, which does not wait, and returns a function that does, once:
+    what several sources ask for, and what the next batch needs, is under way at the same time.
 
     The fingerprint identifies its content by its `content_id`, a string that changes when the content does, else by the
-    bytes that `content_digest()` returns, else by a sample of records.
+    bytes that `content_digest()` returns, else by a sample of records. Those bytes may stand for a sample too:
+    `content_sampled` is then true.
     """
 
     def __len__(self) -> int:

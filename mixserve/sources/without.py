@@ -15,7 +15,17 @@ from mixserve.sources.undecodable import is_undecodable
 
 # What a source may have besides records, and has of all of them.
 _SHARED = frozenset(
-    ("close", "dictionaries", "largest_id", "reset", "stored_dtype", "too_long", "vocab_size", "warnings")
+    (
+        "close",
+        "content_sampled",
+        "dictionaries",
+        "largest_id",
+        "reset",
+        "stored_dtype",
+        "too_long",
+        "vocab_size",
+        "warnings",
+    )
 )
 
 

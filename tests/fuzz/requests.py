@@ -6,13 +6,13 @@ import numpy as np
 
 from mixserve_client.schema.fields import Content
 from mixserve_client.schema.keys import key_words
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest, StreamRequest
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, RecordsRequest, StreamRequest
 from mixserve_client.schema.schedule import ScheduleEntry, ScheduleRequest
 from mixserve_client.schema.sessions import CallRequest, HeldSession, OpenRequest
-from mixserve_client.wire import methods, request, schedule, session
+from mixserve_client.wire import methods, request, schedule, session, source
 from tests.fuzz.mutations import mutate
 
-STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS)
+STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS, methods.TAKE_RECORDS)
 _LARGEST = 64 << 10
 _RIGHT = 0.1  # the share of requests that are not damaged
 
@@ -40,6 +40,11 @@ def seeds(mixture: str) -> dict[str, list[bytes]]:
         methods.STREAM_BATCHES: [request.encode_stream_request(StreamRequest(batch, 14, 3, 7))],
         methods.STREAM_POSITIONS: [
             request.encode_positions_request(PositionsRequest(mixture, np.array([5, 1, 99, 5]), key, 2))
+        ],
+        methods.GET_SOURCE: [source.encode_source_request(mixture, ""), source.encode_source_request(mixture, "0")],
+        methods.TAKE_RECORDS: [
+            request.encode_records_request(RecordsRequest(mixture, name, np.array([5, 1, 3, 5]), 2, hops=1))
+            for name in ("", "0")
         ],
         methods.DEFINE_SCHEDULE: [
             schedule.encode_schedule_request(ScheduleRequest(mixture, "", "", (ScheduleEntry(4096, (1.0, 0.0)),)))

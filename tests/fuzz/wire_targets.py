@@ -16,7 +16,8 @@ from mixserve_client.schema.certificate import key_kind
 from mixserve_client.schema.fields import Content, Field
 from mixserve_client.schema.keys import key_words
 from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDescription
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
+from mixserve_client.schema.records import RecordSource
+from mixserve_client.schema.requests import BatchRequest, PositionsRequest, RecordsRequest, Sender, StreamRequest
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, ScheduleRequest
 from mixserve_client.schema.server import BulkOffer, ServerDescription
 from mixserve_client.schema.sessions import (
@@ -40,6 +41,7 @@ from mixserve_client.wire import (
     schedule,
     server,
     session,
+    source,
     stats,
     value,
 )
@@ -110,6 +112,15 @@ def _streams() -> list[bytes]:
 def _positions() -> list[bytes]:
     wanted = np.array([5, 1, 1 << 40, 5])
     return [request.encode_positions_request(PositionsRequest("train", wanted, _KEY, 2, FINGERPRINT))]
+
+
+def _sources() -> list[bytes]:
+    return [source.encode_source(RecordSource("train", "web", FIELDS, 1 << 40, b"content", FINGERPRINT, True))]
+
+
+def _records() -> list[bytes]:
+    wanted = RecordsRequest("train", "web", np.array([5, 1, 1 << 40, 5]), 2, FINGERPRINT, 3)
+    return [request.encode_records_request(wanted), request.with_slots(request.encode_records_request(wanted), [7])]
 
 
 def _calls() -> list[bytes]:
@@ -256,6 +267,7 @@ def _replies() -> list[Target]:
         "batch": (batch.decode_batch, [filled_batch(1), filled_batch(9)]),
         "slot reply": (batch.decode_slot_reply, slots),
         "mixture": (mixture.decode_mixture, [mixture.encode_mixture(_description())]),
+        "source": (source.decode_source, _sources()),
         "names": (mixture.decode_names, [mixture.encode_names(("a", "b"))]),
         "server": (server.decode_server, [server.encode_server(one) for one in offers]),
         "schedule": (schedule.decode_schedule, [schedule.encode_schedule(DefinedSchedule("ab" * 32, 5))]),
@@ -298,6 +310,8 @@ def _of_requests() -> list[Target]:
         "batch": (request.decode_batch_request, _requests),
         "stream": (request.decode_stream_request, _streams),
         "positions": (request.decode_positions_request, _positions),
+        "records": (request.decode_records_request, _records),
+        "source": (source.decode_source_request, lambda: [source.encode_source_request("train", "web")]),
         "mixture": (request.decode_mixture_request, lambda: [request.encode_mixture_request("train")]),
         "nothing": (partial(request.decode_empty_request, "ListMixturesRequest"), lambda: [b"", b"\x08\x01"]),
         "schedule": (schedule.decode_schedule_request, lambda: [schedule.encode_schedule_request(defined)]),

@@ -62,6 +62,11 @@ REQUESTS = (
         methods.STREAM_POSITIONS,
         lambda mixture: mix_pb2.StreamPositionsRequest(mixture=mixture, positions=[3, 1], key=KEY, reply_rows=4),
     ),
+    Call(methods.GET_SOURCE, lambda mixture: mix_pb2.GetSourceRequest(mixture=mixture)),
+    Call(
+        methods.TAKE_RECORDS,
+        lambda mixture: mix_pb2.TakeRecordsRequest(mixture=mixture, record_ids=[3, 1], reply_rows=4),
+    ),
     Call(
         methods.DEFINE_SCHEDULE,
         lambda mixture: mix_pb2.DefineScheduleRequest(

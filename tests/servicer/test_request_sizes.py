@@ -44,6 +44,8 @@ SMALL = {  # a part that costs much, by method
     methods.GET_BATCH_AT: b"\x78\x01",  # slots
     methods.STREAM_BATCHES: b"\x78\x01",
     methods.STREAM_POSITIONS: b"\x10\x01",  # positions
+    methods.TAKE_RECORDS: b"\x10\x01",  # record ids
+    methods.GET_SOURCE: b"\x0a\x00",
     methods.DEFINE_SCHEDULE: b"\x22\x00",  # entries
     methods.OPEN_SESSION: b"\x12\x00",
     methods.LIST_SESSIONS: b"\x0a\x00",

@@ -23,12 +23,13 @@ ALL = {
 PURE = (
     methods.LIST_MIXTURES,
     methods.GET_MIXTURE,
+    methods.GET_SOURCE,
     methods.GET_BATCH_AT,
     methods.DEFINE_SCHEDULE,
     methods.GET_SERVER,
     methods.GET_STATS,
 )
-STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS)
+STREAMS = (methods.STREAM_BATCHES, methods.STREAM_POSITIONS, methods.TAKE_RECORDS)
 STATE = (
     methods.OPEN_SESSION,
     methods.RENEW_SESSIONS,

@@ -15,7 +15,8 @@ from mixserve_client.schema.mixture import MixtureDescription, differences
 from mixserve_client.schema.positions import Positions
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender
 from mixserve_client.schema.tree import unflatten
-from mixserve_client.wire.request import encode_batch_request
+from mixserve_client.wire import methods
+from mixserve_client.wire.request import encode_batch_request, encode_positions_request
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,15 @@ class Selection:
         mixture = self.mixture
         return BatchRequest(mixture.name, start, size, self.words, mixture.fingerprint, self.schedule.id, self.content)
 
-    def positions_request(self, positions: Positions, reply_rows: int, sender: Sender) -> PositionsRequest:
-        """The request for the rows at any positions."""
+    @property
+    def method_of_lists(self) -> str:
+        """The path of the method for `list_request`."""
+        return methods.STREAM_POSITIONS
+
+    def list_request(self, positions: Positions, reply_rows: int, sender: Sender) -> bytes:
+        """The encoded request for the rows at any positions."""
         mixture, schedule = self.mixture, self.schedule.id
-        return PositionsRequest(
+        request = PositionsRequest(
             mixture.name,
             positions,
             self.words,
@@ -89,6 +95,11 @@ class Selection:
             self.content,
             sender=sender,
         )
+        return encode_positions_request(request)
+
+    def check_fingerprint(self, fingerprint: str) -> None:
+        """Raises FingerprintMismatch if rows of a mixture with that fingerprint are of another one."""
+        check_fingerprint(self.mixture, fingerprint)
 
     def record(self, batch: dict[str, Any]) -> Batch:
         """The batch, nested as the records on the server are, with the provenance beside their outermost fields."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from mixserve_client.errors import CorruptReply
 from mixserve_client.reading.assembly import batches_of
 from mixserve_client.reading.ranges import PositionList, StridedRange, reply_batches
-from mixserve_client.reading.selection import Selection, check_fingerprint
+from mixserve_client.reading.record_selection import RecordSelection
+from mixserve_client.reading.selection import Selection
 from mixserve_client.rpc.asking import Request
 from mixserve_client.rpc.request_sender import RequestSender
 from mixserve_client.rpc.retry import RetryingCaller
@@ -16,11 +17,15 @@ from mixserve_client.transport.base import Lane, ReadMode, Reply
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.wire import methods
 from mixserve_client.wire.batch import batch_bytes, check_batch, decode_batch, view_batch
-from mixserve_client.wire.request import encode_positions_request, with_batches
+from mixserve_client.wire.request import with_batches
 from mixserve_client.wire.sender import with_sender
 
 if TYPE_CHECKING:
     from mixserve_client.spans import RequestSpan
+
+
+# What numbers of rows refer to: positions of a mixture, or records of a source.
+AnySelection = Selection | RecordSelection
 
 
 class BatchStream:
@@ -34,18 +39,18 @@ class BatchStream:
     def __init__(
         self,
         caller: RetryingCaller,
-        selection: Selection,
+        selection: AnySelection,
         sender: RequestSender,
         wanted: StridedRange | PositionList,
         memory: MemoryPool,
         deadline: float | None = None,
         most_wait_s: float | None = None,
     ):
-        """`most_wait_s` is how long its reader waits for a batch at most."""
+        """Only a `Selection` has a StridedRange. `most_wait_s` is how long its reader waits for a batch at most."""
         self._selection = selection
         self._memory = memory
         self._rest = rest = _Rest(selection, sender, wanted)
-        method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else methods.STREAM_POSITIONS
+        method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else selection.method_of_lists
         self._replies = caller.stream(method, rest.next_request, rest.receive, deadline, selection.asking, most_wait_s)
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -61,7 +66,7 @@ class BatchStream:
         """The span of the requests; None before the first one, and without tracing."""
         return None if self._replies.trace is None else self._replies.trace.request
 
-    def begin(self, lane: Lane) -> None:
+    def begin(self, lane: Lane | None = None) -> None:
         """As `RetryingReplies.begin`."""
         self._replies.begin(lane)
 
@@ -82,7 +87,7 @@ class BatchStream:
 class _Rest:
     """What is left of `wanted`: an object of its own, so that what requests it need not refer to the stream."""
 
-    def __init__(self, selection: Selection, sender: RequestSender, wanted: StridedRange | PositionList):
+    def __init__(self, selection: AnySelection, sender: RequestSender, wanted: StridedRange | PositionList):
         self.wanted = wanted
         self.reply_rows = _reply_rows(wanted, selection)
         self._selection = selection
@@ -110,24 +115,25 @@ class _Rest:
             return None
         selection, sender = self._selection, self._sender.now()
         if isinstance(left, StridedRange):
+            assert isinstance(selection, Selection)
             rows = _reply_rows(left, selection)
             unfinished = with_sender(selection.request_without_rows, sender)
             request = with_batches(unfinished, left.start, left.size, left.stride, left.count, rows)
         else:
             left = PositionList(left.positions[:POSITIONS_PER_REQUEST])
             rows = _reply_rows(left, selection)
-            request = encode_positions_request(selection.positions_request(left.positions, rows, sender))
+            request = selection.list_request(left.positions, rows, sender)
         replies = -(-left.size * left.count // rows)
         return Request(request, replies, batch_bytes(selection.fingerprint, selection.fields, rows))
 
 
-def _reply_rows(wanted: StridedRange | PositionList, selection: Selection) -> int:
+def _reply_rows(wanted: StridedRange | PositionList, selection: AnySelection) -> int:
     return wanted.size * min(wanted.count, reply_batches(wanted.size * selection.row_bytes))
 
 
-def decode_reply(reply: Reply, selection: Selection) -> tuple[Batch, int]:
+def decode_reply(reply: Reply, selection: AnySelection) -> tuple[Batch, int]:
     """The rows in `reply`, and how many there are. Raises CorruptReply, and FingerprintMismatch if they are of another
-    mixture."""
+    mixture or source."""
     # The number is a guess, right unless a reply's framing is as large as a row. If the reply is not exactly what our
     # encoder writes for that number, `view_batch` returns None, and the full decoder reads it or says what is wrong.
     rows = len(reply) // max(1, selection.row_bytes)
@@ -135,6 +141,6 @@ def decode_reply(reply: Reply, selection: Selection) -> tuple[Batch, int]:
     if batch is not None:
         return batch, rows
     fingerprint, batch = decode_batch(reply, len(selection.fields))
-    check_fingerprint(selection.mixture, fingerprint)
+    selection.check_fingerprint(fingerprint)
     rows = check_batch(batch, selection.fields)
     return batch, rows

@@ -13,6 +13,7 @@ from mixserve_client.errors import (
     SourceChanged,
     Unavailable,
     UnknownMixture,
+    UnknownSource,
 )
 
 
@@ -31,6 +32,7 @@ _KINDS: tuple[tuple[type[MixserveError], Kind], ...] = (
     (DeadlineExceeded, Kind.LOST),  # the server's own, or that of one attempt
     (FingerprintMismatch, Kind.WRONG),
     (UnknownMixture, Kind.WRONG),
+    (UnknownSource, Kind.WRONG),
     (SourceChanged, Kind.WRONG),
     (ServerFault, Kind.FAULT),
     (CorruptReply, Kind.FAULT),

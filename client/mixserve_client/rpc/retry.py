@@ -228,7 +228,7 @@ class RetryingReplies(Generic[T]):
             return ReadMode.BACKGROUND
         return replica.transport.read_mode(self._method, request.data)
 
-    def begin(self, lane: Lane) -> None:
+    def begin(self, lane: Lane | None = None) -> None:
         """Send the first request, before the iteration begins. Without this, the iteration sends it.
 
         The streams of a lane must be read one after another, in the order in which they began.

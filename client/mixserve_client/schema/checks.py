@@ -60,3 +60,12 @@ def check_mixture(name: Any) -> str:
         raise InvalidRequest(f"mixture must be the name of a mixture, got {name!r:.100}")
     check_no_token(name, "mixture must be the name of a mixture")
     return name
+
+
+def check_source(name: Any) -> str:
+    """`name` itself, or "" for None. Raises InvalidRequest unless it is text."""
+    name = "" if name is None else name
+    if not isinstance(name, str):
+        raise InvalidRequest(f"source must be the name of a source, got {show(name)}")
+    check_no_token(name, "source must be the name of a source")
+    return name

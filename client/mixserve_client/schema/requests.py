@@ -1,4 +1,4 @@
-"""Requests for rows: a batch, a stream of batches, and positions in any order."""
+"""Requests for rows: a batch, a stream of batches, positions in any order, and records of one source."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -94,3 +94,33 @@ class PositionsRequest:
     def ranges(self, at: int, rows: int) -> list[Range]:
         """The fewest (start, size) ranges of the positions of the rows [at, at + rows)."""
         return ranges_of(self.positions[at : at + rows])
+
+
+# How many servers may pass a request for records on, one to the next.
+MOST_HOPS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordsRequest:
+    """The records of a source at `record_ids` (int64, in any order), in replies of `reply_rows` rows.
+
+    An empty `expected_fingerprint` accepts any source. `hops` is how many servers have asked for others before.
+    """
+
+    mixture: str
+    source: str
+    record_ids: Positions
+    reply_rows: int
+    expected_fingerprint: str = ""
+    hops: int = 0
+    slots: tuple[int, ...] = ()
+    sender: Sender = _UNKNOWN
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(self.record_ids)
+
+    def ranges(self, at: int, rows: int) -> list[Range]:
+        """The fewest (first record, size) ranges of the records of the rows [at, at + rows)."""
+        return ranges_of(self.record_ids[at : at + rows])

@@ -20,6 +20,8 @@ GET_BATCH_AT = _path(_MIX, "GetBatchAt")
 STREAM_BATCHES = _path(_MIX, "StreamBatches")
 STREAM_POSITIONS = _path(_MIX, "StreamPositions")
 DEFINE_SCHEDULE = _path(_MIX, "DefineSchedule")
+GET_SOURCE = _path(_MIX, "GetSource")
+TAKE_RECORDS = _path(_MIX, "TakeRecords")
 GET_SERVER = _path(_MIX, "GetServer")
 GET_STATS = _path(_MIX, "GetStats")
 

@@ -31,7 +31,7 @@ def encode_mixture(mixture: MixtureDescription) -> bytes:
     return mix_pb2.Mixture(
         name=mixture.name,
         fingerprint=mixture.fingerprint,
-        fields=[mix_pb2.Field(name=f.name, dtype=dtype_name(f.dtype), shape=f.shape) for f in mixture.fields],
+        fields=field_messages(mixture.fields),
         sources=[
             mix_pb2.Source(
                 name=s.name,
@@ -58,7 +58,7 @@ def decode_mixture(data: bytes) -> MixtureDescription:
     """The description in a Mixture message. Raises CorruptReply if it describes no mixture that can exist."""
     message = parse_reply(mix_pb2.Mixture, data)
     try:
-        fields = _fields(message.fields)
+        fields = read_fields(message.fields)
         sources = _sources(message.sources)
         if not message.name or not _FINGERPRINT.fullmatch(message.fingerprint):
             raise ValueError(f"a mixture must have a name and a fingerprint, got {message.fingerprint!r:.100}")
@@ -88,7 +88,12 @@ def decode_mixture(data: bytes) -> MixtureDescription:
     )
 
 
-def _fields(messages: Collection[mix_pb2.Field]) -> tuple[Field, ...]:
+def field_messages(fields: Collection[Field]) -> list[mix_pb2.Field]:
+    """The Field messages."""
+    return [mix_pb2.Field(name=field.name, dtype=dtype_name(field.dtype), shape=field.shape) for field in fields]
+
+
+def read_fields(messages: Collection[mix_pb2.Field]) -> tuple[Field, ...]:
     """Raises ValueError or KeyError if these cannot be the fields of a record."""
     if not 1 <= len(messages) <= _FIELDS:
         raise ValueError(f"a record has 1 to {_FIELDS} fields, got {len(messages)}")

@@ -16,7 +16,14 @@ from mixserve_client.schema.positions import (
     check_any_positions,
     check_positions,
 )
-from mixserve_client.schema.requests import BatchRequest, PositionsRequest, Sender, StreamRequest
+from mixserve_client.schema.requests import (
+    MOST_HOPS,
+    BatchRequest,
+    PositionsRequest,
+    RecordsRequest,
+    Sender,
+    StreamRequest,
+)
 from mixserve_client.wire import frame, methods
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.sender import UNKNOWN, sender_message, sender_of
@@ -28,6 +35,7 @@ _OTHERS_BYTES = 128 << 10  # with 2^13 slots
 _REQUEST_BYTES = {
     methods.DEFINE_SCHEDULE: SMALL_REQUEST_BYTES,
     methods.STREAM_POSITIONS: 1 << 20,  # 2^16 positions and 2^13 slots
+    methods.TAKE_RECORDS: 1 << 20,
     methods.RENEW_SESSIONS: 1 << 20,  # 1,000 sessions, also of mixtures with long names
     methods.RELEASE_SESSIONS: 1 << 20,
 }
@@ -75,6 +83,19 @@ def encode_positions_request(request: PositionsRequest) -> bytes:
         expected_fingerprint=request.expected_fingerprint,
         schedule=request.schedule,
         content=mix_pb2.Content.Name(request.content),
+        reply_rows=request.reply_rows,
+        sender=sender_message(request.sender),
+    ).SerializeToString()
+
+
+def encode_records_request(request: RecordsRequest) -> bytes:
+    """The TakeRecordsRequest message, without slots."""
+    return mix_pb2.TakeRecordsRequest(
+        mixture=request.mixture,
+        source=request.source,
+        record_ids=request.record_ids.tolist(),
+        hops=request.hops,
+        expected_fingerprint=request.expected_fingerprint,
         reply_rows=request.reply_rows,
         sender=sender_message(request.sender),
     ).SerializeToString()
@@ -144,6 +165,34 @@ def decode_positions_request(data: bytes) -> PositionsRequest:
     )
 
 
+def decode_records_request(data: bytes) -> RecordsRequest:
+    """The request in `data`; the caller checks that there are such records. Raises InvalidRequest and OutOfRange."""
+    try:
+        message = mix_pb2.TakeRecordsRequest.FromString(data)
+    except DecodeError as error:
+        raise unreadable_request("TakeRecordsRequest", data) from error
+    count = len(message.record_ids)
+    if not 1 <= count <= POSITIONS_PER_REQUEST:
+        raise InvalidRequest(f"the number of record_ids must be 1 to {POSITIONS_PER_REQUEST}, got {count}")
+    if message.reply_rows < 1:
+        raise InvalidRequest(f"reply_rows must be at least 1, got {message.reply_rows}")
+    if not 0 <= message.hops <= MOST_HOPS:
+        raise InvalidRequest(
+            f"hops must be in 0..{MOST_HOPS}, got {message.hops}: so many servers have asked for these records, one "
+            "for the next; do servers read from each other in a circle?"
+        )
+    return RecordsRequest(
+        message.mixture,
+        message.source,
+        np.fromiter(message.record_ids, np.int64, count),
+        message.reply_rows,
+        message.expected_fingerprint,
+        message.hops,
+        _slots(message.slots),
+        _sender(message),
+    )
+
+
 def _batch_message(request: BatchRequest) -> mix_pb2.GetBatchAtRequest:
     return mix_pb2.GetBatchAtRequest(
         mixture=request.mixture,
@@ -172,7 +221,9 @@ def _batch_request(message: mix_pb2.GetBatchAtRequest) -> BatchRequest:
     )
 
 
-def _sender(message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest) -> Sender:
+def _sender(
+    message: mix_pb2.GetBatchAtRequest | mix_pb2.StreamPositionsRequest | mix_pb2.TakeRecordsRequest,
+) -> Sender:
     return sender_of(message.sender) if message.HasField("sender") else UNKNOWN
 
 

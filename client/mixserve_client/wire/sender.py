@@ -11,7 +11,7 @@ from mixserve_client.wire._generated import mix_pb2
 _TRACE_CHARACTERS = 55
 UNKNOWN = Sender()
 
-_OF_BATCH, _OF_POSITIONS = 8, 9  # of GetBatchAtRequest and StreamPositionsRequest
+_OF_BATCH, _OF_POSITIONS = 8, 9  # of GetBatchAtRequest, and of StreamPositionsRequest and TakeRecordsRequest
 _FIRST_BATCH = 1  # of StreamBatchesRequest
 _CLIENT, _TRACE = 1, 4  # of Sender
 _READER, _WAIT_SHARE = Struct("<BQ"), Struct("<Bf")
@@ -32,7 +32,7 @@ def with_trace(method: str, request: bytes, trace: str) -> bytes:
         return request + frame.delimited(_OF_BATCH, sender)
     if method == methods.STREAM_BATCHES:
         return request + frame.delimited(_FIRST_BATCH, frame.delimited(_OF_BATCH, sender))
-    if method == methods.STREAM_POSITIONS:
+    if method in (methods.STREAM_POSITIONS, methods.TAKE_RECORDS):
         return request + frame.delimited(_OF_POSITIONS, sender)
     return request
 

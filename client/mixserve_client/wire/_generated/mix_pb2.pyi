@@ -217,6 +217,58 @@ class StreamPositionsRequest(_message.Message):
     checksum: int
     def __init__(self, mixture: _Optional[str] = ..., positions: _Optional[_Iterable[int]] = ..., key: _Optional[_Union[Key, _Mapping]] = ..., expected_fingerprint: _Optional[str] = ..., schedule: _Optional[str] = ..., content: _Optional[_Union[Content, str]] = ..., reply_rows: _Optional[int] = ..., sender: _Optional[_Union[Sender, _Mapping]] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
+class GetSourceRequest(_message.Message):
+    __slots__ = ("mixture", "source", "checksum")
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    source: str
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., source: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class RecordSource(_message.Message):
+    __slots__ = ("mixture", "name", "fields", "length", "content", "fingerprint", "content_sampled", "checksum")
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    name: str
+    fields: _containers.RepeatedCompositeFieldContainer[Field]
+    length: int
+    content: bytes
+    fingerprint: str
+    content_sampled: bool
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., name: _Optional[str] = ..., fields: _Optional[_Iterable[_Union[Field, _Mapping]]] = ..., length: _Optional[int] = ..., content: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., content_sampled: bool = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class TakeRecordsRequest(_message.Message):
+    __slots__ = ("mixture", "record_ids", "source", "hops", "expected_fingerprint", "reply_rows", "sender", "slots", "checksum")
+    MIXTURE_FIELD_NUMBER: _ClassVar[int]
+    RECORD_IDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    REPLY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    mixture: str
+    record_ids: _containers.RepeatedScalarFieldContainer[int]
+    source: str
+    hops: int
+    expected_fingerprint: str
+    reply_rows: int
+    sender: Sender
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    def __init__(self, mixture: _Optional[str] = ..., record_ids: _Optional[_Iterable[int]] = ..., source: _Optional[str] = ..., hops: _Optional[int] = ..., expected_fingerprint: _Optional[str] = ..., reply_rows: _Optional[int] = ..., sender: _Optional[_Union[Sender, _Mapping]] = ..., slots: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
 class Batch(_message.Message):
     __slots__ = ("fingerprint", "arrays", "slot", "slot_bytes", "checksum")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
