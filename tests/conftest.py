@@ -38,7 +38,17 @@ ROUTES: dict[str, dict[str, Any]] = {
 # long file when the others have no file left.
 FAULTS = ("chaos", "fuzz", "soak")  # folders that `make test-faults` runs
 # What `make test-operating` runs: servers and commands as processes of their own, as operators use them.
-OPERATING = ("crash", "fleet", "logs", "slurm", "top", "tracing", "versions", "test_processes.py")
+OPERATING = (
+    "crash",
+    "fleet",
+    "logs",
+    "slurm",
+    "test_processes.py",
+    "test_remote_replicas.py",
+    "top",
+    "tracing",
+    "versions",
+)
 LONGEST = (
     "load/test_health_of_mixtures.py",
     "security/test_connections.py",

@@ -74,7 +74,10 @@ def test_every_decoder_and_every_kind_of_source_is_fuzzed():
     decoders = {name for module in modules for name in vars(module) if name.startswith("decode_")}
     fuzzed = Path(wire_targets.__file__).read_text()
     assert [name for name in decoders if f".{name}" not in fuzzed] == []
-    assert {kind for kind, _ in file_targets.MAKERS.values()} == KINDS.keys() - {"factory", "remote"}  # which read no files
+    assert {kind for kind, _ in file_targets.MAKERS.values()} == KINDS.keys() - {
+        "factory",
+        "remote",
+    }  # which read no files
 
 
 def raising(error: BaseException):

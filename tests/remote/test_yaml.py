@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from mixserve import MixServer
 from mixserve.build import open_nodes
+from mixserve.cli.main import app
 from mixserve.config import ConfigError, load_config
 from mixserve_client.credentials import TlsOptions
 from tests.remote.serving import NAMES, array_sources, serve_sources, write_yaml
-from tests.test_cli import run_cli
 
 FILES = {name: f"{{kind: arrays, path: {name}.npz, weight: 1}}" for name in NAMES}
 
@@ -47,16 +48,19 @@ def test_a_content_id_stands_for_the_content(folder, data):
     assert one.mixture.fingerprint == other.mixture.fingerprint
 
 
-def test_check_shows_a_remote_source(folder, data, capsys):
+def shown(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_check_and_explain_show_a_remote_source(folder, data):
     written = f"{{kind: remote, address: ['{data.address}'], mixture: data, source: b, weight: 1}}"
     file = write_yaml(folder, "mixture.yaml", {"train": {"far": written}})
-    code, out, _ = run_cli(capsys, "check", str(file), "--full")
-    assert code == 0
-    assert "far" in out
-    assert "80" in out
-    code, out, _ = run_cli(capsys, "explain", str(file), "--key", "0", "--size", "2")
-    assert code == 0
-    assert data.address in out
+    checked = shown("check", str(file), "--full")
+    assert "far" in checked
+    assert "80" in checked
+    assert data.address in shown("explain", str(file), "--key", "0", "--size", "2")
 
 
 @pytest.mark.parametrize(
