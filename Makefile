@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
+.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-image test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ bench-tls: $(READY) ## Measure a server with TLS, and with client certificates a
 
 bench-checksum: $(READY) ## Measure batches with checksums beside batches without
 	$(BIN)/python -m benchmarks.checksum
+
+bench-remote: $(READY) ## Measure sources on another server beside the same in the server itself
+	$(BIN)/python -m benchmarks.remote
 
 bench-watching: $(READY) ## Measure a server that counts what it serves, and is asked for it, beside one that does not
 	$(BIN)/python -m benchmarks.watching

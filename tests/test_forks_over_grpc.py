@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
+from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RemoteSource, serve
 from mixserve_client import AsyncMixClient, MixClient
 from mixserve_client.transport.forking import GATE
 from mixserve_client.transport.grpc import GrpcTransport
@@ -115,6 +115,14 @@ def each_process_counts_its_own_under_its_own_name(address: str) -> None:
     assert client.stats()["mixserve_client_batches_total"].value() == 3
     next(batches)
     assert client.stats()["mixserve_client_batches_total"].value() == 4
+
+
+def a_remote_source_is_read_over_connections_of_its_own(address: str) -> None:
+    source = RemoteSource(address, source="0")
+    ids = np.array([5, 999, 0])
+    pending = source.begin_take(ids)  # the parent's, which goes on in it
+    assert in_a_fork(lambda: x(source.take(ids))) == "[5, 999, 0]"
+    assert x(pending()) == x(source.take(ids)) == ids.tolist()
 
 
 def threads_that_race_make_one_connection(address: str) -> None:
@@ -330,6 +338,7 @@ def an_asyncio_client_has_threads_of_its_own(address: str) -> None:
 CASES = [
     a_server_is_its_parents_and_no_calls_are_made_beside_it,
     each_process_counts_its_own_under_its_own_name,
+    a_remote_source_is_read_over_connections_of_its_own,
     threads_that_race_make_one_connection,
     a_client_works_whatever_its_parents_threads_are_doing,
     what_is_dropped_leaves_the_parents_alone,

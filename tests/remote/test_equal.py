@@ -247,3 +247,27 @@ def test_dtypes_of_all_sizes_are_kept():
         "half": ("bfloat16", (2, 3)),
         "flag": ("bool", (2,)),
     }
+
+
+def test_what_a_device_holds_is_given_out_from_the_host():
+    source = ArraySource({"x": np.arange(90, dtype=np.int32).reshape(30, 3)})
+    node = mixed([source], ["a"], sampling="categorical", placement="device")
+    with serve({"data": node}, address="127.0.0.1:0") as data:
+        remote = RemoteSource(data.address)
+        assert MixClient.connect(data.address).mixture().placement == "device"
+        np.testing.assert_array_equal(remote.take(np.array([7, 2]))["x"], source.take(np.array([7, 2]))["x"])
+        with pytest.raises(ValueError, match="device"):
+            mixed([remote], ["a"], sampling="categorical", placement="device")
+
+
+def test_taken_records_are_counted_as_asked_for_and_as_given():
+    with serve_sources(array_sources()[:2], ["a", "b"]) as data, MixClient.connect(data.address) as client:
+        RemoteSource(data.address, source="b").take(np.arange(50))
+        found = client.server_stats()
+        where = {"mixture": "data", "source": "b", "server": data.address}
+        for name in ("mixserve_records_total", "mixserve_requested_records_total"):
+            assert found[name].value(**where) == 50
+            assert found[name].value(**where | {"source": "a"}) == 0
+        assert found["mixserve_source_bytes_total"].value(**where) == 50 * 72
+        calls = found["mixserve_calls_total"]
+        assert calls.value(method="TakeRecords", mixture="data", server=data.address) == 1

@@ -84,9 +84,9 @@ def test_descriptions_that_cannot_be_are_refused(changed, said):
     else:
         (name, value) = next(iter(changed.items()))
         setattr(message, name, value)
-    with hostile_server(Answers(lambda *_: [message.SerializeToString()]), STREAMS) as address:
-        with pytest.raises(CorruptReply, match=said):
-            RemoteSource(address, mixture="data", source="web", patience_s=1)
+    answers = Answers(lambda *_: [message.SerializeToString()])
+    with hostile_server(answers, STREAMS) as address, pytest.raises(CorruptReply, match=said):
+        RemoteSource(address, mixture="data", source="web", patience_s=1)
 
 
 def reply(rows: int, fingerprint: str = SOURCE.fingerprint, name: str = "x") -> bytes:
