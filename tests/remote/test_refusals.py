@@ -10,6 +10,7 @@ import pytest
 
 from mixserve import ArraySource, MixServer, RemoteSource, local_client, serve
 from mixserve.access.certificates import ServerTls
+from mixserve.sources.hops import current_hops
 from mixserve_client import (
     InvalidRequest,
     MixClient,
@@ -118,7 +119,7 @@ def test_other_records_at_the_same_place_are_refused_at_every_read(data):
         first.stop(0)
         with serve({"data": mixed([ArraySource(rows(30, 2))], ["a"])}, address=address):
             for _ in range(2):
-                with pytest.raises(SourceChanged, match=rf"'there' .*'a' of .* at {address}.*would differ.*Restart"):
+                with pytest.raises(SourceChanged, match=rf"a record of the source 'there' .*'a' of .* at {address}.*would differ.*Restart"):
                     client.get_batch_at(64, 64, 0)
             assert client.get_plan_at(64, 64, 0)["source_id"].shape == (64,)
         with serve({"data": mixed([ArraySource(rows(30, 1))], ["a"])}, address=address):  # the first ones are back
@@ -224,6 +225,24 @@ def test_servers_that_read_from_each_other_in_a_circle_say_so():
             with pytest.raises(ServerFault, match="in a circle"):
                 client.get_batch_at(0, 8, 0)
             assert time.monotonic() - began < 20
+
+
+class Noting(Broken):
+    """A source that notes how many servers have asked for its records."""
+
+    def take(self, record_ids: np.ndarray) -> Any:
+        self.hops = current_hops()
+        return self._rows.take(record_ids)
+
+
+def test_a_source_is_read_for_as_many_servers_as_have_asked():
+    """In the thread that reads it, which is not that of the call."""
+    source = Noting()
+    with serve_sources([source], ["a"]) as server:
+        take(server, hops=3)
+        assert source.hops == 3
+        take(server, hops=0, record_ids=np.array([5]))
+        assert source.hops == 0
 
 
 def refusal(client: MixClient) -> str:
