@@ -61,9 +61,11 @@ class RemoteSource:
         token: str | None = None,
         token_file: str | PathLike[str] | None = None,
         patience_s: float = PATIENCE_S,
+        zone: str | None = None,
         name: str | None = None,
     ):
-        """`address`, `tls`, `token` and `token_file` are as in `MixClient.connect`; the token needs the role reader.
+        """`address`, `tls`, `token`, `token_file` and `zone` are as in `MixClient.connect`; the token needs the role
+        reader. `name` is the source's in a mixture here.
 
         `mixture` and `source` may be left out if the server has only one. A source of a nested mixture is named
         `outer/inner`. `patience_s` is how many seconds a read keeps trying to reach a server, and this too.
@@ -71,7 +73,7 @@ class RemoteSource:
         Raises Unavailable if no server answers; UnknownMixture and UnknownSource; InvalidRequest for wrong arguments,
         and for a source whose records depend on a key too; Unauthenticated and PermissionDenied.
         """
-        options = ConnectOptions(address, patience_s=patience_s, tls=tls, token=token, token_file=token_file)
+        options = ConnectOptions(address, patience_s=patience_s, tls=tls, token=token, token_file=token_file, zone=zone)
         wanted = check_mixture(mixture), check_source(source)
         try:
             reader = RecordReader.connect(options, *wanted)

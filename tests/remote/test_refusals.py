@@ -119,7 +119,10 @@ def test_other_records_at_the_same_place_are_refused_at_every_read(data):
         first.stop(0)
         with serve({"data": mixed([ArraySource(rows(30, 2))], ["a"])}, address=address):
             for _ in range(2):
-                with pytest.raises(SourceChanged, match=rf"a record of the source 'there' .*'a' of .* at {address}.*would differ.*Restart"):
+                with pytest.raises(
+                    SourceChanged,
+                    match=rf"a record of the source 'there' .*'a' of .* at {address}.*would differ.*Restart",
+                ):
                     client.get_batch_at(64, 64, 0)
             assert client.get_plan_at(64, 64, 0)["source_id"].shape == (64,)
         with serve({"data": mixed([ArraySource(rows(30, 1))], ["a"])}, address=address):  # the first ones are back

@@ -122,8 +122,10 @@ def test_tls_is_a_switch_a_path_or_files(tmp_path, monkeypatch, written, made):
 
     monkeypatch.setattr("mixserve.sources.remote_source.RemoteSource", remember)
     file = write_yaml(
-        tmp_path, "mixture.yaml", {"train": {"a": f"{{kind: remote, weight: 1, address: 'h:1', tls: {written}}}"}}
+        tmp_path,
+        "mixture.yaml",
+        {"train": {"a": f"{{kind: remote, weight: 1, address: 'h:1', zone: z, tls: {written}}}"}},
     )
     load_config(file).mixtures["train"].sources["a"].open(tmp_path)
     assert given["tls"] == made
-    assert given["patience_s"] == 30
+    assert (given["patience_s"], given["zone"]) == (30, "z")

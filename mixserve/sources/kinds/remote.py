@@ -31,7 +31,8 @@ def as_tls(value: Any) -> Any:
 
 class RemoteConfig(SourceConfig):
     """The source `source` of the mixture `mixture` (None: the only one) of the server at `address`; several addresses
-    are replicas. `token_file` has the token for it. `patience_s` is how many seconds a read tries to reach a server.
+    are replicas, of which those of `zone` are asked first. `token_file` has the token for it. `patience_s` is how many
+    seconds a read tries to reach a server.
     """
 
     kind: Literal["remote"]
@@ -40,6 +41,7 @@ class RemoteConfig(SourceConfig):
     source: Name | None = None
     tls: Annotated[RemoteTlsConfig | None, BeforeValidator(as_tls)] = None
     token_file: str | None = Field(default=None, min_length=1)
+    zone: Name | None = None
     patience_s: Annotated[float, AfterValidator(lambda given: check_seconds("patience_s", given))] | None = None
 
     @model_validator(mode="after")
@@ -70,5 +72,6 @@ class RemoteConfig(SourceConfig):
             if tls is None
             else TlsOptions(path("tls.ca", tls.ca), path("tls.certificate", tls.certificate), path("tls.key", tls.key)),
             token_file=path("token_file", self.token_file),
+            zone=self.zone,
             patience_s=PATIENCE_S if self.patience_s is None else self.patience_s,
         )
