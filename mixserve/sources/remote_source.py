@@ -48,7 +48,8 @@ class RemoteSource:
     Length, element spec and content are those of that source, as they were when this was made: what it has after a
     change is refused. So a mixture has the same fingerprint and the same batches as with the source itself.
 
-    It can be pickled, and used after a fork: each process has connections of its own.
+    It can be pickled, and used after a fork: each process has connections of its own, which the sources with equal
+    addresses and options share.
     """
 
     def __init__(
@@ -145,10 +146,6 @@ class RemoteSource:
     def locate(self, record_id: int) -> str:
         """The server and the source that have the record."""
         return f"record {record_id:,} of {self._which()}"
-
-    def close(self) -> None:
-        """End running reads, and close the connections."""
-        self._reader.close()
 
     def __reduce__(self) -> Any:
         return _with_reader, (type(self), self._reader, self.name)

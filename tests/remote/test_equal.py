@@ -1,5 +1,6 @@
 """A mixture with sources of other servers is the mixture with the sources themselves: fingerprint, batches, states."""
 
+import gc
 import pickle
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from mixserve import (
 )
 from mixserve.sources.without import SourceWithout
 from mixserve_client import MixClient
+from mixserve_client.reading import records
 from tests.arrow_files import batches_of, save_to_disk
 from tests.conftest import arrays
 from tests.remote.serving import NAMES, array_sources, digests, mixed, rows, serve_sources
@@ -249,6 +251,20 @@ def test_dtypes_of_all_sizes_are_kept():
         "half": ("bfloat16", (2, 3)),
         "flag": ("bool", (2,)),
     }
+
+
+def test_sources_of_one_server_share_their_connections():
+    known = set(records._resources)
+    with serve_sources(array_sources()[:2], ["a", "b"]) as data:
+        sources = [RemoteSource(data.address, source=name) for name in ("a", "b")]
+        sources.append(pickle.loads(pickle.dumps(sources[0])))
+        other = RemoteSource(data.address, source="a", patience_s=3)
+        assert len({id(source._reader._resources) for source in sources}) == 1
+        assert other._reader._resources is not sources[0]._reader._resources
+        assert len(set(records._resources) - known) == 2
+        del sources, other
+        gc.collect()
+    assert set(records._resources) <= known
 
 
 def test_what_a_device_holds_is_given_out_from_the_host():

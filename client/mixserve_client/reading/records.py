@@ -17,18 +17,22 @@ from mixserve_client.schema.records import RecordSource
 from mixserve_client.wire import methods
 from mixserve_client.wire.source import decode_source, encode_source_request
 
+# A mixture may read many sources of one server: these share connections, and the memory for replies.
+_resources: "weakref.WeakValueDictionary[ConnectOptions, Resources]" = weakref.WeakValueDictionary()
+
 
 class RecordReader:
     """Reads records of `source`, and refuses those of a source that has another fingerprint. Thread-safe.
 
-    It can be pickled: the copy connects to the same servers, and expects the same source.
+    It can be pickled: the copy connects to the same servers, and expects the same source. Readers with equal options
+    share their connections, which end when the last of them is collected.
     """
 
-    def __init__(self, options: ConnectOptions, source: RecordSource, resources: Resources | None = None):
-        """`resources` are those for `options` (None: new ones). Sends nothing."""
+    def __init__(self, options: ConnectOptions, source: RecordSource):
+        """Sends nothing."""
         self.source = source
         self._options = options
-        self._resources = resources or MixtureCatalog.connect(options).resources
+        self._resources = _resources_for(options)
 
     @classmethod
     def connect(cls, options: ConnectOptions, mixture: str, source: str) -> "RecordReader":
@@ -37,7 +41,7 @@ class RecordReader:
         Raises UnknownMixture, UnknownSource, InvalidRequest for a source whose records depend on a key, and what every
         call may raise.
         """
-        resources = MixtureCatalog.connect(options).resources
+        resources = _resources_for(options)
 
         def decode(reply: bytes) -> RecordSource:
             found = decode_source(reply)
@@ -48,14 +52,9 @@ class RecordReader:
                 )
             return found
 
-        try:
-            # The first replica of the list decides, whichever is quickest.
-            request, asking = encode_source_request(mixture, source), Asking(in_order=True)
-            found = resources.here.caller.ask(methods.GET_SOURCE, request, decode, None, asking)
-        except BaseException:
-            resources.here.close()
-            raise
-        return cls(options, found, resources)
+        # The first replica of the list decides, whichever is quickest.
+        request, asking = encode_source_request(mixture, source), Asking(in_order=True)
+        return cls(options, resources.here.caller.ask(methods.GET_SOURCE, request, decode, None, asking))
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -69,12 +68,14 @@ class RecordReader:
         """
         return PendingRecords(self._resources.here, RecordSelection(self.source, hops), record_ids)
 
-    def close(self) -> None:
-        """End running calls, and close the connections."""
-        self._resources.here.close()
-
     def __reduce__(self) -> Any:
         return RecordReader, (self._options, self.source)
+
+
+def _resources_for(options: ConnectOptions) -> Resources:
+    # No lock, which a fork could leave locked: if threads race, the worst is that they do not share.
+    found = _resources.get(options)
+    return _resources.setdefault(options, MixtureCatalog.connect(options).resources) if found is None else found
 
 
 class PendingRecords:
