@@ -76,6 +76,9 @@ def test_the_version_is_that_of_one_file_everywhere():
         pinned = [line for line in read["project"]["dependencies"] if line.startswith("mixserve-client")]
         assert pinned == ([f"mixserve-client=={written[1]}"] if file == "pyproject.toml" else [])
     assert f"include {VERSION}\n" in (ROOT / "MANIFEST.in").read_text()  # the sdist of the server reads it, too
+    for file in ("Dockerfile", "client.Dockerfile"):
+        told = re.findall(r"^ARG VERSION=(.*)$", (ROOT / "deploy" / file).read_text(), re.MULTILINE)
+        assert set(told) == {written[1]}, f"deploy/{file} gives the image another version"
     for name in ("mixserve", "mixserve-client"):
         assert version(name) == written[1], f"{name} was installed before its version changed: run make setup"
 

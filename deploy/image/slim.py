@@ -7,34 +7,41 @@ import compileall
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 # Sources and headers for compilers, and static libraries: the image has no compiler.
 _TO_COMPILE = {".a", ".c", ".cc", ".cpp", ".h", ".hpp", ".pxd", ".pyx"}
+# CUDA compiles on the machine that it runs on, with files that look as if nothing needed them.
+_AS_IT_IS = "nvidia"
 
 
 def main(environment: Path) -> None:
+    """Change what is installed in `environment`. Raises CalledProcessError if a library cannot be stripped."""
     (packages,) = environment.glob("lib/python3*/site-packages")
-    for folder in list(packages.rglob("tests")):
-        # Tests of the packages themselves. A package called tests has an owner at the top, and stays.
-        if folder.is_dir() and folder.parent != packages:
-            shutil.rmtree(folder, ignore_errors=True)
-    for file in packages.rglob("*"):
-        if file.suffix in _TO_COMPILE and file.is_file():
-            file.unlink()
-    for library in packages.rglob("*.so*"):
-        # patchelf has moved parts of what lies in NAME.libs, so that `strip` may break it; NVIDIA ships its own stripped.
-        if not any(part.endswith(".libs") or part == "nvidia" for part in library.relative_to(packages).parts):
+    for path in list(_found_in(packages)):
+        if path.name == "tests" and path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix in _TO_COMPILE and path.is_file():
+            path.unlink()
+        # patchelf has moved parts of what lies in NAME.libs, so that `strip` may break it.
+        elif ".so" in path.suffixes and path.is_file() and not path.parent.name.endswith(".libs"):
             # The table of all symbols, which only debuggers and printed C++ stacks read; the dynamic one stays.
-            subprocess.run(["strip", "--strip-unneeded", library], check=True)
+            subprocess.run(["strip", "--strip-unneeded", path], check=True)
     # Bytecode that holds whatever the time of its source is: layers and registries may change that. Nobody can write it
     # later, since the root is read-only.
-    if not compileall.compile_dir(packages, quiet=1, workers=0, invalidation_mode=_UNCHECKED):
+    mode = PycInvalidationMode.UNCHECKED_HASH
+    if not compileall.compile_dir(packages, quiet=1, workers=0, invalidation_mode=mode):
         sys.exit("some packages cannot be compiled")
 
 
-if __name__ == "__main__":
-    from py_compile import PycInvalidationMode
+def _found_in(packages: Path) -> Iterator[Path]:
+    """All files and folders of the packages, outer folders first."""
+    for package in packages.iterdir():
+        if package.is_dir() and package.name != _AS_IT_IS:
+            yield from package.rglob("*")
 
-    _UNCHECKED = PycInvalidationMode.UNCHECKED_HASH
+
+if __name__ == "__main__":
     main(Path(sys.argv[1]))
