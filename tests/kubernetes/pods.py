@@ -24,7 +24,7 @@ from tests.kubernetes.rendering import Object, containers, of_kind, workload
 from tests.ports import free_ports
 from tests.processes import DEADLINE_S
 
-_SERVICE = "mixserve.mixserve.svc.cluster.local"
+SERVICE = "mixserve.mixserve.svc.cluster.local"
 
 
 class Pod:
@@ -93,7 +93,7 @@ class Pod:
     def _here(self, text: str) -> str:
         mounts = {m["mountPath"]: m["name"] for one in containers(self.spec) for m in one["volumeMounts"]}
         folders = {path: str(self._folder_of(name)) for path, name in mounts.items()}
-        names = {str(number): str(port) for number, port in self.ports.items()} | {_SERVICE: "localhost"}
+        names = {str(number): str(port) for number, port in self.ports.items()} | {SERVICE: "localhost"}
         # In one go: what was put in is not replaced once more.
         pattern = rf"(?<![\w./-])(?:{_any_of(folders)})(?![\w.-])|(?<![\w.-])(?:{_any_of(names)})(?![\w.-])"
         return re.sub(pattern, lambda found: (folders | names)[found.group()], text)

@@ -37,7 +37,9 @@ def copy_with_secrets(folder: Path) -> Path:
     if shutil.which("openssl") is None:
         pytest.skip("the command openssl makes certificates, and is not here")
     shutil.copytree(ROOT / "deploy", folder / "deploy")
-    (commands,) = [text for language, text in blocks("deploy.md") if language == "sh" and "openssl" in text]
+    (commands,) = [
+        text for language, text in blocks("deploy.md") if language == "sh" and "cd deploy/kubernetes" in text
+    ]
     Reader(folder).run(commands)
     return folder / "deploy" / "kubernetes"
 
