@@ -22,6 +22,7 @@ from mixserve_client.schema.server import ServerDescription
 from mixserve_client.transport.base import Interrupted, Lane, ReadMode, Replies, Transport
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.bulk_connection import BulkConnection
+from mixserve_client.transport.connecting import connect_tcp
 from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.endpoints import Endpoint, endpoint_of
 from mixserve_client.transport.pipes import Pipe, PlainPipe, TlsPipe
@@ -202,7 +203,7 @@ class BulkTransport:
     def _connect(self, at: Endpoint, until: float) -> Pipe:
         assert self._endpoint is not None
         context = self._credentials.context()
-        made = _connected(at, until)
+        made = connect_tcp(at, until)
         try:
             if context is None:
                 return PlainPipe(made)
@@ -275,25 +276,3 @@ def _remaining_s(until: float) -> float:
     if remaining_s <= 0:
         raise TimeoutError("it took too long")
     return remaining_s
-
-
-def _connected(at: Endpoint, until: float) -> socket.socket:
-    """A connection to the first of the host's addresses that answers. Raises OSError."""
-    try:
-        found = socket.getaddrinfo(at.host, at.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label of a name is empty, or too long
-        raise OSError(f"{at.host!r:.100} is no name of a host: {error}") from error
-    said = "it has no address"
-    for place, (family, kind, protocol, _, address) in enumerate(found):
-        made = socket.socket(family, kind, protocol)
-        try:
-            made.settimeout(_remaining_s(until) / (len(found) - place))
-            made.connect(address)
-            return made
-        except OSError as error:
-            made.close()
-            said = str(error)
-        except BaseException:
-            made.close()
-            raise
-    raise OSError(said)

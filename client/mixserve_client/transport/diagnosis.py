@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mixserve_client.credentials import TlsOptions
 from mixserve_client.schema.certificate import Certificate, decode
+from mixserve_client.transport.connecting import connect_tcp
 from mixserve_client.transport.contexts import accepting_context, authorities_of, checking_context
 from mixserve_client.transport.endpoints import Endpoint, endpoint_of
 
@@ -186,7 +187,7 @@ def _messages(received: bytes) -> list[int]:
 
 
 def _socket(server: _Server, until: float) -> socket.socket:
-    made = socket.create_connection(server.endpoint, min(_CONNECT_S, _remaining_s(until)))
+    made = connect_tcp(server.endpoint, min(until, time.monotonic() + _CONNECT_S))
     made.settimeout(_remaining_s(until))
     return made
 
