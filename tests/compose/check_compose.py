@@ -204,6 +204,7 @@ def test_trainers_read_on_while_replicas_are_killed_and_replaced(engine: Engine)
         assert read == expected(config, rank, set(read)), service
         waited = longest_wait_s(engine, service)
         print(f"{service}: {max(read)} batches, {len(read)} digests as in process, waited {waited:.2f} s at most")
+        print("".join(f"  {line}\n" for line in log.splitlines() if not line.startswith("step ")), end="")
         batches, compared, longest = batches + max(read), compared + len(read), max(longest, waited)
     assert longest < LONGEST_WAIT_S
     print(
