@@ -136,6 +136,15 @@ def check_dashboard(found: Prometheus) -> None:
     assert sessions["mixserve-1:9090", "held"] == 1
 
 
+def check_new_certificate(engine: Engine, found: Prometheus) -> None:
+    """The script, called again, leaves tokens and authority as they were, and the servers take what it makes."""
+    ends, secrets = "min(mixserve_certificate_expiry_timestamp_seconds)", engine.folder / "deploy" / "secrets"
+    before, kept = found.value(ends), [(secrets / name).read_bytes() for name in ("ca.pem", "server/tokens.yaml")]
+    print(engine.run(f"sh deploy/compose/secrets.sh IP:{engine.address}").strip())
+    wait_for("the new certificate in Prometheus", lambda: found.value(ends) > before)
+    assert [(secrets / name).read_bytes() for name in ("ca.pem", "server/tokens.yaml")] == kept
+
+
 def test_trainers_read_on_while_replicas_are_killed_and_replaced(engine: Engine):
     page = Page(engine)
     for word in ("head", "build", "secrets.sh", "up --detach\n"):
@@ -144,12 +153,12 @@ def test_trainers_read_on_while_replicas_are_killed_and_replaced(engine: Engine)
         print(f"{service} serves after {wait_for_log(engine, service, 'serving on'):.1f} s")
     page.run("token.sh reader")
     print("a trainer outside:", page.run("import MixClient").strip())
-    engine.run("umask 077; sh deploy/compose/token.sh trainer session > session-token")
+    engine.run("umask 077; sh deploy/compose/token.sh trainer session > session.token")
     for service in SERVICES:
         wait_for_log(engine, service, "step 100:")
     config = engine.folder / "deploy" / "data" / "mixture.yaml"
     secrets = {"tls": str(engine.folder / "deploy" / "secrets" / "ca.pem")}
-    token = str(engine.folder / "session-token")
+    token = str(engine.folder / "session.token")
     found = Prometheus(f"http://{engine.address}:9090")
 
     began = time.monotonic()
@@ -189,7 +198,8 @@ def test_trainers_read_on_while_replicas_are_killed_and_replaced(engine: Engine)
         print(f"{check_rules(found)} rules of deploy/prometheus are loaded and evaluated")
         check_dashboard(found)
         assert found.query('ALERTS{alertstate="firing"}') == []
-    lasted = time.monotonic() - began
+        lasted = time.monotonic() - began
+        check_new_certificate(engine, found)
 
     engine.compose(f"stop {' '.join(SERVICES)}")
     with local_client(build_nodes(load_config(config), config)) as local, local.session("run-1") as same:
@@ -222,7 +232,10 @@ def check_one_alone(engine: Engine, page: Page) -> None:
     try:
         page.run("docker run")
         wait_for("a replica", lambda: "serving on" in engine.run(f"docker logs {engine.project}", both=True))
-        secrets = {"tls": str(engine.folder / "deploy/secrets/ca.pem"), "token_file": str(engine.folder / "token")}
+        secrets = {
+            "tls": str(engine.folder / "deploy/secrets/ca.pem"),
+            "token_file": str(engine.folder / "deploy/secrets/me.token"),
+        }
         with MixClient.connect(f"{engine.address}:50051", **secrets) as client:
             next(client.batches(8, key=1))
             print(f"a replica without Compose serves over {client.transport}")
