@@ -26,7 +26,7 @@ class Engine:
     """Runs commands of a page in `folder`, with `docker` as the engine that is here.
 
     `extra` is one more file for Compose. Containers and volumes belong to a project of their own, and ports are
-    published at `address`, an address of this machine that nobody else uses.
+    published at `address`, one of the loopback addresses, drawn for each run.
     """
 
     def __init__(self, command: str, folder: Path, extra: Path):

@@ -33,10 +33,11 @@ def tool(name: str) -> str:
 
 
 def copy_with_secrets(folder: Path) -> Path:
-    """Do in a copy of the checkout's `deploy` what docs/deploy.md says; returns its `deploy/kubernetes`."""
+    """Do in a copy of the checkout's `deploy/kubernetes` what docs/deploy.md says; returns its `deploy/kubernetes`."""
     if shutil.which("openssl") is None:
         pytest.skip("the command openssl makes certificates, and is not here")
-    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    # Not all of `deploy`: its folder of secrets for Compose may be another user's.
+    shutil.copytree(ROOT / "deploy" / "kubernetes", folder / "deploy" / "kubernetes")
     (commands,) = [
         text for language, text in blocks("deploy.md") if language == "sh" and "cd deploy/kubernetes" in text
     ]

@@ -50,7 +50,7 @@ def _addresses(at: Endpoint, until: float) -> _Found:
 
 
 class _Lookups:
-    """Those under way in this process. A lookup cannot be ended, so whoever needs the same one waits for it too."""
+    """Those under way in this process. A lookup cannot be ended, so callers that need the same one share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
