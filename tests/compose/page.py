@@ -40,11 +40,12 @@ class Page:
     def _here(self, text: str) -> str:
         """With an address, names and an image of the test's own in place of those that a reader's machine may use."""
         engine = self._engine
-        text = text.replace("localhost:", f"{engine.address}:").replace(
-            "secrets.sh\n", f"secrets.sh IP:{engine.address}\n"
-        )
-        text = text.replace("--name mixserve", f"--name {engine.project}").replace(
-            "mixserve-cache:", f"{engine.project}:"
-        )
+        for old, new in (
+            ("localhost:", f"{engine.address}:"),
+            ("secrets.sh\n", f"secrets.sh IP:{engine.address}\n"),
+            ("--name mixserve", f"--name {engine.project}"),
+            ("mixserve-cache:", f"{engine.project}:"),
+        ):
+            text = text.replace(old, new)
         text = re.sub(r"--publish (?=\d)", f"--publish {engine.address}:", text)
         return re.sub(r" mixserve$", f" {IMAGES['MIXSERVE_IMAGE']}", text, flags=re.MULTILINE)
