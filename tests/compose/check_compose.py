@@ -222,21 +222,4 @@ def test_trainers_read_on_while_replicas_are_killed_and_replaced(engine: Engine)
     )
 
     page.run("down")
-    check_one_alone(engine, page)
     page.check_end()
-
-
-def check_one_alone(engine: Engine, page: Page) -> None:
-    """A replica without Compose serves the same."""
-    try:
-        page.run("docker run")
-        wait_for("a replica", lambda: "serving on" in engine.run(f"docker logs {engine.project}", both=True))
-        secrets = {
-            "tls": str(engine.folder / "deploy/secrets/ca.pem"),
-            "token_file": str(engine.folder / "deploy/secrets/me.token"),
-        }
-        with MixClient.connect(f"{engine.address}:50051", **secrets) as client:
-            next(client.batches(8, key=1))
-            print(f"a replica without Compose serves over {client.transport}")
-    finally:
-        engine.run(f"docker rm --force {engine.project}; docker volume rm {engine.project}")

@@ -1,13 +1,13 @@
-"""The section of docs/deploy.md about two replicas: its commands, run literally but for addresses and names."""
+"""The section of docs/deploy.md about Compose: its commands, run literally but for the address."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.compose.engine import IMAGES, Engine
+from tests.compose.engine import Engine
 
-SECTION = "Two replicas with TLS and tokens"
+SECTION = "Compose"
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -38,14 +38,6 @@ class Page:
         assert self._left == []
 
     def _here(self, text: str) -> str:
-        """With an address, names and an image of the test's own in place of those that a reader's machine may use."""
-        engine = self._engine
-        for old, new in (
-            ("localhost:", f"{engine.address}:"),
-            ("secrets.sh\n", f"secrets.sh IP:{engine.address}\n"),
-            ("--name mixserve", f"--name {engine.project}"),
-            ("mixserve-cache:", f"{engine.project}:"),
-        ):
-            text = text.replace(old, new)
-        text = re.sub(r"--publish (?=\d)", f"--publish {engine.address}:", text)
-        return re.sub(r" mixserve$", f" {IMAGES['MIXSERVE_IMAGE']}", text, flags=re.MULTILINE)
+        """With an address of the test's own in place of one that the machine may use."""
+        address = self._engine.address
+        return text.replace("localhost:", f"{address}:").replace("secrets.sh\n", f"secrets.sh IP:{address}\n")
