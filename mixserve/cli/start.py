@@ -20,6 +20,9 @@ if sys.argv[1:2] == ["serve"]:
     signal.signal(signal.SIGHUP, _go_on)
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, _end)
+    # gRPC looks when it is imported. At its default it writes a line of its own, which nothing limits, for each TLS
+    # handshake that a stranger breaks off.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from mixserve.cli.main import app  # noqa: E402
 from mixserve_client.redaction import has_token  # noqa: E402

@@ -3,7 +3,9 @@
 import json
 import logging
 import re
+import socket
 import sys
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from mixserve.cli.logs import JsonFormatter, TextFormatter
 from mixserve_client import MixClient, ServerFault, StorageFailed, UnknownMixture
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
+from tests.certificates import NEEDS_OPENSSL, Authority
 from tests.logs.servers import objects, write_faulty
 from tests.ports import free_ports
 from tests.processes import DEADLINE_S, server_process, write_mixture
@@ -187,6 +190,24 @@ def test_errors_show_what_clients_sent_as_they_would_write_it(tmp_path: Path) ->
                 assert refused.value.details().isprintable()
         assert "\n2026-01-01" not in server.log()
         assert "\x1b" not in server.log()
+
+
+@NEEDS_OPENSSL
+def test_handshakes_that_are_broken_off_leave_no_lines(tmp_path: Path) -> None:
+    """gRPC wrote a line of its own for each: 5,000 a second, from one stranger, and none of them JSON."""
+    own = Authority(tmp_path / "authority").issue("server")
+    options = f"port: 0, log_format: json, tls: {{certificate: {own.certificate}, key: {own.key}}}"
+    config = write_mixture(tmp_path)
+    config.write_text(config.read_text().replace("{port: 0}", f"{{{options}}}"))
+    with server_process(config, real=True) as server:
+        host, port = server.wait_for_log(r'"message": "serving on (\S+):(\d+)"').groups()
+        for _ in range(50):
+            with closing(socket.create_connection((host, int(port)), DEADLINE_S)) as stranger, suppress(OSError):
+                stranger.settimeout(DEADLINE_S)
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                assert not stranger.recv(1)
+        assert server.terminate() == 0
+        assert {line["logger"] for line in objects(server.log())} == {"mixserve"}
 
 
 def test_values_that_json_does_not_have_become_texts() -> None:
