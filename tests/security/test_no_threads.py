@@ -16,7 +16,12 @@ from mixserve.servicer.jobs import Jobs
 from mixserve.servicer.session_work import WORDS, SessionCall
 from mixserve.serving.threads import CountingThreads
 from mixserve_client import MixClient, Unavailable
+from mixserve_client.credentials import TokenOptions
+from mixserve_client.rpc.replica import Asked, Attempt
+from mixserve_client.rpc.replicas import Replicas
 from mixserve_client.rpc.threads import DaemonThreadPool
+from mixserve_client.transport.credentials import Credentials
+from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import methods
 from tests.cluster import wait_until
 from tests.processes import DEADLINE_S
@@ -107,3 +112,17 @@ def test_a_job_without_a_thread_is_unavailable() -> None:
         jobs.begin(SessionCall("a call", is_read=True, run=int))
     assert jobs.wait(jobs.begin(SessionCall("a call", is_read=True, run=lambda: 7))) == 7
     pool.close()
+
+
+def test_a_replica_that_is_left_out_is_asked_again_when_there_are_threads() -> None:
+    transports = [GrpcTransport(f"127.0.0.1:{port}", Credentials(None, TokenOptions())) for port in (1, 2)]
+    replicas = Replicas(transports, 1.0)
+    attempt = Attempt(replicas.all[0], Asked(methods.LIST_MIXTURES, b""))
+    replicas.note_failure(attempt, Unavailable("gone"))
+    with no_thread():
+        replicas.look(attempt.replica.probe_at)
+    assert not attempt.replica.is_probed
+    wait_until(lambda: attempt.replica.probes > 0)
+    replicas.close()
+    for transport in transports:
+        transport.close()

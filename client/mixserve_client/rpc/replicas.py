@@ -258,12 +258,18 @@ class Replicas:
             try:
                 assert self.threads is not None
                 self.threads.start(partial(self._probe, one))
-            except Unavailable:  # closed
+            except (Unavailable, RuntimeError):  # closed, or the system has no thread left: it is asked later
                 one.is_probed = False
         return min(at, default=0.0)
 
     def _probe(self, replica: Replica) -> None:
         """Send the request that failed once more: a replica that answers it is back."""
+        try:
+            self._ask_again(replica)
+        finally:  # whatever a handler of the log raises: it would be left out for good otherwise
+            replica.is_probed = False
+
+    def _ask_again(self, replica: Replica) -> None:
         began, error = time.monotonic(), None
         try:
             is_call = not replica.probe.replies
@@ -284,7 +290,6 @@ class Replicas:
             replica.probes += 1
             replica.probe_at = now + _delay_s(_FIRST_PROBE_S, replica.probes + 1, _LONGEST_PROBE_S)
             self.watch.look_at(replica.probe_at)
-        replica.is_probed = False
 
     def _let_in(self, replica: Replica) -> None:
         with self._changed:
