@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, cast
 
-from mixserve_client.credentials import TlsOptions, TokenOptions
+from mixserve_client.credentials import TlsOptions, TokenOptions, check_no_token
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.addresses import check_address
 from mixserve_client.schema.checks import check_integer, check_mixture, check_pair, check_seconds, check_truth
@@ -46,6 +46,8 @@ class ConnectOptions:
         folder: Any = self.shared_memory
         if not isinstance(folder, bool | str) or folder == "":
             raise InvalidRequest(f"shared_memory must be True, False or a folder, got {folder!r:.100}")
+        if not isinstance(folder, bool):
+            check_no_token(folder, "shared_memory must be True, False or a folder")
         object.__setattr__(self, "bulk", check_truth("bulk", self.bulk))
         object.__setattr__(self, "attempt_s", check_seconds("attempt_s", self.attempt_s))
         object.__setattr__(self, "hedge", check_truth("hedge", self.hedge))

@@ -17,6 +17,7 @@ from mixserve.serving.server import MixServer
 from mixserve.serving.shared_memory import open_shared_memory
 from mixserve.serving.worker import Worker
 from mixserve.sessions import JOURNAL_DAYS, TTL_S
+from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.checks import check_truth
 from mixserve_client.schema.zone import check_zone
 
@@ -71,6 +72,11 @@ def serve(
     file.
     """
     limits = ServerLimits() if limits is None else limits
+    for what, given in (("state_dir", state_dir), ("shared_memory", shared_memory), ("address", address)):
+        if isinstance(given, str | Path):
+            check_no_token(
+                str(given), f"{what} must be {'host:port or unix:///path' if what == 'address' else 'a folder'}"
+            )
     token_file = None if tokens is None else TokenFile(tokens)
     files = ServerTls.of(tls)
     others = dict[str, str]()

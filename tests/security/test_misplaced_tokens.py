@@ -44,6 +44,7 @@ CLIENT: Mapping[str, Callable[[], object]] = {
     "host": lambda: MixClient.connect(f"{TOKEN}:50051"),
     "one of the addresses": lambda: MixClient.connect([ADDRESS, TOKEN]),
     "address of AsyncMixClient": lambda: AsyncMixClient.connect(TOKEN),
+    "folder of shared memory": lambda: MixClient.connect(ADDRESS, shared_memory=f"folders/{TOKEN}"),
     "shared_memory": lambda: MixClient.connect(ADDRESS, shared_memory=[TOKEN]),  # pyright: ignore[reportArgumentType]
     "patience_s": lambda: MixClient.connect(ADDRESS, patience_s=TOKEN),  # pyright: ignore[reportArgumentType]
     "mixture": lambda: MixClient.connect(ADDRESS, shared_memory=False).mixture(TOKEN),
@@ -65,6 +66,9 @@ SERVER: Mapping[str, Callable[[MixDataSourcesNode], object]] = {
     "client_ca": lambda _: ServerTls("server.pem", "server.key", TOKEN),
     "address": lambda node: serve({"train": node}, TOKEN),
     "host": lambda node: serve({"train": node}, f"{TOKEN}:0"),
+    "socket": lambda node: serve({"train": node}, f"unix:///nowhere/{TOKEN}"),
+    "state_dir": lambda node: serve({"train": node}, state_dir=TOKEN),
+    "shared_memory": lambda node: serve({"train": node}, shared_memory=TOKEN),
     "health_host": lambda node: serve({"train": node}, health_port=0, health_host=TOKEN),
     "mixture": lambda _: check_entry({"name": "a", "role": "reader", "mixtures": [TOKEN], "sha256": "0" * 64}),
     "key": lambda _: check_entry({"name": "a", "role": "reader", TOKEN: 1, "sha256": "0" * 64}),
