@@ -104,6 +104,16 @@ def test_any_number_of_workers_gives_one_stream(connected, workers, options):
     assert all_plain(loader) == wanted  # every iteration begins at the start
 
 
+def test_an_iterator_without_prefetch_keeps_its_channel(client):
+    list(client.batches(SIZE, KEY, mixture="train", stop=SIZE))  # the first stream finds out which way there is
+    before = client.stats()["mixserve_client_connections_total"].value(transport="bulk")
+    reading = iter(made(client, prefetch=0))
+    for _ in range(20):
+        next(reading)
+    # As tests/client/test_channels.py says.
+    assert client.stats()["mixserve_client_connections_total"].value(transport="bulk") - before <= 2
+
+
 def test_what_has_no_end_has_no_length(connected):
     assert next(iter(loaded(made(connected)))) is not None
     for options in ({}, {"mixture": "typed", "shard": (1, 2)}):

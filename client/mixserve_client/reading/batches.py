@@ -96,6 +96,7 @@ class Batches:
         try:
             deadline = deadline_in(self._options.timeout_s)
             if not in_flight.count:
+                in_flight.finish(deadline)
                 self.refill(deadline, at_least=1)
                 if not in_flight.count:
                     raise StopIteration

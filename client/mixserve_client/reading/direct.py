@@ -107,10 +107,10 @@ class DirectStream:
         self._error = None
 
     def finish(self, deadline: float | None) -> None:
-        """Read what is left, mostly the end alone. Raises what reading it raises."""
+        """Read what is left, mostly the end alone; of a cancelled stream nothing. Raises what reading it raises."""
         self._await_turn(deadline)
         try:
-            while not self.has_ended:
+            while not (self.has_ended or self._cancelled):
                 self._read(deadline)
         finally:
             self._reading.release()

@@ -39,6 +39,10 @@ class InFlight:
         self.next_request_at = position
         self._most_wait_s = most_wait_s
         self._fetching: deque[_Fetching] = deque()
+        # The stream whose batches were taken last, if the lane has connections. Its end may be on its way still: if the
+        # stream was dropped before that, its connection would have to be closed, and the next request would need
+        # another one.
+        self._taken: AnyStream | None = None
         self.count = 0  # batches in flight, each as often as it has streams
         # When to refill: if so few are in flight, or at that time, if a trainer is slow. Requests tell the server how
         # long a trainer waits, and that it is there.
@@ -55,15 +59,14 @@ class InFlight:
         idle = not self._fetching
         for fetch in window.fetches(self.next_request_at, self.count, idle=idle, at_least=at_least, early=is_early):
             # Each stream starts after the one before it, so that batches arrive in the order in which they are taken.
-            before = self._fetching[-1].streams[-1:] if self._fetching else ()
-            streams = list(before)
+            last, streams = self._last_stream(), list[AnyStream]()
             for part in fetch.parts:
-                stream = reader.start(part, streams[-1] if streams else None, self._lane, self._most_wait_s)
+                stream = last = reader.start(part, last, self._lane, self._most_wait_s)
                 # A trainer need not wait until its request is sent, if another thread reads ahead of it.
                 if isinstance(stream, DirectStream) and not self._ahead.is_wanted:
                     stream.begin()
                 streams.append(stream)
-            self._fetching.append(_Fetching(fetch, fetch.streams_per_batch, fetch.count, tuple(streams[len(before) :])))
+            self._fetching.append(_Fetching(fetch, fetch.streams_per_batch, fetch.count, tuple(streams)))
             self.count += fetch.count * fetch.streams_per_batch
             self.next_request_at = fetch.end
         self._read_ahead()
@@ -85,7 +88,19 @@ class InFlight:
         if first.left:
             return batch, None, False
         self._fetching.popleft()
+        if streams:
+            self._taken = streams[-1] if self._lane.connections else None
         return batch, first.fetch.end, first.fetch.short
+
+    def finish(self, deadline: float | None) -> None:
+        """Read the end of the stream whose batches were taken last, which has come while the trainer computed.
+
+        A connection without streams in progress shows whether the server has closed it meanwhile. Raises what reading
+        raises, and DeadlineExceeded.
+        """
+        taken = self._taken  # another thread may cancel it
+        if isinstance(taken, DirectStream):
+            taken.finish(deadline)
 
     def first(self) -> Sequence[AnyStream]:
         """The streams of the next batch, as far as it has been requested."""
@@ -99,6 +114,12 @@ class InFlight:
         """The trainer goes on with its batch: another thread may read what is in flight."""
         self._ahead.left_at = now
         self._read_ahead()
+
+    def _last_stream(self) -> AnyStream | None:
+        """The stream that was opened last, if its end may still have to be read."""
+        with_streams = (fetching for fetching in reversed(self._fetching) if fetching.streams)
+        last = next(with_streams, None)
+        return self._taken if last is None else last.streams[-1]
 
     def _read_ahead(self) -> None:
         if self._ahead.is_wanted and self._submit is not None and self._direct_streams():
@@ -122,8 +143,9 @@ class InFlight:
 
     def leave_to_parent(self, position: int) -> None:
         """In a forked process: start without batches in flight; the next request starts at `position`."""
-        leave_to_parent((tuple(self._fetching), self._lane))
+        leave_to_parent((tuple(self._fetching), self._taken, self._lane))
         self._fetching.clear()
+        self._taken = None
         self._lane, self._ahead = Lane(), ReadAhead()
         self.count, self.next_request_at = 0, position
 
@@ -131,4 +153,7 @@ class InFlight:
         """Cancel all fetches; a call that waits for a batch raises Unavailable."""
         for fetching in self._fetching.copy():  # a copy, since another thread may add to the deque
             fetching.cancel()
-        self._lane.close()  # the last stream may wait for its end, after all of its batches have been taken
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            taken.cancel()  # it may wait for its end
+        self._lane.close()
