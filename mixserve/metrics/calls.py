@@ -2,19 +2,14 @@
 
 import time
 from collections import Counter
-from typing import NamedTuple
 
 from mixserve.access.call import Call
 from mixserve.metrics.journal import Journal
 from mixserve_client.errors import MixserveError
 from mixserve_client.schema.histogram import Histogram
 
-
-class _Ended(NamedTuple):
-    method: str
-    mixture: str
-    error: str
-    seconds: float
+# Method, mixture, class of the error (empty: none), seconds. A tuple without names, since it is made for each call.
+_Ended = tuple[str, str, str, float]
 
 
 class CallFigures:
@@ -33,7 +28,7 @@ class CallFigures:
 
     def note_refused(self, method: str, error: MixserveError) -> None:
         """A call was refused before it was looked at."""
-        self._journal.note(_Ended(method.rpartition("/")[2], "", type(error).__name__, 0.0))
+        self._journal.note((method.rpartition("/")[2], "", type(error).__name__, 0.0))
 
     def _add(self, ended: list[_Ended]) -> None:
         by_method = dict[str, list[float]]()
@@ -59,7 +54,7 @@ class _Counting:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         name = "" if kind is None or issubclass(kind, GeneratorExit) else _name(kind)
         seconds = time.perf_counter() - self._began
-        self._journal.note(_Ended(self._call.method, self._call.mixture, name, seconds))
+        self._journal.note((self._call.method, self._call.mixture, name, seconds))
 
 
 def _name(kind: type[BaseException]) -> str:

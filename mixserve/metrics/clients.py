@@ -13,6 +13,7 @@ ACTIVE_S = 60.0  # a reader that has requested nothing for so long does not coun
 
 _MOST_CLIENTS, _MOST_READERS = 256, 4096
 _FORGOTTEN_S = 600.0
+_ADMIT_EVERY_S = 60.0
 
 Clock = Callable[[], float]
 
@@ -53,11 +54,12 @@ class ClientNames:
 class Reader:
     """One iterator of a client, or all calls of a client that belong to none. `position` is that of its last reply."""
 
-    __slots__ = ("client", "key", "position", "seen", "wait_share")
+    __slots__ = ("admit_at", "client", "key", "position", "seen", "wait_share")
 
     def __init__(self, client: str, key: object):
         """Readers with equal keys read the same stream."""
         self.client, self.key = client, key
+        self.admit_at = 0.0  # when its client's name must be admitted again, so that it is not forgotten
         self.position = 0
         self.seen = 0.0
         self.wait_share: float | None = None
@@ -78,16 +80,18 @@ class Readers:
 
     def note_request(self, sender: Sender, key: object) -> Reader:
         """A request of a reader of the stream `key`."""
-        client = self._names.admit(sender.client)
+        name, now = (sender.client, sender.reader, key), self._clock()
         with self._lock:
-            name = client, sender.reader, key
             reader = self._readers.get(name)
             if reader is None:
-                reader = self._readers[name] = Reader(client, key)
+                reader = self._readers[name] = Reader(sender.client, key)
                 if len(self._readers) > self._most:
                     self._readers.popitem(last=False)
-            self._readers.move_to_end(name)
-            reader.seen = self._clock()
+            else:
+                self._readers.move_to_end(name)
+            if now >= reader.admit_at:  # not for each request: it takes as long as all the rest here
+                reader.client, reader.admit_at = self._names.admit(sender.client), now + _ADMIT_EVERY_S
+            reader.seen = now
             if sender.wait_share is not None:
                 reader.wait_share = sender.wait_share
         return reader

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, compress
+from typing import Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Int64
@@ -14,17 +15,58 @@ from mixserve.mixture.schedule import Schedule
 from mixserve_client.schema.histogram import Histogram
 from mixserve_client.schema.positions import Range
 
+K = TypeVar("K")
 clock = time.perf_counter
 
 STAGES = ("plan", "gather", "encode", "send")
 _MANY = 4096  # rows of a reply that are counted at once: notes must not keep much memory
-
+_FEW_LEAVES = 16  # which are counted sooner one after another: `bincount` takes as long as to compare with 20 numbers
 
 # Tuples without names: they are made beside each reply. Seconds to plan, to gather and to encode its rows.
 Times = tuple[float, float, float]
-# What a reply holds: the leaf of each row, the positions, the bytes of a row, the weights (None: the rows were asked
-# for by the ids of their records), and its reader.
-Reply = tuple[Int[np.ndarray, " rows"], Sequence[Range], int, Schedule | None, Reader]
+# What is noted of a reply: the leaf of each row, the positions, the bytes of a row, the weights (None: the rows were
+# asked for by the ids of their records), its reader, the times (None: noted with another one), and the seconds that the
+# reply before it took to be sent (None: there was none).
+_Note = tuple[Int[np.ndarray, " rows"], Sequence[Range], int, Schedule | None, Reader, Times | None, float | None]
+
+
+class Counted(Protocol):
+    """A reply that was made."""
+
+    @property
+    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
+        """The leaf of each row."""
+        ...
+
+    def take_times(self) -> Times | None:
+        """What it took to make it. None if several readers share it, and another one has taken that."""
+        ...
+
+
+class ReplyNotes:
+    """Notes the replies to one request, by one note for each. For one thread at a time."""
+
+    __slots__ = ("_figures", "_reader", "_row_bytes", "_schedule", "sent_s")
+
+    def __init__(self, figures: "MixtureFigures", reader: Reader, row_bytes: int, schedule: Schedule | None):
+        """`schedule` is None if rows are asked for by the ids of their records, and not by positions."""
+        self._figures, self._reader = figures, reader
+        self._row_bytes, self._schedule = row_bytes, schedule
+        self.sent_s: float | None = None  # of the last reply: from giving it to the transport until it wants the next
+
+    def note(self, reply: Counted, ranges: Sequence[Range]) -> None:
+        """A reply with the rows of `ranges` goes to the reader."""
+        leaf_ids, replies = reply.leaf_ids, self._figures.replies
+        # Before it is sent: who has read a batch, and asks for the figures then, finds it there.
+        replies.note((leaf_ids, ranges, self._row_bytes, self._schedule, self._reader, reply.take_times(), self.sent_s))
+        self.sent_s = None
+        if len(leaf_ids) > _MANY:
+            replies.add_up()
+
+    def end(self) -> None:
+        """There are no more replies."""
+        if self.sent_s is not None:
+            self._figures.note_send(self.sent_s)
 
 
 class MixtureFigures:
@@ -33,56 +75,64 @@ class MixtureFigures:
     def __init__(self, leaves: Sequence[str], leaf_shares: LeafShares, names: ClientNames):
         """`leaves` are the names of its sources, those of nested mixtures with a path."""
         self.leaves = tuple(leaves)
-        self.replies = 0
+        self.count = 0  # of replies
         self.records: Int64[np.ndarray, " leaves"] = np.zeros(len(leaves), np.int64)
         self.bytes: Int64[np.ndarray, " leaves"] = np.zeros(len(leaves), np.int64)
         self.requested = Requested(leaf_shares, len(leaves))
         self.stages = {stage: Histogram() for stage in STAGES}
         self.made = Histogram()  # planning, gathering and encoding together
         self.readers = Readers(names)
-        self._replies = Journal[Reply](self._add_replies)
-        self._times = Journal[Times](self._add_times)
+        self.replies = Journal[_Note](self._add_replies)
         self._sends = Journal[float](self.stages["send"].add)
-        self.note_times = self._times.note
-        self.note_send = self._sends.note  # seconds from giving a reply to the transport until it wants the next one
-
-    def note_reply(self, reply: Reply) -> None:
-        """A reply goes to its reader."""
-        self._replies.note(reply)
-        if len(reply[0]) > _MANY:
-            self._replies.add_up()
+        self.note_send = self._sends.note  # of replies after which no other one came
 
     def add_up(self) -> None:
         """Bring the figures up to date."""
-        self._replies.add_up()
-        self._times.add_up()
+        self.replies.add_up()
         self._sends.add_up()
 
-    def _add_replies(self, replies: list[Reply]) -> None:
-        self.replies += len(replies)
-        by_row_bytes = dict[int, list[Int[np.ndarray, " rows"]]]()
-        rows_of = dict[int, int]()  # by the identity of a schedule without changes, whose hash takes long
-        by_reader, schedules = dict[Reader, int](), dict[int, Schedule]()
-        for leaf_ids, ranges, row_bytes, schedule, reader in replies:
-            rows = len(leaf_ids)
-            by_row_bytes.setdefault(row_bytes, []).append(leaf_ids)
-            by_reader[reader] = by_reader.get(reader, 0) + rows
-            if schedule is None:
-                self.requested.add_taken(leaf_ids)
-            elif (number := id(schedule)) in rows_of:
-                rows_of[number] += rows
-            elif schedule.has_one_entry:
-                rows_of[number], schedules[number] = rows, schedule
-            else:
-                self.requested.add(schedule, ranges, rows)
-        for row_bytes, ids in by_row_bytes.items():
-            counts = np.bincount(np.concatenate(ids), minlength=len(self.leaves))
+    def _add_replies(self, notes: list[_Note]) -> None:
+        leaf_ids, ranges, row_bytes, schedules, readers, times, sent = zip(*notes, strict=True)
+        self.count += len(notes)
+        rows = list(map(len, leaf_ids))
+        sizes = set(row_bytes)
+        for size in sizes:
+            same = leaf_ids if len(sizes) == 1 else compress(leaf_ids, [one == size for one in row_bytes])
+            counts = _count(np.concatenate(list(same)), len(self.leaves))
             self.records += counts
-            self.bytes += counts * row_bytes
-        for number, rows in rows_of.items():
-            self.requested.add(schedules[number], (), rows)
-        for reader, rows in by_reader.items():
-            self.readers.add_records(reader.client, rows)
+            self.bytes += counts * size
+        self._add_requested(leaf_ids, schedules, ranges, rows)
+        for reader, count in _sums(readers, rows).items():
+            self.readers.add_records(reader.client, count)
+        for reader, (schedule, last) in dict(zip(readers, zip(schedules, ranges, strict=True), strict=True)).items():
+            if schedule is not None:
+                reader.position = last[0][0]
+        self._add_times([one for one in times if one is not None])
+        self.stages["send"].add([one for one in sent if one is not None])
+
+    def _add_requested(
+        self,
+        leaf_ids: Sequence[Int[np.ndarray, " rows"]],
+        schedules: Sequence[Schedule | None],
+        ranges: Sequence[Sequence[Range]],
+        rows: list[int],
+    ) -> None:
+        numbers = list(map(id, schedules))  # the hash of a schedule takes long
+        found = dict(zip(numbers, schedules, strict=True))
+        one_by_one = False
+        for number, count in _sums(numbers, rows).items():
+            schedule = found[number]
+            if schedule is not None and schedule.has_one_entry:
+                self.requested.add(schedule, (), count)
+            else:
+                one_by_one = True
+        if not one_by_one:  # mostly
+            return
+        for ids, schedule, places, count in zip(leaf_ids, schedules, ranges, rows, strict=True):
+            if schedule is None:
+                self.requested.add_taken(ids)
+            elif not schedule.has_one_entry:
+                self.requested.add(schedule, places, count)
 
     def _add_times(self, times: list[Times]) -> None:
         plan_s, gather_s, encode_s = np.fromiter(chain.from_iterable(times), np.float64).reshape(-1, 3).T
@@ -90,3 +140,21 @@ class MixtureFigures:
         self.stages["gather"].add(gather_s)
         self.stages["encode"].add(encode_s)
         self.made.add(plan_s + gather_s + encode_s)
+
+
+def _count(leaf_ids: Int[np.ndarray, " rows"], leaves: int) -> Int64[np.ndarray, " leaves"]:
+    """How many rows come from each leaf."""
+    if leaves > _FEW_LEAVES:
+        return np.bincount(leaf_ids, minlength=leaves)
+    counts = np.array([np.count_nonzero(leaf_ids == leaf) for leaf in range(1, leaves)], np.int64)
+    return np.concatenate(([len(leaf_ids) - counts.sum()], counts))
+
+
+def _sums(keys: Sequence[K], numbers: list[int]) -> dict[K, int]:
+    """The sum of the numbers of each key."""
+    if len(set(keys)) == 1:  # mostly
+        return {keys[0]: sum(numbers)}
+    found = dict.fromkeys(keys, 0)
+    for key, number in zip(keys, numbers, strict=True):
+        found[key] += number
+    return found

@@ -4,14 +4,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
-
-import numpy as np
-from jaxtyping import Int
 
 from mixserve.failed_read import FailedRead, position_at
-from mixserve.metrics.clients import ClientNames, Reader
-from mixserve.metrics.replies import MixtureFigures
+from mixserve.metrics.clients import ClientNames
+from mixserve.metrics.replies import MixtureFigures, ReplyNotes
 from mixserve.mixture.blocks import PlanBlocks
 from mixserve.mixture.content import SAMPLED_RECORDS
 from mixserve.mixture.gather import SourceReader
@@ -126,15 +122,6 @@ class HostedMixture:
         self.node.warm_up(self.description.limits.size, first=True)
 
 
-class Counted(Protocol):
-    """A reply that was made, for the statistics."""
-
-    @property
-    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
-        """The leaf of each row."""
-        ...
-
-
 @dataclass(frozen=True)
 class ServedSelection:
     """What one request's positions refer to: a mixture, planned by the `blocks` of `schedule` (empty: its own), which
@@ -177,14 +164,11 @@ class ServedSelection:
         # so two mixtures of one server would get each other's records.
         return self.mixture, self.schedule, self.content, key.tobytes()
 
-    def reader(self, sender: Sender, key: KeyWords) -> Reader:
-        """The reader that a request comes from."""
-        return self.mixture.figures.readers.note_request(sender, (key.tobytes(), self.schedule))
-
-    def note_reply(self, reply: Counted, ranges: Sequence[Range], reader: Reader) -> None:
-        """A reply with the rows of `ranges` goes to a reader."""
-        reader.position = ranges[0][0]
-        self.mixture.figures.note_reply((reply.leaf_ids, ranges, self.row_bytes, self.weights, reader))
+    def notes(self, sender: Sender, key: KeyWords) -> ReplyNotes:
+        """Takes notes of the replies to a request of `sender`."""
+        figures = self.mixture.figures
+        reader = figures.readers.note_request(sender, (key.tobytes(), self.schedule))
+        return ReplyNotes(figures, reader, self.row_bytes, self.weights)
 
     def locate(self, failed: FailedRead, ranges: Sequence[Range]) -> FailedRead:
         """`failed`, with the position in front; `ranges` are those that were read."""

@@ -21,7 +21,7 @@ def mixture_stats(mixtures: Iterable[HostedMixture]) -> Iterator[Metric]:
     yield counter(
         "mixserve_replies_total",
         "Replies with rows. A large batch has several, and one may hold many small batches.",
-        {(name,): figures.replies for name, figures in all_figures.items()},
+        {(name,): figures.count for name, figures in all_figures.items()},
         _MIXTURE,
     )
     yield from _source_stats(mixtures, all_figures)

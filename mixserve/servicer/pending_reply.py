@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mixserve import tracing
-from mixserve.metrics.replies import clock
+from mixserve.metrics.replies import Counted, Times, clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.servicer.hosted import ServedSelection
 from mixserve.servicer.reply_memory import Memory, Message, ReplyMemory
@@ -18,16 +18,11 @@ from mixserve_client.wire.batch import encode_slot_reply, frame_batch
 from mixserve_client.wire.checksum import CHECKSUM_BYTES, ReplyTo, seal_reply, write_checksum
 
 
-class Pending(Protocol):
-    """A message that is being made."""
+class Pending(Counted, Protocol):
+    """A message that is being made. What the statistics need is there after `result`."""
 
     def result(self) -> Message:
         """Wait for the message. Raises what making it raises."""
-        ...
-
-    @property
-    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
-        """The leaf that each row comes from; after `result`."""
         ...
 
 
@@ -47,7 +42,7 @@ class PendingReply:
 
     # No `_ranges`: scattered positions have one each, and a reply cache holds up to 1,024 of these.
 
-    __slots__ = ("_into", "_plan_s", "_row_count", "_rows", "_selection", "_size", "_to")
+    __slots__ = ("_into", "_plan_s", "_row_count", "_rows", "_selection", "_size", "_times", "_to", "leaf_ids")
 
     def __init__(
         self,
@@ -70,12 +65,10 @@ class PendingReply:
         began = clock()
         self._rows = selection.begin_read(ranges, key, reader)
         self._plan_s = clock() - began
+        self.leaf_ids: Int[np.ndarray, " rows"] = self._rows.plan.source_ids
+        self._times: Times | None = None
         if tracing.spans is not None:
             tracing.spans.note_stage("plan", self._plan_s)
-
-    @property
-    def leaf_ids(self) -> Int[np.ndarray, " rows"]:
-        return self._rows.plan.source_ids
 
     def result(self) -> Message:
         began = clock()
@@ -94,16 +87,21 @@ class PendingReply:
             with tracing.spans.stage("gather"):
                 self._rows.write(buffers)
         gathered = clock()
+        encode_s = framed - began
         if self._to is not None:
             if isinstance(self._into, SlotTarget):
                 message = seal_reply(bytes(message), self._to)
             else:
                 write_checksum(memory, self._size, self._to)
+            checksum_s = clock() - gathered
+            encode_s += checksum_s
             if tracing.spans is not None:
-                tracing.spans.note_stage("checksum", clock() - gathered)
-        encode_s = framed - began + (clock() - gathered if self._to is not None else 0.0)
-        self._selection.mixture.figures.note_times((self._plan_s, gathered - framed, encode_s))
+                tracing.spans.note_stage("checksum", checksum_s)
+        self._times = self._plan_s, gathered - framed, encode_s
         return message
+
+    def take_times(self) -> Times | None:
+        return self._times
 
 
 class CopiedReply:
@@ -119,6 +117,9 @@ class CopiedReply:
     @property
     def leaf_ids(self) -> Int[np.ndarray, " rows"]:
         return self._shared.leaf_ids
+
+    def take_times(self) -> Times | None:
+        return self._shared.take_times()
 
     def result(self) -> Message:
         reply = self._shared.result()
@@ -140,6 +141,9 @@ class SealedReply:
     @property
     def leaf_ids(self) -> Int[np.ndarray, " rows"]:
         return self._shared.leaf_ids
+
+    def take_times(self) -> Times | None:
+        return self._shared.take_times()
 
     def result(self) -> Message:
         reply = self._shared.result()

@@ -4,11 +4,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Int
 
 from mixserve.error_boundary import for_others
+from mixserve.metrics.replies import Times
 from mixserve.servicer.jobs import LOOK_EVERY_S, Abandoned, check_wanted
 from mixserve.servicer.pending_reply import Pending
 from mixserve.servicer.reply_memory import Message
@@ -40,6 +42,7 @@ class CachedReply:
         self._lock = threading.Lock()
         self._pending: Pending | None = None
         self._leaf_ids: Int[np.ndarray, " rows"] | None = None
+        self._times = list[Times]()  # not taken yet
         self._reply: Message | None = None
         self._error: Exception | None = None
         self._users = 0  # threads that have begun, and not got the reply
@@ -60,6 +63,11 @@ class CachedReply:
     def leaf_ids(self) -> Int[np.ndarray, " rows"]:
         assert self._leaf_ids is not None
         return self._leaf_ids
+
+    def take_times(self) -> Times | None:
+        with suppress(IndexError):  # another thread may take them meanwhile
+            return self._times.pop()
+        return None
 
     def result(self) -> Message:
         """Wait for the reply. Raises what making it raises, and Abandoned."""
@@ -82,7 +90,9 @@ class CachedReply:
             raise self._error
         try:
             reply = self._pending.result()
-            self._leaf_ids = self._pending.leaf_ids
+            self._leaf_ids, times = self._pending.leaf_ids, self._pending.take_times()
+            if times is not None:
+                self._times.append(times)
         except Abandoned:
             raise  # by this thread's own client: the next thread goes on with what has begun
         except BaseException as error:

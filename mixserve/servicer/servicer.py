@@ -214,11 +214,11 @@ class MixServicer:
         target = self._replies.slot_target(selection, wanted.size, wanted.slots[0]) if wanted.slots else None
         ranges, name = [(wanted.start, wanted.size)], selection.mixture.name
         working, reader = (_FREE, None) if share is None else (share.work(name), share.reader(name))
-        asking = selection.reader(wanted.sender, wanted.key)
+        notes = selection.notes(wanted.sender, wanted.key)
         with working, naming_positions(ranges):
             pending = self._replies.begin(selection, wanted.key, ranges, target, self._bytes, None, reader)
             message = bytes(pending.result())
-        selection.note_reply(pending, ranges, asking)
+        notes.note(pending, ranges)
         return message
 
     def _stream_batches(self, request: bytes, way: _Way) -> Generator[Message]:
@@ -247,19 +247,20 @@ class MixServicer:
     ) -> Iterator[Message]:
         has_sent = False
         sender = (wanted.first if isinstance(wanted, StreamRequest) else wanted).sender
-        asking, note_send = selection.reader(sender, key), selection.mixture.figures.note_send
+        notes = selection.notes(sender, key)
         try:
             for made in self._made_replies(selection, key, wanted, way):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
-                selection.note_reply(made.pending, made.ranges, asking)
+                notes.note(made.pending, made.ranges)
                 message, lacking, span, since = made.message, made.lacking, made.span, clock()
                 del made  # this frame must not keep its memory while the reply is sent
                 try:
                     yield message
                 finally:
+                    sent_s = clock() - since
                     if span is not None:
-                        span.sent(clock() - since)
-                note_send(clock() - since)
+                        span.sent(sent_s)
+                notes.sent_s = sent_s
                 has_sent = True
                 if lacking:
                     break
@@ -271,6 +272,8 @@ class MixServicer:
             if isinstance(error, Overloaded):  # the client's next request is refused, and told when to come back
                 return
             lacking = describe_error(error)
+        finally:
+            notes.end()
         # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other
         # rows, as after any stream that ends early, and that request fails, or the source reads them now.
         _CUT_SHORT.warn("a stream ends early: %s", shorten(lacking, _SHOWN))

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Int
 
 from mixserve.failed_read import FailedRead
-from mixserve.metrics.clients import Reader
+from mixserve.metrics.replies import ReplyNotes
 from mixserve.mixture.fingerprint import records_fingerprint
 from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.leaves import Plan
 from mixserve.node import PendingRows
-from mixserve.servicer.hosted import Counted, HostedMixture
+from mixserve.servicer.hosted import HostedMixture
 from mixserve.sources import is_array_backed, is_keyed
 from mixserve.sources.hops import passing_on
 from mixserve_client.errors import FingerprintMismatch, InvalidRequest, OutOfRange, UnknownSource
@@ -124,13 +124,11 @@ class TakenSelection:
         # With the hops: in a circle of servers a request must not wait for the reply that it is made for.
         return self.mixture, "records", self.number, self.hops
 
-    def reader(self, sender: Sender, key: KeyWords) -> Reader:  # noqa: ARG002
-        """The reader that a request comes from."""
-        return self.mixture.figures.readers.note_request(sender, ("records", self.number))
-
-    def note_reply(self, reply: Counted, ranges: Sequence[Range], reader: Reader) -> None:
-        """A reply with the records of `ranges` goes to a reader."""
-        self.mixture.figures.note_reply((reply.leaf_ids, ranges, self.row_bytes, None, reader))
+    def notes(self, sender: Sender, key: KeyWords) -> ReplyNotes:  # noqa: ARG002
+        """Takes notes of the replies to a request of `sender`."""
+        figures = self.mixture.figures
+        reader = figures.readers.note_request(sender, ("records", self.number))
+        return ReplyNotes(figures, reader, self.row_bytes, None)
 
     def locate(self, failed: FailedRead, ranges: Sequence[Range]) -> FailedRead:  # noqa: ARG002
         """The error for a record that cannot be read, which names it already."""

@@ -1,6 +1,8 @@
 """The arithmetic of the server's statistics, against counting one by one."""
 
 import threading
+from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from prometheus_client import Histogram as TheirHistogram
 
 from mixserve.metrics.clients import OTHER, ClientNames, Readers
 from mixserve.metrics.journal import Journal
+from mixserve.metrics.replies import MixtureFigures, ReplyNotes, Times
 from mixserve.metrics.requested import Requested
 from mixserve.mixture.schedule import Entry, Schedule, normalised
 from mixserve_client.schema.histogram import SECONDS, Histogram
@@ -74,6 +77,74 @@ def test_a_journal_of_many_threads_loses_nothing():
         thread.join()
     journal.add_up()
     assert sorted(added) == sorted(list(range(5000)) * 8)
+
+
+class Made(NamedTuple):
+    """A reply that was made."""
+
+    leaf_ids: np.ndarray
+    times: Times | None
+
+    def take_times(self) -> Times | None:
+        return self.times
+
+
+SCHEDULES = (
+    Schedule([Entry(0, normalised([1.0, 3.0]))]),
+    Schedule([Entry(0, normalised([1.0, 1.0])), Entry(50, normalised([0.0, 1.0]))]),
+)
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 16, 17])
+@given(data=st.data())
+def test_notes_of_replies_are_added_up_as_if_one_by_one(leaves, data):
+    names = ClientNames()
+    figures = MixtureFigures([str(leaf) for leaf in range(leaves)], lambda shares: np.resize(shares, leaves), names)
+    records, nbytes, clients = np.zeros(leaves, int), np.zeros(leaves, int), Counter[str]()
+    made, sent, count, requested = list[float](), list[float](), 0, np.zeros(leaves)
+    for _ in range(data.draw(st.integers(0, 6))):
+        client, row_bytes = data.draw(st.sampled_from("abc")), data.draw(st.sampled_from([4, 9]))
+        schedule = data.draw(st.sampled_from(SCHEDULES))
+        reader = figures.readers.note_request(Sender(client), "key")
+        notes = ReplyNotes(figures, reader, row_bytes, schedule)
+        for start in data.draw(st.lists(st.integers(0, 90), max_size=5)):
+            ids = data.draw(st.lists(st.integers(0, leaves - 1), min_size=1, max_size=9))
+            times = data.draw(st.sampled_from([None, (0.5, 1.0, 2.0)]))
+            notes.note(Made(np.array(ids, np.int32), times), [(start, len(ids))])
+            if data.draw(st.booleans()):  # the last one may be cut off
+                notes.sent_s = data.draw(st.sampled_from([0.25, 3.0]))
+                sent.append(notes.sent_s)
+            np.add.at(records, ids, 1)
+            np.add.at(nbytes, ids, row_bytes)
+            for position in range(start, start + len(ids)):
+                requested += np.resize(schedule.at(position)[0].shares, leaves)
+            clients[client] += len(ids)
+            made += [] if times is None else [sum(times)]
+            count += 1
+        notes.end()
+        if data.draw(st.booleans()):
+            figures.add_up()
+            assert figures.count == count
+    figures.add_up()
+    assert figures.count == count
+    assert figures.records.tolist() == records.tolist()
+    assert figures.bytes.tolist() == nbytes.tolist()
+    assert figures.readers.records() == clients
+    np.testing.assert_allclose(figures.requested.records, requested)
+    for histogram, values in ((figures.made, made), (figures.stages["send"], sent)):
+        sample = histogram.sample(())
+        assert sum(sample.counts) == len(values)
+        assert sample.value == pytest.approx(sum(values))
+
+
+def test_the_name_of_a_client_that_goes_on_asking_is_not_given_to_another_one():
+    clock = Clock()
+    names = ClientNames(clock, most=1)
+    readers = Readers(names, clock)
+    for _ in range(40):
+        assert readers.note_request(Sender("a"), "key").client == "a"
+        assert readers.note_request(Sender("b"), "key").client == OTHER
+        clock.now += 30
 
 
 def test_strangers_names_are_counted_as_others():

@@ -63,7 +63,8 @@ def test_records_are_counted_by_source(route, sampling):
         assert samples["mixserve_source_records", labels] == length[source]
     assert samples["mixserve_readers_apart_positions", (("mixture", "train"),)] >= 0
     for stage in ("plan", "gather", "encode"):
-        assert samples["mixserve_stage_seconds_count", (("mixture", "train"), ("stage", stage))] > 0
+        times = samples["mixserve_stage_seconds_count", (("mixture", "train"), ("stage", stage))]
+        assert times == samples["mixserve_replies_total", (("mixture", "train"),)] > 0
     assert samples["mixserve_serving", ()] == samples["mixserve_mixture_serving", (("mixture", "train"),)] == 1
 
 

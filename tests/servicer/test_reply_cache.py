@@ -201,12 +201,27 @@ class Maker:
         self.made += 1
         return bytes(self.size)
 
+    def take_times(self) -> tuple[float, float, float]:
+        return 1.0, 2.0, float(self.made)
+
 
 def test_a_reply_that_several_ask_for_at_once_is_made_once():
     cache, maker = ReplyCache(), Maker()
     replies = [cache.get("reader", 1, 100, maker.begin) for _ in range(5)]
     found = {id(reply.result()) for reply in replies}
     assert (maker.begun, maker.made, len(found)) == (1, 1, 1)
+
+
+def test_each_time_that_a_reply_was_made_is_noted_once_by_whichever_reader():
+    cache, maker = ReplyCache(), Maker()
+    alone = cache.get("reader", 1, 100, maker.begin)
+    for _ in range(2):  # it is not kept, and made for each
+        alone.result()
+    shared = [cache.get("reader", 2, 100, maker.begin) for _ in range(3)]
+    for reply in shared:
+        reply.result()
+    taken = [reply.take_times() for reply in (alone, alone, alone, *shared)]
+    assert sorted(times[2] for times in taken if times is not None) == [1, 2, 3]
 
 
 def test_replies_that_nobody_shares_are_not_cached():
