@@ -17,10 +17,10 @@ from mixserve_client.schema.requests import Sender
 from mixserve_client.spans import (
     TRACEPARENT,
     Value,
+    call_attributes,
     configured_tracer,
     mark_error,
     parse_traceparent,
-    rpc_attributes,
 )
 
 __all__ = ["CallSpan", "ReplySpan", "Spans", "configured_tracer"]
@@ -57,6 +57,10 @@ class Spans:
         made = ReplySpan(self._tracer, self._tracer.start_span("reply", attributes=about))
         call.replies = [*(one for one in call.replies if not one.has_ended), made]
         return made
+
+    def if_recorded(self) -> "Spans | None":
+        """This, if what this thread does is recorded: else there is nothing to note about its steps."""
+        return self if trace.get_current_span().is_recording() else None
 
     def note_stage(self, name: str, seconds: float) -> None:
         """A step that has taken so long ends now."""
@@ -137,31 +141,31 @@ class CallSpan:
         """As `Spans.read`, in the thread that answers the call."""
         if self._span is not None:
             return
-        about: dict[str, Value] = {"mixserve.position": position, "mixserve.rows": rows}
-        if mixture:
-            about["mixserve.mixture"] = mixture[:_MOST_CHARACTERS]
-        if sender.client:
-            about["mixserve.client"] = sender.client
         parent = parse_traceparent(sender.trace)
         # A request that names no span belongs to the one that its metadata name, or in process its caller is in.
         here = self._context if parent is None else trace.set_span_in_context(_remote(parent), self._context)
-        self._span = self._begin(here, about)
-        self._context = trace.set_span_in_context(self._span, self._context)
+        span = self._span = self._begin(here, mixture)
+        if span.is_recording():
+            about: dict[str, Value] = {"mixserve.position": position, "mixserve.rows": rows}
+            if sender.client:
+                about["mixserve.client"] = sender.client
+            span.set_attributes(about)
+        self._context = trace.set_span_in_context(span, self._context)
         otel.attach(self._context)  # until the end of the block that this thread is in, which restores what was before
 
-    def _begin(self, context: otel.Context, about: dict[str, Value]) -> trace.Span:
+    def _begin(self, context: otel.Context, mixture: str = "") -> trace.Span:
         return self._tracer.start_span(
             f"mixserve.{self._method.rpartition('/')[2]}",
             context,
             kind=trace.SpanKind.SERVER,
-            attributes=rpc_attributes(self._method) | about,
+            attributes=call_attributes(self._method, mixture[:_MOST_CHARACTERS]),
             start_time=self._began,
         )
 
     def _end(self, error: BaseException | None) -> None:
         for reply in self.replies:
             reply.end()
-        span = self._begin(self._context, {}) if self._span is None else self._span
+        span = self._begin(self._context) if self._span is None else self._span
         if error is not None:
             mark_error(span, error)
         span.end()

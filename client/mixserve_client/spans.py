@@ -4,9 +4,9 @@ Only this module knows OpenTelemetry here; `tracing` imports it when there is so
 """
 
 import re
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import Token
+from functools import lru_cache
 from typing import TypeVar
 
 from opentelemetry import context as otel
@@ -40,8 +40,8 @@ def parse_traceparent(text: str) -> trace.SpanContext | None:
     found = _TRACEPARENT.fullmatch(text)
     if found is None:
         return None
-    trace_id, span_id, flags = (int(part, 16) for part in found.groups())
-    made = trace.SpanContext(trace_id, span_id, is_remote=True, trace_flags=trace.TraceFlags(flags))
+    trace_id, span_id, flags = found.groups()
+    made = trace.SpanContext(int(trace_id, 16), int(span_id, 16), True, trace.TraceFlags(int(flags, 16)))
     return made if made.is_valid else None
 
 
@@ -56,10 +56,13 @@ def mark_error(span: trace.Span, error: BaseException) -> None:
     span.set_status(trace.StatusCode.ERROR, _said(error))
 
 
-def rpc_attributes(method: str) -> dict[str, Value]:
-    """What OpenTelemetry's conventions have for a call of `method`, a path."""
+@lru_cache(maxsize=256)  # made for each call, of which most are not recorded
+def call_attributes(method: str, mixture: str) -> Mapping[str, Value]:
+    """What is known when a call of `method`, a path, begins, so that a sampler may decide by it: what OpenTelemetry's
+    conventions have, and the mixture (empty: unknown)."""
     service, _, name = method.removeprefix("/").rpartition("/")
-    return {"rpc.system": _SYSTEM, "rpc.service": service, "rpc.method": name}
+    about: dict[str, Value] = {"rpc.system": _SYSTEM, "rpc.service": service, "rpc.method": name}
+    return about | {"mixserve.mixture": mixture} if mixture else about
 
 
 class Current:
@@ -86,18 +89,35 @@ class Current:
 class RequestSpan:
     """The span of one request, until it is answered: of all its tries, at whichever replicas.
 
+    A context around a request that this thread makes and waits for: then the span is the current one in the block.
+
     `traceparent` names it for the server, also if it is not recorded.
     """
 
-    __slots__ = ("_at", "_ended", "_failed", "is_recorded", "span", "traceparent")
+    __slots__ = ("_at", "_ended", "_failed", "_token", "is_recorded", "span")
 
     def __init__(self, span: trace.Span):
         self.span = span
         self.is_recorded = span.is_recording()
-        self.traceparent = format_traceparent(span.get_span_context())
         self._at = ""
         self._failed = False
         self._ended = list[None]((None,))
+        self._token: Token[otel.Context] | None = None
+
+    def __enter__(self) -> "RequestSpan":
+        self._token = otel.attach(trace.set_span_in_context(self.span))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        assert self._token is not None
+        otel.detach(self._token)
+        if self.is_recorded:
+            self.end(error)
+
+    @property
+    def traceparent(self) -> str:
+        """As `format_traceparent` of the span."""
+        return format_traceparent(self.span.get_span_context())
 
     def tries(self, transport: str) -> None:
         """The request goes over the transport of that name."""
@@ -162,8 +182,6 @@ class Spans:
 
         `requests` are those that brought it, if they were made before the trainer came for it.
         """
-        if not span.is_recording():
-            return
         about: dict[str, Value] = {"mixserve.rows": rows, "mixserve.wait_s": wait_s}
         if mixture is not None:
             about["mixserve.mixture"] = mixture
@@ -178,19 +196,10 @@ class Spans:
 
     def request(self, method: str, mixture: str = "", within: otel.Context | None = None) -> RequestSpan:
         """The span of one request, made `within` the place that `here` returned (None: that of this thread)."""
-        about = rpc_attributes(method)
-        if mixture:
-            about["mixserve.mixture"] = mixture
+        about = call_attributes(method, mixture)
         return RequestSpan(
             self._tracer.start_span("mixserve.request", within, kind=trace.SpanKind.CLIENT, attributes=about)
         )
-
-    @contextmanager
-    def asking(self, method: str, mixture: str) -> Generator[RequestSpan]:
-        """A context around a request that this thread makes and waits for, within the spans that it is in."""
-        request = self.request(method, mixture)
-        with Current(request.span):
-            yield request
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What names the span that this thread is in, as metadata of a call whose message has no room for it."""

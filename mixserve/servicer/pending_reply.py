@@ -1,7 +1,7 @@
 """A reply in progress: its rows are planned, and a device gathers them, before a reader waits for it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +16,9 @@ from mixserve_client.schema.keys import KeyWords
 from mixserve_client.schema.positions import Range
 from mixserve_client.wire.batch import encode_slot_reply, frame_batch
 from mixserve_client.wire.checksum import CHECKSUM_BYTES, ReplyTo, seal_reply, write_checksum
+
+if TYPE_CHECKING:
+    from mixserve.spans import Spans
 
 
 class Pending(Counted, Protocol):
@@ -67,8 +70,8 @@ class PendingReply:
         self._plan_s = clock() - began
         self.leaf_ids: Int[np.ndarray, " rows"] = self._rows.plan.source_ids
         self._times: Times | None = None
-        if tracing.spans is not None:
-            tracing.spans.note_stage("plan", self._plan_s)
+        if (spans := _recorded()) is not None:
+            spans.note_stage("plan", self._plan_s)
 
     def result(self) -> Message:
         began = clock()
@@ -79,12 +82,12 @@ class PendingReply:
             message, memory = self._into.take(self._size + (CHECKSUM_BYTES if self._to else 0))
         # Framed first, filled after: rows are copied once, from their sources into the object that gRPC sends.
         buffers = frame_batch(memory, self._selection.fingerprint, self._selection.fields, self._row_count)
-        framed = clock()
-        if tracing.spans is None:
+        framed, spans = clock(), _recorded()
+        if spans is None:
             self._rows.write(buffers)
         else:
-            tracing.spans.note_stage("encode", framed - began)
-            with tracing.spans.stage("gather"):
+            spans.note_stage("encode", framed - began)
+            with spans.stage("gather"):
                 self._rows.write(buffers)
         gathered = clock()
         encode_s = framed - began
@@ -95,8 +98,8 @@ class PendingReply:
                 write_checksum(memory, self._size, self._to)
             checksum_s = clock() - gathered
             encode_s += checksum_s
-            if tracing.spans is not None:
-                tracing.spans.note_stage("checksum", checksum_s)
+            if spans is not None:
+                spans.note_stage("checksum", checksum_s)
         self._times = self._plan_s, gathered - framed, encode_s
         return message
 
@@ -151,3 +154,7 @@ class SealedReply:
         memory[: len(reply)] = np.frombuffer(reply, np.uint8)
         write_checksum(memory, len(reply), self._to)
         return message
+
+
+def _recorded() -> "Spans | None":
+    return None if tracing.spans is None else tracing.spans.if_recorded()

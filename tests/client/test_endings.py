@@ -13,7 +13,8 @@ from mixserve.servicer import Services
 from mixserve_client import AsyncMixClient, BatchIterator, MixClient
 from mixserve_client.errors import Unavailable
 from mixserve_client.reading.batches import Batches
-from mixserve_client.rpc import retry, tries
+from mixserve_client.rpc import tries
+from mixserve_client.rpc.asking import Request
 from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.transport.in_process import InProcessTransport
@@ -65,7 +66,7 @@ def test_a_stream_that_is_ended_does_not_sleep_out_its_delay(monkeypatch, how):
     away = Away()
     caller = RetryingCaller([away], 600)
     caller._replicas.first_delay_s = 60.0
-    replies = caller.stream(methods.STREAM_BATCHES, lambda: retry.Request(b"", 1, 1), bytes)
+    replies = caller.stream(methods.STREAM_BATCHES, lambda: Request(b"", 1, 1), bytes)
     ended = list[object]()
 
     def read() -> None:

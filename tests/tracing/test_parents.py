@@ -138,6 +138,16 @@ def test_the_decision_to_record_travels_with_the_request(node):
         assert all(call.parent.span_id in asked for call in calls)
 
 
+def test_in_process_a_call_is_recorded_if_its_request_is(node):
+    with recording(ParentBased(TraceIdRatioBased(0.3))) as recorded, local_client({"train": node}) as client:
+        for at in range(100):
+            client.get_batch_at(at, 1, key=1)
+        asked, calls = recorded.named("mixserve.request"), recorded.named("mixserve.GetBatchAt")
+        assert 5 <= len(calls) <= 60
+        assert [call.parent.span_id for call in calls] == [id_of(span) for span in asked]
+        assert all(about(call)["mixserve.rows"] == 1 for call in calls)
+
+
 def test_without_a_provider_nothing_is_traced(node):
     import mixserve.tracing
     import mixserve_client.tracing

@@ -16,14 +16,14 @@ def next_in_span(spans: "Spans", batches: Batches) -> Batch:
 
     A batch that was requested before has come by requests of an earlier span, to which this one has links.
     """
-    prefetched = batches.first_in_flight()
     with spans.next() as span:
-        since = time.perf_counter()
+        if not span.is_recording():
+            return batches.next()
+        prefetched, since = batches.first_in_flight(), time.perf_counter()
         batch = batches.next()
         wait_s = time.perf_counter() - since
-        if span.is_recording():
-            requests = [stream.request for stream in prefetched]
-            spans.took(span, batches.mixture_name, batches.checkpoint.group, _rows(batch), wait_s, requests)
+        requests = [stream.request for stream in prefetched]
+        spans.took(span, batches.mixture_name, batches.checkpoint.group, _rows(batch), wait_s, requests)
     return batch
 
 

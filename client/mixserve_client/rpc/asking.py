@@ -1,10 +1,7 @@
 """What is asked, and what every try of one request has in common."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from mixserve_client.spans import RequestSpan
+from typing import NamedTuple
 
 # The requests that send a schedule to a server: all of it for True, its last entry for False.
 Definitions = Callable[[bool], Iterable[bytes]]
@@ -15,14 +12,13 @@ class Asking(NamedTuple):
 
     `fingerprint` is that of the mixture that it is for: replicas that have another one are asked only if no other is
     left. With `in_order` the first replica of the list is asked first, and not the one that is likely to be quickest.
-    `mixture` is its name, and `span` that of the request, both for traces.
+    `mixture` is its name, for traces.
     """
 
     definitions: Definitions | None = None
     fingerprint: str = ""
     in_order: bool = False
     mixture: str = ""
-    span: "RequestSpan | None" = None
 
 
 class Request(NamedTuple):

@@ -4,6 +4,8 @@ import time
 
 from mixserve_client.schema.checks import check_seconds
 
+CLOCK_S = 0.05  # gRPC measures a timeout by another clock than ours
+
 
 def deadline_in(timeout_s: float | None) -> float | None:
     """The time at which a call that starts now with this timeout ends, None for None. Raises InvalidRequest."""

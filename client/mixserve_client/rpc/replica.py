@@ -93,6 +93,7 @@ class Replica:
         self.transport = transport
         self.address: str = getattr(transport, "target", transport.name)  # as the client was given it
         self.call_way = way_of(transport.name, is_call=True)
+        self.is_here = self.call_way == "in-process"  # a call runs in its caller's thread
         # Decides among equals, and which ones are asked if there are many. Clients begin with different ones, or all
         # would begin with the first.
         self.place = random.random()
