@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mixserve.limits import ServerLimits
 from mixserve.servicer.jobs import Jobs
-from mixserve.servicer.readers import Readers
+from mixserve.servicer.reading_threads import ReadingThreads
 from mixserve.servicer.session_work import ALL, WORDS, SharedOut
 from mixserve.servicer.thread_share import ThreadShare
 from mixserve.serving import bulk_threads, streams
@@ -32,7 +32,7 @@ class MixtureWork:
             if reads
         }
         self._readers = {
-            name: Readers(name, pool.start, most, limits.read_timeout_s) for name, pool in self._pools.items()
+            name: ReadingThreads(name, pool.start, most, limits.read_timeout_s) for name, pool in self._pools.items()
         }
         # Calls of a lone mixture wait for a thread without one: none is needed to tell them from those of others. Nor
         # do streams that only copy, since they take turns and do not hang.

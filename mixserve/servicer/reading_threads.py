@@ -22,7 +22,7 @@ _WORDS = Words(
 )
 
 
-class Readers(Jobs):
+class ReadingThreads(Jobs):
     """Up to `most` reads at a time, each in a thread. Thread-safe."""
 
     def __init__(self, mixture: str, start: Start, most: int, timeout_s: float, clock: Clock = time.monotonic):
@@ -59,18 +59,18 @@ class _Joined:
     """The parts of one read. A call after an abandoned one waits for the same read: a source that takes longer than a
     client has patience would never come to an end otherwise. For one thread at a time."""
 
-    __slots__ = ("_read", "_readers", "_running")
+    __slots__ = ("_read", "_running", "_threads")
 
-    def __init__(self, readers: Readers, read: SourceRead):
-        self._readers, self._read = readers, read
+    def __init__(self, threads: ReadingThreads, read: SourceRead):
+        self._threads, self._read = threads, read
         self._running: Running[Sequence[Part]] | None = None
 
     def __call__(self) -> Iterable[Part]:
         running, self._running = self._running, None
         if running is None or running.error is not None:
-            running = self._readers.begin(_Read(self._read))
+            running = self._threads.begin(_Read(self._read))
         try:
-            return self._readers.wait(running)
+            return self._threads.wait(running)
         except Abandoned:
             self._running = running
             raise
