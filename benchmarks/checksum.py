@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +13,7 @@ from rich.progress import track
 
 from benchmarks.common import work
 from benchmarks.common.pipes import Server, start_server
-from benchmarks.common.reader import CALLS, read
-from benchmarks.common.usage import cpu_seconds, family
+from benchmarks.common.reader import CALLS, read_from
 from benchmarks.common.ways import table
 from benchmarks.measure import machine
 from mixserve_client import MixClient
@@ -49,7 +47,7 @@ def main() -> None:
         for number in track(range(-1, arguments.rounds), "rounds"):
             for size in _SIZES:
                 for way, client in clients.items():
-                    figures = _measure(client, server, size, 1000 + number, arguments.seconds)
+                    figures = read_from(server, client, size, 1000 + number, arguments.seconds)
                     if number >= 0:
                         rounds.append({"way": str(way), "size": size, "round": number, **figures})
     text = _report(rounds, arguments.rounds, arguments.seconds)
@@ -62,12 +60,6 @@ def _connect(server: Server, way: _Way) -> MixClient:
     client = MixClient.connect(server.address, shared_memory=False, bulk=way.bulk, checksum=way.checksum)
     client.get_batch_at(0, 8, 0)
     return client
-
-
-def _measure(client: MixClient, server: Server, size: int, key: int, seconds: float) -> dict[str, float]:
-    """As `read`, with the CPU time of both ends."""
-    pids = family(server.process.pid)
-    return read(client, size, key, seconds, lambda: time.process_time() + (cpu_seconds(pids) or 0.0))
 
 
 def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:

@@ -6,7 +6,6 @@
 import argparse
 import json
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,8 +16,7 @@ from rich.progress import track
 
 from benchmarks.common import work
 from benchmarks.common.pipes import Server, start_server
-from benchmarks.common.reader import CALLS, read
-from benchmarks.common.usage import cpu_seconds, family
+from benchmarks.common.reader import CALLS, read_from
 from benchmarks.common.ways import table
 from benchmarks.measure import machine
 from benchmarks.race.ours import node
@@ -61,14 +59,8 @@ def main() -> None:
             for size in _SIZES:
                 # In turn, and the other way round in every second round: what comes first may have an advantage.
                 for way in _WAYS if number % 2 else reversed(_WAYS):
-                    pids = family(servers[way.watched].process.pid)
-                    figures = read(
-                        clients[way],
-                        size,
-                        1000 + number,
-                        arguments.seconds,
-                        lambda pids=pids: time.process_time() + (cpu_seconds(pids) or 0.0),
-                    )
+                    server = servers[way.watched]
+                    figures = read_from(server, clients[way], size, 1000 + number, arguments.seconds)
                     if number >= 0:
                         rounds.append({"way": str(way), "size": size, "round": number, **figures})
     text = _report(rounds, arguments.rounds, arguments.seconds)

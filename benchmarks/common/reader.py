@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.common import work
+from benchmarks.common.pipes import Server
+from benchmarks.common.usage import cpu_seconds, family
 from mixserve_client import MixClient
 
 CALLS = 200  # of small batches; a tenth of others
@@ -29,3 +31,9 @@ def read(client: MixClient, size: int, key: int, seconds: float, cpu_s: Callable
         calls.append(time.perf_counter() - began)
     nbytes = count * size * work.ROW_BYTES
     return {"gbs": nbytes / taken / 1e9, "cpu": used / nbytes * 1e9, "call_ms": float(np.median(calls)) * 1e3}
+
+
+def read_from(server: Server, client: MixClient, size: int, key: int, seconds: float) -> dict[str, float]:
+    """As `read`, with the CPU time of both ends: this process, and `server` with its descendants."""
+    pids = family(server.process.pid)
+    return read(client, size, key, seconds, lambda: time.process_time() + (cpu_seconds(pids) or 0.0))

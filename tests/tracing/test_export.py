@@ -58,14 +58,8 @@ def test_without_configuration_nothing_of_opentelemetry_is_loaded():
 def test_spans_are_written_before_the_server_ends(recorded, tmp_path, monkeypatch):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
-    server = ServerProcess(write_mixture(tmp_path), real=True)
-    try:
-        with MixClient.connect(server.address(), patience_s=DEADLINE_S) as client:
-            client.get_batch_at(0, 4, key=1)
-        assert server.terminate() == 0
-    finally:
-        server.kill()
-    spans = {span["name"]: span for span in written(server.log())}
+    log = answer_a_call(tmp_path)
+    spans = {span["name"]: span for span in written(log)}
     asked = recorded.named("mixserve.request")[-1]
     call = spans["mixserve.GetBatchAt"]
     assert call["parent_id"] == f"0x{id_of(asked):016x}"
@@ -75,6 +69,18 @@ def test_spans_are_written_before_the_server_ends(recorded, tmp_path, monkeypatc
     assert about["service.name"] == "mixserve"
     assert about["deployment.environment"] == "test"
     assert about["service.instance.id"]
+
+
+def answer_a_call(folder: Path, *options: str) -> str:
+    """The log of `mixserve serve` with these options, which has answered a call and then ended."""
+    server = ServerProcess(write_mixture(folder), *options, real=True)
+    try:
+        with MixClient.connect(server.address(), patience_s=DEADLINE_S) as client:
+            client.get_batch_at(0, 4, key=1)
+        assert server.terminate() == 0
+    finally:
+        server.kill()
+    return server.log()
 
 
 def written(log: str) -> Iterator[dict[str, Any]]:
@@ -108,13 +114,7 @@ def test_a_collector_gets_the_spans(tmp_path, monkeypatch, protocol):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("OTEL_SERVICE_NAME", "data")
-        server = ServerProcess(write_mixture(tmp_path), real=True)
-        try:
-            with MixClient.connect(server.address(), patience_s=DEADLINE_S) as client:
-                client.get_batch_at(0, 4, key=1)
-            assert server.terminate() == 0
-        finally:
-            server.kill()
+        answer_a_call(tmp_path)
     assert ("data", "mixserve.GetBatchAt") in names
     assert ("data", "gather") in names
 
@@ -124,13 +124,7 @@ def test_a_collector_that_is_away_does_not_hold_the_end(tmp_path, monkeypatch):
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
-    server = ServerProcess(write_mixture(tmp_path), "--grace-s", "0.5", real=True)
-    try:
-        with MixClient.connect(server.address(), patience_s=DEADLINE_S) as client:
-            client.get_batch_at(0, 4, key=1)
-        assert server.terminate() == 0
-    finally:
-        server.kill()
+    answer_a_call(tmp_path, "--grace-s", "0.5")
 
 
 class collector:  # noqa: N801
