@@ -1,7 +1,5 @@
 """`mixserve serve --processes` for tests: its processes, and the addresses of each."""
 
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from tests.certificates import Authority
 from tests.ports import free_ports
 from tests.processes import DEADLINE_S, ServerProcess, write_mixture
 from tests.tokens.files import Tokens
+from tests.waiting import wait_until
 
 
 class Cluster:
@@ -82,14 +81,7 @@ class Cluster:
         return listening[0]
 
     def wait_until_all_serve(self) -> None:
-        wait_until(lambda: probe(self.health, 5) == "SERVING")
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        wait_until(lambda: probe(self.health, 5) == "SERVING", "that all processes serve")
 
 
 def children(pid: int) -> list[int]:

@@ -5,7 +5,7 @@ import pytest
 
 import mixserve
 from benchmarks.crowd import many
-from tests.cluster import wait_until
+from tests.waiting import wait_until
 
 
 def test_every_client_of_the_crowd_has_a_connection_of_its_own():
@@ -18,4 +18,4 @@ def test_every_client_of_the_crowd_has_a_connection_of_its_own():
             pytest.skip("this system does not tell connections")
         assert clients == 50
         # The kernel's table is read page by page, and changes meanwhile: a connection may be missing, or twice.
-        wait_until(lambda: many._connections(server.address) == clients)
+        wait_until(lambda: many._connections(server.address) == clients, "the connections of all clients")

@@ -15,8 +15,8 @@ import pytest
 from mixserve.serving.metrics_port import MetricsPort
 from mixserve.serving.stats_socket import StatsSocket, of_workers
 from mixserve_client.schema.stats import counter
-from tests.cluster import wait_until
 from tests.processes import DEADLINE_S
+from tests.waiting import wait_until
 
 METRIC = counter("of_this_test", "…", {(): 7})
 
@@ -41,8 +41,8 @@ def test_the_metrics_of_a_worker_are_told_again(tmp_path: Path, caplog: pytest.L
         asked = socket.socket(socket.AF_UNIX)
         with asked, no_descriptor():
             asked.connect(path)
-            wait_until(lambda: "cannot take a connection for the metrics" in caplog.text)
-        wait_until(lambda: [metric.value() for metric in of_workers([path])] == [7])
+            wait_until(lambda: "cannot take a connection for the metrics" in caplog.text, "the line in the log")
+        wait_until(lambda: [metric.value() for metric in of_workers([path])] == [7], "the values of the workers")
         assert told._untaken.count < 20  # it waits between two tries
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from mixserve.serving.allocator import free_bytes
 from mixserve.serving.memory import MIB, MemoryWatch, allowed_bytes, default_reply_bytes, own_bytes
 from mixserve.serving.unread import UnreadReplies
 from tests.processes import DEADLINE_S
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell how much memory there is")
 
@@ -30,13 +30,6 @@ with serve(limits=ServerLimits(memory_limit=int(sys.argv[1]) << 20, reply_bytes=
     print(own_bytes(), address, flush=True)
     sys.stdin.read()
 """
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def own(pid: int) -> int:
@@ -82,7 +75,9 @@ def test_the_server_stays_below_its_limit_and_gives_memory_back() -> None:
         for connection in connections:
             connection.close()
         assert at_start + 100 * MIB < peak < limit * MIB
-        wait_until(lambda: own(process.pid) < at_start + 64 * MIB, 40)  # in a quiet moment, which comes after 5 s
+        wait_until(
+            lambda: own(process.pid) < at_start + 64 * MIB, "that its memory shrinks", 40
+        )  # in a quiet moment, which comes after 5 s
     finally:
         _, said = process.communicate(timeout=DEADLINE_S)
     assert "gets Overloaded" in said

@@ -27,10 +27,11 @@ from mixserve_client.schema.requests import BatchRequest, StreamRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_stream_request
 from tests.certificates import NEEDS_OPENSSL, Authority
-from tests.cluster import Cluster, is_running, listening_ports, unix_sockets, wait_until
+from tests.cluster import Cluster, is_running, listening_ports, unix_sockets
 from tests.conftest import assert_batches_equal
 from tests.processes import DEADLINE_S, server_process, write_mixture
 from tests.tokens.calling import REFLECTION, bearer
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections over processes")
 
@@ -97,7 +98,10 @@ def test_every_worker_has_a_port_for_bulk_channels(cluster: Cluster) -> None:
     ports = "|".join(str(cluster.bulk_port + number) for number in range(WORKERS))
     with cluster.connect(shared_memory=False) as client, client.batches(BATCH, 7) as batches:
         told = re.compile(rf"bulk 127\.0\.0\.1:({ports}), grpc \S+, one of {WORKERS} processes")
-        wait_until(lambda: next(batches) and told.fullmatch(client.transport) is not None)
+        wait_until(
+            lambda: next(batches) and told.fullmatch(client.transport) is not None,
+            "that a batch comes from the process",
+        )
 
 
 def test_info_shows_the_processes(cluster: Cluster) -> None:
@@ -189,7 +193,9 @@ def test_kills_under_load_lose_nothing_and_workers_come_back(cluster: Cluster) -
                 victim = cluster.worker((kill + 1) % WORKERS)
                 os.kill(victim, signal.SIGKILL)
                 for address in (cluster.health, cluster.server.address()):
-                    wait_until(lambda address=address: probe(address, 5) == "NOT_SERVING")
+                    wait_until(
+                        lambda address=address: probe(address, 5) == "NOT_SERVING", "that the process no longer serves"
+                    )
                 wait_for_progress(read, running, of=2)  # without the worker that is missing
                 cluster.wait_until_all_serve()
                 assert not is_running(victim)
@@ -207,7 +213,10 @@ def test_kills_under_load_lose_nothing_and_workers_come_back(cluster: Cluster) -
 def wait_for_progress(read: list[int], running: list[Any], of: int = 3) -> None:
     """Wait until each of the first readers has read something more."""
     before = read[:of]
-    wait_until(lambda: any(one.done() for one in running) or all(a > b for a, b in zip(read, before, strict=False)))
+    wait_until(
+        lambda: any(one.done() for one in running) or all(a > b for a, b in zip(read, before, strict=False)),
+        "that all readers go on",
+    )
     for one in running:
         if one.done():
             one.result()
@@ -244,7 +253,7 @@ def test_no_worker_outlives_the_process_that_started_it(other: Cluster) -> None:
     assert len(workers) == 2
     (folder,) = {Path(one).parent for one in unix_sockets(other.worker(0)) if one.endswith("state.sock")}
     other.server.kill()
-    wait_until(lambda: not any(map(is_running, workers)))
+    wait_until(lambda: not any(map(is_running, workers)), "that all workers end")
     assert not folder.exists()
 
 
@@ -292,7 +301,7 @@ def test_a_worker_that_ends_at_once_again_and_again_starts_later_each_time(
 
     with caplog.at_level("INFO", "mixserve"), ThreadPoolExecutor(1) as thread:
         code = thread.submit(running.run, signals, 1.0)
-        wait_until(lambda: len(delays()) >= 4 or code.done())
+        wait_until(lambda: len(delays()) >= 4 or code.done(), "four delays")
         signals.tell()
         assert code.result(DEADLINE_S) == 0
     assert delays()[:4] == ["0.0", "0.1", "0.2", "0.4"]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,7 @@ from mixserve_client import AsyncMixClient, InvalidRequest, MixClient, TlsOption
 from mixserve_client.transport import credentials, diagnosis
 from tests.certificates import NEEDS_OPENSSL, Made, Pair
 from tests.ports import free_ports
+from tests.waiting import wait_until
 
 pytestmark = NEEDS_OPENSSL
 
@@ -252,15 +252,6 @@ def test_the_reason_is_looked_for_once_in_two_seconds(made: Made, monkeypatch: p
     assert diagnosis.Diagnosis("unix:///tmp/x", None).reason("Socket closed", None) is None
 
 
-def wait_until(condition: Callable[[], Any]) -> float:
-    """How long it took."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < DEADLINE_S
-        time.sleep(0.02)
-    return time.monotonic() - begun
-
-
 def test_a_client_uses_its_new_certificate(
     mutual: MixServer, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,9 +273,9 @@ def test_a_client_uses_its_new_certificate(
                 return True
             return False
 
-        assert wait_until(is_refused) < 5
+        assert wait_until(is_refused, "that the client is refused") < 5
         made.client.copy_to(tmp_path)
-        assert wait_until(lambda: not is_refused()) < 5
+        assert wait_until(lambda: not is_refused(), "that the client is served again") < 5
     with pytest.raises(InvalidRequest, match="do not fit each other"):
         connect(mutual, TlsOptions(made.authority.ca, made.client.certificate, made.server.key)).mixtures()
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,9 @@ from mixserve_client.rpc.retry import RetryingCaller
 from mixserve_client.transport.base import Lane, ReadMode
 from mixserve_client.transport.in_process import InProcessTransport
 from mixserve_client.wire import methods
+from tests.waiting import wait_until
 
 DEADLINE_S = 20
-
-
-def wait_until(is_so: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 class Away:
@@ -165,8 +158,8 @@ def test_closing_an_asyncio_iterator_while_it_asks_for_more_leaves_nothing_runni
         await asyncio.wait([closing])
         go_on.set()
         inner = batches._iterator.batches
-        await asyncio.to_thread(wait_until, lambda: not services.open, "a stream is open")
-        await asyncio.to_thread(wait_until, lambda: inner._in_flight.count == 0, "batches are in flight")
+        await asyncio.to_thread(wait_until, lambda: not services.open, "that no stream is open")
+        await asyncio.to_thread(wait_until, lambda: inner._in_flight.count == 0, "that no batches are in flight")
         await client.close()
 
     asyncio.run(scenario())

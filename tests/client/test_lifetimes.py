@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +18,7 @@ from mixserve_client.grain import RemoteIterDataset, RemoteMapDataset
 from mixserve_client.jax import RemoteMixDataSourcesNode, device_batches, global_batches
 from mixserve_client.rpc.resources import ClientResources
 from tests.processes import ONE_SIZE
-
-DEADLINE_S = 20
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +44,9 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name in ("mixserve-fetch", "mixserve-leases")}
 
 
-def wait_until(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
 def assert_ends(connection: "weakref.ref[ClientResources]", before: set[threading.Thread]) -> None:
-    wait_until(lambda: connection() is None, "the connection is still there")
-    wait_until(lambda: threads() <= before, f"still there: {threads() - before}")
+    wait_until(lambda: connection() is None, "that the connection is gone")
+    wait_until(lambda: threads() <= before, "that its threads end")
 
 
 def sharding() -> Any:
@@ -164,4 +155,4 @@ def test_an_iterator_that_is_dropped_leaves_nothing_running(connect):
         streams = [weakref.ref(stream) for asked in fetching for stream in asked.streams]
         assert streams
         del batches, fetching
-        wait_until(lambda: all(stream() is None for stream in streams), "it still looks for its server")
+        wait_until(lambda: all(stream() is None for stream in streams), "that it no longer looks for its server")

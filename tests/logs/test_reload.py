@@ -11,10 +11,10 @@ import pytest
 
 from mixserve_client import MixClient, TlsOptions, Unauthenticated
 from tests.certificates import NEEDS_OPENSSL, Authority
-from tests.cluster import wait_until
 from tests.logs.servers import write_faulty
 from tests.processes import DEADLINE_S, ServerProcess, server_process, write_mixture
 from tests.tokens.files import Tokens, replace_file
+from tests.waiting import wait_until
 
 ONE_AND_TWO = [1, pytest.param(2, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs SO_REUSEPORT"))]
 
@@ -29,7 +29,7 @@ def reload(server: ServerProcess, pattern: str) -> None:
     """Send SIGHUP, and wait for one more line with the pattern than there was."""
     before = len(re.findall(pattern, server.log()))
     server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: len(re.findall(pattern, server.log())) > before)
+    wait_until(lambda: len(re.findall(pattern, server.log())) > before, "the line in the log")
 
 
 @pytest.mark.parametrize("processes", ONE_AND_TWO)
@@ -49,9 +49,9 @@ def test_the_level_of_the_log_is_read_again_in_all_processes(tmp_path: Path, pro
                 return refused() < refused()
 
             if level == "debug":
-                wait_until(is_heard)  # the workers do it after the supervisor's line
+                wait_until(is_heard, "that DEBUG is heard")  # the workers do it after the supervisor's line
             else:
-                wait_until(lambda: not is_heard())
+                wait_until(lambda: not is_heard(), "that DEBUG is no longer heard")
         assert server.terminate() == 0
 
 
@@ -118,7 +118,10 @@ def test_it_never_ends_a_server_that_starts_and_is_done_when_it_serves(tmp_path:
         # From when its handlers are set: in its first moments Python itself starts.
         handlers = Path(f"/proc/{server.process.pid}/status")
         if handlers.exists():
-            wait_until(lambda: int(re.search(r"SigCgt:\s+(\w+)", handlers.read_text())[1], 16) & 1 << signal.SIGHUP - 1)
+            wait_until(
+                lambda: int(re.search(r"SigCgt:\s+(\w+)", handlers.read_text())[1], 16) & 1 << signal.SIGHUP - 1,
+                "the handler of SIGHUP",
+            )
         else:
             time.sleep(2)
         while "serving on" not in server.log():

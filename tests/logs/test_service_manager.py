@@ -19,10 +19,10 @@ from mixserve.cli.notify import Notifier
 from mixserve.cli.signals import Signals
 from mixserve.cli.worker_link import Place
 from mixserve_client import MixClient
-from tests.cluster import wait_until
 from tests.logs.manager import DEADLINE_S, Manager
 from tests.logs.servers import write_faulty
 from tests.processes import write_mixture
+from tests.waiting import wait_until
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "mixserve.service"
 ONE_AND_TWO = [1, pytest.param(2, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs SO_REUSEPORT"))]
@@ -138,7 +138,9 @@ def test_a_worker_that_stands_still_ends_the_signs_of_life(tmp_path: Path, monke
             manager.wait_for_name("RELOADING")
             manager.wait_for_name("READY")
             hangs.touch()
-            wait_until(lambda: not manager.poll("WATCHDOG"))  # it waits for half a second: several are missing
+            wait_until(
+                lambda: not manager.poll("WATCHDOG"), "a pause of the watchdog's messages"
+            )  # it waits for half a second: several are missing
             hangs.unlink()
             manager.wait_for_name("WATCHDOG")
         finally:

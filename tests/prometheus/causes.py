@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from tests.cluster import children
 from tests.hanging_source import HangingSource
 from tests.ports import free_ports
 from tests.processes import ONE_SIZE, server_process, write_mixture
+from tests.waiting import wait_until
 
 DEADLINE_S = 60
 
@@ -119,7 +119,7 @@ def not_serving(folder: Path) -> Iterator[str]:
     server = serve({"drains": node_of(HangingSource(hang))}, metrics_port=0)
     hang.touch()
     with connected(server) as client, again_and_again(lambda: client.get_batch_at(0, 8, key=1, timeout_s=DEADLINE_S)):
-        _wait_until(lambda: server.stats and _value(server, "mixserve_under_way") > 0)
+        wait_until(lambda: server.stats and _value(server, "mixserve_under_way") > 0, "a call under way")
         stopping = threading.Thread(target=server.stop, args=(DEADLINE_S,))
         stopping.start()
         try:
@@ -272,13 +272,6 @@ def replica_out(folder: Path) -> Iterator[str]:
 
 def _value(server: MixServer, name: str) -> float:
     return sum(metric.value() for metric in server.stats.collect() if metric.name == name)
-
-
-def _wait_until(is_so: Callable[[], bool]) -> None:
-    until = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 # By alert.

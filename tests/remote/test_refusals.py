@@ -1,8 +1,7 @@
 """What a server does not give as a source, and what those who ask for it are told."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from tests.certificates import NEEDS_OPENSSL, Made
 from tests.remote.serving import array_sources, mixed, rows, serve_sources
 from tests.test_children import Keyed
 from tests.tokens.files import Tokens
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_token_needs_the_role_and_the_mixture(tmp_path):
         node = mixed([remote], ["far"])
         tokens.write("of-data")
         client = local_client({"train": node})
-        wait_until(lambda: "token" in refusal(client), 10)
+        wait_until(lambda: "token" in refusal(client), "that the token is refused", 10)
         with pytest.raises(ServerFault, match="of this call was revoked"):
             client.get_batch_at(0, 8, 0)
 
@@ -254,10 +254,3 @@ def refusal(client: MixClient) -> str:
     except MixserveError as error:
         return str(error)
     return ""
-
-
-def wait_until(holds: Callable[[], bool], limit_s: float) -> None:
-    deadline, pause = time.monotonic() + limit_s, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline
-        pause.wait(0.05)

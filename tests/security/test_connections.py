@@ -1,7 +1,6 @@
 """Connections over gRPC end when their clients are gone, or old; those that ping are kept."""
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -14,15 +13,9 @@ from mixserve.serving import options
 from mixserve_client import MixClient
 from mixserve_client.wire import methods
 from tests.processes import DEADLINE_S
+from tests.waiting import wait_until
 
 FREED_S = 30.0
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_the_calls_of_a_client_that_vanished_end(node: MixDataSourcesNode, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +27,11 @@ def test_the_calls_of_a_client_that_vanished_end(node: MixDataSourcesNode, monke
         vanished, polite = RawConnection(server.address, is_polite=False), RawConnection(server.address)
         for connection in (vanished, polite):
             connection.call(methods.STREAM_BATCHES, None)
-        wait_until(lambda: len(server._streams._threads._of_one) == 2)
+        wait_until(lambda: len(server._streams._threads._of_one) == 2, "two streams")
         began = time.monotonic()
-        wait_until(lambda: not vanished.is_open)
+        wait_until(lambda: not vanished.is_open, "that the connection ends")
         assert time.monotonic() - began < 10  # without the timeout of pings it is 20 s
-        wait_until(lambda: len(server._streams._threads._of_one) == 1)
+        wait_until(lambda: len(server._streams._threads._of_one) == 1, "that one stream is left")
         time.sleep(1.5)
         assert polite.is_open  # it answers pings
         polite.close()
@@ -55,7 +48,9 @@ def test_pings_every_two_seconds_are_accepted(node: MixDataSourcesNode) -> None:
                     impatient.send(frame(PING, 0, 0, bytes(8)))
             if number < 4:
                 time.sleep(2.1)
-        wait_until(lambda: not impatient.is_open)  # gRPC ends those that ping much more often
+        wait_until(
+            lambda: not impatient.is_open, "that the impatient one is cut off"
+        )  # gRPC ends those that ping much more often
         assert patient.is_open
         patient.close()
 
@@ -75,7 +70,7 @@ def test_an_old_connection_ends_and_its_client_notices_nothing(node: MixDataSour
                 count += 1
                 time.sleep(0.01)
             assert count > 50
-        wait_until(lambda: not connection.is_open)
+        wait_until(lambda: not connection.is_open, "that the connection ends")
 
 
 def test_connections_have_no_age_by_default() -> None:

@@ -23,10 +23,10 @@ from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.wire import methods
-from tests.cluster import wait_until
 from tests.processes import DEADLINE_S
 from tests.tokens.calling import REFLECTION, bearer
 from tests.tokens.files import Tokens
+from tests.waiting import wait_until
 
 TOO_LARGE = 1 << 46  # a stack for which no machine has addresses
 
@@ -59,9 +59,9 @@ def test_calls_of_each_kind_wait_for_a_thread(server: MixServer, caplog: pytest.
             sessions = channel.unary_unary(methods.LIST_SESSIONS).future(b"", timeout=DEADLINE_S)
             checked = channel.unary_unary("/grpc.health.v1.Health/Check").future(b"", timeout=DEADLINE_S)
             batch = channel.unary_stream(methods.STREAM_BATCHES)(b"", timeout=DEADLINE_S)
-            wait_until(lambda: server._single._describing._in_flight == 1)
-            wait_until(lambda: server._sessions._threads[methods.LIST_SESSIONS]._in_flight == 1)
-            wait_until(lambda: len(server._streams._threads._queues) == 1)
+            wait_until(lambda: server._single._describing._in_flight == 1, "a call for a description")
+            wait_until(lambda: server._sessions._threads[methods.LIST_SESSIONS]._in_flight == 1, "a call for sessions")
+            wait_until(lambda: len(server._streams._threads._queues) == 1, "a stream in the queue")
             assert "calls wait for a thread: can't start new thread" in caplog.text
             assert not listed.done()
         # The chores of the server start what is missing.
@@ -88,7 +88,9 @@ def test_refused_calls_wait_for_a_thread(node: MixDataSourcesNode, tmp_path: Pat
         with no_thread():
             refused = channel.unary_unary(methods.LIST_MIXTURES).future(b"", timeout=DEADLINE_S)
             reflected = channel.unary_stream(REFLECTION)(asked, timeout=DEADLINE_S, metadata=bearer(tokens["admin"]))
-            wait_until(lambda: server._guard._threads._in_flight + server._reflection._threads._in_flight == 2)
+            wait_until(
+                lambda: server._guard._threads._in_flight + server._reflection._threads._in_flight == 2, "both calls"
+            )
         assert refused.exception().code() == grpc.StatusCode.UNAUTHENTICATED
         assert next(reflected)
         watch.cancel()
@@ -100,8 +102,8 @@ def test_tasks_are_run_when_there_are_threads_again() -> None:
         for number in range(3):
             threads.submit(done.append, number)
     threads.start_missing()
-    wait_until(lambda: len(done) == 3)
-    wait_until(lambda: threads._running == threads._in_flight == 0)
+    wait_until(lambda: len(done) == 3, "three tasks")
+    wait_until(lambda: threads._running == threads._in_flight == 0, "that no thread runs")
     threads.shutdown()
 
 

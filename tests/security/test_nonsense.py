@@ -6,8 +6,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from mixserve import MixDataSourcesNode, serve
 from mixserve_client.wire import health
-from tests.cluster import wait_until
 from tests.tokens.calling import REFLECTION
+from tests.waiting import wait_until
 
 COUNT = 10
 METHODS = {"check": health.CHECK, "watch": "/grpc.health.v1.Health/Watch", "reflection": REFLECTION}
@@ -27,5 +27,5 @@ def test_a_server_ends_after_requests_that_are_none(
                     list(channel.unary_stream(method)(asked, timeout=10))
                 assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
                 assert said in refused.value.details()
-        wait_until(lambda: not server._server._state.rpc_states)
+        wait_until(lambda: not server._server._state.rpc_states, "that gRPC's calls end")
     assert "gRPC has calls that do not end" not in caplog.text

@@ -1,8 +1,7 @@
 """Connections take turns, and requests come in time: many calls of one connection do not keep others waiting."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -16,6 +15,7 @@ from mixserve.serving.threads import CountingThreads
 from mixserve_client import MixClient, Overloaded
 from mixserve_client.wire import methods
 from tests.processes import DEADLINE_S
+from tests.waiting import wait_until
 
 HEALTH = "/grpc.health.v1.Health/"
 TIMEOUT_S = 1.0
@@ -28,13 +28,6 @@ def server(node: MixDataSourcesNode) -> Iterator[MixServer]:
         yield running
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_task_waits_for_one_task_of_each_other_connection() -> None:
     threads, go, order = CountingThreads(1, "test"), threading.Event(), list[str]()
     try:
@@ -42,7 +35,7 @@ def test_a_task_waits_for_one_task_of_each_other_connection() -> None:
         for peer in ("many", "many", "many", "other", "many", "third"):
             threads.submit_for(peer, lambda peer=peer: order.append(peer))
         go.set()
-        wait_until(lambda: len(order) == 6)
+        wait_until(lambda: len(order) == 6, "six tasks")
         assert order == ["many", "other", "third", "many", "many", "many"]
         assert not threads._queues
     finally:
@@ -61,11 +54,11 @@ def test_blocked_tasks_make_room_for_as_many_others() -> None:
         threads.set_blocked(9)
         assert threads.waiting == 1  # no more threads than there may be
         go.set()
-        wait_until(lambda: threads._running == 0)
+        wait_until(lambda: threads._running == 0, "that no thread runs")
         threads.set_blocked(0)
         for number in range(50):
             threads.submit_for("one", lambda number=number: done.append(number))
-        wait_until(lambda: len(done) == 50)
+        wait_until(lambda: len(done) == 50, "fifty tasks")
         assert done == list(range(50))
     finally:
         go.set()
@@ -92,9 +85,9 @@ def test_each_idle_thread_is_visited_once() -> None:
         threads.visit(lambda: seen.append(threading.get_ident()))
         assert seen == []  # all are busy
         go.set()
-        wait_until(lambda: threads._running == 0)
+        wait_until(lambda: threads._running == 0, "that no thread runs")
         threads.visit(lambda: seen.append(threading.get_ident()))
-        wait_until(lambda: len(seen) == 4)
+        wait_until(lambda: len(seen) == 4, "four tasks")
         assert len(set(seen)) == 4
     finally:
         go.set()
@@ -115,10 +108,10 @@ def test_a_connection_has_so_many_calls_and_others_are_refused_at_once() -> None
     try:
         for peer in ("many", "many", "many", "other", "many"):
             threads.submit_for(peer, lambda peer=peer: answer(peer))
-        wait_until(lambda: refused == ["many", "many"])
+        wait_until(lambda: refused == ["many", "many"], "two refusals")
         assert threads._of_one == {"many": 2, "other": 1}
         go.set()
-        wait_until(lambda: not threads._of_one)
+        wait_until(lambda: not threads._of_one, "that the connection has no task")
     finally:
         go.set()
         threads.shutdown()
@@ -128,11 +121,11 @@ def test_grpc_tells_whose_call_it_submits(server: MixServer) -> None:
     """Else all calls would be in one queue."""
     connection = RawConnection(server.address)
     connection.call(methods.STREAM_BATCHES, None)
-    wait_until(lambda: len(server._streams._threads._of_one) == 1)
+    wait_until(lambda: len(server._streams._threads._of_one) == 1, "a stream of the connection")
     (peer,) = server._streams._threads._of_one
     assert peer == "ipv4:{}:{}".format(*connection.socket.getsockname())
     connection.close()
-    wait_until(lambda: not server._streams._threads._of_one)
+    wait_until(lambda: not server._streams._threads._of_one, "that the stream ends")
 
 
 ALL = [
@@ -154,9 +147,9 @@ def test_a_request_that_does_not_come_in_time_ends_its_call(
         monkeypatch.setattr(first, "_timeout_s", TIMEOUT_S)
     connection = RawConnection(server.address)
     connection.call(method, None)
-    wait_until(lambda: connection.ended == 1)
+    wait_until(lambda: connection.ended == 1, "that the connection is ended")
     connection.close()
-    wait_until(lambda: "did not send its request within 1 s: ended it" in caplog.text)
+    wait_until(lambda: "did not send its request within 1 s: ended it" in caplog.text, "the line in the log")
     assert "request_timeout_s in server.limits" in caplog.text
 
 
@@ -185,7 +178,7 @@ def test_one_connection_cannot_take_all_watches(server: MixServer) -> None:
     connection = RawConnection(server.address)
     for _ in range(100):
         connection.call(f"{HEALTH}Watch", b"")
-    wait_until(lambda: connection.ended == 90)
+    wait_until(lambda: connection.ended == 90, "that ninety are ended")
     with grpc.insecure_channel(server.address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=5)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING

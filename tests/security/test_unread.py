@@ -5,7 +5,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -21,6 +21,7 @@ from mixserve_client.wire._generated import mix_pb2
 from tests.hanging_source import HangingSource
 from tests.processes import DEADLINE_S, ONE_SIZE
 from tests.tokens.calling import KEY
+from tests.waiting import wait_until
 
 ROW = 1 << 20
 REPLY = ROW + 512  # a row and its frame, at most
@@ -109,15 +110,11 @@ def hoard(server: MixServer) -> Hoarder:
     refused = server._unread.refused.count
     for start in range(CALLS):
         hoarder.ask(start)
-    wait_until(lambda: server._unread.refused.count > refused and not server._answers.calls._running)
+    wait_until(
+        lambda: server._unread.refused.count > refused and not server._answers.calls._running,
+        "a refusal, and that no call runs",
+    )
     return hoarder
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_replies_are_counted_before_they_are_made(server: MixServer) -> None:
@@ -125,7 +122,7 @@ def test_replies_are_counted_before_they_are_made(server: MixServer) -> None:
     assert OF_ONE - REPLY < server._unread.bytes <= OF_ONE
     assert server._unread.made_bytes <= OF_ONE + CALLS  # of those that were refused, a byte: none was built
     hoarder.socket.close()
-    wait_until(lambda: server._unread.bytes == 0)
+    wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
     assert not server._unread._connections
 
 
@@ -148,9 +145,9 @@ def test_unread_replies_are_bounded(server: MixServer, monkeypatch: pytest.Monke
             client.get_batch_at(0, 1, key=7)
         for hoarder in hoarders:
             hoarder.socket.close()
-        wait_until(lambda: server._unread.bytes == 0)
+        wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
         assert len(client.get_batch_at(0, 1, key=7)["x"]) == 1
-        wait_until(lambda: server._unread.bytes == 0)
+        wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
 
 
 def test_calls_that_stalled_are_ended_to_make_room(
@@ -175,8 +172,8 @@ def test_a_call_whose_reply_is_never_taken_ends(server: MixServer, monkeypatch: 
     monkeypatch.setattr(unread, "_LONGEST_S", 0.5)
     hoarder = Hoarder(server.address)
     hoarder.ask(0)
-    wait_until(lambda: server._unread.bytes > 0)
-    wait_until(lambda: server._unread.bytes == 0)
+    wait_until(lambda: server._unread.bytes > 0, "bytes that are counted")
+    wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
     assert hoarder.resets() == 1
     hoarder.socket.close()
 
@@ -185,10 +182,10 @@ def test_replies_of_streams_count_too(server: MixServer) -> None:
     hoarder = Hoarder(server.address)
     for _ in range(STREAMS):
         hoarder.stream()
-    wait_until(lambda: server._unread.refused.count > 0)
+    wait_until(lambda: server._unread.refused.count > 0, "a refusal")
     assert 0 < server._unread.bytes <= OF_ONE
     hoarder.socket.close()
-    wait_until(lambda: server._unread.bytes == 0)
+    wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
 
 
 def test_replies_of_bulk_channels_count_until_they_are_taken(server: MixServer) -> None:
@@ -197,18 +194,18 @@ def test_replies_of_bulk_channels_count_until_they_are_taken(server: MixServer) 
         assert len(next(stream)["x"]) == 1
         assert server._unread.made_bytes >= ROW
         assert sum(1 for _ in stream) == 63
-    wait_until(lambda: server._unread.bytes == 0)
+    wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
 
 
 def test_a_stream_too_many_is_refused(server: MixServer) -> None:
     hoarder = Hoarder(server.address)
     for _ in range(STREAMS + 5):
         hoarder.call(methods.STREAM_BATCHES, None)
-    wait_until(lambda: server._streams._threads.refused.count == 5)
-    wait_until(lambda: hoarder.resets() == 5)
+    wait_until(lambda: server._streams._threads.refused.count == 5, "five refusals")
+    wait_until(lambda: hoarder.resets() == 5, "five resets")
     assert sum(server._streams._threads._of_one.values()) == STREAMS
     hoarder.socket.close()
-    wait_until(lambda: not server._streams._threads._of_one)
+    wait_until(lambda: not server._streams._threads._of_one, "that no connection has a stream")
 
 
 def test_leases_are_renewed_however_many_wait(server: MixServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +230,7 @@ def test_streams_that_are_not_read_give_way_to_others(
         hoarder = Hoarder(server.address)
         for _ in range(STREAMS):
             hoarder.stream()
-        wait_until(lambda: len(server._streams._sending) == STREAMS)
+        wait_until(lambda: len(server._streams._sending) == STREAMS, "all streams")
         time.sleep(1.5)  # the server looks once a second
         assert len(server._streams._sending) == STREAMS  # none is ended while no other call waits
         with MixClient.connect(server.address, shared_memory=False, bulk=False, patience_s=DEADLINE_S) as client:
@@ -257,12 +254,12 @@ def test_a_call_that_is_given_up_while_it_is_answered_counts_nothing(tmp_path: P
     ):
         hang.touch()
         call = channel.unary_unary(methods.GET_BATCH_AT).future(first_row(1).SerializeToString())
-        wait_until(lambda: server._unread.bytes > 0)
+        wait_until(lambda: server._unread.bytes > 0, "bytes that are counted")
         call.cancel()
-        wait_until(lambda: server._unread.bytes == 0)
+        wait_until(lambda: server._unread.bytes == 0, "that no bytes are counted")
         assert server._answers.calls._running == 1
         hang.unlink()
-        wait_until(lambda: not server._answers.calls._running)
+        wait_until(lambda: not server._answers.calls._running, "that no call runs")
         assert not server._unread.bytes
         assert not server._unread._connections
 
