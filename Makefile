@@ -184,7 +184,7 @@ test-protobuf: ## Test the client's generated code under protobuf 5, 6 and 7, ea
 test-node: $(READY) ## Read a batch with a Node.js client made from the .proto alone
 	PYTHON=$(BIN)/python tests/node/run.sh
 
-# Debian: apt-get install podman. MIXSERVE_CONTAINERS=1 makes it fail, rather than skip, where no engine works. kubectl
+# Debian: apt-get install podman. MIXSERVE_NEED_ENGINE=1 makes it fail, rather than skip, where no engine works. kubectl
 # and openssl are for some of the tests.
 test-container: $(READY) ## Build the images and run them as deployed, by Docker or Podman, with what goes wrong; takes minutes
 	-$(MAKE) .venv-kubernetes/.ready
