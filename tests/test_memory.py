@@ -111,10 +111,10 @@ def test_the_closer_the_limit_the_fewer_replies(caplog: pytest.LogCaptureFixture
 def test_what_is_kept_for_reuse_goes_in_a_quiet_moment() -> None:
     now, shrunk, unread = [0.0], list[float](), UnreadReplies(512 * MIB)
     watch = MemoryWatch(None, unread, [lambda: shrunk.append(now[0])], clock=lambda: now[0])
-    account = unread.open("one", lambda: None)
     for second in range(60):
         now[0] = float(second)
         if second < 20 or second == 45:
+            account = unread.open("one", lambda: None)
             account.reserve(100 * MIB)
             account.close()
         watch.look()

@@ -143,7 +143,7 @@ BAD_REQUESTS = [
     (
         mix_pb2.GetBatchAtRequest(size=1, key=KEY, expected_fingerprint="00"),
         FingerprintMismatch,
-        "expected 00",
+        "expected '00'",
     ),
 ]
 

@@ -327,7 +327,7 @@ def test_definitions_on_the_wire(reader):
     assert define(fingerprint, [(128, (1, 2, 3))], first) == both
     assert define("", [(64, (1, 1, 1))]) == first
     for args, error, said in [
-        (("00", [(64, (1, 1, 1))]), FingerprintMismatch, "expected 00"),
+        (("00", [(64, (1, 1, 1))]), FingerprintMismatch, "expected '00'"),
         ((fingerprint, []), InvalidRequest, "at least one"),
         ((fingerprint, [(65, (1, 1, 1))]), InvalidRequest, "multiples of block_size = 64, got 65"),
         ((fingerprint, [(64, (1, 1))]), InvalidRequest, "weights must be 3 numbers"),

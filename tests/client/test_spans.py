@@ -222,7 +222,7 @@ BAD_STREAMS = [
     (message({"start": 2**63 - 28}), OutOfRange, r"the last batch must end at 2\^63 - 1 or before, got 3 batches of 8"),
     (message(count=2**63 - 1, stride=2**63 - 1), OutOfRange, "the last batch must end"),
     (message({"mixture": "x"}), UnknownMixture, "one of 'train', got 'x'"),
-    (message({"expected_fingerprint": "00"}), FingerprintMismatch, "expected 00"),
+    (message({"expected_fingerprint": "00"}), FingerprintMismatch, "expected '00'"),
     (mix_pb2.StreamBatchesRequest(stride=1, count=1, reply_rows=1), InvalidRequest, "first is required"),
     (mix_pb2.StreamBatchesRequest(), InvalidRequest, "first is required"),
     (NO_KEY, InvalidRequest, "key is required"),

@@ -3,6 +3,7 @@
 It lasts MIXSERVE_GIVEN_UP_S seconds.
 """
 
+import gc
 import logging
 import os
 import random
@@ -201,6 +202,7 @@ class Hurried:
 def counted(server: MixServer) -> dict[str, Any]:
     """What the server counts, holds or has registered for calls and connections that there are."""
     server._services.mix._replies._cache._replies.clear()  # it may keep some for a minute, bounded
+    gc.collect()  # errors and the frames that they passed may refer to one another, and to the buffer of a reply
     work, bulk, memory = server._work, server._bulk, server._memory
     assert bulk is not None
     assert memory is not None
