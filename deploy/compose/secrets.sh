@@ -19,11 +19,12 @@ for name in "$@"; do names=$names,$name; done
 mkdir -p secrets/authority
 cd secrets
 
-# put FOLDER FILE…: containers run as user 10001. Only root gives files away, and that of a container does.
+# put FOLDER FILE…: containers run as user 10001. Only root gives files away, and that of a container does. No health
+# check: Podman without systemd would print errors about it.
 put() {
   # shellcheck disable=SC2016  # the container's shell expands them
-  "${ENGINE:-docker}" run --rm --network none --user 0:0 --volume "$PWD:/secrets" --workdir /secrets --entrypoint sh \
-    "${MIXSERVE_IMAGE:-mixserve}" -euc '
+  "${ENGINE:-docker}" run --rm --no-healthcheck --network none --user 0:0 --volume "$PWD:/secrets" \
+    --workdir /secrets --entrypoint sh "${MIXSERVE_IMAGE:-mixserve}" -euc '
       folder=$1; shift
       install -d -o 10001 -g 10001 -m 0700 "$folder"
       install -o 10001 -g 10001 -m 0600 "$@" "$folder"' put "$@"
