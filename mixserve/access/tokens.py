@@ -34,9 +34,9 @@ def read_tokens(path: Path, *, may_be_empty: bool = True) -> tuple[TokenEntry, .
     except (BadTokens, BadYaml) as error:
         raise BadTokens(f"the token file {path}: {error}") from None
     except OSError as error:
-        raise OSError(
-            error.errno, f"the token file {path} cannot be read: {error.strerror}; mixserve token new makes one"
-        ) from error
+        # Only where there is none: somebody who may not read a file would look for the fault in its tokens.
+        advice = "; mixserve token new makes one" if isinstance(error, FileNotFoundError) else ""
+        raise OSError(error.errno, f"the token file {path} cannot be read: {error.strerror}{advice}") from error
 
 
 class TokenFile:

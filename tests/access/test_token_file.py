@@ -88,6 +88,8 @@ def test_a_file_that_cannot_be_used_names_itself_at_the_start(tmp_path):
     path = tmp_path / "tokens.yaml"
     with pytest.raises(OSError, match=r"tokens\.yaml cannot be read: No such file .*mixserve token new makes one"):
         TokenFile(path)
+    with pytest.raises(OSError, match=r"cannot be read: Is a directory$"):
+        TokenFile(tmp_path)
     path.write_text("tokens: 3")
     with pytest.raises(BadTokens, match=r"tokens\.yaml: tokens must be a list"):
         TokenFile(path)
