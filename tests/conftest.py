@@ -42,6 +42,7 @@ OPERATING = (
     "crash",
     "fleet",
     "logs",
+    "rolling",
     "slurm",
     "test_processes.py",
     "test_remote_replicas.py",

@@ -1,6 +1,7 @@
 """A gRPC channel that can be replaced while its streams run."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,11 +36,14 @@ _ANSWER_FACTOR, _LONGEST_ANSWER_S = 4, 20
 class Channel:
     """A channel under the credentials of the moment; connects at its first call. A call takes it, and returns it."""
 
-    def __init__(self, target: str, credentials: Credentials, keepalive_s: int = KEEPALIVE_S):
+    def __init__(self, target: str, credentials: Credentials, keepalive_s: int = KEEPALIVE_S, number: int = 0):
         """A quiet peer is pinged every `keepalive_s` seconds, and has four times as long to answer, 20 s at most.
+
+        Channels of one process share a connection if they have the same target, options and `number`.
 
         Raises InvalidRequest if a file of TLS cannot be used.
         """
+        self.opened_at = time.monotonic()
         self.version = credentials.channel_version()
         answer_s = min(_LONGEST_ANSWER_S, _ANSWER_FACTOR * keepalive_s)
         pings = [
@@ -48,7 +52,9 @@ class Channel:
             # is the kernel's (TCP_USER_TIMEOUT), for hosts that are gone.
             ("grpc.http2.ping_timeout_ms", answer_s * 1000),
         ]
-        self._channel = credentials.open_channel(target, [*_OPTIONS, *pings])
+        # gRPC does not know this option. It shares the connections of channels whose options are equal.
+        own = [("mixserve.number", number)] * bool(number)
+        self._channel = credentials.open_channel(target, [*_OPTIONS, *pings, *own])
         self._methods: dict[str, Callable[..., Any]] = {}
         self._lock = threading.Lock()
         self._calls = 0

@@ -27,6 +27,7 @@ from mixserve_client.wire.error import ERROR_METADATUM, error_of
 
 _logger = logging.getLogger("mixserve_client")
 
+_ANOTHER_AFTER_S = 0.5  # after a connection was opened, another one takes its place at the earliest
 _TOO_MANY_PINGS = "too many pings"  # gRPC's word for it, with or without underscores
 
 
@@ -43,6 +44,7 @@ class GrpcTransport:
         self._channel: Channel | None = None
         self._refused: object = None  # version of files that cannot be used
         self._keepalive_s = KEEPALIVE_S
+        self._number = 0  # of the channel, counted up when another connection is wanted
         # Reentrant: the garbage collector may close the client in a thread that holds it.
         self._lock = threading.RLock()
         self._closed = False
@@ -130,7 +132,7 @@ class GrpcTransport:
             old.retire()
 
     def _open_channel(self) -> Channel:
-        found = Channel(self._target, self._credentials, self._keepalive_s)
+        found = Channel(self._target, self._credentials, self._keepalive_s, self._number)
         self._figures.note_connection("grpc")
         return found
 
@@ -140,6 +142,18 @@ class GrpcTransport:
             old, self._channel, self._keepalive_s = self._channel, None, SELDOM_S
         if old is not None:
             old.retire()
+
+    def _leave(self) -> None:
+        """The server has said that it is stopping, or not available otherwise. Behind a proxy or an address of a service
+        it is one of several, and the connection leads to it for as long as it finishes other calls: let the next call
+        have another connection, which may lead to another server."""
+        with self._lock:
+            old = self._channel
+            if old is None or self._socket is not None or time.monotonic() - old.opened_at < _ANOTHER_AFTER_S:
+                return
+            self._channel = None
+            self._number += 1
+        old.retire()
 
     @contextmanager
     def _convert_errors(self, until: float | None, sent: Metadata) -> Generator[None]:
@@ -173,7 +187,10 @@ class GrpcTransport:
             code = "UNAVAILABLE" if code == "CANCELLED" else code
         if code == "UNAUTHENTICATED" and self._credentials.has_another_token(sent):
             return Unavailable(f"the token has changed since the call began, and the old one is refused: {details}")
-        return error_of(code, details, metadata)
+        found = error_of(code, details, metadata)
+        if isinstance(found, Unavailable) and ERROR_METADATUM in dict(metadata):
+            self._leave()
+        return found
 
 
 def _until(timeout_s: float | None) -> float | None:
