@@ -144,9 +144,11 @@ class GrpcTransport:
             old.retire()
 
     def _leave(self) -> None:
-        """The server has said that it is stopping, or not available otherwise. Behind a proxy or an address of a service
-        it is one of several, and the connection leads to it for as long as it finishes other calls: let the next call
-        have another connection, which may lead to another server."""
+        """Let the next call have another connection: the server has said that it is stopping, or not available otherwise.
+
+        Behind a proxy, or the address of a service, it is one of several, and this connection leads to it for as long
+        as it finishes other calls.
+        """
         with self._lock:
             old = self._channel
             if old is None or self._socket is not None or time.monotonic() - old.opened_at < _ANOTHER_AFTER_S:
