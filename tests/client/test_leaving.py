@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
@@ -13,6 +12,7 @@ from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixS
 from mixserve_client import MixClient
 from tests.hanging_source import HangingSource
 from tests.processes import DEADLINE_S, ONE_SIZE
+from tests.waiting import wait_until
 
 
 class Balancer:
@@ -79,10 +79,7 @@ def test_calls_go_on_while_the_server_finishes_others(stack, tmp_path):
     slow = threading.Thread(target=lambda: came.append(client.get_batch_at(0, 8, 7, mixture="hanging")))
     taken = source.taken
     slow.start()
-    until = time.monotonic() + DEADLINE_S
-    while source.taken == taken:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: source.taken > taken, "the call that hangs reads")
     balancer.target = new.address
     stopping = threading.Thread(target=old.stop, args=(DEADLINE_S,))
     stopping.start()

@@ -22,6 +22,7 @@ from mixserve_client.schema.stats import by_name
 from tests.certificates import Authority
 from tests.fleet.dns_server import DnsServer
 from tests.processes import ONE_SIZE
+from tests.waiting import wait_until
 
 NAME, PORT, KEY = "mixserve.test", 50051, 7
 ADDRESS = f"dns:///{NAME}:{PORT}"
@@ -141,10 +142,7 @@ def replaced_one_by_one(world: World) -> None:
                 world.serve(host + 3)
                 world.name(*hosts)
                 world.stop(host, grace_s=10)
-                until = time.monotonic() + DEADLINE_S
-                while not world.records(host + 3):
-                    assert time.monotonic() < until
-                    time.sleep(0.05)
+                wait_until(lambda new=host + 3: world.records(new), "the successor gets requests")
         finally:
             over.set()
         reading.result(DEADLINE_S)

@@ -52,7 +52,7 @@ class Troubled:
         if self._is_on:
             time.sleep(self._delay_s)
             if self._fails and FAILS_AT in record_ids:
-                raise ValueError("zu lang: ÿ" * 3000)
+                raise ValueError("this record cannot be read")
         return {"x": record_ids.astype(np.int32)}
 
 
