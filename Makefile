@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-balance bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus test-proxies rolling
+.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-balance bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus test-proxies rolling bench-fleet bench-fleet-check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -131,6 +131,12 @@ bench-attacks: $(READY) ## Attack a server in many ways beside an honest reader;
 
 bench-processes: $(READY) ## Measure one server of 1, 2 and 4 processes with sources that threads cannot share
 	$(BIN)/python -m benchmarks.processes
+
+bench-fleet: $(READY) ## Measure what a reply costs, compare real replicas with a simulation, and rewrite docs/scaling.md; 3 minutes
+	$(BIN)/python -m benchmarks.fleet
+
+bench-fleet-check: $(READY) ## Only compare real replicas with the simulation; fails if they differ by too much
+	$(BIN)/python -m benchmarks.fleet --check
 
 LOADERS := $(patsubst benchmarks/sources/readers/%.txt,.venv-peers/%/.ready,$(wildcard benchmarks/sources/readers/*.txt))
 

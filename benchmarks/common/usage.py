@@ -1,7 +1,9 @@
 """CPU seconds and peak resident memory of processes, from /proc; None on systems without it (macOS)."""
 
 import os
-from collections.abc import Iterable
+import resource
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -56,6 +58,32 @@ def memory_bytes(pid: int, field: str) -> int | None:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+@contextmanager
+def others_share() -> Iterator[Callable[[], float]]:
+    """What tells, after the block, which part of the cores' time others had than this process and its ended children.
+
+    0 on systems without /proc.
+    """
+    before, own = _busy_s(), _own_s()
+    share = 0.0
+    yield lambda: share
+    whole, busy = (after - at for after, at in zip(_busy_s(), before, strict=True))
+    if whole > 0:
+        share = min(1.0, max(0.0, (busy - (_own_s() - own)) / whole))
+
+
+def _busy_s() -> tuple[float, float]:
+    """The time of all cores, and what of it was not idle."""
+    fields = (_lines(_PROC / "stat") or ["cpu 0 0 0 0 0"])[0].split()[1:]
+    ticks = [int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8]]
+    return sum(ticks), sum(ticks) - sum(ticks[3:5])
+
+
+def _own_s() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _stat(path: Path) -> list[str]:

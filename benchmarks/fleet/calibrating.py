@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.common.children import Child
 from benchmarks.common.usage import cpu_seconds, memory_bytes
 from benchmarks.fleet import serving
-from benchmarks.fleet.service_times import Line, ServiceTimes, shape_of
+from benchmarks.fleet.service_times import Line, ServiceTimes, shape_of, slices_of
 from mixserve_client import MixClient
 from mixserve_client.schema.keys import key_words
 
@@ -22,6 +22,7 @@ SIZES = (1 << 20, 2 << 20, 4 << 20, 16 << 20)  # bytes of a reply: smaller batch
 _SECONDS = 2.0  # of reading, for each size
 _CALLS = 60  # of planning and gathering, for each size
 _CLIENTS = 32
+_LATE_BYTES, _LATE_STEPS, _LATE_S = 1 << 20, 100, 0.02
 _START_S = 120.0
 _CACHE = "MIXSERVE_COMPILATION_CACHE"
 
@@ -40,6 +41,7 @@ def calibrate() -> ServiceTimes:
                 clients.append(client_s)
                 if size == SIZES[0]:
                     gaps += between
+            next_s = slices_of(_come_late(client))
         connection_bytes = _connection_bytes(address, pid)
     plan = Line.through(SIZES, [statistics.fmean(taken) for taken in plans])
     gather = Line.through(SIZES, [statistics.fmean(taken) for taken in gathers])
@@ -53,6 +55,7 @@ def calibrate() -> ServiceTimes:
         shape_of([value for taken in plans for value in _relative(taken)]),
         shape_of([value for taken in gathers for value in _relative(taken)]),
         shape_of(gaps),
+        next_s,
         _socket_bytes(),
         round(start_s, 2),
         round(cold_start_s, 2),
@@ -103,6 +106,18 @@ def _read(client: MixClient, pid: int, size: int, key: int) -> tuple[float, floa
         after = resource.getrusage(resource.RUSAGE_SELF)
         client_s = after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime
         return (_server_s(pid) - server_s) / len(gaps), client_s / len(gaps), gaps
+
+
+def _come_late(client: MixClient) -> list[float]:
+    """Seconds of a `next` after a step in which its batch has come."""
+    waits = list[float]()
+    with client.batches(_LATE_BYTES // serving.ROW_BYTES, key=0) as batches:
+        for _ in range(_LATE_STEPS):
+            began = time.perf_counter()
+            next(batches)
+            waits.append(time.perf_counter() - began)
+            time.sleep(_LATE_S)
+    return waits[5:]
 
 
 def _server_s(pid: int) -> float:

@@ -12,8 +12,8 @@ from benchmarks.common.children import Child
 from benchmarks.fleet.hardware import Machine
 from benchmarks.fleet.reader import Load
 from benchmarks.fleet.replica import Source
-from benchmarks.fleet.serving import ROW_BYTES, WAIT_S
 from benchmarks.fleet.service_times import ServiceTimes
+from benchmarks.fleet.serving import ROW_BYTES, WAIT_S
 from benchmarks.fleet.simulation import Scenario, simulate
 from mixserve_client import MixClient
 

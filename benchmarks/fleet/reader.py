@@ -9,7 +9,7 @@ import simpy
 from benchmarks.fleet.choosing import Chooser
 from benchmarks.fleet.queues import Servers
 from benchmarks.fleet.replica import Connection, Process, Replica, Stream
-from benchmarks.fleet.service_times import ServiceTimes
+from benchmarks.fleet.service_times import Draw, ServiceTimes
 from mixserve_client.reading.ranges import Shard, reply_batches
 from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.window import Window
@@ -84,6 +84,7 @@ class Reader:
         client: Client,
         load: Load,
         times: ServiceTimes,
+        draw: Draw,
         *,
         nic: Servers | None = None,
         nic_s: float = 0.0,
@@ -100,7 +101,7 @@ class Reader:
         self.started_s = 0.0  # until the first batch
         self.taken = self.ready = self.other_zone_bytes = 0
         self.requested = 0  # batches
-        self._times = times
+        self._times, self._draw = times, draw
         self._cores = cores
         self._key = shared_key
         self._barrier = barrier
@@ -145,6 +146,8 @@ class Reader:
             self._in_flight -= 1
             if self._in_flight <= self._window.refill_at():
                 self._refill()
+            if load.step_s:  # without steps the time is in that of receiving
+                yield env.timeout(self._draw.of(self._times.next_s))
             if not step:
                 self.started_s = env.now - came
             if step >= load.warm_up:
@@ -241,7 +244,7 @@ class Reader:
             return
         waited_s, hedging = fetch.waited_s(since, env.now), client.chooser.hedging
         limit_s = client.chooser.limit_s
-        if waited_s >= limit_s - 1e-9 and len(client.replicas) > 1:
+        if waited_s >= limit_s - 1e-9 and (len(client.replicas) > 1 or stream.is_cancelled):
             self._abandon(fetch.server)
             return
         until: list[float] = []

@@ -44,10 +44,15 @@ Shape = tuple[float, ...]
 CONSTANT: Shape = (1.0,)
 
 
+def slices_of(times: Sequence[float]) -> tuple[float, ...]:
+    """Equally likely values with the distribution of measured times."""
+    ordered = np.sort(np.array(times))
+    return tuple(float(part.mean()) for part in np.array_split(ordered, min(_SLICES, len(ordered))))
+
+
 def shape_of(times: Sequence[float]) -> Shape:
     """The shape of measured times."""
-    ordered = np.sort(np.array(times))
-    slices = np.array([part.mean() for part in np.array_split(ordered, min(_SLICES, len(ordered)))])
+    slices = np.array(slices_of(times))
     return tuple(float(value) for value in np.round(slices / slices.mean(), 4))
 
 
@@ -66,6 +71,7 @@ class ServiceTimes:
     plan_shape: Shape
     gather_shape: Shape
     gap_shape: Shape
+    next_s: tuple[float, ...]  # equally likely times of a `next` after a step, if its batch is there
     socket_bytes: int  # that a connection holds between both ends, if its reader does not read
     start_s: float  # of a server, from the command to its address, with compiled programs in its folder
     cold_start_s: float  # without
@@ -88,7 +94,7 @@ class ServiceTimes:
     def load(cls, path: Path = PATH) -> Self:
         found = json.loads(path.read_text())["service_times"]
         lines = {name: Line(**found.pop(name)) for name in ("plan", "gather", "send", "receive")}
-        shapes = {name: tuple(found.pop(name)) for name in ("plan_shape", "gather_shape", "gap_shape")}
+        shapes = {name: tuple(found.pop(name)) for name in ("plan_shape", "gather_shape", "gap_shape", "next_s")}
         return cls(**lines, **shapes, **found)
 
 

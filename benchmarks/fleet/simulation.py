@@ -32,9 +32,9 @@ class Scenario:
     trainers: int
     replicas: int
     load: Load
-    machine: Machine = Machine()
-    host: Host = Host()
-    source: Source = Source()
+    machine: Machine = field(default_factory=Machine)
+    host: Host = field(default_factory=Host)
+    source: Source = field(default_factory=Source)
     zones: int = 1
     zone_aware: bool = False  # whether clients say `zone=`
     hedge: bool = False
@@ -112,7 +112,7 @@ def simulate(scenario: Scenario, times: ServiceTimes) -> Outcome:
     ]
     for replica in replicas:
         replica.start(scenario.cold_s)
-    readers, clients = _readers(env, scenario, times, replicas, cores)
+    readers, clients = _readers(env, scenario, times, replicas, cores, draw)
     for fault in scenario.faults:
         for index in fault.replicas:
             env.process(_fail(env, replicas[index], fault))
@@ -126,6 +126,7 @@ def _readers(
     times: ServiceTimes,
     replicas: list[Replica],
     cores: Servers | None,
+    draw: Draw,
 ) -> tuple[list[Reader], list[Client]]:
     barrier = Barrier(env, scenario.trainers) if scenario.is_one_job else None
     zones = [replica.zone for replica in replicas]
@@ -144,6 +145,7 @@ def _readers(
                 clients[-1],
                 scenario.load,
                 times,
+                draw,
                 nic=None if scenario.shared_cores else nic,
                 nic_s=scenario.host.nic_s,
                 cores=cores,
