@@ -8,11 +8,9 @@ from typing import Any
 from benchmarks.common.spread import Spread
 from benchmarks.common.work import ROOT
 from benchmarks.fleet.service_times import Line, ServiceTimes
-from benchmarks.fleet.sizing import CHANNELS, SIZES, WORKLOADS, Prices
-from mixserve_client.rpc.fleet import _MOST_ASKED
+from benchmarks.fleet.sizing import CHANNELS, DNS_DATAGRAM, DNS_LARGEST, SIZES, WORKLOADS, Prices
 
 PAGE = ROOT / "docs" / "scaling.md"
-_DNS_LARGEST = 65_535
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
@@ -38,14 +36,11 @@ def tables(results: Mapping[str, Any], times: ServiceTimes) -> dict[str, str]:
         "zones": _zones,
         "remote": _remote,
         "sweep": _sweep,
+        "limits": _limits,
+        "cost": _cost,
     }
     found = {name: _markdown(make(results[name])) for name, make in made.items() if results.get(name)}
-    return {
-        **found,
-        "times": _markdown(_times(times)),
-        "limits": _markdown(_limits(results["replicas"], times)),
-        "cost": _markdown(_cost(results["waits"])),
-    }
+    return {**found, "times": _markdown(_times(times))}
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -170,41 +165,21 @@ def _sweep(rows: Rows) -> list[list[str]]:
     return found + [[str(row["replicas"]), f"{row['hits']:.0%}", f"{row['cores']:.1%}"] for row in rows]
 
 
-def _limits(rows: Rows, times: ServiceTimes) -> list[list[str]]:
-    """What one replica, and a name in DNS, have to bear; images, 100 Gbit/s."""
-    (row,) = [one for one in rows if one["workload"] == "images" and one["nic"] == 100]
-    found = [
-        [
-            "accelerators",
-            "replicas",
-            f"channels of a replica (of {CHANNELS:,})",
-            "memory for them",
-            "card",
-            "look-ups/s",
-            "DNS answer",
-            "first to break",
-        ]
-    ]
-    for size in SIZES:
-        cell = row[str(size)]
-        replicas = cell["by_bytes"]
-        clients = -(-size * min(_MOST_ASKED, replicas) // replicas)
-        load = cell["load"] * max(cell["by_bytes"], cell["by_channels"]) / replicas
-        answer = 60 + 16 * replicas
-        way = "a datagram" if answer <= 1232 else "over TCP" if answer <= _DNS_LARGEST else "too long"
-        shares = {
-            "channels": clients / CHANNELS,
-            "card": load / 0.95,
-            "DNS answer": answer / _DNS_LARGEST,
-        }
+def _limits(rows: Rows) -> list[list[str]]:
+    head = ["accelerators", "replicas", f"channels of a replica (of {CHANNELS:,})", "memory for them", "card"]
+    found = [[*head, "look-ups/s", "DNS answer", "first to break"]]
+    for row in rows:
+        answer = row["dns_bytes"]
+        way = "a datagram" if answer <= DNS_DATAGRAM else "over TCP" if answer <= DNS_LARGEST else "too long"
+        shares = {"channels": row["channels"] / CHANNELS, "card": row["load"], "DNS answer": answer / DNS_LARGEST}
         found.append(
             [
-                f"{size:,}",
-                f"{replicas:,}",
-                f"{clients:,}",
-                f"{clients * (times.connection_bytes + times.socket_bytes) / 1e9:.2g} GB",
-                f"{load:.0%}",
-                f"{size / 10:,.0f}",
+                f"{row['accelerators']:,}",
+                f"{row['replicas']:,}",
+                f"{row['channels']:,}",
+                f"{row['memory'] / 1e9:.2g} GB",
+                f"{row['load']:.0%}",
+                f"{row['look_ups_s']:,.0f}",
                 f"{answer:,} bytes, {way}",
                 max(shares, key=lambda name: shares[name]),
             ]
@@ -215,10 +190,9 @@ def _limits(rows: Rows, times: ServiceTimes) -> list[list[str]]:
 def _cost(rows: Rows) -> list[list[str]]:
     prices = Prices()
     found = [["", *(f"{size:,}" for size in SIZES)]]
-    for workload in WORKLOADS:
-        mine = {row["accelerators"]: row["cost"] for row in rows if row["workload"] == workload.name}
-        cells = [f"{mine[size] * prices.accelerator * 100:.2g} ¢, {mine[size]:.2%}" for size in SIZES]
-        found.append([workload.name, *cells])
+    for row in rows:
+        shares = [row[str(size)] for size in SIZES]
+        found.append([row["workload"], *(f"{one * prices.accelerator * 100:.2g} ¢, {one:.2%}" for one in shares)])
     return found
 
 

@@ -297,7 +297,6 @@ class Barrier:
     def __init__(self, env: simpy.Environment, count: int):
         self._env, self._count, self._come = env, count, 0
         self._event = env.event()
-        self.waits: list[float] = []
 
     def come(self) -> simpy.Event:
         """What to wait for: the last one of the job."""

@@ -5,7 +5,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,11 +31,11 @@ def serve(kind: str, count: str = "1") -> Iterator[str]:
 
 def node(kind: str) -> Any:
     """A mixture of records of ROW_BYTES bytes."""
-    from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, RandomAccessSource
+    from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode
 
     if kind == "waits":
         config = MixDataSourcesConfig(num_sources=1, weights=(1.0,))
-        return MixDataSourcesNode(config, [RandomAccessSource(_Waits(), content_id="waits")])
+        return MixDataSourcesNode(config, [_Waits()])
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, 1 << 30, (RECORDS // SOURCES, ROW_BYTES // 4), np.int32) for _ in range(SOURCES)]
     config = MixDataSourcesConfig(num_sources=SOURCES, weights=(0.1, 0.2, 0.3, 0.4))
@@ -43,7 +43,9 @@ def node(kind: str) -> Any:
 
 
 class _Waits:
-    """Records that say their numbers. A read of some waits for WAIT_S."""
+    """Records that say their numbers. A read of some waits for WAIT_S, one at a time; nothing else takes long in it."""
+
+    content_id = "waits"
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,10 +53,14 @@ class _Waits:
     def __len__(self) -> int:
         return 1 << 20
 
-    def __getitem__(self, at: int) -> dict[str, np.ndarray]:
-        return {"tokens": np.full(ROW_BYTES // 4, at, np.int32)}
+    def element_spec(self) -> Any:
+        import jax
 
-    def __getitems__(self, ids: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        return {"tokens": jax.ShapeDtypeStruct((ROW_BYTES // 4,), np.int32)}
+
+    def take(self, record_ids: np.ndarray) -> dict[str, np.ndarray]:
         with self._lock:
             time.sleep(WAIT_S)
-        return [self[int(at)] for at in ids]
+        rows = np.empty((len(record_ids), ROW_BYTES // 4), np.int32)
+        rows[:] = np.asarray(record_ids)[:, None]
+        return {"tokens": rows}

@@ -13,7 +13,7 @@ _AFTER_LOSS = 0.95  # when a rack is lost
 _RACKS = 8  # replicas are spread over so many
 CHANNELS = 5000  # bulk channels of a server (operating.md); further clients read over gRPC
 _DNS_HEADER, _DNS_ADDRESS = 60, 16  # bytes of an answer
-_DNS_UDP, DNS_TCP = 1232, 65_535  # bytes of an answer, by datagram (usual limit) and at most
+DNS_DATAGRAM, DNS_LARGEST = 1232, 65_535  # bytes of an answer in a datagram, by the usual limit, and over TCP
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Need:
         """Of an answer that has all addresses."""
         return _DNS_HEADER + _DNS_ADDRESS * self.replicas
 
-    @property
-    def is_dns_datagram(self) -> bool:
-        return self.dns_bytes <= _DNS_UDP
+    def memory_bytes(self, times: ServiceTimes) -> int:
+        """Of a replica's machine for its channels, if all of their buffers are full."""
+        return self.channels * (times.connection_bytes + times.socket_bytes)
 
 
 def rack(replicas: int) -> int:

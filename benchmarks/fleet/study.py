@@ -31,7 +31,7 @@ _MOST_TRAINERS = 256
 _LOADS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 IMAGES = WORKLOADS[1]
 # Of what fails: a small fleet whose replicas are as busy as those of a large one.
-_SMALL, _SMALL_NIC = 250, 25.0
+_SMALL, _SMALL_NIC = 120, 10.0
 _FAULT_AT_S = 10.0
 _DISK_S = 2e9  # bytes per second of a cold replica's disk
 
@@ -76,7 +76,6 @@ def _waits(times: ServiceTimes) -> Iterator[Row]:
                 **outcome.busy,
                 "first_batch_p99_s": float(np.quantile(outcome.first_batch_s, 0.99)),
                 "balance": max(outcome.replies_of) / (sum(outcome.replies_of) / len(outcome.replies_of)),
-                "cost": _cost_share(found, Machine()),
             }
 
 
@@ -128,7 +127,7 @@ def _failures(times: ServiceTimes) -> Iterator[Row]:
 
 def _zones(times: ServiceTimes) -> Iterator[Row]:
     """Three zones, with `zone=` and without, and when one is lost."""
-    found = replace(need(_SMALL, IMAGES, Machine(nic_gbit=_SMALL_NIC), times))
+    found = need(_SMALL, IMAGES, Machine(nic_gbit=_SMALL_NIC), times)
     replicas = -(-found.replicas // 3) * 3
     lost = [index for index in range(replicas) if index % 3 == 0]
     fault = [Fault(_FAULT_AT_S, lost, silent=True)]
@@ -137,7 +136,7 @@ def _zones(times: ServiceTimes) -> Iterator[Row]:
         "with `zone=`": {"zone_aware": True},
         "with `zone=`, and a zone loses power": {"zone_aware": True, "faults": fault, "hedge": True},
     }.items():
-        scenario = replace(_small(found, 30), trainers=240, replicas=replicas, zones=3, **changes)
+        scenario = replace(_small(found, 30), replicas=replicas, zones=3, **changes)
         outcome = simulate(scenario, times)
         yield {"what": name, "replicas": replicas, "other_zone": outcome.other_zone, **_waiting(outcome, IMAGES)}
 
@@ -161,6 +160,34 @@ def _sweep(times: ServiceTimes) -> Iterator[Row]:
         yield {"replicas": replicas, "hits": outcome.cache_hits / sum(outcome.replies_of), **outcome.busy}
 
 
+def _limits(times: ServiceTimes) -> Iterator[Row]:
+    """What the fewest replicas have to bear, and their names."""
+    for size in SIZES:
+        found = need(size, IMAGES, Machine(), times)
+        _, capacity = first_limit(Machine(), IMAGES.reply_bytes, times)
+        found = replace(found, by_channels=1, load=size * IMAGES.bytes_s / capacity / found.by_bytes)
+        yield {
+            "accelerators": size,
+            "replicas": found.replicas,
+            "channels": found.channels,
+            "memory": found.memory_bytes(times),
+            "load": found.load,
+            "look_ups_s": found.look_ups_s,
+            "dns_bytes": found.dns_bytes,
+        }
+
+
+def _cost(times: ServiceTimes) -> Iterator[Row]:
+    """What replicas cost for an accelerator, by what the accelerator costs."""
+    machine, prices = Machine(), Prices()
+    for workload in WORKLOADS:
+        row: Row = {"workload": workload.name}
+        for size in SIZES:
+            price = need(size, workload, machine, times).replicas * prices.replica(machine)
+            row[str(size)] = price / (size * prices.accelerator)
+        yield row
+
+
 _QUESTIONS: dict[str, Callable[[ServiceTimes], Iterator[Row]]] = {
     "replicas": _replicas,
     "waits": _waits,
@@ -169,13 +196,15 @@ _QUESTIONS: dict[str, Callable[[ServiceTimes], Iterator[Row]]] = {
     "zones": _zones,
     "remote": _remote,
     "sweep": _sweep,
+    "limits": _limits,
+    "cost": _cost,
 }
 
 
 def _normal(workload: Workload, trainers: int, replicas: int, machine: Machine) -> Scenario:
-    """Nothing fails. All read their first window twice over, and have 60 steps at least."""
+    """Nothing fails. All read their first window and more, and have 60 steps at least."""
     ahead = max(2, (32 << 20) // workload.batch_bytes)
-    load = Load(workload.batch_bytes, workload.step_s, steps=max(60, 2 * ahead), warm_up=max(10, ahead))
+    load = Load(workload.batch_bytes, workload.step_s, steps=max(60, ahead * 5 // 4), warm_up=max(10, ahead))
     return Scenario(trainers, replicas, load, machine)
 
 
@@ -193,9 +222,3 @@ def _waiting(outcome: Outcome, workload: Workload) -> Row:
         "longest_s": float(outcome.waits.max()),
         "wait_share": outcome.wait_share(workload.step_s),
     }
-
-
-def _cost_share(found: Need, machine: Machine) -> float:
-    """The cost of replicas for an accelerator, by that of the accelerator."""
-    prices = Prices()
-    return found.replicas * prices.replica(machine) / (found.accelerators * prices.accelerator)
