@@ -1,6 +1,8 @@
 """The simulation of fleets: queues with known results, nothing lost, the same again for the same seed."""
 
+import json
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -240,6 +242,16 @@ def test_tables_take_their_places_in_a_page(tmp_path):
     assert path.read_text() == "a\n\n<!-- fleet:one -->\n\n| new |\n\n<!-- /fleet:one -->\n\nb\n"
     with pytest.raises(ValueError, match="0 places for the table 'two'"):
         page.fill(path, {"two": ""})
+
+
+def test_the_page_has_the_tables_of_the_results(tmp_path):
+    results = json.loads(page.RESULTS.read_text())
+    path = tmp_path / "scaling.md"
+    path.write_text(page.PAGE.read_text())
+    tables = page.tables(results, ServiceTimes.load())
+    page.fill(path, tables)
+    assert path.read_text() == page.PAGE.read_text()
+    assert set(re.findall(r"<!-- fleet:(\w+) -->", path.read_text())) == set(tables)
 
 
 def test_values_are_drawn_with_a_seed():

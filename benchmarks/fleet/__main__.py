@@ -15,14 +15,12 @@ from benchmarks.fleet.check import CASES, P99_WITHIN, RATE_WITHIN, Checked, chec
 from benchmarks.fleet.service_times import PATH, ServiceTimes
 from benchmarks.fleet.study import study
 
-_RESULTS = PATH.with_name("fleet.json")
 _PICTURE = page.PAGE.with_name("scaling.png")
 
 
 def main() -> None:
     options = parser().parse_args()
     work.FOLDER.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
     with progress_bar() as progress:
         task = progress.add_task("", total=None)
 
@@ -30,19 +28,22 @@ def main() -> None:
             progress.update(task, description=text)
             progress.advance(task)
 
-        if not options.paper:
-            step("what a reply costs here")
-            _calibrate()
+        if options.paper:
             times = ServiceTimes.load()
-            results["check"] = _check(times, step)
-        times = ServiceTimes.load()
+            checked = json.loads(page.RESULTS.read_text())["check"]
+        else:
+            step("what a reply costs here")
+            with others_share() as others:
+                times = calibrate()
+            checked = _check(times, step)
         if not options.check:
-            results |= study(times, step)
-    _RESULTS.write_text(_json(results))
-    if results.get("waits"):
-        page.fill(page.PAGE, page.tables(results, times))
-        chart.draw(_PICTURE, results["load"], results["replicas"])
-    if options.check and not all(row["is_met"] for row in results["check"]):
+            if not options.paper:
+                times.save(PATH, {"machine": machine(), "other_processes": round(others(), 2)})
+            results = {"check": checked, **study(times, step)}
+            page.RESULTS.write_text(_json(results))
+            page.fill(page.PAGE, page.tables(json.loads(page.RESULTS.read_text()), times))
+            chart.draw(_PICTURE, results["load"], results["replicas"])
+    if options.check and not all(row["is_met"] for row in checked):
         sys.exit(f"the simulation is off by more than {RATE_WITHIN:.0%}, or by a factor of {P99_WITHIN} in p99")
 
 
@@ -52,16 +53,12 @@ def parser() -> argparse.ArgumentParser:
     )
     which = made.add_mutually_exclusive_group()
     which.add_argument(
-        "--check", action="store_true", help="only measure and compare; fails if they differ by too much"
+        "--check",
+        action="store_true",
+        help="only measure and compare, and write nothing; fails if they differ by too much",
     )
     which.add_argument("--paper", action="store_true", help="only simulate, with the service times that are there")
     return made
-
-
-def _calibrate() -> None:
-    with others_share() as others:
-        times = calibrate()
-    times.save(PATH, {"machine": machine(), "other_processes": round(others(), 2)})
 
 
 def _check(times: ServiceTimes, step: Any) -> list[dict[str, Any]]:

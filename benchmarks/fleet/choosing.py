@@ -45,12 +45,12 @@ class Chooser:
         before = random.getstate()
         random.seed(seed)  # replicas have random places
         try:
-            self._fleet = Fleet([_Server(index, name) for index, name in enumerate(zones)], zone, ATTEMPT_S)  # type: ignore[list-item]
+            self._fleet = Fleet([_Server(index, name) for index, name in enumerate(zones)], zone, ATTEMPT_S)
         finally:
             random.setstate(before)
         self.hedging = Hedging() if hedge and len(zones) > 1 else None
         self.limit_s = ATTEMPT_S
-        self.by_index = {one.transport.index: one for one in self._fleet.all}  # type: ignore[attr-defined]
+        self.by_index = {one.transport.index: one for one in self._fleet.all}
         if zone:
             self._fleet.begin(lambda task: task(), lambda _: None, lambda: None)
             while any(one.zone is None for one in self._fleet.all):
@@ -69,7 +69,7 @@ class Chooser:
     def open(self, index: int, stream: object) -> Attempt:
         """Count a stream as under way, until what is returned is dropped."""
         attempt = Attempt(self.by_index[index], _ASKED)
-        attempt.open(stream)  # type: ignore[arg-type]
+        attempt.open(stream)
         return attempt
 
     def note_reply(self, index: int, waited_s: float, now: float) -> None:
@@ -108,4 +108,4 @@ class Chooser:
 
     @staticmethod
     def _index(replica: Replica) -> int:
-        return replica.transport.index  # type: ignore[attr-defined]
+        return replica.transport.index

@@ -11,6 +11,7 @@ from benchmarks.fleet.service_times import Line, ServiceTimes
 from benchmarks.fleet.sizing import CHANNELS, DNS_DATAGRAM, DNS_LARGEST, SIZES, WORKLOADS, Prices
 
 PAGE = ROOT / "docs" / "scaling.md"
+RESULTS = ROOT / "benchmarks" / "results" / "fleet.json"
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
