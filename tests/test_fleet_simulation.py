@@ -164,6 +164,8 @@ def test_a_rack_without_power_is_noticed_after_an_attempt_and_with_hedging_soone
     hedged = simulate(replace(scenario, hedge=True), TIMES)
     assert hedged.waits.max() < 1
     assert hedged.hedges
+    impatient = simulate(replace(scenario, attempt_s=1.0), TIMES)
+    assert impatient.waits.max() < 0.5
     killed = simulate(replace(scenario, faults=[Fault(5.0, [0])]), TIMES)
     assert killed.waits.max() < 0.1
 

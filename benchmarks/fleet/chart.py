@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 from benchmarks.fleet.sizing import SIZES, WORKLOADS
 
 _COLORS = ("#0b3c8c", "#0e9aa7", "#c2410c", "#7a3fd0")
-_LEAST_S = 1e-5  # shorter waits are drawn here
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -22,11 +21,11 @@ def draw(path: Path, load: Rows, replicas: Rows) -> None:
     for color, nic in zip(_COLORS, sorted({row["nic"] for row in load}), strict=False):
         rows = [row for row in load if row["nic"] == nic]
         shares = [row["load"] for row in rows]
-        waits = [max(_LEAST_S, row["job_p99_s"]) * 1e3 for row in rows]
-        left.plot(shares, waits, "o-", color=color, label=f"{nic:g} Gbit/s", markersize=4)
+        left.plot(
+            shares, [100 * row["wait_share"] for row in rows], "o-", color=color, label=f"{nic:g} Gbit/s", markersize=4
+        )
     left.axvline(1, color="#8a8a8a", linewidth=0.8, linestyle="--")
-    left.set(title="Images: wait of the slowest, p99, ms", xlabel="how busy the replicas' cards are", yscale="log")
-    left.yaxis.set_major_formatter("{x:g}")
+    left.set(title="Images: percent of its time that the job waits", xlabel="what is asked for, by what cards give")
     left.legend(frameon=False)
     for color, workload in zip(_COLORS, WORKLOADS, strict=False):
         (row,) = [one for one in replicas if one["workload"] == workload.name and one["nic"] == 100]

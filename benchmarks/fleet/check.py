@@ -37,7 +37,8 @@ class Case:
 
 
 CASES = (
-    *(Case("waits", count, 4, 4, 4.0, 8.0) for count in (1, 2, 4, 8)),
+    # A stream of a replica that all readers share takes 5 s, and the first ones do not begin evenly.
+    *(Case("waits", count, 4, 4, 8.0, 8.0) for count in (1, 2, 4, 8)),
     *(Case("arrays", count, 2, 1, 1.0, 4.0) for count in (1, 2)),
 )
 

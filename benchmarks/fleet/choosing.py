@@ -40,16 +40,24 @@ class _Server:
 class Chooser:
     """The replicas of one client, numbered as in the simulation."""
 
-    def __init__(self, zones: Sequence[str], zone: str = "", *, seed: int = 0, hedge: bool = False):
+    def __init__(
+        self,
+        zones: Sequence[str],
+        zone: str = "",
+        *,
+        seed: int = 0,
+        hedge: bool = False,
+        attempt_s: float = ATTEMPT_S,
+    ):
         """`zones` are those of the replicas, and `zone` is the client's (empty: it does not matter)."""
         before = random.getstate()
         random.seed(seed)  # replicas have random places
         try:
-            self._fleet = Fleet([_Server(index, name) for index, name in enumerate(zones)], zone, ATTEMPT_S)
+            self._fleet = Fleet([_Server(index, name) for index, name in enumerate(zones)], zone, attempt_s)
         finally:
             random.setstate(before)
         self.hedging = Hedging() if hedge and len(zones) > 1 else None
-        self.limit_s = ATTEMPT_S
+        self.limit_s = self._attempt_s = attempt_s
         self.by_index = {one.transport.index: one for one in self._fleet.all}
         if zone:
             self._fleet.begin(lambda task: task(), lambda _: None, lambda: None)
@@ -77,7 +85,7 @@ class Chooser:
         self.by_index[index].note_wait(waited_s, now)
         if self.hedging is not None:
             self.hedging.note_wait(waited_s)
-        self.limit_s = max(ATTEMPT_S, self.limit_s * 0.8, 2 * waited_s)
+        self.limit_s = max(self._attempt_s, self.limit_s * 0.8, 2 * waited_s)
 
     def has_better(self, index: int, waited_s: float, now: float) -> bool:
         """Whether a stream that has waited so long should go on elsewhere."""

@@ -13,6 +13,7 @@ from benchmarks.fleet.queues import Servers
 from benchmarks.fleet.reader import Barrier, Client, Load, Process, Reader
 from benchmarks.fleet.replica import Replica, Source
 from benchmarks.fleet.service_times import Draw, ServiceTimes
+from mixserve_client.rpc.replicas import ATTEMPT_S
 
 
 class Fault(NamedTuple):
@@ -38,6 +39,7 @@ class Scenario:
     zones: int = 1
     zone_aware: bool = False  # whether clients say `zone=`
     hedge: bool = False
+    attempt_s: float = ATTEMPT_S
     data_servers: int = 0  # of remote sources
     sweep: int = 1  # so many trainers read the same rows
     is_one_job: bool = True  # whether trainers wait for each other at each step
@@ -138,7 +140,13 @@ def _readers(
         if index % scenario.readers_of_client == 0:
             zone = _zone(scenario, host)
             seed = scenario.seed * 1_000_003 + index
-            chooser = Chooser(zones, zone if scenario.zone_aware else "", seed=seed, hedge=scenario.hedge)
+            chooser = Chooser(
+                zones,
+                zone if scenario.zone_aware else "",
+                seed=seed,
+                hedge=scenario.hedge,
+                attempt_s=scenario.attempt_s,
+            )
             clients.append(Client(env, replicas, chooser, zone))
         readers.append(
             Reader(

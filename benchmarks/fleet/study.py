@@ -32,8 +32,9 @@ _LOADS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 IMAGES = WORKLOADS[1]
 # Of what fails: a small fleet whose replicas are as busy as those of a large one.
 _SMALL, _SMALL_NIC = 120, 10.0
-_FAULT_AT_S = 10.0
-_DISK_S = 2e9  # bytes per second of a cold replica's disk
+_FAULT_AT_S = 25.0
+_SMALL_WARM_UP = 20  # steps
+_COLD_S = 0.5e9  # bytes per second that a cold replica reads
 
 
 def study(times: ServiceTimes, step: Callable[[str], None] = lambda _: None) -> dict[str, Rows]:
@@ -98,26 +99,30 @@ def _failures(times: ServiceTimes) -> Iterator[Row]:
     down_s = times.start_s + 1
     each_s = down_s + 5
     upgrade = [Fault(_FAULT_AT_S + each_s * index, [index], down_s) for index in range(count)]
-    cold_upgrade = [one._replace(for_s=times.cold_start_s + 1, cold_s=each_s) for one in upgrade]
+    cold_s = times.cold_start_s + 6
+    cold_upgrade = [
+        Fault(_FAULT_AT_S + cold_s * index, [index], times.cold_start_s + 1, cold_s=5.0) for index in range(count)
+    ]
+    silent = Fault(_FAULT_AT_S, lost, silent=True)
     cases: dict[str, tuple[Row, float]] = {
-        "nothing": ({}, 30),
+        "nothing": ({}, 40),
         "a rack is killed": ({"faults": [Fault(_FAULT_AT_S, lost)]}, 40),
-        "a rack loses power": ({"faults": [Fault(_FAULT_AT_S, lost, silent=True)]}, 40),
-        "a rack loses power, `hedge=True`": ({"faults": [Fault(_FAULT_AT_S, lost, silent=True)], "hedge": True}, 40),
-        "rolling upgrade": ({"faults": upgrade}, _FAULT_AT_S + each_s * count + 10),
+        "a rack loses power": ({"faults": [silent]}, 45),
+        "a rack loses power, `hedge=True`": ({"faults": [silent], "hedge": True}, 40),
+        "a rack loses power, `attempt_s=1`": ({"faults": [silent], "attempt_s": 1.0}, 40),
+        "rolling upgrade": ({"faults": upgrade}, _FAULT_AT_S + each_s * count + 5),
         "rolling upgrade, without compiled programs or page cache": (
-            {"faults": cold_upgrade, "source": Source(cold_bytes_s=_DISK_S)},
-            _FAULT_AT_S + (each_s + times.cold_start_s) * count + 10,
+            {"faults": cold_upgrade, "source": Source(cold_bytes_s=_COLD_S)},
+            _FAULT_AT_S + cold_s * count + 5,
         ),
-        "all replicas begin with cold disks": ({"source": Source(cold_bytes_s=_DISK_S), "cold_s": 20.0}, 40),
+        "all replicas begin with cold disks": ({"source": Source(cold_bytes_s=_COLD_S), "cold_s": 20.0}, 40),
     }
     for name, (changes, seconds) in cases.items():
         scenario = replace(_small(found, seconds), **changes)
         outcome = simulate(scenario, times)
         yield {
             "what": name,
-            "replicas": count,
-            "lost": len(lost),
+            "replicas": scenario.replicas,
             **_waiting(outcome, IMAGES),
             "waited_s": float(outcome.job_waits.sum()),
             "failovers": outcome.failovers,
@@ -134,9 +139,9 @@ def _zones(times: ServiceTimes) -> Iterator[Row]:
     for name, changes in {
         "without `zone=`": {},
         "with `zone=`": {"zone_aware": True},
-        "with `zone=`, and a zone loses power": {"zone_aware": True, "faults": fault, "hedge": True},
+        "with `zone=`, and a zone loses power": {"zone_aware": True, "faults": fault},
     }.items():
-        scenario = replace(_small(found, 30), replicas=replicas, zones=3, **changes)
+        scenario = replace(_small(found, 40), replicas=replicas, zones=3, **changes)
         outcome = simulate(scenario, times)
         yield {"what": name, "replicas": replicas, "other_zone": outcome.other_zone, **_waiting(outcome, IMAGES)}
 
@@ -209,7 +214,7 @@ def _normal(workload: Workload, trainers: int, replicas: int, machine: Machine) 
 
 
 def _small(found: Need, seconds: float) -> Scenario:
-    load = Load(IMAGES.batch_bytes, IMAGES.step_s, steps=round(seconds / IMAGES.step_s), warm_up=4)
+    load = Load(IMAGES.batch_bytes, IMAGES.step_s, steps=round(seconds / IMAGES.step_s), warm_up=_SMALL_WARM_UP)
     return Scenario(found.accelerators, found.replicas, load, Machine(nic_gbit=_SMALL_NIC), Host())
 
 
