@@ -52,7 +52,7 @@ def _markdown(rows: list[list[str]]) -> str:
 
 def _check(rows: Rows) -> list[list[str]]:
     head = ["replicas", "batches/s measured", "simulated", "ratio", "p99 of `next`, ms, measured", "simulated", "ratio"]
-    found = [head]
+    found = [[*head, "cores that others had"]]
     for row in rows:
         case = row["case"]
         kind = "a source that waits" if case["kind"] == "waits" else "two cores are all there is"
@@ -65,6 +65,7 @@ def _check(rows: Rows) -> list[list[str]]:
                 _number(row["measured_p99_s"] * 1e3),
                 _number(row["simulated_p99_s"] * 1e3),
                 f"{row['p99_ratio']:.2f}" + ("" if row["is_met"] else " **(missed)**"),
+                f"{row['other_processes']:.0%}",
             ]
         )
     return found
