@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -198,6 +199,11 @@ def test_readers_who_wait_for_the_same_reply_all_get_an_error_or_their_batch(ser
     assert ServerFault in ended
 
 
+def pending(finish: Callable[[], bytes]) -> Any:
+    """A reply that `finish` makes."""
+    return SimpleNamespace(result=finish, leaf_ids=None, take_times=lambda: None)
+
+
 def test_a_cached_reply_that_ends_with_what_is_no_exception_is_begun_anew():
     cache, raises = ReplyCache(), [SystemExit("of a source")]
 
@@ -206,19 +212,19 @@ def test_a_cached_reply_that_ends_with_what_is_no_exception_is_begun_anew():
             raise raises.pop()
         return b"made"
 
-    first, second = (cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)) for _ in range(2))
+    first, second = (cache.get("reader", 0, 4, lambda: pending(finish)) for _ in range(2))
     assert type(in_thread(first.result)) is SystemExit
     with pytest.raises(RuntimeError, match="raised SystemExit") as caught:
         second.result()
     assert type(caught.value.__cause__) is SystemExit
-    assert cache.get("reader", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)).result() == b"made"
+    assert cache.get("reader", 0, 4, lambda: pending(finish)).result() == b"made"
 
     raises.append(KeyboardInterrupt())
-    first, second = (cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)) for _ in range(2))
+    first, second = (cache.get("other", 0, 4, lambda: pending(finish)) for _ in range(2))
     with pytest.raises(KeyboardInterrupt):
         first.result()
     assert type(in_thread(second.result)) is Unavailable  # clients retry it
-    assert cache.get("other", 0, 4, lambda: SimpleNamespace(result=finish, leaf_ids=None)).result() == b"made"
+    assert cache.get("other", 0, 4, lambda: pending(finish)).result() == b"made"
 
 
 class Pressed(Source):

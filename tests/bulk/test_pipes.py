@@ -192,20 +192,24 @@ def test_what_came_with_other_bytes_is_there_though_little_time_is_left(pair):
 def test_a_handler_that_cancels_in_the_middle_of_a_request_leaves_its_frame_whole(pair):
     connection = opened(pair)
     first, second = connection.open("/a", b"1"), connection.open("/a", b"2")
-    came = bytearray()
+    came, large, cancelled = bytearray(), bytes(range(256)) * (4 << 14), threading.Event()
 
     def take() -> None:
         into = memoryview(bytearray(64 << 10))
-        time.sleep(0.4)  # until then the request fills the socket
+        cancelled.wait(DEADLINE_S)  # until then the request fills the socket
         while (count := pair[1].receive(into, wait=True)) != 0:
             came.extend(into[: count or 0])
 
     taking = threading.Thread(target=take)
     taking.start()
-    before = signal.signal(signal.SIGALRM, lambda *_: connection.cancel(second))
+
+    def cancel(*_: object) -> None:
+        connection.cancel(second)
+        cancelled.set()
+
+    before = signal.signal(signal.SIGALRM, cancel)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        large = bytes(range(256)) * (4 << 14)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
         connection.open("/b", large)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

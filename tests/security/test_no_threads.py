@@ -124,7 +124,7 @@ def test_a_replica_that_is_left_out_is_asked_again_when_there_are_threads() -> N
     with no_thread():
         replicas.look(attempt.replica.probe_at)
     assert not attempt.replica.is_probed
-    wait_until(lambda: attempt.replica.probes > 0)
+    wait_until(lambda: attempt.replica.probes > 0, "a probe")
     replicas.close()
     for transport in transports:
         transport.close()

@@ -281,10 +281,12 @@ def test_a_call_that_is_given_up_while_it_finds_room_counts_nothing(node: MixDat
     ):
         server._unread.look, server._unread.look_at = look, 0
         call = channel.unary_unary(methods.LIST_MIXTURES).future(b"")
-        wait_until(lambda: looked == [1])
-        wait_until(lambda: not any(state.callbacks is not None for state in server._server._state.rpc_states))
+        wait_until(lambda: looked == [1], "a look for room")
+        wait_until(
+            lambda: not any(state.callbacks is not None for state in server._server._state.rpc_states), "the call's end"
+        )
         over.set()
-        wait_until(lambda: not server._answers.calls._running)
+        wait_until(lambda: not server._answers.calls._running, "that no call runs")
         assert not server._unread.bytes
         assert not server._unread._connections
 
@@ -296,7 +298,7 @@ class Stalled(float):
 
     def __gt__(self, other: float) -> bool:
         self.reader.start()
-        wait_until(lambda: _function_of(self.reader).startswith("UnreadReplies."))  # it waits for the lock
+        wait_until(lambda: _function_of(self.reader).startswith("UnreadReplies."), "a reader that waits for the lock")
         return False
 
 
