@@ -32,7 +32,7 @@ test: $(READY) ## Run the tests; with HYPOTHESIS_PROFILE=thorough more examples 
 	  $(BIN)/python -m pytest -m "alone and not faults and not operating" $$(grep -rl --include='*.py' 'mark\.alone' tests) --junitxml=build/tests/alone.xml || failed=1; \
 	  $(BIN)/python -m tests.slowest build/tests/beside.xml build/tests/alone.xml; exit $$failed
 
-test-operating: $(READY) ## Run the tests of processes as operators use them: workers, logs, top, traces, Slurm, crashes, old versions
+test-operating: $(READY) ## Run the tests of servers as operators meet them: workers, hanging sources, logs, names, upgrades, kills, old versions
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=10 -m operating tests
 
 test-faults: $(READY) ## Run the short forms of chaos, fuzz and soak; takes two minutes
