@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from mixserve_client.errors import CorruptReply, InvalidRequest, OutOfRange, Overloaded, UnknownMixture
 from mixserve_client.reading.source_list import describe_sources, read_sources
@@ -42,6 +44,7 @@ from mixserve_client.wire import (
     server,
     session,
     source,
+    standard_request,
     stats,
     value,
 )
@@ -320,6 +323,14 @@ def _of_requests() -> list[Target]:
         "list sessions": (session.decode_list_request, lambda: [session.encode_list_request("train")]),
         "call of a session": (session.decode_call_request, _calls),
         "request of a bulk channel": (bulk.decode_bulk_request, lambda: [streamed]),
+        "health": (
+            partial(standard_request.decode_standard_request, health_pb2.HealthCheckRequest),
+            lambda: [health_pb2.HealthCheckRequest(service=methods.SERVICE_NAME).SerializeToString()],
+        ),
+        "reflection": (
+            partial(standard_request.decode_standard_request, reflection_pb2.ServerReflectionRequest),
+            lambda: [reflection_pb2.ServerReflectionRequest(list_services="*", host="h").SerializeToString()],
+        ),
     }
     found = [Target(f"server: {name}", decode, _INVALID, of) for name, (decode, of) in seeds.items()]
     header = Target(
