@@ -17,7 +17,7 @@ from mixserve_client.rpc.replicas import FIRST_DELAY_S
 from mixserve_client.rpc.stream_wait import LOST_S
 from mixserve_client.schema.positions import POSITION_LIMIT
 
-_CONNECT_S = 0.0005  # until a client knows that nobody listens
+_CONNECT_S = 0.0005  # until a client knows that no server listens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+from tests.container.engine import no_engine
 
 ROOT = Path(__file__).parents[2]
 # `make test-compose` installs it there; Docker has Compose in it.
@@ -88,10 +88,9 @@ def find_engine() -> str:
         return "docker"
     if _works("podman", "info") and _podman_compose() is not None:
         return "podman"
-    reason = "neither `docker compose` nor `podman` with podman-compose works here, so that compose.yaml was NOT run"
-    if os.environ.get("MIXSERVE_NEED_ENGINE") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return no_engine(
+        "neither `docker compose` nor `podman` with podman-compose works here, so that compose.yaml was NOT run"
+    )
 
 
 def _podman_compose() -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -61,7 +61,11 @@ def find_engine() -> Engine:
     for command in ("docker", "podman"):
         if shutil.which(command) and Engine(command).run("info").returncode == 0:
             return Engine(command)
-    reason = "neither `docker info` nor `podman info` works here, so that the images were NOT built"
+    return no_engine("neither `docker info` nor `podman info` works here, so that the images were NOT built")
+
+
+def no_engine(reason: str) -> NoReturn:
+    """Skips, or fails if MIXSERVE_NEED_ENGINE=1."""
     if os.environ.get("MIXSERVE_NEED_ENGINE") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""A source of a server, as whoever reads its records by their ids knows it."""
+"""A source of a server, as a client that reads its records by their ids knows it."""
 
 from dataclasses import dataclass
 
