@@ -131,18 +131,21 @@ def test_the_decision_to_record_travels_with_the_request(node):
         with serve({"train": node}) as server, MixClient.connect(server.address, **ROUTES["grpc"]) as client:
             for at in range(100):
                 client.get_batch_at(at, 1, key=1)
-            asked = {id_of(span): span for span in recorded.named("mixserve.request")}
-            recorded.wait_for(lambda: len(recorded.named("mixserve.GetBatchAt")) >= len(asked) - 1)
+            requests = recorded.named("mixserve.request")
+            asked = {id_of(span) for span in requests if about(span)["rpc.method"] == "GetBatchAt"}
+            recorded.wait_for(lambda: len(recorded.named("mixserve.GetBatchAt")) >= len(asked))
         calls = recorded.named("mixserve.GetBatchAt")
         assert 5 <= len(calls) <= 60
-        assert all(call.parent.span_id in asked for call in calls)
+        assert {call.parent.span_id for call in calls} == asked
 
 
 def test_in_process_a_call_is_recorded_if_its_request_is(node):
     with recording(ParentBased(TraceIdRatioBased(0.3))) as recorded, local_client({"train": node}) as client:
         for at in range(100):
             client.get_batch_at(at, 1, key=1)
-        asked, calls = recorded.named("mixserve.request"), recorded.named("mixserve.GetBatchAt")
+        # The client asks for the mixture too, and that request is recorded as often as any other.
+        asked = [span for span in recorded.named("mixserve.request") if about(span)["rpc.method"] == "GetBatchAt"]
+        calls = recorded.named("mixserve.GetBatchAt")
         assert 5 <= len(calls) <= 60
         assert [call.parent.span_id for call in calls] == [id_of(span) for span in asked]
         assert all(about(call)["mixserve.rows"] == 1 for call in calls)
