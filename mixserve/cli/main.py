@@ -16,6 +16,7 @@ from mixserve.cli.arguments import (
     SharedMemory,
     Timeout,
 )
+from mixserve.cli.autoscale_command import autoscale
 from mixserve.cli.connecting import Connection, connecting
 from mixserve.cli.plain_errors import plain_errors
 from mixserve.cli.state_commands import state
@@ -227,6 +228,9 @@ def top(
         from mixserve.cli.top.run import run
 
         run(addresses, connection, every_s=every, once=once, as_json=as_json, no_color=no_color)
+
+
+app.command()(connecting(autoscale))
 
 
 @app.command()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mixserve.cli.top.figures import Client, Count, Figures, Mixture, Server, Source, figures_of, is_off, server_of
-from mixserve.cli.top.growth import Growth, Reading
 from mixserve.cli.top.picture import picture_of
 from mixserve.cli.top.tables import Cell, tables_of
+from mixserve.readings.growth import Growth, Reading
 from mixserve_client.schema.stats import Metric, MetricKind, Sample, Stats, counter, gauge
 from tests.profiles import examples
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve.cli.top.grouping import group, group_counts, mean_by_weight, quantile
+from mixserve.readings.grouping import group, group_counts, mean_by_weight, quantile
 from mixserve_client.schema.histogram import SECONDS, Histogram
 from mixserve_client.schema.stats import Metric, MetricKind, Sample, counter, gauge
 from tests.profiles import examples

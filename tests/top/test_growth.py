@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixserve.cli.top.growth import Growth
+from mixserve.readings.growth import Growth
 from mixserve_client.schema.stats import Metric, MetricKind, Sample, Stats, counter, gauge
 from tests.profiles import examples
 

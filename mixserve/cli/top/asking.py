@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mixserve.cli.connecting import Connection
 from mixserve.cli.top.figures import Server, server_of
-from mixserve.cli.top.growth import Growth, Reading
+from mixserve.readings.growth import Growth, Reading
 from mixserve_client.errors import MixserveError
 from mixserve_client.options import ConnectOptions
 from mixserve_client.schema.stats import Metric, Stats

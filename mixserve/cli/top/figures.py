@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mixserve.cli.top.grouping import Labels, group, group_counts, mean_by_weight, quantile
-from mixserve.cli.top.growth import Reading
+from mixserve.readings.grouping import Labels, group, group_counts, mean_by_weight, quantile
+from mixserve.readings.growth import Reading
 from mixserve_client.schema.stats import Stats
 
 _MIXTURE, _SOURCE, _CLIENT = ("mixture",), ("mixture", "source"), ("mixture", "client")
