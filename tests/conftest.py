@@ -45,6 +45,7 @@ OPERATING = (
     "logs",
     "rolling",
     "slurm",
+    "test_autoscale_live.py",
     "test_bit_flips.py",
     "test_forks_over_grpc.py",
     "test_formats_together.py",

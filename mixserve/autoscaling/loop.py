@@ -62,10 +62,8 @@ class _Loop:
         now_s = time.monotonic()
         decision = self._policy.decide(now_s, replicas, seen)
         self._done = self._done or replicas
-        if self._done and decision.replicas not in (self._done, replicas):
+        if self._done and decision.replicas != self._done:
             self._change(now_s, replicas, decision)
-        elif decision.replicas == replicas:
-            self._done = replicas
         if now_s - self._said_s >= self._say_every_s or not self._said_s:
             self._said_s = now_s
             what = f"{type(error).__name__}: {error}" if error is not None else decision.why
@@ -74,7 +72,8 @@ class _Loop:
     def _change(self, now_s: float, replicas: int, decision: Decision) -> None:
         text = f"{decision.replicas} in place of {_replicas(replicas)}: {decision.why}"
         if self._scale is None:
-            self._say(f"would have {text}")
+            is_there = decision.replicas == replicas
+            self._say(f"would have {replicas}, as there are: {decision.why}" if is_there else f"would have {text}")
             self._done = decision.replicas
             return
         if now_s < self._again_s:

@@ -39,6 +39,7 @@ def autoscale(
         float, typer.Option(help="Seconds that they must not wait, before there are fewer.")
     ] = 300.0,
     settle_s: Annotated[float, typer.Option(help="Seconds after a change in which figures do not count.")] = 60.0,
+    gone_after_s: Annotated[float, typer.Option(help="Seconds without any reader, before there are --min.")] = 600.0,
 ) -> None:
     """Follow what trainers feel: more replicas when they wait for data, fewer when replicas are idle."""
     with plain_errors():
@@ -46,7 +47,13 @@ def autoscale(
         from mixserve.cli.autoscale_run import run
 
         thresholds = Thresholds(
-            up=up, down=down, busy=busy, up_after_s=up_after_s, down_after_s=down_after_s, settle_s=settle_s
+            up=up,
+            down=down,
+            busy=busy,
+            up_after_s=up_after_s,
+            down_after_s=down_after_s,
+            settle_s=settle_s,
+            gone_after_s=gone_after_s,
         )
         policy = Policy(least, most, thresholds)
         run(addresses, connection, policy, every_s=every, command=command, dry_run=dry_run)

@@ -3,6 +3,7 @@
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -127,5 +128,6 @@ def test_commands_that_cannot_scale(line: str):
 
 def test_options_of_the_command_have_the_thresholds_of_the_policy():
     options = inspect.signature(command).parameters
-    given = {name: options[name].default for name in ("up", "down", "busy", "up_after_s", "down_after_s", "settle_s")}
+    given = {one.name: options[one.name].default for one in fields(Thresholds) if one.name in options}
+    assert len(given) == 7
     assert Thresholds(**given) == Thresholds()
