@@ -10,8 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from mixserve import ServerTls, serve
 from mixserve_client import MixClient
+from tests.certificates import NEEDS_OPENSSL, Made
+from tests.conftest import make_node
 from tests.processes import DEADLINE_S, server_process
+from tests.tokens.files import Tokens
 from tests.waiting import wait_until
 
 # Waits for each read under a lock: a server has 50 batches in a second at most.
@@ -84,6 +90,50 @@ def autoscaler(log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"
         finally:
             process.kill()
             process.wait(DEADLINE_S)
+
+
+@NEEDS_OPENSSL
+def test_it_sees_what_its_token_may_see_over_tls(tmp_path: Path):
+    made, tokens = Made.in_folder(tmp_path), Tokens(tmp_path / "tokens.yaml", {"r": ("reader", ["train"])})
+    tls = ServerTls(certificate=made.server.certificate, key=made.server.key)
+    token, log = tmp_path / "token", tmp_path / "log"
+    token.write_text(tokens["r"])
+    token.chmod(0o600)
+    with serve({"train": make_node(), "other": make_node(seed=9)}, tls=tls, tokens=tokens.path) as server:
+        arguments = server.address, "--dry-run", "--ca", str(made.authority.ca)
+        with autoscaler(log, *arguments, "--token-file", str(token)) as process:
+            wait_until(lambda: "first look" in log.read_text(), "a first look")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE_S) == 0
+        assert "1 replica, 0 readers, 0.00 replies at a time for each, 0.0 MB/s: first look" in log.read_text()
+        with autoscaler(log, *arguments) as process:
+            assert process.wait(DEADLINE_S) == 2
+        assert "token" in log.read_text()
+
+
+def test_servers_that_do_not_answer_are_asked_again(tmp_path: Path):
+    log = tmp_path / "log"
+    with autoscaler(log, "127.0.0.1:1", "--dry-run") as process:
+        wait_until(lambda: "no replica answers: " in log.read_text(), "a line about it")
+        assert "Connection refused" in log.read_text()
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give either --dry-run, or --run"),
+        (("--dry-run", "--run", "scale {replicas}"), "give either --dry-run, or --run"),
+        (("--run", "scale"), "must have the place {replicas}"),
+        (("--dry-run", "--min", "3", "--max", "2"), "got 3 and 2"),
+        (("--dry-run", "--up", "0.01"), "0 <= down < up < 1"),
+    ],
+)
+def test_options_that_contradict_each_other(tmp_path: Path, arguments: tuple[str, ...], said: str):
+    with autoscaler(tmp_path / "log", "127.0.0.1:1", *arguments) as process:
+        assert process.wait(DEADLINE_S) == 2
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert said in line
 
 
 def test_it_goes_up_once_and_down_once_with_the_readers(tmp_path: Path):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mixserve.autoscaling.policy import Decision, Policy
 from mixserve.autoscaling.seen import Seen
-from mixserve_client.errors import MixserveError
+from mixserve_client.errors import DeadlineExceeded, MixserveError, Overloaded, Unavailable
 from mixserve_client.schema.text import shorten
 
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 30.0, 300.0  # before what failed is tried again
@@ -29,6 +29,8 @@ def autoscale(
     `scale` makes them as many as it is told, or raises; then it is called again after 30 s, later after up to 5 min.
     None: only say what would be done. All calls are in this thread, one after another. `say` gets a line for each
     decision that differs from the one before it, and one every `say_every_s`.
+
+    Raises what `observe` raises at the first look, if later ones cannot be any better.
     """
     _Loop(policy, scale, say, say_every_s).run(observe, ended, every_s)
 
@@ -50,6 +52,8 @@ class _Loop:
                 replicas, seen = observe()
                 error = None
             except MixserveError as found:
+                if is_first and not isinstance(found, (DeadlineExceeded, Overloaded, Unavailable)):
+                    raise  # such as a token that servers do not know: no later look is any better
                 replicas, seen, error = 0, Seen(0), found
             # The first look has no rates yet, and a name in DNS may stand for more servers at the second one.
             if not is_first or error is not None:
@@ -66,8 +70,11 @@ class _Loop:
             self._change(now_s, replicas, decision)
         if now_s - self._said_s >= self._say_every_s or not self._said_s:
             self._said_s = now_s
-            what = f"{type(error).__name__}: {error}" if error is not None else decision.why
-            self._say(shorten(f"{_replicas(replicas)}, {_figures(seen)}: {what}", _ERROR_CHARACTERS))
+            if error is None:
+                text = f"{_replicas(replicas)}, {_figures(seen)}: {decision.why}"
+            else:
+                text = f"no replica answers: {type(error).__name__}: {error}"
+            self._say(shorten(text, _ERROR_CHARACTERS))
 
     def _change(self, now_s: float, replicas: int, decision: Decision) -> None:
         text = f"{decision.replicas} in place of {_replicas(replicas)}: {decision.why}"
