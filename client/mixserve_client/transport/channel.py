@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mixserve_client.transport.credentials import Credentials
@@ -69,12 +70,15 @@ class Channel:
             return self._methods[method]
 
     def put_back(self) -> None:
-        """A call has ended."""
+        """A call has ended. Any thread may say so, also gRPC's own."""
         with self._lock:
             self._calls -= 1
             is_last = self._is_retired and self._calls == 0
+        # gRPC's thread says that a stream has ended before it has told the stream's reader, and `close` waits until it
+        # has: in that thread it would wait for ever, and the reader too.
         if is_last:
-            self.close()
+            with suppress(RuntimeError):  # there are no more threads: the channel is closed when it is collected
+                threading.Thread(target=self.close, name="mixserve-close", daemon=True).start()
 
     def retire(self) -> None:
         """Close the channel when its last call has ended."""
