@@ -28,12 +28,18 @@ _SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
 
 
 class Screen:
-    """The characters of a terminal's screen, by the few control sequences that programs of ours may send."""
+    """The characters of a terminal's screen, by the few control sequences that programs of ours may send.
+
+    A picture comes in pieces: from where the cursor goes home to where all below is erased. `is_whole` says that none
+    is under way, and that the last one was made for the size that the terminal has.
+    """
 
     def __init__(self, columns: int, rows: int):
         self.columns, self.rows = columns, rows
         self.alternate, self.cursor = False, True
         self.colours = set[str]()  # of SGR sequences so far: all of their numbers
+        self._in_picture = self._is_too_wide = False
+        self._may_be_too_wide = False  # since a change of the size, of which the program learns a moment later
         self._main, self._other = [""] * rows, [""] * rows
         self._x = self._y = 0
         self._rest = ""
@@ -47,8 +53,13 @@ class Screen:
     def text(self) -> str:
         return "\n".join(self.lines)
 
+    @property
+    def is_whole(self) -> bool:
+        return not (self._in_picture or self._may_be_too_wide)
+
     def resize(self, columns: int, rows: int) -> None:
         self.columns, self.rows = columns, rows
+        self._may_be_too_wide = True
         for lines in (self._main, self._other):
             lines[:] = [*lines, *[""] * rows][:rows]
         self._x, self._y = min(self._x, columns - 1), min(self._y, rows - 1)
@@ -83,7 +94,10 @@ class Screen:
             assert char.isprintable(), repr(char)
             lines = self._other if self.alternate else self._main
             line = lines[self._y].ljust(self._x)
-            assert self._x < self.columns, f"a line is wider than the terminal: {line!r}"
+            if self._x >= self.columns:
+                assert self._may_be_too_wide, f"a line is wider than the terminal: {line!r}"
+                self._is_too_wide = True
+                return
             lines[self._y] = line[: self._x] + char + line[self._x + 1 :]
             self._x += 1
 
@@ -94,15 +108,17 @@ class Screen:
                 self.colours.update(numbers.split(";"))
             case "H", "":
                 self._x = self._y = 0
+                self._in_picture, self._is_too_wide = True, False
             case "K", "":
                 lines[self._y] = lines[self._y][: self._x]
             case "J", "":
                 lines[self._y] = lines[self._y][: self._x]
                 lines[self._y + 1 :] = [""] * (len(lines) - self._y - 1)
+                self._in_picture, self._may_be_too_wide = False, self._may_be_too_wide and self._is_too_wide
             case "?h", "1049":
                 self.alternate, self._other = True, [""] * self.rows
             case "?l", "1049":
-                self.alternate = False
+                self.alternate = self._in_picture = False
             case (("?h" | "?l"), "25"):
                 self.cursor = what == "h"
             case unknown:
@@ -146,9 +162,9 @@ class Terminal:
         self._set_size()  # the kernel sends SIGWINCH
 
     def wait_for(self, condition: Callable[[str], object]) -> str:
-        """The text of the screen when it fulfils `condition`."""
+        """The text of the screen when a whole picture fulfils `condition`."""
         until = time.monotonic() + DEADLINE_S
-        while not condition(self.screen.text):
+        while not (self.screen.is_whole and condition(self.screen.text)):
             assert time.monotonic() < until, f"the screen shows\n{self.screen.text}"
             self._read(0.1)
         return self.screen.text

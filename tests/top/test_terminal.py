@@ -9,7 +9,7 @@ import pytest
 from mixserve_client import MixClient
 from tests.ports import free_ports
 from tests.processes import ServerProcess, freeze, server_process, write_mixture
-from tests.terminal import Terminal
+from tests.terminal import Screen, Terminal
 
 TOP = ("-m", "mixserve", "top", "--every", "0.2")
 COLOURS = {str(number) for number in (*range(30, 38), 38, *range(90, 98))}
@@ -33,6 +33,25 @@ def records(text: str) -> dict[str, int]:
     end = header.index("RECORDS ") + len("RECORDS")  # not RECORDS/S
     rows = [line for line in lines if line.startswith("train/")]
     return {row.split()[0]: int(row[:end].split()[-1].replace(",", "")) for row in rows}
+
+
+def test_pictures_count_when_they_are_whole():
+    """A terminal gets them in pieces, and one of the size of before after a change of it."""
+    screen = Screen(20, 5)
+    screen.feed("\x1b[?1049h\x1b[Hone\x1b[K\r\nline\x1b[K\x1b[J")
+    assert screen.is_whole
+    screen.feed("\x1b[Hanother\x1b[K\r\n")
+    assert not screen.is_whole
+    screen.feed("l\x1b[K\x1b[J")
+    assert screen.is_whole
+    assert screen.text == "another\nl\n\n\n"
+    screen.resize(5, 3)
+    screen.feed("\x1b[Hanother\x1b[K\x1b[J")
+    assert not screen.is_whole
+    screen.feed("\x1b[Hother\x1b[K\x1b[J")
+    assert screen.is_whole
+    with pytest.raises(AssertionError, match="wider than the terminal"):
+        screen.feed("\x1b[Hanother")
 
 
 def test_figures_are_those_of_a_client(config: Path):
