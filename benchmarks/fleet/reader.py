@@ -251,7 +251,9 @@ class Reader:
         if stream.is_cancelled:  # its server is silent
             until.append(limit_s - waited_s)
         if hedging is not None and fetch.rival is None:
-            if waited_s >= hedging.after_s - 1e-9:
+            if self._batch_signal is None:  # the trainer is away: the client looks again so often
+                until.append(hedging.after_s / 4)
+            elif waited_s >= hedging.after_s - 1e-9:
                 self._hedge(fetch, waited_s)
                 if fetch.rival is None:
                     until.append(0.02)  # until one may be sent

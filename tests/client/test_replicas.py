@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -327,6 +328,39 @@ def test_a_late_reply_is_asked_of_another_replica_too(two, running, how, bulk):
     for n in range(10):
         assert_batches_equal(READS[how](client, n), wanted[n])
     assert time.monotonic() - began < DEADLINE_S / 4
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_late_reply_is_asked_of_another_replica_only_when_a_trainer_waits_for_it(running, bulk):
+    config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE)
+    source = ArraySource({"x": np.arange(1 << 20).reshape(32, 1 << 15)})  # batches of 2 MiB: a stream for a few of them
+    (first, one), (second, other) = (running.start(MixDataSourcesNode(config, [source])) for _ in range(2))
+    client = running.connect(one.address, other.address, attempt_s=DEADLINE_S, hedge=True, bulk=bulk)
+    hedging, taken = client._caller._replicas.hedging, 0
+    wanted = [client.get_batch_at(n * SIZE, SIZE, KEY) for n in range(40)]
+    with client.batches(SIZE, KEY, prefetch=4) as batches:
+        for _ in range(4):  # after steps that take a while, batches are read in another thread
+            assert_batches_equal(next(batches), wanted[taken])
+            taken += 1
+            time.sleep(0.01)
+        first.hangs.set()
+        second.hangs.set()
+        before = first.batches, second.batches
+        while (first.batches, second.batches) == before:  # until a request for later batches hangs
+            assert_batches_equal(next(batches), wanted[taken])
+            taken += 1
+            time.sleep(0.01)
+        sent = hedging.sent
+        time.sleep(4 * LATEST_S)  # a long step
+        assert hedging.sent == sent
+        with ThreadPoolExecutor(1) as trainer:
+            waiting = [trainer.submit(next, batches) for _ in range(16)]  # more than have come
+            until(lambda: hedging.sent > sent)
+            first.hangs.clear()
+            second.hangs.clear()
+            for one_batch in waiting:
+                assert_batches_equal(one_batch.result(DEADLINE_S), wanted[taken])
+                taken += 1
 
 
 def test_few_requests_are_sent_twice():

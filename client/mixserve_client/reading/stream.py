@@ -51,7 +51,9 @@ class BatchStream:
         self._memory = memory
         self._rest = rest = _Rest(selection, sender, wanted)
         method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else selection.method_of_lists
-        self._replies = caller.stream(method, rest.next_request, rest.receive, deadline, selection.asking, most_wait_s)
+        self._replies = caller.stream(
+            method, rest.next_request, rest.receive, deadline, selection.asking, most_wait_s, sender.waits
+        )
 
     def __iter__(self) -> Iterator[list[Batch]]:
         return batches_of(iter(self._replies), self._rest.wanted.size, self._selection.fields, self._memory)

@@ -21,6 +21,10 @@ class RequestSender:
         """The client's name."""
         return self._plain.client
 
+    def waits(self) -> bool:
+        """Whether a caller waits for a reply now: a trainer at its iterator, and always one that has none."""
+        return self._iterator is None or self._iterator.waits.since is not None
+
     def now(self) -> Sender:
         """The sender of a request that is made now."""
         iterator = self._iterator

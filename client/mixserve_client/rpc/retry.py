@@ -16,6 +16,7 @@ from mixserve_client.rpc.publisher import SchedulePublisher
 from mixserve_client.rpc.replica import Asked, Attempt
 from mixserve_client.rpc.replicas import ATTEMPT_S, Replicas
 from mixserve_client.rpc.retrying_replies import RetryingReplies
+from mixserve_client.rpc.stream_wait import always
 from mixserve_client.rpc.tries import UNLIMITED_S, Deadline, Tries
 from mixserve_client.transport.base import Reply, Transport
 from mixserve_client.wire.sender import with_trace
@@ -188,12 +189,14 @@ class RetryingCaller:
         deadline: float | None = None,
         asking: Asking = _PLAIN,
         most_wait_s: float | None = None,
+        is_awaited: Callable[[], bool] = always,
     ) -> RetryingReplies[T]:
         """The decoded replies to one request after another: `next_request()` makes one for the missing rest, or None.
 
-        `most_wait_s` is how long the reader waits for a reply at most.
+        `most_wait_s` is how long the reader waits for a reply at most. `is_awaited` says whether somebody waits for
+        what the reader reads, who would notice that it is late.
         """
-        return RetryingReplies(self._replicas, method, next_request, decode, deadline, asking, most_wait_s)
+        return RetryingReplies(self._replicas, method, next_request, decode, deadline, asking, most_wait_s, is_awaited)
 
     def close(self) -> None:
         """End the calls in flight, also calls that wait for a server."""

@@ -35,6 +35,7 @@ class RetryingReplies(Generic[T]):
         deadline: float | None,
         asking: Asking,
         most_wait_s: float | None,
+        is_awaited: Callable[[], bool],
     ):
         self.deadline = deadline
         self._replicas = replicas
@@ -43,6 +44,7 @@ class RetryingReplies(Generic[T]):
         self._decode = decode
         self._asking = asking
         self._most_wait_s = most_wait_s
+        self._is_awaited = is_awaited
         self._cancelled = False
         self._replies: Replies | None = None
         self._chosen: Replica | None = None  # to know the mode, and for `begin`
@@ -99,7 +101,7 @@ class RetryingReplies(Generic[T]):
                     attempt = self._attempt(tries.choose(), request)
                     publisher.publish(attempt.replica, tries)
                     self._open(attempt, tries.remaining_s())
-                wait = StreamWait(replicas, attempt, self._open_rival)
+                wait = StreamWait(replicas, attempt, self._open_rival, self._is_awaited)
                 # The time that opening took is part of the first wait, if the reader waited for that too.
                 answered, since = False, attempt.began - self._lost_s if is_awaited else None
                 self._lost_s = 0.0

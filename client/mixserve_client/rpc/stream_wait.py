@@ -16,6 +16,11 @@ _LOG_AFTER_S, _LOG_EVERY_S = 5.0, 300.0
 LOST_S = 0.3
 
 
+def always() -> bool:
+    """A caller waits."""
+    return True
+
+
 class Rival(NamedTuple):
     """A stream of another replica for the same rows, and its first reply."""
 
@@ -37,12 +42,19 @@ OpenRival = Callable[[Attempt, float], Attempt | None]
 class StreamWait:
     """One after another, the waits of one reader. It calls `begin` and `end`; `Watch` calls `look`."""
 
-    def __init__(self, replicas: Replicas, attempt: Attempt, open_rival: OpenRival | None = None):
-        """Without `open_rival`, no other replica is asked."""
+    def __init__(
+        self,
+        replicas: Replicas,
+        attempt: Attempt,
+        open_rival: OpenRival | None = None,
+        is_awaited: Callable[[], bool] = always,
+    ):
+        """Without `open_rival`, no other replica is asked. `is_awaited` is that of `RetryingCaller.stream`."""
         self.attempt = attempt
         self.late: Unavailable | None = None  # why the attempt was ended
         self._replicas = replicas
         self._open_rival = open_rival
+        self._is_awaited = is_awaited
         self._since = 0.0  # 0: nobody waits
         self._limit_s: float | None = None
         self._log_after_s = _LOG_AFTER_S
@@ -84,7 +96,9 @@ class StreamWait:
         if not since or waited_s <= 0:
             return
         name = self.attempt.replica.transport.name
-        if hedging is not None and self._hedged != number and waited_s >= hedging.after_s:
+        if hedging is not None and self._hedged != number and waited_s >= hedging.after_s and self._is_awaited():
+            # Not for what is read ahead: it may come in time, and the few requests that may be sent twice are for those
+            # that a trainer waits for.
             self._hedge(number, since, waited_s)
         if limit_s is not None and waited_s >= limit_s and self._since == since:
             self.late = Unavailable(f"{name}: no reply came for {waited_s:.1f} s")
