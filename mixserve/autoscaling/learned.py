@@ -45,6 +45,7 @@ class Learned:
 
     def note_no_help(self, now_s: float, readers: float) -> float:
         """More replicas did not help. Returns for how long not to try them again, in seconds."""
+        self._proven = None  # it is not for want of replicas that trainers waited
         pause_s = self._pause_s
         self._useless_until_s, self._useless_readers = now_s + pause_s, readers
         self._pause_s = min(2 * pause_s, _MOST_PAUSE_S)

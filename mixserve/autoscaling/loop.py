@@ -77,10 +77,10 @@ class _Loop:
             self._say(shorten(text, _ERROR_CHARACTERS))
 
     def _change(self, now_s: float, replicas: int, decision: Decision) -> None:
-        text = f"{decision.replicas} in place of {_replicas(replicas)}: {decision.why}"
+        instead = "as there are" if decision.replicas == replicas else f"in place of {_replicas(replicas)}"
+        text = f"{decision.replicas} {instead}: {decision.why}"
         if self._scale is None:
-            is_there = decision.replicas == replicas
-            self._say(f"would have {replicas}, as there are: {decision.why}" if is_there else f"would have {text}")
+            self._say(f"would have {text}")
             self._done = decision.replicas
             return
         if now_s < self._again_s:

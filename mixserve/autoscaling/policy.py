@@ -127,12 +127,13 @@ class Policy:
                 change.seen, settled, change.to / change.before
             ):
                 return self._go_back(now_s, replicas, change, settled)
+        if (waiting is None and quiet is None) or self._spoke_of_waits != (waiting is not None):
+            self._reason = ""
+        self._spoke_of_waits = waiting is not None
         if waiting is not None and waiting.lasts(now_s) >= limits.up_after_s:
             self._waiting, self._reason = None, self._up(now_s, replicas, waiting)
         elif quiet is not None and quiet.lasts(now_s) >= limits.down_after_s:
             self._quiet, self._reason = None, self._down(now_s, replicas, quiet)
-        elif waiting is None and quiet is None:
-            self._reason = ""
         return self._hold(self._reason or f"trainers wait {share:.1%} of their time")
 
     def _go_back(self, now_s: float, replicas: int, change: _Change, settled: Spell) -> Decision:
@@ -147,14 +148,14 @@ class Policy:
         """Ask for more, if that may help. Returns why, or why not."""
         share = spell.wait_share
         said = f"trainers wait {share:.1%} of their time"
+        if spell.load == 0:
+            return f"{said}, but replicas deliver nothing: more would not either"
         if self._trial is not None:  # downward
-            if self._learned.is_same_load(self._trial.seen, spell):
+            if self._arrived_s is not None and self._learned.is_same_load(self._trial.seen, spell):
                 self._learned.note_too_few(spell, replicas)
                 said += f", with fewer than {self._trial.before}"
             self._trial = None
         self._learned.note_waits(spell, replicas)
-        if spell.load == 0:
-            return f"{said}, but replicas deliver nothing: more would not either"
         if (pause_s := self._learned.pause_s(now_s, spell.readers)) > 0:
             return f"{said}, and more hardly helped; they are tried again in {pause_s / 60:.0f} min"
         lacks = math.ceil(replicas / (1 - min(share, _MOST_WAIT_SHARE)))
@@ -191,7 +192,8 @@ class Policy:
         self._settled: Spell | None = None  # all that was seen since the last change has settled
         self._waiting: Spell | None = None  # since when trainers wait
         self._quiet: Spell | None = None  # since when they do not
-        self._reason = ""  # why nothing has changed after the last of these two
+        # Why nothing has changed after the last of these two, and which it was.
+        self._reason, self._spoke_of_waits = "", False
 
     def _hold(self, why: str) -> Decision:
         return Decision(self._asked, why)

@@ -191,6 +191,19 @@ def test_the_number_stays_while_a_replica_is_lost_and_the_others_suffice():
         assert policy.decide(now, 3, fluid(3.5)(3)).replicas == 4
 
 
+def test_fewer_are_tried_again_if_it_was_not_for_want_of_replicas_that_trainers_waited():
+    """After a step down their storage is slow for two hours, which more replicas do not mend."""
+    policy, replicas, tried = Policy(1, 16), 4, list[int]()
+    for now in range(0, 3600 * 3, 5):
+        share = 0.4 if tried and now < 3600 * 2 else 0.0
+        found = policy.decide(now, replicas, Seen(8, share, 0.2, 1e6 * (1 - share))).replicas
+        if found != replicas:
+            tried.append(found)
+        replicas = found
+    assert tried[:3] == [2, 4, 2]
+    assert replicas == 1
+
+
 ABSURD = [
     (0, GOOD),
     (-1, GOOD),
