@@ -26,6 +26,7 @@ from tests.ports import free_ports
 from tests.processes import DEADLINE_S, ServerProcess, server_process, write_mixture
 from tests.proxy import Proxy
 from tests.soak import trainer
+from tests.waiting import wait_until
 
 LASTS_S = float(os.environ.get("MIXSERVE_SOAK_S") or 10)
 BATCHES = int(os.environ.get("MIXSERVE_SOAK_BATCHES") or 1_000_000_000)
@@ -47,11 +48,17 @@ class Sample(NamedTuple):
     threads: int
 
 
-def sample(pid: int, at_s: float) -> Sample:
-    status = Path(f"/proc/{pid}/status").read_text()
+def sample(pid: int, at_s: float) -> Sample | None:
+    """None if the process has ended, or is about to."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except OSError:
+        return None
     found = dict(line.split(":", 1) for line in status.splitlines())
-    resident, threads = int(found["VmRSS"].split()[0]), int(found["Threads"])
-    return Sample(at_s, resident << 10, len(list(Path(f"/proc/{pid}/fd").iterdir())), threads)
+    if "VmRSS" not in found:
+        return None
+    return Sample(at_s, int(found["VmRSS"].split()[0]) << 10, descriptors, int(found["Threads"]))
 
 
 class Replica:
@@ -122,13 +129,15 @@ def test_nothing_grows(tls, tmp_path):
 
 def _watch(processes: dict[str, int], trainers: dict[str, Forked], replicas: list[Replica]) -> dict[str, list[Sample]]:
     """Sample all processes until a trainer ends; now and then a replica is cut off, and comes back."""
+    wait_until(lambda: all("at 0 " in one.log() for one in trainers.values()), "a batch for each trainer")
     found, began = defaultdict[str, list[Sample]](list), time.monotonic()
     choice, said_at, step_s = random.Random(0), began, min(LASTS_S / SAMPLES, 10.0)
     cut: Proxy | None = None
     while not any(one.poll() is not None or "done" in one.log()[-40:] for one in trainers.values()):
         now = time.monotonic()
         for name, pid in processes.items():
-            found[name].append(sample(pid, now - began))
+            if (taken := sample(pid, now - began)) is not None:
+                found[name].append(taken)
         # Every second sample or so: cut off for one sample, for good or once.
         if cut is not None:
             cut.restore()

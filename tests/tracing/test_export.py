@@ -44,6 +44,12 @@ def recorded() -> Iterator[Recorded]:
         yield found
 
 
+@pytest.fixture(autouse=True)
+def _whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A span comes whole, not in pieces of a buffer between which other processes write to the same log."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+
+
 @pytest.fixture
 def unset() -> Iterator[None]:
     """No provider, and none after the test."""
