@@ -103,9 +103,9 @@ def test_a_text_is_cut_in_its_middle_to_what_fits(text, most):
 
 
 def test_a_text_of_many_megabytes_is_cut_at_once():
-    text, began = "ü" * (64 << 20), time.monotonic()
+    text, began = "ü" * (64 << 20), time.thread_time()
     assert len(shorten(text)) < 4096
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_a_checkpoint_that_is_not_there_among_many_is_unknown(tmp_path):

@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mixserve import MixServer, ServerTls, serve
-from mixserve_client import MixClient
+from mixserve_client import DeadlineExceeded, MixClient
 from mixserve_client.transport.base import Replies
 from mixserve_client.transport.buffers import MemoryPool
 from mixserve_client.transport.bulk_connection import BulkConnection
@@ -120,13 +120,20 @@ def test_a_peer_that_takes_a_little_at_a_time_holds_the_sender_for_a_moment_only
 
 
 def test_nothing_is_waited_for_without_wait(pair):
-    into = memoryview(bytearray(100))
-    begun = time.monotonic()
-    assert pair[0].receive(into, wait=False) is None
-    parts = [memoryview(bytes(64 << 20))]
-    pair[1].send(parts, wait=False)
-    assert time.monotonic() - begun < 0.09
+    into, parts = memoryview(bytearray(100)), [memoryview(bytes(64 << 20))]
+    assert least_s(lambda: pair[0].receive(into, wait=False)) < 0.9 * PATIENCE_S
+    assert least_s(lambda: pair[1].send(parts, wait=False)) < 0.9 * PATIENCE_S
     assert sum(map(len, parts)) > 1 << 20
+
+
+def least_s(call: Callable[[], object]) -> float:
+    """The shortest of five times: other processes seldom take the machine for each."""
+    took = list[float]()
+    for _ in range(5):
+        begun = time.monotonic()
+        assert call() is None
+        took.append(time.monotonic() - begun)
+    return min(took)
 
 
 def test_after_a_shutdown_nothing_comes_that_was_not_sent(pair):
@@ -178,13 +185,20 @@ def opened(pair: Pair) -> "BulkConnection[Server]":
 
 def test_what_came_with_other_bytes_is_there_though_little_time_is_left(pair):
     """TLS holds it already, so that the socket has nothing more to say."""
-    connection = opened(pair)
-    replies = connection.open("/a", b"")
-    pair[1].send([memoryview(header(Kind.REPLY, 1, 15_000) + bytes(15_000) + header(Kind.END, 1))], wait=True)
-    begun = time.monotonic()
-    replies.wait_until(begun + PATIENCE_S * 0.9)
-    assert [len(reply) for reply in replies] == [15_000]
-    assert time.monotonic() - begun < PATIENCE_S * 0.5
+    connection, took = opened(pair), list[float]()
+    for number in range(1, 6):  # the machine may be busy for some of them
+        replies = connection.open("/a", b"")
+        sent = header(Kind.REPLY, number, 15_000) + bytes(15_000) + header(Kind.END, number)
+        pair[1].send([memoryview(sent)], wait=True)
+        begun = time.monotonic()
+        replies.wait_until(begun + PATIENCE_S * 0.9)
+        with suppress(DeadlineExceeded):
+            assert [len(reply) for reply in replies] == [15_000]
+            took.append(time.monotonic() - begun)
+        if min(took, default=PATIENCE_S) < PATIENCE_S * 0.5:
+            break
+    else:
+        raise AssertionError(f"it was waited for: {took}")
     connection.close()
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -33,6 +34,17 @@ class Waiting(threading.Thread):
                 self.leave.wait()
         except Exception as error:
             self.error = error
+
+
+def least_s(call: Callable[[], object], error: type[Exception]) -> float:
+    """The shortest of three times until `call` raises that error: a busy machine may delay one."""
+    took = list[float]()
+    for _ in range(3):
+        began = time.monotonic()
+        with pytest.raises(error):
+            call()
+        took.append(time.monotonic() - began)
+    return min(took)
 
 
 def test_one_thread_is_left_for_each_mixture_that_has_none():
@@ -87,10 +99,7 @@ def test_nobody_waits_for_a_mixture_of_which_nothing_ends():
     waiting = Waiting(share, "m0", order, "1")
     waiting.join(10)
     assert isinstance(waiting.error, Overloaded)
-    began = time.monotonic()
-    with pytest.raises(Overloaded):
-        share.enter("m0")
-    assert time.monotonic() - began < 0.5
+    assert least_s(lambda: share.enter("m0"), Overloaded) < 0.5
     hanging.leave.set()
     until(lambda: share.held("m0") == 0)
     share.leave("m0", share.enter("m0"))
@@ -99,10 +108,8 @@ def test_nobody_waits_for_a_mixture_of_which_nothing_ends():
 def test_a_caller_that_goes_waits_no_longer():
     share = make_share(threads=8, limit=1, mixtures=2, room=4)
     since = share.enter("m0")
-    began = time.monotonic()
-    with acting_as(EVERYBODY, is_wanted=lambda: False), pytest.raises(Abandoned):
-        share.enter("m0")
-    assert time.monotonic() - began < 0.9
+    with acting_as(EVERYBODY, is_wanted=lambda: False):
+        assert least_s(lambda: share.enter("m0"), Abandoned) < 0.9
     assert share.held("m0") == 1
     share.leave("m0", since)
     assert share.held("m0") == 0

@@ -171,8 +171,8 @@ def test_the_name_of_the_client_is_told(recorded, node):
 
 def test_hostile_texts_cost_next_to_nothing():
     texts = ["0" * 55, TRACE[:-1] + "g", "-" * 55, "00-" + "a" * 52]
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(1000):
         for text in texts:
             assert parse_traceparent(text) is None
-    assert time.perf_counter() - began < 1.0  # 4,000 of them
+    assert time.thread_time() - began < 1.0  # 4,000 of them
