@@ -60,13 +60,17 @@ class UnsteadySource:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[MixServer]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For shared memory. Its path is short: that of a socket may have 107 bytes, and `tmp_path` has the test's name."""
+    return tmp_path_factory.mktemp("memory")
+
+
+@pytest.fixture
+def server(tmp_path: Path, folder: Path) -> Iterator[MixServer]:
     config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE)
     copied = ArraySource({"x": np.zeros((LENGTH, ROW_BYTES), np.uint8)})
     nodes = {"train": MixDataSourcesNode(config, [copied]), "slow": MixDataSourcesNode(config, [UnsteadySource()])}
     limits = ServerLimits(calls_per_mixture=3, reply_bytes=4 << 20, request_timeout_s=1.0, read_timeout_s=5.0)
-    folder = tmp_path / "memory"
-    folder.mkdir()
     with serve(nodes, shared_memory=str(folder), state_dir=tmp_path / "state", limits=limits) as running:
         yield running
 
@@ -281,10 +285,10 @@ def unlogged() -> Iterator[None]:
 @pytest.mark.alone
 @pytest.mark.usefixtures("unlogged")
 @pytest.mark.timeout(120 + LASTS_S)
-def test_what_is_given_up_is_counted_no_longer(server: MixServer, tmp_path: Path) -> None:
+def test_what_is_given_up_is_counted_no_longer(server: MixServer, folder: Path) -> None:
     before = counted(server)
     until = time.monotonic() + LASTS_S
-    hurried = [Hurried(server, tmp_path / "memory", seed) for seed in range(8)]
+    hurried = [Hurried(server, folder, seed) for seed in range(8)]
     threads = [threading.Thread(target=one.run, args=(until,)) for one in hurried]
     for thread in threads:
         thread.start()
