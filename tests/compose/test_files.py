@@ -118,6 +118,17 @@ def test_servers_share_no_state_folder_and_have_the_health_check_of_the_image(se
     assert len(states) == len(SERVERS)
 
 
+@pytest.mark.parametrize("name", ["mixserve-1", "trainer", "prometheus"])
+def test_images_are_built_with_the_arguments_that_their_files_have(services, name):
+    """Each is a variable of the environment, with the same default."""
+    build = services[name]["build"]
+    file = (DEPLOY / build["context"] / build.get("dockerfile", "Dockerfile")).read_text()
+    defaults = {argument: default for argument, default in re.findall(r"^ARG (\w+)=(\S+)$", file, re.MULTILINE)}
+    given = {argument: re.fullmatch(r"\$\{\w+:-(.*)\}", value)[1] for argument, value in build["args"].items()}
+    assert given == {argument: defaults[argument] for argument in given}
+    assert given.keys() >= defaults.keys() & {"BASE", "EXTRAS", "ACCELERATOR"}
+
+
 def test_what_is_mounted_is_there(services):
     made = {"./data", "./secrets/server", "./secrets/trainer"}  # by the reader of docs/deploy.md
     ignored = (DEPLOY / ".gitignore").read_text().splitlines()

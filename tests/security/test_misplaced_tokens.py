@@ -12,6 +12,7 @@ import pytest
 from mixserve import MixDataSourcesNode, ServerTls, serve
 from mixserve.access.audit import audit
 from mixserve.access.entries import check_entry, new_token
+from mixserve.build import build_nodes
 from mixserve.cli.start import main
 from mixserve.config import ConfigError, load_config
 from mixserve_client import AsyncMixClient, InvalidRequest, MixClient, MixserveError, TlsOptions
@@ -92,6 +93,25 @@ def test_files_of_configuration_do_not_show_it(tmp_path: Path, line: str) -> Non
     with pytest.raises(ConfigError) as raised:
         load_config(config)
     assert TOKEN not in str(raised.value)
+
+
+# With ids: those made of a token would differ between the processes that share the tests.
+@pytest.mark.parametrize("name", ["{}", "{}/*.bin", "~/$HOME/{}"], ids=["name", "pattern", "variable"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{kind: tokens, path: '{}', dtype: uint16, sequence_length: 8, weight: 1}}",
+        "{{kind: hf, path: '{}', weight: 1}}",
+        "{{kind: remote, address: '127.0.0.1:1', token_file: '{}', weight: 1}}",
+    ],
+    ids=["tokens", "hf", "remote"],
+)
+def test_paths_of_sources_do_not_show_it(tmp_path: Path, source: str, name: str) -> None:
+    config = tmp_path / "mixture.yaml"
+    config.write_text(f"mixtures: {{train: {{sources: {{a: {source.format(name.format(TOKEN))}}}}}}}\n")
+    with pytest.raises(ConfigError, match=r"train\.sources\.a: ") as raised:
+        build_nodes(load_config(config), config)
+    check_hidden(raised.value)
 
 
 def run_main(*arguments: str) -> None:

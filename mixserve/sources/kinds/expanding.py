@@ -7,6 +7,7 @@ from contextlib import suppress
 from glob import escape, has_magic
 from pathlib import Path
 
+from mixserve_client.credentials import check_no_token
 from mixserve_client.schema.text import show
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
@@ -15,8 +16,9 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^{}]*)\})")
 def expand(path: str, folder: Path) -> str:
     """`path` with `~`, `$VAR` and `${VAR}` replaced, unless a file of the name that is written exists in `folder`.
 
-    Raises ValueError if a variable is not set.
+    Raises ValueError if a variable is not set, and InvalidRequest if it is a token.
     """
+    check_no_token(path, "a path must lead to a file or a folder")
     return path if _exists(folder / path) else _expanded(path, str)
 
 
