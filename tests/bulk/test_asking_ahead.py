@@ -49,7 +49,7 @@ def test_thousands_of_small_streams_are_asked_for_as_the_server_takes_them(serve
         begun = time.monotonic()
         with client.batches(4, 3, skip=skip) as batches:
             came = list(islice(batches, 1500))
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 25  # a second on a machine that does nothing else
         whole = plain.get_batch_at(0, 7500, 3)["x"]
     kept = whole[np.arange(len(whole)) % 5 != 0]
     np.testing.assert_array_equal(np.concatenate([batch["x"] for batch in came]), kept)
@@ -70,7 +70,7 @@ def test_requests_of_megabytes_do_not_wait_for_replies_that_nobody_reads(server,
                 if number == 5:
                     with plain.batches(60_000, 3, skip=skip) as others:
                         assert_batches_equal(came, list(islice(others, 6))[5])
-    assert longest_s < 4
+    assert longest_s < 8  # before the server ends a stream that nobody reads, which is after 10 s
 
 
 # Sockets that are handed in

@@ -179,7 +179,7 @@ def test_a_claim_of_a_gigabyte_costs_nothing_until_it_comes(big_node):
         begun = time.monotonic()
         with client.batches(SIZE, 3, timeout_s=0.5) as batches, pytest.raises(DeadlineExceeded):
             next(batches)
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < SOON_S
         assert resident() - before < 32 << 20
 
 
@@ -248,7 +248,7 @@ def test_a_server_that_trickles_a_reply_byte_by_byte_meets_the_deadline(big_node
                 begun = time.monotonic()
                 with pytest.raises(DeadlineExceeded, match="before the batch arrived"):
                     next(batches)
-                assert 0.4 < time.monotonic() - begun < 1
+                assert 0.4 < time.monotonic() - begun < SOON_S
 
 
 def test_a_server_that_takes_no_requests_is_left_in_time(big_node):
@@ -265,6 +265,6 @@ def test_a_server_that_takes_no_requests_is_left_in_time(big_node):
             begun = time.monotonic()
             with client.batches(SIZE, 3, timeout_s=0.5) as batches, pytest.raises(DeadlineExceeded):
                 next(batches)
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < SOON_S
         finally:
             over.set()

@@ -26,6 +26,7 @@ from mixserve_client.wire.bulk import (
     Kind,
     decode_bulk_request,
     decode_header,
+    encode_bulk_request,
 )
 from tests.bulk.peers import DEADLINE_S, SIZE, TOKEN, header, until
 from tests.certificates import NEEDS_OPENSSL, Authority, Made
@@ -202,32 +203,35 @@ def test_what_came_with_other_bytes_is_there_though_little_time_is_left(pair):
     connection.close()
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals to threads")
 def test_a_handler_that_cancels_in_the_middle_of_a_request_leaves_its_frame_whole(pair):
     connection = opened(pair)
     first, second = connection.open("/a", b"1"), connection.open("/a", b"2")
     came, large, cancelled = bytearray(), bytes(range(256)) * (4 << 14), threading.Event()
+    before_it = len(HELLO) + len(TOKEN) + sum(len(encode_bulk_request(n, "/a", b"1")) for n in (1, 2))
 
     def take() -> None:
         into = memoryview(bytearray(64 << 10))
-        cancelled.wait(DEADLINE_S)  # until then the request fills the socket
+        while len(came) <= before_it:
+            came.extend(into[: pair[1].receive(into, wait=True) or 0])
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # in the middle of the request
+        cancelled.wait(DEADLINE_S)  # until then the rest of it fills the socket
         while (count := pair[1].receive(into, wait=True)) != 0:
             came.extend(into[: count or 0])
 
     taking = threading.Thread(target=take)
-    taking.start()
 
     def cancel(*_: object) -> None:
         connection.cancel(second)
         cancelled.set()
 
-    before = signal.signal(signal.SIGALRM, cancel)
+    before = signal.signal(signal.SIGUSR1, cancel)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        taking.start()
         connection.open("/b", large)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        cancelled.wait(DEADLINE_S)
+        signal.signal(signal.SIGUSR1, before)
     connection.close()
     taking.join(DEADLINE_S)
     del came[: len(HELLO) + len(TOKEN)]

@@ -41,7 +41,7 @@ from tests.memory_server import memory_server
 from tests.processes import ONE_SIZE
 
 ROW = 4096
-AT_ONCE_S = 0.5
+AT_ONCE_S = 3.0  # on a busy machine; what is not ended waits for 5 s, after which the server is asked, or for ever
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ CLOSING = ["iterator", "client", "deadline"]
 def assert_ends(client: MixClient, batches, by: str) -> None:
     """The next batch does not come; the wait for it ends at once, by a call of another thread or at its deadline."""
     if by == "deadline":
-        assert 0.3 < how_long(lambda: next(batches), DeadlineExceeded) < 1.0
+        assert 0.3 < how_long(lambda: next(batches), DeadlineExceeded) < 0.5 + AT_ONCE_S
         return
     closed_at = list[float]()
 
@@ -236,7 +236,7 @@ def test_a_server_that_answers_calls_is_waited_for(answers, monkeypatch):
         in_use(client)
         behave.silent_before_rows = True
         batches = client.batches(SIZE, 3, timeout_s=1)
-        assert 0.9 < how_long(lambda: next(batches), DeadlineExceeded) < 1.5
+        assert 0.9 < how_long(lambda: next(batches), DeadlineExceeded) < 1.0 + AT_ONCE_S
         batches.close()
 
 
@@ -316,7 +316,7 @@ def test_a_wait_over_grpc_ends_too_where_a_channel_was(answers, by, all_is_read,
             for _ in range(1000):  # some have come already
                 begun = time.monotonic()
                 next(batches)
-        assert time.monotonic() - (ended_at[0] if ended_at else begun) < 1.0
+        assert time.monotonic() - (ended_at[0] if ended_at else begun) < 0.5 + AT_ONCE_S
         slow.over.set()
         batches.close()
 
