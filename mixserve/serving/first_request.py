@@ -54,8 +54,8 @@ class FirstRequests:
         """The request, None if the client ended the call without one. Raises grpc.RpcError if the call was ended."""
         with self._lock:
             self._silent[context] = time.monotonic()
-        self._make_room()  # a call may have come between the start of this thread and the line above
         try:
+            self._make_room()  # a call may have come between the start of this thread and the line above
             return next(requests, None)
         finally:
             with self._lock:
@@ -109,10 +109,11 @@ class FirstRequests:
             count = self._threads.waiting - len(self._ending)
             if count <= 0 or not self._silent:
                 return
-            of_one = Counter(context.peer() for context in self._silent)
+            peers = [context.peer() for context in self._silent]  # once: a connection that ends may lose its name
+            of_one = Counter(peers)
             until = sorted(
-                (since + self._patience_of(of_one[context.peer()]), at, context)
-                for at, (context, since) in enumerate(self._silent.items())
+                (since + self._patience_of(of_one[peer]), at, context)
+                for at, (peer, (context, since)) in enumerate(zip(peers, self._silent.items(), strict=True))
             )
             now = time.monotonic()
             for end, _, context in until[:count]:

@@ -30,12 +30,15 @@ class SilentCalls:
     def end_most(self) -> None:
         """End those that are too many, of the connections that have the most; call it once a second."""
         before = time.monotonic() - _PATIENCE_S
-        silent = [(first, context) for first in self._firsts() for context in first.silent_since(before)]
-        of_one = Counter(context.peer() for _, context in silent)
+        # Each names its peer once: that of a connection that ends may be another one the next time.
+        silent = [
+            (first, context, context.peer()) for first in self._firsts() for context in first.silent_since(before)
+        ]
+        of_one = Counter(peer for _, _, peer in silent)
         for _ in range(len(silent) - self.most):
             peer, _ = of_one.most_common(1)[0]
-            at = next(i for i, (_, context) in enumerate(silent) if context.peer() == peer)
-            first, context = silent.pop(at)
+            at = next(i for i, (_, _, name) in enumerate(silent) if name == peer)
+            first, context, _ = silent.pop(at)
             of_one[peer] -= 1
             if first.end(context):
                 self.ended.warn(

@@ -123,7 +123,7 @@ def test_images_are_built_with_the_arguments_that_their_files_have(services, nam
     """Each is a variable of the environment, with the same default."""
     build = services[name]["build"]
     file = (DEPLOY / build["context"] / build.get("dockerfile", "Dockerfile")).read_text()
-    defaults = {argument: default for argument, default in re.findall(r"^ARG (\w+)=(\S+)$", file, re.MULTILINE)}
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", file, re.MULTILINE))
     given = {argument: re.fullmatch(r"\$\{\w+:-(.*)\}", value)[1] for argument, value in build["args"].items()}
     assert given == {argument: defaults[argument] for argument in given}
     assert given.keys() >= defaults.keys() & {"BASE", "EXTRAS", "ACCELERATOR"}

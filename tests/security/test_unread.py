@@ -307,8 +307,8 @@ class Stalled(float):
 
 
 def _function_of(thread: threading.Thread) -> str:
-    # A collector that runs inside hangs, with all threads, in some versions of Python (3.11.7): it waits for a lock of the
-    # interpreter, which this call holds, when it finds a `threading.local`.
+    # A collector that runs inside hangs, with all threads, in some versions of Python (3.11.7): when it finds a
+    # `threading.local`, it waits for a lock of the interpreter, which this call holds.
     gc.disable()
     try:
         frame = sys._current_frames().get(thread.ident or 0)
