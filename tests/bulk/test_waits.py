@@ -41,6 +41,7 @@ from tests.memory_server import memory_server
 from tests.processes import ONE_SIZE
 
 ROW = 4096
+TIMEOUT_S = 1.0
 AT_ONCE_S = 3.0  # on a busy machine; what is not ended waits for 5 s, after which the server is asked, or for ever
 
 
@@ -117,14 +118,18 @@ def how_long(call: Callable[[], object], error: type[Exception]) -> float:
 CLOSING = ["iterator", "client", "deadline"]
 
 
-def assert_ends(client: MixClient, batches, by: str) -> None:
-    """The next batch does not come; the wait for it ends at once, by a call of another thread or at its deadline."""
+def assert_ends(client: MixClient, batches, by: str, after: threading.Event | None = None) -> None:
+    """The next batch does not come; the wait for it ends at once, by a call of another thread (which comes after that
+    event) or at its deadline.
+    """
     if by == "deadline":
-        assert 0.3 < how_long(lambda: next(batches), DeadlineExceeded) < 0.5 + AT_ONCE_S
+        assert TIMEOUT_S - 0.2 < how_long(lambda: next(batches), DeadlineExceeded) < TIMEOUT_S + AT_ONCE_S
         return
     closed_at = list[float]()
 
     def close() -> None:
+        if after is not None:
+            after.wait(DEADLINE_S)
         closed_at.append(time.monotonic())
         (client if by == "client" else batches).close()
 
@@ -143,7 +148,7 @@ def test_a_wait_for_rows_ends(answers, by, away_s):
     with connect(address) as client:
         in_use(client)
         behave.silent_before_rows = True
-        batches = client.batches(SIZE, 3, timeout_s=0.5 if by == "deadline" else None)
+        batches = client.batches(SIZE, 3, timeout_s=TIMEOUT_S if by == "deadline" else None)
         batches.start_prefetch()
         time.sleep(away_s)
         assert_ends(client, batches, by)
@@ -158,7 +163,7 @@ def test_a_wait_for_the_end_of_the_stream_before_ends(answers, by, away_s):
     with connect(address) as client:
         in_use(client)
         behave.silent_before_ends = True
-        batches = client.batches(SIZE, 3, timeout_s=0.5 if by == "deadline" else None)
+        batches = client.batches(SIZE, 3, timeout_s=TIMEOUT_S if by == "deadline" else None)
         next(batches)  # the first stream has one batch
         time.sleep(away_s)
         assert_ends(client, batches, by)
@@ -172,7 +177,7 @@ def test_a_wait_for_the_end_that_another_thread_reads_ends(answers, by):
     with connect(address) as client:
         in_use(client)
         behave.ends_left = 1
-        batches = client.batches(SIZE, 3, timeout_s=0.5 if by == "deadline" else None)
+        batches = client.batches(SIZE, 3, timeout_s=TIMEOUT_S if by == "deadline" else None)
         next(batches)
         time.sleep(0.01)
         next(batches)
@@ -191,7 +196,7 @@ def test_a_wait_for_the_end_of_a_stream_on_another_channel_ends(answers, by, mon
     with connect(address) as client:
         in_use(client)
         behave.replies_left = 3
-        batches = client.batches(SIZE, 3, timeout_s=0.5 if by == "deadline" else None)
+        batches = client.batches(SIZE, 3, timeout_s=TIMEOUT_S if by == "deadline" else None)
         next(batches)
         before = len(made.connections)
         while len(made.connections) == before:
@@ -220,8 +225,8 @@ def test_a_wait_ends_while_a_silent_server_is_asked_whether_it_is_there(answers,
             made.hook = answer
             in_use(client)
             behave.silent_before_rows = True
-            batches = client.batches(SIZE, 3, timeout_s=0.5 if by == "deadline" else None)
-            assert_ends(client, batches, by)
+            batches = client.batches(SIZE, 3, timeout_s=TIMEOUT_S if by == "deadline" else None)
+            assert_ends(client, batches, by, asked)
             assert asked.is_set()
             batches.close()
     finally:
@@ -294,7 +299,7 @@ def test_a_wait_over_grpc_ends_too_where_a_channel_was(answers, by, all_is_read,
     address, made, _ = answers
     with connect(address) as client:
         in_use(client)
-        batches = client.batches(SIZE, 3, timeout_s=0.5 if by == "deadline" else None)
+        batches = client.batches(SIZE, 3, timeout_s=TIMEOUT_S if by == "deadline" else None)
         next(batches)
         if all_is_read:  # by another thread, so that the next request finds out
             time.sleep(0.01)
@@ -316,7 +321,7 @@ def test_a_wait_over_grpc_ends_too_where_a_channel_was(answers, by, all_is_read,
             for _ in range(1000):  # some have come already
                 begun = time.monotonic()
                 next(batches)
-        assert time.monotonic() - (ended_at[0] if ended_at else begun) < 0.5 + AT_ONCE_S
+        assert time.monotonic() - (ended_at[0] if ended_at else begun) < TIMEOUT_S + AT_ONCE_S
         slow.over.set()
         batches.close()
 
