@@ -15,6 +15,7 @@ import numpy as np
 from tests.forked import Forked, wait_for_line
 
 DEADLINE_S = 90
+STARTS_S = 150  # a server of several processes, each of which imports everything, on a busy machine
 ONE_SIZE = (4096,)  # of plans: one program to compile, so that servers start fast
 
 
@@ -47,7 +48,7 @@ class ServerProcess:
 
     def address(self) -> str:
         """The server's address; waits until it serves."""
-        return self.wait_for_log(r"serving on (\S+)").group(1)
+        return wait_for_line(self.process, lambda log: re.search(r"serving on (\S+)", log), STARTS_S).group(1)
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
         return wait_for_line(self.process, lambda log: re.search(pattern, log), DEADLINE_S)

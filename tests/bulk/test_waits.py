@@ -342,7 +342,7 @@ def test_a_stream_over_grpc_in_place_of_a_channel_has_the_deadlines_of_its_reade
     address, made, _ = answers
     with connect(address) as client:
         in_use(client)
-        with client.batches(SIZE, 3, timeout_s=0.6) as batches:
+        with client.batches(SIZE, 3, timeout_s=1.2) as batches:
             monkeypatch.setattr(read_ahead, "_AWAY_S", 1e9)  # at first the trainer itself asks over gRPC
             came = [next(batches)["tokens"].copy()]
             slow = Slow(made, 0.05)
@@ -350,7 +350,7 @@ def test_a_stream_over_grpc_in_place_of_a_channel_has_the_deadlines_of_its_reade
             while not made.streams:
                 came.append(next(batches)["tokens"].copy())
             monkeypatch.undo()
-            for pause_s in (0.01, 0.01, 0.9, 0, 0.9, 0, 0):
+            for pause_s in (0.01, 0.01, 1.6, 0, 1.6, 0, 0):
                 time.sleep(pause_s)
                 came.append(next(batches)["tokens"].copy())
             slow.over.set()
