@@ -34,7 +34,7 @@ def switch(tmp_path: Path) -> Iterator[Path]:
 def server(switch: Path) -> Iterator[MixServer]:
     config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=ONE_SIZE)
     node = MixDataSourcesNode(config, [HangingSource(switch)])
-    with serve({"train": node}, shared_memory=False, limits=ServerLimits(read_timeout_s=0.5)) as running:
+    with serve({"train": node}, shared_memory=False, limits=ServerLimits(read_timeout_s=3.0)) as running:
         yield running
 
 
@@ -54,8 +54,8 @@ def channel_of(transport: GrpcTransport) -> Channel | None:
 
 ENDINGS: dict[str, tuple[float | None, Callable[[MixServer, Path], object], str]] = {
     "with its last reply": (None, lambda _, switch: switch.unlink(), "4"),
-    "with an error": (None, lambda *_: None, "has not answered for 0.5 s"),
-    "at its deadline": (0.3, lambda *_: None, "Deadline"),
+    "with an error": (None, lambda *_: None, "has not answered for 3 s"),
+    "at its deadline": (1.5, lambda *_: None, "Deadline"),
     "with its server": (None, lambda server, _: server.stop(grace_s=0), ""),
 }
 
