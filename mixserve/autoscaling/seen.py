@@ -1,7 +1,8 @@
 """What the policy sees of the replicas and their readers at one moment, and its means over a time."""
 
-import math
 from dataclasses import dataclass
+
+_LARGEST = 1e18  # of figures to reckon with
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +22,12 @@ class Seen:
 
     def problem(self) -> str | None:
         """What is wrong with the figures, None if nothing is."""
-        if not (math.isfinite(self.readers) and self.readers >= 0):
+        if not 0 <= self.readers <= _LARGEST:
             return f"the number of readers is {self.readers}"
         if self.wait_share is not None and not 0 <= self.wait_share <= 1:
             return f"the share that trainers wait is {self.wait_share}, and not in 0..1"
         for name, value in (("busy", self.busy), ("load", self.load)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if value is not None and not 0 <= value <= _LARGEST:
                 return f"the figure {name} is {value}"
         return None
 

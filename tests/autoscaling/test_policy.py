@@ -214,6 +214,7 @@ ABSURD = [
     (2, Seen(4, 0.9, math.inf, 1.0)),
     (2, Seen(4, 0.9, -1.0)),
     (2, Seen(4, 0.0, 0.1, math.nan)),
+    (2, Seen(4, 0.0, 0.1, 1e307)),  # whose sum is infinite
     (2, Seen(4, None, 0.0, 0.0)),
     (2, Seen(4, 0.9, 1.0, 0.0)),  # nothing is delivered at all
 ]
