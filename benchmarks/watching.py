@@ -1,13 +1,15 @@
-"""Batches from a server that is watched beside one that notes nothing.
+"""Batches from a server while it is watched, beside the same server while it notes nothing.
 
 `python -m benchmarks.watching`, from the root of a clone. Results: benchmarks/results/watching.md.
 """
 
 import argparse
 import json
+import signal
+import socket
 import threading
-import urllib.request
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 from rich.progress import track
 
 from benchmarks.common import work
-from benchmarks.common.pipes import Server, start_server
+from benchmarks.common.pipes import start_server
 from benchmarks.common.reader import CALLS, read_from
 from benchmarks.common.ways import table
 from benchmarks.measure import machine
@@ -26,22 +28,30 @@ _MODULE = "benchmarks.watching"
 _RESULTS = Path(__file__).parent / "results"
 _SIZES = (8, 256, 1024)
 _SCRAPE_EVERY_S = 1.0
+_LOOK_EVERY_S = _SETTLE_S = 0.05
+# What Prometheus sends, but for the connection, which ends here with the reply.
+_SCRAPE = (
+    b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAccept-Encoding: gzip\r\n"
+    b"Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4\r\n\r\n"
+)
+_WATCH, _WATCH_NOT = signal.SIGUSR1, signal.SIGUSR2
 _ROUTES: dict[str, dict[str, Any]] = {
     "shared memory": {},
     "bulk": {"shared_memory": False},
     "gRPC": {"shared_memory": False, "bulk": False},
 }
+_AGAIN, _WATCHED = ", again", ", watched"
 
 
 class _Way(NamedTuple):
     route: str
-    watched: bool
+    how: str = ""
 
     def __str__(self) -> str:
-        return self.route + (", watched" if self.watched else "")
+        return self.route + self.how
 
 
-_WAYS = [_Way(route, watched) for route in _ROUTES for watched in (False, True)]
+_WAYS = [_Way(route, how) for route in _ROUTES for how in ("", _AGAIN, _WATCHED)]
 
 
 def main() -> None:
@@ -52,15 +62,22 @@ def main() -> None:
     work.write()
     rounds: list[dict[str, Any]] = []
     with ExitStack() as opened:
-        servers = {watched: start_server(_MODULE, "watched" if watched else "alone") for watched in (False, True)}
-        opened.enter_context(_scraping(servers[True].address.split()[1]))
-        clients = {way: opened.enter_context(_connect(servers[way.watched], way)) for way in _WAYS}
+        # One server for all ways, which begins to note and stops again: two processes may differ by more than notes
+        # cost.
+        server = start_server(_MODULE)
+        address, metrics = server.address.split()
+        scrape = opened.enter_context(_scraping(metrics))
+        clients = {route: opened.enter_context(_connect(address, options)) for route, options in _ROUTES.items()}
         for number in track(range(-1, arguments.rounds), "rounds"):
             for size in _SIZES:
                 # In turn, and the other way round in every second round: what comes first may have an advantage.
                 for way in _WAYS if number % 2 else reversed(_WAYS):
-                    server = servers[way.watched]
-                    figures = read_from(server, clients[way], size, 1000 + number, arguments.seconds)
+                    watched = way.how == _WATCHED
+                    server.process.send_signal(_WATCH if watched else _WATCH_NOT)
+                    time.sleep(_SETTLE_S)  # until the server has seen the signal
+                    scrape(watched)
+                    figures = read_from(server, clients[way.route], size, 1000 + number, arguments.seconds)
+                    scrape(False)
                     if number >= 0:
                         rounds.append({"way": str(way), "size": size, "round": number, **figures})
     text = _report(rounds, arguments.rounds, arguments.seconds)
@@ -70,43 +87,68 @@ def main() -> None:
 
 
 @contextmanager
-def serve(how: str) -> Iterator[str]:
-    """A server; its address, and that of its metrics if there are any."""
+def serve() -> Iterator[str]:
+    """A server; its address, and that of its metrics. It notes what it serves between two signals."""
     import mixserve
 
-    if how == "alone":
-        _note_nothing()
-    with mixserve.serve({"train": node()}, "127.0.0.1:0", metrics_port=0 if how == "watched" else None) as server:
+    notes = _notes()
+    signal.signal(_WATCH, lambda *_: notes(True))
+    signal.signal(_WATCH_NOT, lambda *_: notes(False))
+    with mixserve.serve({"train": node()}, "127.0.0.1:0", metrics_port=0) as server:
         yield f"{server.address} {server.metrics_address}"
 
 
-def _note_nothing() -> None:
-    """Servers that this process starts from now on count nothing."""
+def _notes() -> Callable[[bool], None]:
+    """What lets servers of this process note something or nothing from then on."""
+    from mixserve.metrics.clients import Reader, Readers
     from mixserve.metrics.journal import Journal
+    from mixserve.metrics.replies import ReplyNotes
 
-    Journal.note = lambda self, note: None  # noqa: ARG005
+    nobody = Reader("", "")
+    nothing: dict[tuple[type, str], Callable[..., Any]] = {
+        (Journal, "note"): lambda *_: None,
+        (ReplyNotes, "note"): lambda *_: None,
+        (ReplyNotes, "end"): lambda *_: None,
+        (Readers, "note_request"): lambda *_: nobody,
+    }
+    something = {(kind, name): vars(kind)[name] for kind, name in nothing}
+
+    def switch(on: bool) -> None:
+        for (kind, name), function in (something if on else nothing).items():
+            setattr(kind, name, function)
+
+    return switch
 
 
 @contextmanager
-def _connect(server: Server, way: _Way) -> Iterator[MixClient]:
-    with MixClient.connect(server.address.split()[0], **_ROUTES[way.route]) as client:
+def _connect(address: str, options: dict[str, Any]) -> Iterator[MixClient]:
+    with MixClient.connect(address, **options) as client:
         client.get_batch_at(0, 8, 0)
         yield client
 
 
 @contextmanager
-def _scraping(address: str) -> Iterator[None]:
-    """As Prometheus, but more often."""
-    ended = threading.Event()
+def _scraping(address: str) -> Iterator[Callable[[bool], None]]:
+    """As Prometheus, but more often; counted in the time for which the function was last called with True."""
+    host, _, port = address.rpartition(":")
+    ended, watching = threading.Event(), threading.Event()
 
-    def scrape() -> None:
-        while not ended.wait(_SCRAPE_EVERY_S):
-            urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read()
+    def run() -> None:
+        waited = 0.0
+        while not ended.wait(_LOOK_EVERY_S):
+            waited += _LOOK_EVERY_S if watching.is_set() else 0.0
+            if waited >= _SCRAPE_EVERY_S:
+                waited -= _SCRAPE_EVERY_S
+                # Not by a library: this process is the reader's, whose time it would take.
+                with socket.create_connection((host, int(port)), timeout=10) as connection:
+                    connection.sendall(_SCRAPE)
+                    while connection.recv(1 << 16):
+                        pass
 
-    thread = threading.Thread(target=scrape)
+    thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield
+        yield lambda on: watching.set() if on else watching.clear()
     finally:
         ended.set()
         thread.join()
@@ -116,13 +158,13 @@ def _report(rounds: list[dict[str, Any]], count: int, seconds: float) -> str:
     lines = [
         "# A server that is watched",
         "",
-        "Batches of 8 KiB records for one client, server and client in processes of their own, in turn. The watched",
-        f"server notes what it serves, and its metrics are read every {_SCRAPE_EVERY_S:g} s; the other one notes",
-        "nothing. Throughput of an iterator in GB/s, CPU seconds of both ends per GB, median of single calls in ms;",
-        "medians over the rounds; then the ratio to the same way without, round by round: its median and the middle",
-        "half.",
+        "Batches of 8 KiB records for one client, server and client in processes of their own, in turn. While it is",
+        f"watched, the server notes what it serves, and its metrics are read every {_SCRAPE_EVERY_S:g} s; else it",
+        "notes nothing, and *again* is the same once more, which says how far chance goes. Throughput of an iterator",
+        "in GB/s, CPU seconds of both ends per GB, median of single calls in ms; medians over the rounds; then the",
+        "ratio to the same way without, round by round: its median and the middle half.",
         "",
-        *table(rounds, _SIZES, {str(way): str(way._replace(watched=False)) if way.watched else None for way in _WAYS}),
+        *table(rounds, _SIZES, {str(way): str(way._replace(how="")) if way.how else None for way in _WAYS}),
     ]
     lines += ["", f"- {machine()}; {count} rounds of {seconds} s for each iterator, and of {CALLS} calls of 8 rows"]
     return "\n".join(lines) + "\n"
