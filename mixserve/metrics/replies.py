@@ -19,7 +19,8 @@ K = TypeVar("K")
 clock = time.perf_counter
 
 STAGES = ("plan", "gather", "encode", "send")
-_MANY = 4096  # rows of a reply that are counted at once: notes must not keep much memory
+# Notes keep the plans of their replies: those of more rows than `_MANY` are added up when they have `_MOST_ROWS`.
+_MANY, _MOST_ROWS = 4096, 1 << 20
 _FEW_LEAVES = 16  # which are counted sooner one after another: `bincount` takes as long as to compare with 20 numbers
 
 # Tuples without names: they are made beside each reply. Seconds to plan, to gather and to encode its rows.
@@ -61,7 +62,7 @@ class ReplyNotes:
         replies.note((leaf_ids, ranges, self._row_bytes, self._schedule, self._reader, reply.take_times(), self.sent_s))
         self.sent_s = None
         if len(leaf_ids) > _MANY:
-            replies.add_up()
+            self._figures.keep_few_rows(len(leaf_ids))
 
     def end(self) -> None:
         """There are no more replies."""
@@ -83,6 +84,7 @@ class MixtureFigures:
         self.made = Histogram()  # planning, gathering and encoding together
         self.readers = Readers(names)
         self.replies = Journal[_Note](self._add_replies)
+        self._many_rows = 0
         self._sends = Journal[float](self.stages["send"].add)
         self.note_send = self._sends.note  # of replies after which no other one came
 
@@ -90,6 +92,13 @@ class MixtureFigures:
         """Bring the figures up to date."""
         self.replies.add_up()
         self._sends.add_up()
+
+    def keep_few_rows(self, noted: int) -> None:
+        """A reply of so many rows, which are many, has been noted."""
+        self._many_rows += noted  # about, since threads may do this at once
+        if self._many_rows >= _MOST_ROWS:
+            self._many_rows = 0
+            self.replies.add_up()
 
     def _add_replies(self, notes: list[_Note]) -> None:
         leaf_ids, ranges, row_bytes, schedules, readers, times, sent = zip(*notes, strict=True)

@@ -33,7 +33,7 @@ class ServerStats:
         certificates: Certificates | None = None,
     ):
         """`shares` are the threads by the way in which replies go. `answering` tells which mixtures get records."""
-        self._started = time.time()
+        self._started, self._version = time.time(), version("mixserve")  # which is read from a file
         self._certificates = certificates
         self._services = services
         self._calls = calls
@@ -47,7 +47,7 @@ class ServerStats:
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
         is_ready = self._is_ready()
-        yield gauge("mixserve_build_info", "The server's version.", {(version("mixserve"),): 1}, ("version",))
+        yield gauge("mixserve_build_info", "The server's version.", {(self._version,): 1}, ("version",))
         yield gauge(
             "mixserve_start_time_seconds",
             "When the server was started, in seconds since 1970: its counters began at 0 then.",

@@ -137,6 +137,21 @@ def test_notes_of_replies_are_added_up_as_if_one_by_one(leaves, data):
         assert sample.value == pytest.approx(sum(values))
 
 
+def test_notes_keep_the_leaves_of_at_most_a_million_rows():
+    for rows in (8, 4096, 5000, 65_536):
+        figures = MixtureFigures(["a"], lambda _: np.ones(1), ClientNames())
+        notes = ReplyNotes(figures, figures.readers.note_request(Sender("c"), "key"), 4, SCHEDULES[0])
+        most = 0
+        for count in range(1, 2000):
+            notes.note(Made(np.zeros(rows, np.int32), (0.5, 1.0, 2.0)), [(0, rows)])
+            assert count - figures.count < 256
+            assert (count - figures.count) * rows < 1 << 20
+            most = max(most, count - figures.count)
+        assert most > 10  # to add up takes as long for one as for many
+        figures.add_up()
+        assert figures.records.tolist() == [1999 * rows]
+
+
 def test_the_name_of_a_client_that_goes_on_asking_is_not_given_to_another_one():
     clock = Clock()
     names = ClientNames(clock, most=1)

@@ -1,7 +1,7 @@
 """Statistics of a server or a client: metrics as Prometheus names them, with the values at one moment."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -75,8 +75,7 @@ def by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
     found = dict[str, Metric]()
     for one in metrics:
         known = found.get(one.name)
-        samples = one.samples if known is None else known.samples + one.samples
-        found[one.name] = Metric(one.name, one.help, one.kind, one.labels, samples, one.bounds)
+        found[one.name] = one if known is None else replace(one, samples=known.samples + one.samples)
     return found
 
 
