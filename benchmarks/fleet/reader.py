@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import simpy
@@ -15,8 +16,11 @@ from mixserve_client.reading.skips import Skips
 from mixserve_client.reading.window import Window
 from mixserve_client.rpc.replicas import FIRST_DELAY_S
 from mixserve_client.rpc.stream_wait import LOST_S
+from mixserve_client.schema import server as schema
 from mixserve_client.schema.positions import POSITION_LIMIT
+from mixserve_client.schema.requests import Sender
 
+_NUMBERS = count(1)
 _CONNECT_S = 0.0005  # until a client knows that no server listens
 
 
@@ -57,6 +61,29 @@ class Client:
     def __init__(self, env: simpy.Environment, replicas: list[Replica], chooser: Chooser, zone: str = ""):
         self.env, self.replicas, self.chooser, self.zone = env, replicas, chooser, zone
         self.failovers = self.hedges = 0
+        self._look_at = 0.0
+
+    def look_later(self) -> None:
+        """Look when the chooser wants that."""
+        at = self.chooser.look_at
+        if at and not (self.env.now <= self._look_at <= at):
+            self._look_at = at
+            self.env.process(self._look(at))
+
+    def _look(self, at: float) -> Process:
+        yield self.env.timeout(max(0.0, at - self.env.now))
+        if self._look_at == at:
+            self.chooser.look(self.env.now, self._ask)
+            self._look_at = 0.0
+            self.look_later()
+
+    def _ask(self, index: int, reader: Sender | None, leaves: bool) -> schema.Load | None:
+        server = self.replicas[index]
+        if not server.is_up:
+            return None
+        if reader is not None:
+            (server.present.leave_for_another if leaves else server.present.expect)(reader)
+        return server.present.load()
 
     def leave_out(self, index: int) -> bool:
         """A replica has not answered; ask it again until it does. False if it is left out already."""
@@ -71,7 +98,8 @@ class Client:
         while True:
             yield self.env.timeout(at - self.env.now)
             if self.replicas[index].is_up:
-                self.chooser.let_in(index)
+                self.chooser.let_in(index, self.env.now)
+                self.look_later()
                 return
             at = self.chooser.probe_failed(index, self.env.now)
 
@@ -101,6 +129,7 @@ class Reader:
         self.started_s = 0.0  # until the first batch
         self.taken = self.ready = self.other_zone_bytes = 0
         self.requested = 0  # batches
+        self.name = Sender("", next(_NUMBERS))
         self._times, self._draw = times, draw
         self._cores = cores
         self._key = shared_key
@@ -180,7 +209,8 @@ class Reader:
         not: its replies come before theirs.
         """
         chooser = self.client.chooser
-        index = chooser.choose(self.env.now, tried)
+        index = chooser.choose(self.env.now, tried, self.name)
+        self.client.look_later()
         if index is None:
             return
         if chooser.hedging is not None:

@@ -10,6 +10,7 @@ import simpy
 from benchmarks.fleet.hardware import MEMORY_PASSES, Machine
 from benchmarks.fleet.queues import Servers
 from benchmarks.fleet.service_times import Draw, ServiceTimes
+from mixserve.metrics.present import PresentReaders
 from mixserve.serving.bulk_threads import THREADS
 
 # As the server's cache of replies.
@@ -35,7 +36,7 @@ class Source:
 class Stream:
     """A request to a replica for some replies, and how far it has come."""
 
-    reader: Any  # has `wake()`, `cores`, `nic`
+    reader: Any  # has `wake()`, `cores`, `nic`, `name`
     replies: list[int]  # their sizes in bytes
     key: Hashable = None  # of equal rows: equal keys share replies
     made: int = 0
@@ -92,6 +93,7 @@ class Replica:
         self.cold_until = 0.0
         self.sent_bytes = self.replies = 0
         self.cache_hits = 0
+        self.present = PresentReaders(lambda: env.now)
         self._times, self._draw, self._source = times, draw, source or Source()
         self._remote = remote or []
         self._free_threads = THREADS * machine.processes
@@ -129,6 +131,7 @@ class Replica:
             yield turn
         while connection.streams:
             stream = connection.streams[0]
+            present = self.present.come(stream.reader.name)
             while not stream.is_cancelled and stream.made < len(stream.replies):
                 size = stream.replies[stream.made]
                 unread = stream.made - stream.read
@@ -149,6 +152,7 @@ class Replica:
                         yield turn
             connection.streams.popleft()
             self._streams.pop(stream, None)
+            self.present.leave(present)
         self._give_turn()
         connection.is_answered = False
 
@@ -156,11 +160,13 @@ class Replica:
         """Make a reply, and send it."""
         env, times, draw = self.env, self._times, self._draw
         # While it is planned the interpreter's lock is held.
+        since = env.now
         yield self._until(self.python.serve(env.now, times.python.at(size) * draw.of(times.plan_shape), self.cores))
         if not self._is_cached(stream.key, number, size):
             yield from self._read(size)
             copying_s = times.gather.at(size) * draw.of(times.gather_shape)
             yield self._until(self.gathering.serve(env.now, copying_s, self.cores))
+        self.present.note_reply(env.now - since)
         if stream.is_cancelled:
             return
         now = env.now

@@ -11,6 +11,7 @@ from mixserve.access.identity import check_mixture, current_caller
 from mixserve.error_boundary import error_boundary
 from mixserve.failed_read import naming_positions
 from mixserve.limits import ServerLimits
+from mixserve.metrics.present import PresentReaders
 from mixserve.metrics.replies import clock
 from mixserve.mixture.gather import SourceReader
 from mixserve.mixture.sampling import check_end
@@ -48,7 +49,7 @@ from mixserve_client.wire.request import (
     decode_stream_request,
 )
 from mixserve_client.wire.schedule import decode_schedule_request, encode_schedule
-from mixserve_client.wire.server import encode_server
+from mixserve_client.wire.server import decode_server_request, encode_server
 from mixserve_client.wire.source import decode_source_request, encode_source
 
 _logger = logging.getLogger("mixserve")
@@ -106,6 +107,7 @@ class MixServicer:
         self._selections: dict[tuple[HostedMixture, Content], ServedSelection] = {}
         self._taken = {mixture: TakenSources(mixture) for mixture in mixtures}
         self._workers, self._zone = tuple(workers), zone
+        self.present = PresentReaders()
 
     def _renew(self) -> None:
         self._turns = Turns(max(1, _cores() // 2))
@@ -202,10 +204,14 @@ class MixServicer:
         return encode_source(taken.describe(taken.number(source)))
 
     def _get_server(self, request: bytes) -> bytes:
-        decode_empty_request("GetServerRequest", request)
+        wanted = decode_server_request(request)
+        if wanted.reader is not None:
+            (self.present.leave_for_another if wanted.leaves else self.present.expect)(wanted.reader)
         path = self._slots.path_for(current_caller().peer())
-        has_checksums = load_crc32c() is not None
-        return encode_server(ServerDescription(path, workers=self._workers, checksums=has_checksums, zone=self._zone))
+        has_checksums, load = load_crc32c() is not None, self.present.load()
+        return encode_server(
+            ServerDescription(path, workers=self._workers, checksums=has_checksums, zone=self._zone, load=load)
+        )
 
     def _get_batch_at(self, request: bytes, share: ThreadShare | None) -> bytes:
         wanted = decode_batch_request(request)
@@ -215,9 +221,14 @@ class MixServicer:
         ranges, name = [(wanted.start, wanted.size)], selection.mixture.name
         working, reader = (_FREE, None) if share is None else (share.work(name), share.reader(name))
         notes = selection.notes(wanted.sender, wanted.key)
-        with working, naming_positions(ranges):
-            pending = self._replies.begin(selection, wanted.key, ranges, target, self._bytes, None, reader)
-            message = bytes(pending.result())
+        reading, since = self.present.come(wanted.sender), clock()
+        try:
+            with working, naming_positions(ranges):
+                pending = self._replies.begin(selection, wanted.key, ranges, target, self._bytes, None, reader)
+                message = bytes(pending.result())
+        finally:
+            self.present.leave(reading)
+        self.present.note_reply(clock() - since)
         notes.note(pending, ranges)
         return message
 
@@ -248,6 +259,7 @@ class MixServicer:
         has_sent = False
         sender = (wanted.first if isinstance(wanted, StreamRequest) else wanted).sender
         notes = selection.notes(sender, key)
+        reading = self.present.come(sender)
         try:
             for made in self._made_replies(selection, key, wanted, way):
                 check_mixture(selection.mixture.name)  # for each reply: a token may lose its right to it meanwhile
@@ -274,6 +286,7 @@ class MixServicer:
             lacking = describe_error(error)
         finally:
             notes.end()
+            self.present.leave(reading)
         # Not with the error: clients and proxies need not deliver what comes before one. The client requests the other
         # rows, as after any stream that ends early, and that request fails, or the source reads them now.
         _CUT_SHORT.warn("a stream ends early: %s", shorten(lacking, _SHOWN))
@@ -294,6 +307,7 @@ class MixServicer:
         for number, (at, rows, target) in enumerate(self._replies.cut(selection, wanted, memory)):
             ranges = partial(wanted.ranges, at)
             to = None if checksum is None else ReplyTo(checksum, number)
+            since = clock()
             with turns:  # not around the yield: a reader that is slow to take its reply must not hold a turn
                 begin = partial(self._begin, selection, key, target, memory, to, reader)
                 following = StreamReply(rows, begin, ranges, selection.locate)
@@ -304,11 +318,14 @@ class MixServicer:
                 made = None if pending is None else pending.result()
             is_first = False
             if made is not None:
+                self.present.note_reply(clock() - since)
                 yield made
             pending = following
         if pending is not None:
+            since = clock()
             with turns:
                 made = pending.result()
+            self.present.note_reply(clock() - since)
             yield made
 
     def _begin(

@@ -39,6 +39,7 @@ from mixserve.serving.reflection import Reflection
 from mixserve.serving.regularly import Regularly
 from mixserve.serving.server_stats import ServerStats
 from mixserve.serving.session_threads import SessionThreads
+from mixserve.serving.shared_counts import share_readers
 from mixserve.serving.shared_memory import SharedMemory
 from mixserve.serving.silent_calls import SilentCalls
 from mixserve.serving.stats_socket import StatsSocket, of_workers
@@ -52,7 +53,7 @@ from mixserve_client.limited_log import LimitedLog
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
-from mixserve_client.wire.server import decode_server, encode_server
+from mixserve_client.wire.server import decode_server, decode_server_request, encode_server
 
 _logger = logging.getLogger("mixserve")
 
@@ -162,6 +163,7 @@ class MixServer:
             self._unread.end_stalled,
             self._memory_watch.look,
             FAULTS.report,
+            lambda: services.mix.present.tell_others(),
         )
         self._tokens, self._certificates = tokens, certificates
         try:
@@ -171,6 +173,7 @@ class MixServer:
                 sockets, number = worker.stats_sockets, worker.number
                 services.collect = partial(of_workers, sockets, number, self.stats.collect)
                 self._stats_socket = StatsSocket(self.stats.collect, sockets[number])
+                share_readers(services.mix.present, worker.readers_file, number, len(sockets))
             if health_address is not None:
                 self._health_port = HealthPort(self._health, health_address)
             if metrics_address is not None:
@@ -366,7 +369,9 @@ class MixServer:
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         reply = self._answers.answer(methods.GET_SERVER, admission, request, context)
-        offer = None if self._bulk is None else self._bulk.offer(admission)
+        if self._bulk is None or decode_server_request(request).without_bulk:
+            return reply
+        offer = self._bulk.offer(admission)
         return encode_server(replace(decode_server(reply), bulk=offer))
 
     def _answering_mixtures(self) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
@@ -25,6 +26,11 @@ class Worker:
     stats_sockets: tuple[str, ...]
     # Gets the fingerprints of the mixtures; returns when the worker may serve them.
     wait_to_serve: Callable[[Mapping[str, str]], None]
+
+    @property
+    def readers_file(self) -> Path:
+        """Where the workers tell each other how many readers they have."""
+        return Path(self.stats_sockets[0]).with_name("readers")
 
     @property
     def keeps_state(self) -> bool:

@@ -44,8 +44,9 @@ MESSAGES = {
     methods.LIST_SESSIONS: (state_pb2.Sessions, decode_sessions),
     methods.CALL_SESSION: (state_pb2.CallSessionReply, decode_call_reply),
 }
-# What differs from run to run or from version to version: times, and in checkpoints their size and who wrote them.
-VARY = {"idle_s", "saved_at", "bytes", "version"}
+# What differs from run to run or from version to version: times, the load, and in checkpoints their size and who wrote
+# them.
+VARY = {"idle_s", "saved_at", "bytes", "version", "load"}
 
 
 @pytest.fixture(scope="module")

@@ -93,12 +93,11 @@ class Reader:
         if size > self._call_rows or size * selection.row_bytes > _CALL_BYTES:
             return self._batch(StridedRange(start, size, size, 1), deadline)
         resources = self._resources.here
-        request = with_rows(with_sender(selection.request_without_rows, self._sender(resources).now()), start, size)
-        caller = resources.caller
+        sender = self._sender(resources)
+        request = with_rows(with_sender(selection.request_without_rows, sender.now()), start, size)
+        caller, asking = resources.caller, selection.asking._replace(reader=sender.reader)
         try:
-            return caller.ask(
-                methods.GET_BATCH_AT, request, partial(_decode_rows, selection, size), deadline, selection.asking
-            )
+            return caller.ask(methods.GET_BATCH_AT, request, partial(_decode_rows, selection, size), deadline, asking)
         except InvalidRequest:
             # The server may have restarted with a smaller limit. A stream has no limit on its rows; if something else
             # is wrong with the request, the stream is refused as well.

@@ -51,8 +51,9 @@ class BatchStream:
         self._memory = memory
         self._rest = rest = _Rest(selection, sender, wanted)
         method = methods.STREAM_BATCHES if isinstance(wanted, StridedRange) else selection.method_of_lists
+        asking = selection.asking._replace(reader=sender.reader)
         self._replies = caller.stream(
-            method, rest.next_request, rest.receive, deadline, selection.asking, most_wait_s, sender.waits
+            method, rest.next_request, rest.receive, deadline, asking, most_wait_s, sender.waits
         )
 
     def __iter__(self) -> Iterator[list[Batch]]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from mixserve_client.schema.requests import Sender
+
 # The requests that send a schedule to a server: all of it for True, its last entry for False.
 Definitions = Callable[[bool], Iterable[bytes]]
 
@@ -12,13 +14,14 @@ class Asking(NamedTuple):
 
     `fingerprint` is that of the mixture that it is for: replicas that have another one are asked only if no other is
     left. With `in_order` the first replica of the list is asked first, and not the one that is likely to be quickest.
-    `mixture` is its name, for traces.
+    `mixture` is its name, for traces. `reader` is who asks for batches; requests of one go to the same replica.
     """
 
     definitions: Definitions | None = None
     fingerprint: str = ""
     in_order: bool = False
     mixture: str = ""
+    reader: Sender | None = None
 
 
 class Request(NamedTuple):

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 
 from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.limited_log import LimitedLog
@@ -59,10 +58,10 @@ class Fleet:
         if self._zone:
             look_at(time.monotonic())
 
-    def cheapest(self, of: Sequence[Replica], now: float) -> Replica | None:
-        """Of some replicas in turn, that where the next request waits least: one of this client's zone, if any is."""
+    def near(self, of: Sequence[Replica]) -> Sequence[Replica]:
+        """Of some replicas in turn, those that this client asks: of its zone, if any is, and not too many."""
         near = [one for one in of if one.may_be_in(self._zone)] if self._zone else of
-        return min(islice(near or of, _MOST_ASKED), key=lambda one: one.cost(now), default=None)
+        return (near or of)[:_MOST_ASKED]
 
     def look_up_soon(self) -> None:
         """Look names up, unless that was just done."""

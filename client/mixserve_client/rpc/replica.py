@@ -1,5 +1,6 @@
 """One of the servers of a client, and what its replies have shown."""
 
+import math
 import random
 import time
 import weakref
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mixserve_client.errors import Unavailable
 from mixserve_client.metrics.requests import way_of
+from mixserve_client.schema.server import Load
 from mixserve_client.transport.base import Replies, Transport
 from mixserve_client.wire.sender import with_trace
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _LEAST_COST_S = 0.001
 # How fast a slow reply is forgotten, so that a replica that was slow is tried again: by a factor e in so many seconds.
 _FORGET_S = 10.0
+# What a replica has told, or has shown on average, is too old after so long.
+_TOLD_S, _SHOWN_S = 30.0, 120.0
 
 
 class Asked(NamedTuple):
@@ -112,6 +116,10 @@ class Replica:
         self.is_probed = False
         self.wrong: dict[str, Wrong] = {}  # by fingerprint
         self._wait_s, self._wait_at = 0.0, 0.0
+        self._mean_s, self._mean_at = 0.0, -math.inf
+        self.tells: bool | None = None  # whether it tells how many readers it has; None: not known yet
+        self.load: Load | None = None
+        self._told_at = -math.inf
 
     @property
     def is_in(self) -> bool:
@@ -127,12 +135,35 @@ class Replica:
         """About how long a reply lets its reader wait: the longest waits count, and are forgotten in time."""
         return self._wait_s * 2.718 ** ((self._wait_at - now) / _FORGET_S)
 
+    def mean_s(self, now: float) -> float:
+        """How long replies have let readers wait, on average over the last ones; 0 if that was long ago."""
+        return self._mean_s if now - self._mean_at < _SHOWN_S else 0.0
+
+    def is_known(self, now: float) -> bool:
+        """Whether it has told lately, or shown, how long its replies take."""
+        return self._told_s(now) > 0 or now - self._mean_at < _SHOWN_S
+
+    def _told_s(self, now: float) -> float:
+        return self.load.reply_s if self.load is not None and now - self._told_at < _TOLD_S else 0.0
+
+    def expected_s(self, now: float) -> float:
+        """How long a reply is likely to take, as far as is known."""
+        return max(self._told_s(now), self.mean_s(now))
+
+    def note_load(self, load: Load | None, now: float) -> None:
+        """It has told what it has to do; None: it cannot."""
+        self.tells, self.load, self._told_at = load is not None, load, now
+
     def cost(self, now: float) -> tuple[float, float]:
         """What the next request would wait, to compare replicas."""
-        return (self.wait_s(now) + _LEAST_COST_S) * (len(self.attempts) + self.calls + 1), self.place
+        return (max(self.wait_s(now), self.expected_s(now)) + _LEAST_COST_S) * (
+            len(self.attempts) + self.calls + 1
+        ), self.place
 
-    def note_wait(self, waited_s: float, now: float) -> None:
-        """A reply has come after its reader waited so long."""
+    def note_wait(self, waited_s: float, now: float, *, has_rows: bool = True) -> None:
+        """A reply has come after its reader waited so long, or for False one without rows, which says less."""
+        if has_rows:
+            self._mean_s, self._mean_at = self.mean_s(now) * 0.8 + waited_s * 0.2, now
         before_s = self.wait_s(now)
         # At once up, and slowly down.
         self._wait_s, self._wait_at = max(waited_s, before_s * 0.8 + waited_s * 0.2), now

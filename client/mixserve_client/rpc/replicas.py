@@ -14,10 +14,13 @@ from mixserve_client.metrics.requests import RequestFigures, way_of
 from mixserve_client.rpc.failures import Kind, kind_of
 from mixserve_client.rpc.fleet import Fleet
 from mixserve_client.rpc.hedging import Hedging
+from mixserve_client.rpc.homes import SLOW_S, Homes
+from mixserve_client.rpc.load_watch import LoadWatch
 from mixserve_client.rpc.replica import Asked, Attempt, Replica, Wrong
 from mixserve_client.rpc.threads import DaemonThreadPool
 from mixserve_client.rpc.watch import Watch
 from mixserve_client.schema.checks import check_seconds, check_truth
+from mixserve_client.schema.requests import Sender
 from mixserve_client.schema.text import describe_error, shorten
 from mixserve_client.transport.base import Lane, Replies, Transport
 
@@ -25,8 +28,6 @@ _logger = logging.getLogger("mixserve_client")
 
 ATTEMPT_S = 5.0
 FIRST_DELAY_S = 0.05  # between two rounds over all, doubled each time
-# A stream moves elsewhere if its replica lets it wait so long, and so many times as long as another one.
-_SLOW_S, _SLOWER = 0.2, 8
 # A replica that is out gets the request that it failed again, after so long, doubled each time.
 _FIRST_PROBE_S, _LONGEST_PROBE_S = 1.0, 30.0
 _FIRST_WRONG_S, _LONGEST_WRONG_S = 2.0, 60.0
@@ -52,6 +53,8 @@ class Replicas:
             raise InvalidRequest("at least one server address is needed, got none")
         self.attempt_s = check_seconds("attempt_s", attempt_s)
         self.fleet = Fleet(transports, zone, self.attempt_s)
+        self.homes = Homes()
+        self._loads = LoadWatch(self.homes, self._usable, self.attempt_s)
         self.patience_s = check_seconds("patience_s", patience_s)
         self.first_delay_s = FIRST_DELAY_S
         self.last = self.all[0]
@@ -81,14 +84,20 @@ class Replicas:
         return self.fleet.alone
 
     def choose(
-        self, tried: Set[Replica] = frozenset(), fingerprint: str = "", *, in_order: bool = False
+        self,
+        tried: Set[Replica] = frozenset(),
+        fingerprint: str = "",
+        *,
+        in_order: bool = False,
+        reader: Sender | None = None,
     ) -> Replica | None:
         """The replica for a request for the mixture `fingerprint` (empty: any), which `tried` have failed.
 
-        The one where it waits least, or with `in_order` the first of the list. None if none should be asked now.
+        That where its reader stays, or without one that where it waits least, or with `in_order` the first of the list.
+        None if none should be asked now.
         """
         if not self.fleet.has_begun and self.threads is not None:
-            self.fleet.begin(self.threads.start, self.watch.look_at, self.wake)
+            self.fleet.begin(self.threads.start, self.watch.look_at, self._renew)
         if (alone := self.alone) is not None:
             return None if alone in tried else alone
         with self._changed:
@@ -96,12 +105,19 @@ class Replicas:
             right = [one for one in (self.all if in_order else self.fleet.in_turn) if one.is_right(fingerprint, now)]
             if right:
                 left = [one for one in right if one not in tried and one.busy_until <= now]
-                found = left[0] if left and in_order else self.fleet.cheapest(left, now)
+                found = left[0] if left and in_order else self._choose(left, now, reader, again=bool(tried))
             else:  # those that are out may be back, and no other is left
                 found = next((one for one in sorted(self.all, key=_probe_at) if one not in tried), None)
             if found is not None:
                 self.last = found
             return found
+
+    def _choose(self, left: Sequence[Replica], now: float, reader: Sender | None, *, again: bool) -> Replica | None:
+        look_at = self.homes.look_at
+        found = self.homes.choose(reader, self.fleet.near(left), now, again=again)
+        if self.homes.look_at != look_at:
+            self.watch.look_at(self.homes.look_at)
+        return found
 
     def limit_s(self, rounds: int, left_s: float | None) -> float | None:
         """How long an attempt may wait for a reply, after so many rounds over all replicas; None: as long as it likes.
@@ -115,12 +131,11 @@ class Replicas:
 
     def has_better(self, replica: Replica, waited_s: float, fingerprint: str) -> bool:
         """Whether a stream that has waited so long for a reply should go on at another replica."""
-        if waited_s < _SLOW_S or self.alone is not None:
+        if waited_s < SLOW_S or self.alone is not None:
             return False
         now = time.monotonic()
-        others = [one for one in self.fleet.in_turn if one is not replica and one.is_right(fingerprint, now)]
-        best = self.fleet.cheapest(others, now)
-        return best is not None and best.cost(now)[0] * _SLOWER < replica.cost(now)[0]
+        right = [one for one in self.fleet.in_turn if one.is_right(fingerprint, now)]
+        return self.homes.is_slow(replica, self.fleet.near(right), now)
 
     @contextmanager
     def calling(self, attempt: Attempt) -> Generator[None]:
@@ -167,8 +182,8 @@ class Replicas:
         if self.hedging is not None:
             self.hedging.note_request()
 
-    def note_reply(self, replica: Replica, waited_s: float, fingerprint: str = "") -> None:
-        """A replica has answered after so long."""
+    def note_reply(self, replica: Replica, waited_s: float, fingerprint: str = "", *, has_rows: bool = True) -> None:
+        """A replica has answered after so long; `has_rows` if it was asked for rows."""
         if replica.out_since:
             self._let_in(replica)
         replica.has_answered = True
@@ -178,7 +193,7 @@ class Replicas:
             self.hedging.note_wait(waited_s)
         if replica.wrong and replica.wrong.pop(fingerprint, None) is not None:
             self._warn(replica, "right", "%s has the right mixture again")
-        replica.note_wait(waited_s, time.monotonic())
+        replica.note_wait(waited_s, time.monotonic(), has_rows=has_rows)
         # Sources that are slow everywhere must not fail each request once more.
         self._limit_s = max(self.attempt_s, self._limit_s * 0.8, 2 * waited_s)
 
@@ -242,8 +257,14 @@ class Replicas:
     def look(self, now: float) -> float:
         """Do what is due: ask replicas again that are out, look names up. Returns when something is due next, 0 for
         never."""
-        found = [at for at in (self._look_at_out(now), self.fleet.look(now)) if at]
-        return min(found, default=0.0)
+        found = [self._look_at_out(now), self.fleet.look(now)]
+        if self.threads is not None:
+            found.append(self._loads.look(now, self.threads.start, self.watch.look_at))
+        return min((at for at in found if at), default=0.0)
+
+    def _usable(self) -> Sequence[Replica]:
+        """The replicas among which readers may move."""
+        return self.fleet.near([one for one in self.fleet.in_turn if one.is_in and not one.wrong])
 
     def _look_at_out(self, now: float) -> float:
         """Ask the replicas again that are out and due; returns when the next one is due, 0 for never."""
@@ -296,7 +317,7 @@ class Replicas:
             if not replica.out_since:
                 return
             out_s, replica.out_since = time.monotonic() - replica.out_since, 0.0
-        self.wake()
+        self._renew()
         self._tell(replica, "back", f"%s is back after {out_s:.1f} s")
 
     def _tell(self, replica: Replica, kind: object, message: str) -> None:
@@ -334,6 +355,11 @@ class Replicas:
         """Make waiting threads check again whether to go on."""
         with self._changed:
             self._changed.notify_all()
+
+    def _renew(self) -> None:
+        """There are other replicas than before."""
+        self.wake()
+        self._loads.look_soon(self.watch.look_at)
 
     def _ins(self) -> int:
         return sum(one.is_in for one in self.all)

@@ -9,12 +9,14 @@ from mixserve_client.schema.requests import Sender
 class RequestSender:
     """Tells servers who sends a request. Any thread may use it, and it keeps no client alive."""
 
-    __slots__ = ("_iterator", "_plain")
+    __slots__ = ("_iterator", "_plain", "reader")
 
     def __init__(self, client: str, iterator: IteratorFigures | None = None):
         """`client` is the client's name."""
         self._plain = Sender(client)
         self._iterator = iterator
+        # Without what changes from request to request.
+        self.reader = self._plain if iterator is None else Sender(client, iterator.number)
 
     @property
     def client(self) -> str:

@@ -132,7 +132,7 @@ class RetryingCaller:
     ) -> T:
         """As `ask`, after the first try has `failed` if there was one."""
         replicas = self._replicas
-        tries = Tries(replicas, Deadline(deadline), asking.fingerprint, in_order=asking.in_order)
+        tries = Tries(replicas, Deadline(deadline), asking)
         publisher = SchedulePublisher(replicas, asking.definitions)
         while True:
             attempt = Attempt(tries.choose(), asked, span)
@@ -143,7 +143,7 @@ class RetryingCaller:
                     finally:
                         failed = None
                 publisher.publish(attempt.replica, tries)
-                return self._try(attempt, decode, tries, asking.fingerprint)
+                return self._try(attempt, decode, tries, asking)
             except UnknownSchedule as error:
                 publisher.note_unknown(error)
             except DeadlineExceeded as error:
@@ -153,7 +153,7 @@ class RetryingCaller:
             except MixserveError as error:
                 tries.failed(attempt, error)
 
-    def _try(self, attempt: Attempt, decode: Callable[[bytes], T], tries: Tries, fingerprint: str) -> T:
+    def _try(self, attempt: Attempt, decode: Callable[[bytes], T], tries: Tries, asking: Asking) -> T:
         replicas, replica = self._replicas, attempt.replica
         remaining_s, limit_s = tries.remaining_s(), tries.limit_s()
         timeout_s = limit_s if remaining_s is None or (limit_s is not None and limit_s < remaining_s) else remaining_s
@@ -167,9 +167,10 @@ class RetryingCaller:
             if self._race is None:
                 reply = replicas.call(replica, attempt.sent, timeout_s)
             else:
-                replica, reply = self._race.call(attempt, timeout_s, fingerprint)
+                replica, reply = self._race.call(attempt, timeout_s, asking.fingerprint)
         found = decode(reply)
-        replicas.note_reply(replica, time.monotonic() - began, fingerprint)
+        waited_s, has_rows = time.monotonic() - began, asking.reader is not None
+        replicas.note_reply(replica, waited_s, asking.fingerprint, has_rows=has_rows)
         return found
 
     def ask_each(

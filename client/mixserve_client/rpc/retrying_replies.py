@@ -57,7 +57,7 @@ class RetryingReplies(Generic[T]):
     def read_mode(self) -> ReadMode:
         """How the replies would come if the first request was sent now."""
         request = self._first = self._next_request()
-        replica = self._chosen = self._replicas.choose(fingerprint=self._asking.fingerprint)
+        replica = self._chosen = self._choose()
         if request is None or replica is None:
             return ReadMode.BACKGROUND
         return replica.transport.read_mode(self._method, request.data)
@@ -69,7 +69,7 @@ class RetryingReplies(Generic[T]):
         """
         request, replica = self._first or self._next_request(), self._chosen
         self._first = self._chosen = None
-        replica = replica or self._replicas.choose(fingerprint=self._asking.fingerprint)
+        replica = replica or self._choose()
         if request is None or replica is None or self._cancelled:
             return
         attempt = self._attempt(replica, request)
@@ -87,7 +87,7 @@ class RetryingReplies(Generic[T]):
 
     def _iterate(self) -> Iterator[T]:
         replicas, asking = self._replicas, self._asking
-        tries = Tries(replicas, self, asking.fingerprint, in_order=asking.in_order)
+        tries = Tries(replicas, self, asking)
         publisher = SchedulePublisher(replicas, asking.definitions)
         while not self._cancelled:
             attempt, self._begun = self._begun, None  # `begin` has sent the first request
@@ -193,6 +193,9 @@ class RetryingReplies(Generic[T]):
                     return
         finally:
             replicas.watch.remove(wait)
+
+    def _choose(self) -> Replica | None:
+        return self._replicas.choose(fingerprint=self._asking.fingerprint, reader=self._asking.reader)
 
     def _attempt(self, replica: Replica, request: Request) -> Attempt:
         return Attempt(replica, Asked(self._method, *request), None if self.trace is None else self.trace.span())

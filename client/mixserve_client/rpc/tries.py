@@ -5,6 +5,7 @@ import time
 from typing import NamedTuple, Protocol, TypeVar
 
 from mixserve_client.errors import CorruptReply, DeadlineExceeded, MixserveError, Overloaded, Unavailable
+from mixserve_client.rpc.asking import Asking
 from mixserve_client.rpc.failures import Kind, kind_of
 from mixserve_client.rpc.replica import Attempt, Replica
 from mixserve_client.rpc.replicas import Replicas
@@ -20,6 +21,7 @@ _SPREAD = 0.25
 _FAULT_PATIENCE_S = 30.0
 # Bits may flip on the way to any replica; one that sends nonsense must not keep a request for long.
 _CORRUPT_ROUNDS = 4
+_PLAIN = Asking()
 
 
 class Waiting(Protocol):
@@ -42,11 +44,10 @@ class Deadline(NamedTuple):
 class Tries:
     """Counts rounds over the replicas, and the time in which none has answered. For one thread at a time."""
 
-    def __init__(self, replicas: Replicas, waiting: Waiting, fingerprint: str = "", *, in_order: bool = False):
+    def __init__(self, replicas: Replicas, waiting: Waiting, asking: Asking = _PLAIN):
         self._replicas = replicas
         self._waiting = waiting
-        self._fingerprint = fingerprint
-        self._in_order = in_order
+        self._asking = asking
         self._begin()
 
     def reset(self) -> None:
@@ -109,7 +110,7 @@ class Tries:
                 # Its traceback leads to this frame, and this frame to it: such a cycle would keep what the frames of
                 # all callers hold, also batches in shared memory, until Python's cycle collector runs.
                 del error
-        self._replicas.note_failure(attempt, error, self._fingerprint)
+        self._replicas.note_failure(attempt, error, self._asking.fingerprint)
         self._first_failure = self._first_failure or now
         self._tried.add(attempt.replica)
         self._errors[attempt.replica] = error.with_traceback(None)
@@ -140,7 +141,8 @@ class Tries:
         self._log_at_s = silent_s + min(silent_s, _LOG_EVERY_S)
 
     def _next(self) -> Replica | None:
-        return self._replicas.choose(self._tried, self._fingerprint, in_order=self._in_order)
+        asking = self._asking
+        return self._replicas.choose(self._tried, asking.fingerprint, in_order=asking.in_order, reader=asking.reader)
 
     def _end_round(self, error: MixserveError, now: float) -> None:
         """No replica is left to ask: give up, or wait before all are asked once more. Raises as `failed` does."""

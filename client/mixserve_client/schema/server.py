@@ -1,6 +1,9 @@
 """Descriptions of servers: what they offer in addition to plain calls."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mixserve_client.schema.requests import Sender
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +16,23 @@ class BulkOffer:
     token: bytes = field(repr=False)
 
 
+class ServerRequest(NamedTuple):
+    """What a caller of GetServer wants: `without_bulk`, no offer of a bulk channel. It says that a `reader` comes from
+    another replica, or `leaves` for one."""
+
+    without_bulk: bool = False
+    reader: Sender | None = None
+    leaves: bool = False
+
+
+class Load(NamedTuple):
+    """How many readers a server has at present, and how many seconds a reply takes on average; 0 if it made none
+    lately."""
+
+    readers: int
+    reply_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class ServerDescription:
     """`shared_memory` is the path of the Unix socket that accepts slots, empty if there is none; `bulk` is None if the
@@ -20,7 +40,7 @@ class ServerDescription:
 
     `workers` has the addresses of the processes that answer there together, `host:port` or `:port`; empty for one.
     `checksums`: the server checks those of requests, and computes those of replies. `zone` is where it is; empty if it
-    was not told.
+    was not told. `load` is what it has to do; None if the server does not tell.
     """
 
     shared_memory: str = ""
@@ -28,3 +48,4 @@ class ServerDescription:
     workers: tuple[str, ...] = ()
     checksums: bool = False
     zone: str = ""
+    load: Load | None = None

@@ -1,15 +1,41 @@
-"""Descriptions of servers <-> bytes."""
+"""Descriptions of servers, and requests for them <-> bytes."""
+
+import math
+
+from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import CorruptReply
-from mixserve_client.schema.server import BulkOffer, ServerDescription
+from mixserve_client.schema.requests import Sender
+from mixserve_client.schema.server import BulkOffer, Load, ServerDescription, ServerRequest
 from mixserve_client.schema.zone import is_zone
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.bulk import TOKEN_BYTES
 from mixserve_client.wire.reply import parse_reply
+from mixserve_client.wire.request import unreadable_request
+from mixserve_client.wire.sender import sender_message, sender_of
 
 _PATH_LENGTH = 4096
 _HOST_LENGTH = 253  # of a name in DNS
 _WORKERS_LIMIT, _ADDRESS_LENGTH, _PORTS = 1024, 300, 1 << 16
+
+
+def ask_load(reader: Sender | None = None, *, leaves: bool = False) -> bytes:
+    """The request for the load of a server, without an offer of a bulk channel, which would be kept for a while.
+
+    It says that `reader` comes to that server, or `leaves` it.
+    """
+    message = None if reader is None else sender_message(reader)
+    return mix_pb2.GetServerRequest(without_bulk=True, reader=message, leaves=leaves).SerializeToString()
+
+
+def decode_server_request(data: bytes) -> ServerRequest:
+    """What the caller of GetServer wants, and says. Raises InvalidRequest."""
+    try:
+        message = mix_pb2.GetServerRequest.FromString(data)
+    except DecodeError as error:
+        raise unreadable_request("GetServerRequest", data) from error
+    reader = sender_of(message.reader) if message.HasField("reader") else None
+    return ServerRequest(message.without_bulk, reader, message.leaves)
 
 
 def encode_server(description: ServerDescription) -> bytes:
@@ -26,6 +52,8 @@ def encode_server(description: ServerDescription) -> bytes:
             description.bulk.port,
             description.bulk.token,
         )
+    if description.load is not None:
+        message.readers, message.reply_s = description.load
     return message.SerializeToString()
 
 
@@ -41,7 +69,7 @@ def decode_server(data: bytes) -> ServerDescription:
     if message.zone and not is_zone(message.zone):
         raise CorruptReply(f"the zone of a server must be a short name, got {message.zone!r:.100}")
     bulk = _check_bulk(message) if message.bulk_token else None
-    return ServerDescription(path, bulk, workers, message.checksums, message.zone)
+    return ServerDescription(path, bulk, workers, message.checksums, message.zone, _load(message))
 
 
 def _check_bulk(message: mix_pb2.Server) -> BulkOffer:
@@ -50,6 +78,13 @@ def _check_bulk(message: mix_pb2.Server) -> BulkOffer:
     if len(token) != TOKEN_BYTES or not 0 <= port < _PORTS or len(host) > _HOST_LENGTH or "\0" in host:
         raise CorruptReply(f"the server's offer of a bulk channel cannot be used: host {host!r:.100}, port {port}")
     return BulkOffer(host, port, token)
+
+
+def _load(message: mix_pb2.Server) -> Load | None:
+    """The load; None if it is not told, or makes no sense: no reply depends on it."""
+    if not message.HasField("readers") or message.readers < 0 or not 0 <= message.reply_s < math.inf:
+        return None
+    return Load(message.readers, message.reply_s)
 
 
 def _check_worker(address: str) -> str:

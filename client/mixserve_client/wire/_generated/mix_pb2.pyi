@@ -298,11 +298,17 @@ class Array(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., padding: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class GetServerRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("without_bulk", "reader", "leaves")
+    WITHOUT_BULK_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    without_bulk: bool
+    reader: Sender
+    leaves: bool
+    def __init__(self, without_bulk: bool = ..., reader: _Optional[_Union[Sender, _Mapping]] = ..., leaves: bool = ...) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums", "zone")
+    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums", "zone", "readers", "reply_s")
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     BULK_HOST_FIELD_NUMBER: _ClassVar[int]
     BULK_PORT_FIELD_NUMBER: _ClassVar[int]
@@ -310,6 +316,8 @@ class Server(_message.Message):
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
+    READERS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_S_FIELD_NUMBER: _ClassVar[int]
     shared_memory: str
     bulk_host: str
     bulk_port: int
@@ -317,7 +325,9 @@ class Server(_message.Message):
     workers: _containers.RepeatedScalarFieldContainer[str]
     checksums: bool
     zone: str
-    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ..., zone: _Optional[str] = ...) -> None: ...
+    readers: int
+    reply_s: float
+    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ..., zone: _Optional[str] = ..., readers: _Optional[int] = ..., reply_s: _Optional[float] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ("checksum",)
