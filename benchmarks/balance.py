@@ -50,6 +50,11 @@ class Waiting:
         return {"x": np.broadcast_to(numbers, (len(record_ids), ROW_BYTES // 4)).copy()}
 
 
+def node(source: Waiting) -> MixDataSourcesNode:
+    """A mixture of that source alone."""
+    return MixDataSourcesNode(MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=(4096,)), [source])
+
+
 class Result(NamedTuple):
     """Reads per second, and of each replica in the time that was measured."""
 
@@ -70,11 +75,7 @@ def measure(replicas: int, readers: int, before_s: float = BEFORE_S, for_s: floa
     """Let readers read as fast as they can."""
     with ExitStack() as opened:
         sources = [Waiting() for _ in range(replicas)]
-        config = MixDataSourcesConfig(num_sources=1, weights=(1.0,), plan_sizes=(4096,))
-        servers = [
-            opened.enter_context(serve({"train": MixDataSourcesNode(config, [one])}, shared_memory=False))
-            for one in sources
-        ]
+        servers = [opened.enter_context(serve({"train": node(one)}, shared_memory=False)) for one in sources]
         for one in sources:
             one.is_on = True
         addresses, over = [one.address for one in servers], threading.Event()

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.balance import Waiting, node
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
 from mixserve_client import MixClient, MixserveError, Unauthenticated
 from mixserve_client.schema.stats import by_name
@@ -40,9 +41,9 @@ class World:
         self._stack = stack
         self._servers: dict[int, MixServer] = {}
 
-    def serve(self, *hosts: int, **options: Any) -> None:
+    def serve(self, *hosts: int, make: Callable[[], MixDataSourcesNode] | None = None, **options: Any) -> None:
         for host in hosts:
-            made = serve({"train": make_node()}, f"127.0.0.{host}:{PORT}", shared_memory=False, **options)
+            made = serve({"train": (make or make_node)()}, f"127.0.0.{host}:{PORT}", shared_memory=False, **options)
             self._servers[host] = self._stack.enter_context(made)
 
     def name(self, *hosts: int) -> None:
@@ -55,6 +56,10 @@ class World:
         return self._stack.enter_context(
             MixClient.connect(ADDRESS, shared_memory=False, patience_s=DEADLINE_S, **options)
         )
+
+    def readers(self) -> list[int]:
+        """How many readers each server has, as it tells clients."""
+        return [one._services.mix.present.count() for one in self._servers.values()]
 
     def records(self, host: int) -> float:
         """How many records this server has sent."""
@@ -217,7 +222,55 @@ def waits_for_a_name(world: World) -> None:
     reader.read_until(lambda: min(world.records(2), world.records(3)) > 0)
 
 
-SCENARIOS = (follows, replaced_one_by_one, keeps_what_it_knows, checks_the_name, sessions_stay, waits_for_a_name)
+def spreads_over_servers_that_come(world: World) -> None:
+    """Readers of sixteen clients, and a name that stands for four servers and then for eight."""
+    sources, over = list[Waiting](), threading.Event()
+
+    def make_waiting() -> MixDataSourcesNode:
+        sources.append(Waiting())
+        return node(sources[-1])
+
+    def read(key: int) -> None:
+        with MixClient.connect(ADDRESS, shared_memory=False, patience_s=DEADLINE_S) as client:
+            batches = client.batches(64, key)
+            while not over.is_set():
+                next(batches)
+
+    def are_even(servers: int) -> bool:
+        return world.readers() == [16 // servers] * servers
+
+    world.serve(2, 3, 4, 5, make=make_waiting)
+    for source in sources:
+        source.is_on = True
+    world.name(2, 3, 4, 5)
+    with ThreadPoolExecutor(16) as threads:
+        reading = [threads.submit(read, key) for key in range(16)]
+        try:
+            wait_until(lambda: are_even(4), "four readers at each of four servers")
+            world.serve(6, 7, 8, 9, make=make_waiting)
+            for source in sources:
+                source.is_on = True
+            world.name(*range(2, 10))
+            began = time.monotonic()
+            wait_until(lambda: are_even(8), "two readers at each of eight servers")
+            print(f"even {time.monotonic() - began:.1f} s after four servers were eight")
+        finally:
+            over.set()
+            for source in sources:
+                source.is_on = False
+        for one in reading:
+            one.result(DEADLINE_S)
+
+
+SCENARIOS = (
+    follows,
+    replaced_one_by_one,
+    keeps_what_it_knows,
+    checks_the_name,
+    sessions_stay,
+    waits_for_a_name,
+    spreads_over_servers_that_come,
+)
 
 
 def main() -> None:

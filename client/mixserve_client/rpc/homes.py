@@ -90,8 +90,9 @@ class Homes:
     def _gap(self, home: Replica, told: Sequence[Replica], now: float) -> tuple[int, Replica] | None:
         """By how many readers the replica has more than another one, if it should have fewer; and the other one."""
         assert home.load is not None
+        # One that is slow has few readers for a reason. As that is forgotten, readers see whether it is still so.
         wait_s = max(_SLOW_S, 2 * home.expected_s(now))
-        others = [one for one in told if one is not home and max(one.expected_s(now), one.wait_s(now)) <= wait_s]
+        others = [one for one in told if one is not home and one.remembered_s(now) <= wait_s]
         least = min(others, key=_readers, default=None)
         if least is None:
             return None

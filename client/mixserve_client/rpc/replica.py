@@ -133,7 +133,7 @@ class Replica:
 
     def wait_s(self, now: float) -> float:
         """About how long a reply lets its reader wait: the longest waits count, and are forgotten in time."""
-        return self._wait_s * 2.718 ** ((self._wait_at - now) / _FORGET_S)
+        return self._wait_s * _faded(now - self._wait_at)
 
     def mean_s(self, now: float) -> float:
         """How long replies have let readers wait, on average over the last ones; 0 if that was long ago."""
@@ -149,6 +149,10 @@ class Replica:
     def expected_s(self, now: float) -> float:
         """How long a reply is likely to take, as far as is known."""
         return max(self._told_s(now), self.mean_s(now))
+
+    def remembered_s(self, now: float) -> float:
+        """As `expected_s`, but what it has shown is forgotten in time."""
+        return max(self._told_s(now), self.mean_s(now) * _faded(now - self._mean_at))
 
     def note_load(self, load: Load | None, now: float) -> None:
         """It has told what it has to do; None: it cannot."""
@@ -176,3 +180,8 @@ class Replica:
         """Whether it may get requests for this mixture: it is in, and has not just said that it has another one."""
         wrong = self.wrong.get(fingerprint)
         return self.is_in and (wrong is None or wrong.ask_at <= now)
+
+
+def _faded(age_s: float) -> float:
+    """What is left of a wait of so long ago."""
+    return math.exp(-age_s / _FORGET_S)
