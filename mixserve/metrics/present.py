@@ -16,7 +16,7 @@ _COMES_S, _GOES_S = 3.0, 5.0
 _MOST_READERS = 4096
 _COUNT_EVERY_S = 0.1
 _SMOOTHING = 0.1
-_LATELY_S = 30.0
+_LATELY_S = 5.0  # a replica that readers have left because it was slow may be as fast as others now
 
 Clock = Callable[[], float]
 

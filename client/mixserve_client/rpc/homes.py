@@ -11,8 +11,8 @@ from mixserve_client.schema.requests import Sender
 _SLOWER, _SLOW_S, SLOW_S = 8.0, 0.05, 0.2
 # How often replicas are asked for their readers: soon after a change, less and less often while nothing changes.
 _FIRST_LOOK_S, _SOON_S, _LONGEST_S = 0.4, 1.0, 6.0
-_LESS_OFTEN, _SPREAD = 1.5, 0.3
-_MOST_OTHERS, _MOST_HOMES = 4, 8
+_LESS_OFTEN, _SPREAD = 1.25, 0.3
+_MOST_OTHERS, _MOST_HOMES = 6, 8
 # A move to a replica with one reader less would only exchange the two. Of many readers a few more do not matter.
 _LEAST_GAP, _LEAST_SHARE = 2, 0.125
 _FORGOTTEN_S = 120.0

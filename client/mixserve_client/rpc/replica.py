@@ -167,7 +167,10 @@ class Replica:
     def note_wait(self, waited_s: float, now: float, *, has_rows: bool = True) -> None:
         """A reply has come after its reader waited so long, or for False one without rows, which says less."""
         if has_rows:
-            self._mean_s, self._mean_at = self.mean_s(now) * 0.8 + waited_s * 0.2, now
+            # Without the first, which had to wait for a connection.
+            is_first = now - self._mean_at >= _SHOWN_S
+            self._mean_s = 0.0 if is_first else self._mean_s * 0.8 + waited_s * 0.2
+            self._mean_at = now
         before_s = self.wait_s(now)
         # At once up, and slowly down.
         self._wait_s, self._wait_at = max(waited_s, before_s * 0.8 + waited_s * 0.2), now
