@@ -1,6 +1,7 @@
 """`python -m benchmarks.balance`: how evenly readers use replicas whose sources read one after another.
 
 Each replica's source waits 20 ms per read, under a lock of its own, so that a replica has 50 reads in a second at most.
+Who comes first gets the lock first: with one that others may overtake, readers wait for their luck.
 Replicas and readers are threads of one process, each reader with a client of its own; all but the waits costs little.
 Prints, for each number of replicas and readers, the reads of all replicas beside those of one, and how far the replica
 with the fewest and that with the most are from the mean.
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.common.fair_lock import FairLock
 from mixserve import MixDataSourcesConfig, MixDataSourcesNode, serve
 from mixserve_client import MixClient
 
@@ -33,7 +35,7 @@ class Waiting:
     def __init__(self) -> None:
         self.reads = 0
         self.is_on = False
-        self._lock = threading.Lock()
+        self._lock = FairLock()
 
     def __len__(self) -> int:
         return 100_000

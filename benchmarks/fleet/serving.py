@@ -3,14 +3,14 @@
 `arrays` copies rows from memory. `waits` waits 20 ms for each read, one at a time, under a lock of each replica.
 """
 
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+
+from benchmarks.common.fair_lock import FairLock
 
 RECORDS, SOURCES = 16_384, 4
 ROW_BYTES = 4096
@@ -43,39 +43,13 @@ def node(kind: str) -> Any:
     return MixDataSourcesNode(config, [ArraySource({"tokens": part}) for part in parts])
 
 
-class _FairLock:
-    """A lock for those who come first, as the simulation has it. `threading.Lock` lets others overtake who come while
-    one that waits wakes up, which takes long on a machine that has other work."""
-
-    def __init__(self) -> None:
-        self._waiting = deque[threading.Event]()
-        self._is_held = False
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._is_held:
-                self._is_held = True
-                return
-            turn = threading.Event()
-            self._waiting.append(turn)
-        turn.wait()
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._is_held = False
-
-
 class _Waits:
     """Records that say their numbers. A read of some waits for WAIT_S, one at a time; nothing else takes long in it."""
 
     content_id = "waits"
 
     def __init__(self) -> None:
-        self._lock = _FairLock()
+        self._lock = FairLock()
 
     def __len__(self) -> int:
         return 1 << 20

@@ -85,6 +85,33 @@ def test_readers_spread_evenly_and_stay(fleet: Fleet, how: str):
         assert is_even(fleet)
 
 
+def test_the_readers_of_one_replica_take_turns():
+    counts, over = [0] * 16, threading.Event()
+
+    def read(key: int) -> None:
+        with MixClient.connect(server.address, shared_memory=False) as client:
+            batches = client.batches(256, key)
+            while not over.is_set():
+                next(batches)
+                counts[key] += 1
+
+    source = Waiting()
+    with serve({"train": node(source)}, shared_memory=False) as server:
+        source.is_on = True
+        threads = [threading.Thread(target=read, args=(key,), daemon=True) for key in range(len(counts))]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: max(counts) >= 8, "batches")
+            found = list(counts)
+        finally:
+            over.set()
+            source.is_on = False
+            for thread in threads:
+                thread.join()
+    assert min(found) >= 5, found
+
+
 def is_even(fleet: Fleet) -> bool:
     """Whether each replica has about as many of the next reads as the others."""
     before = fleet.reads()
