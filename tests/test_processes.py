@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mixserve_client import PermissionDenied, Unauthenticated
 from mixserve_client.schema.requests import BatchRequest, StreamRequest
 from mixserve_client.wire import methods
 from mixserve_client.wire.request import encode_stream_request
+from mixserve_client.wire.server import ask_load, decode_server
 from tests.certificates import NEEDS_OPENSSL, Authority
 from tests.cluster import Cluster, is_running, listening_ports, unix_sockets
 from tests.conftest import assert_batches_equal
@@ -126,6 +128,21 @@ def test_a_client_spreads_its_streams_evenly(cluster: Cluster) -> None:
         for stream in streams:
             stream.cancel()
     assert list(counts.values()) == [4] * WORKERS
+
+
+def test_every_worker_tells_the_readers_of_all(cluster: Cluster) -> None:
+    with ExitStack() as stack:
+        client = stack.enter_context(cluster.connect(shared_memory=False))
+        each = [stack.enter_context(cluster.connect_to_one(one, False)) for one in cluster.own_addresses()]
+        batches = client.batches(BATCH, 7, prefetch=0)
+
+        def told() -> list[int]:
+            loads = [decode_server(one._caller.call(methods.GET_SERVER, ask_load())).load for one in each]
+            return [0 if load is None else load.readers for load in loads]
+
+        wait_until(lambda: len(next(batches)) > 0 and min(told()) > 0, "every process knows the reader of one")
+        batches.close()
+        wait_until(lambda: not any(told()), "every process knows that it has gone")
 
 
 def test_tokens_and_reflection_at_every_worker(cluster: Cluster) -> None:

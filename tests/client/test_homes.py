@@ -117,6 +117,37 @@ def test_a_slow_replica_is_left_and_one_that_stood_still_is_not(load):
     assert homes.choose(READER, all_, 8.0, again=False) is all_[1]
 
 
+def test_readers_look_again_when_another_replica_is_back():
+    homes, all_ = Homes(random.Random(0)), replicas(Load(2, 0.01), Load(0, 0.0))
+    homes.choose(READER, all_[:1], 0.0, again=False)
+    homes.look(all_[:1], ask, lambda: 0.0)
+    assert homes.look_at
+    for _ in range(20):
+        homes.look(all_, ask, lambda: 0.0)
+    assert homes.choose(READER, all_, 0.0, again=False) is all_[1]
+
+
+def test_a_replica_that_does_not_answer_gets_no_readers():
+    homes, all_ = Homes(random.Random(0)), replicas(Load(9, 0.01), Load(0, 0.0))
+    homes.choose(READER, all_[:1], 0.0, again=False)
+
+    def lost(one: Replica, reader: Sender | None, leaves: bool) -> None:
+        ask(one, reader, leaves)
+        if one is all_[1] and reader is not None:
+            one.load = None
+
+    for _ in range(20):
+        homes.look(all_, lost, lambda: 0.0)
+    assert homes.choose(READER, all_, 0.0, again=False) is all_[0]
+
+
+def test_a_server_that_is_replaced_by_a_newer_one_is_asked_again():
+    (one,) = replicas(None)
+    ask(one, None, False, at=100.0)
+    assert not one.may_tell(159.0)
+    assert one.may_tell(160.0)
+
+
 def test_calls_beside_each_other_go_to_several_replicas():
     homes, all_ = Homes(random.Random(0)), replicas(Load(1, 0.0), Load(1, 0.0))
     for one in all_:

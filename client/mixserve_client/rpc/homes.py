@@ -15,7 +15,8 @@ _LESS_OFTEN, _SPREAD = 1.25, 0.3
 _MOST_OTHERS, _MOST_HOMES = 6, 8
 # A move to a replica with one reader less would only exchange the two. Of many readers a few more do not matter.
 _LEAST_GAP, _LEAST_SHARE = 2, 0.125
-_FORGOTTEN_S = 120.0
+# A trainer that is slow requests something every 20 s. One that has ended need not move.
+_ACTIVE_S, _FORGOTTEN_S = 30.0, 120.0
 
 # Asks a replica for its readers, which `Replica.load` then has; tells it that this reader comes, or leaves if True.
 Ask = Callable[[Replica, Sender | None, bool], None]
@@ -39,20 +40,21 @@ class Homes:
 
         With `again`, another replica has failed the request, or is late.
         """
-        best = min(among, key=lambda one: one.cost(now), default=None)
-        if reader is None or best is None:
-            return best
-        home = self._homes.get(reader)
-        if home is not None:
+        home = None if reader is None else self._homes.get(reader)
+        may_stay = False
+        if reader is not None and home is not None:
             home.used_at = now
             replica = home.replica
-            if replica in among and replica.tells is not False and not self.is_slow(replica, among, now):
-                # Calls beside each other are for several replicas: there is one reader of all that belong to none.
-                return replica if reader.reader or replica.is_idle else best
-        if not again:
-            self._homes[reader] = _Home(best, now)
-            if home is None or home.replica is not best:
-                self.look_soon(now)
+            may_stay = replica in among and replica.tells is not False and not self.is_slow(replica, among, now)
+            # Calls beside each other are for several replicas: there is one reader of all that belong to none.
+            if may_stay and (reader.reader or replica.is_idle):
+                return replica
+        best = min(among, key=lambda one: one.cost(now), default=None)
+        if reader is None or best is None or may_stay or again:
+            return best
+        self._homes[reader] = _Home(best, now)
+        if home is None or home.replica is not best:
+            self.look_soon(now)
         return best
 
     def look_soon(self, now: float) -> None:
@@ -67,22 +69,26 @@ class Homes:
         for reader, home in list(self._homes.items()):
             if now - home.used_at > _FORGOTTEN_S:
                 self._homes.pop(reader, None)
-        known = [one for one in of if one.tells is not False]
-        homes = {home.replica for home in list(self._homes.values())} & set(known)
-        asked = self._some([one for one in known if one in homes], _MOST_HOMES)
-        asked += self._some([one for one in known if one not in asked], _MOST_OTHERS)
-        for one in asked:
-            ask(one, None, False)
-        told = [one for one in asked if one.load is not None]
+        told = self._ask_some([one for one in of if one.may_tell(now)], ask) if len(of) > 1 else []
         is_even = True
         for reader, home in list(self._homes.items()):
-            if home.replica in told and (gap := self._gap(home.replica, told, clock())) is not None:
+            is_active = now - home.used_at < _ACTIVE_S
+            if is_active and home.replica in told and (gap := self._gap(home.replica, told, clock())) is not None:
                 is_even = False
                 if self._moves(home.replica, gap):
                     self._move(reader, home, gap[1], ask)
         self._pause_s = min(self._pause_s * _LESS_OFTEN, _LONGEST_S) if is_even else _SOON_S
         pause_s = self._pause_s * self._random.uniform(1 - _SPREAD, 1 + _SPREAD)
-        self.look_at = clock() + pause_s if self._homes and len(of) > 1 else 0.0
+        self.look_at = clock() + pause_s if self._homes else 0.0
+
+    def _ask_some(self, of: Sequence[Replica], ask: Ask) -> list[Replica]:
+        """Ask those where readers stay, and some others. Returns those that have told."""
+        homes = {home.replica for home in list(self._homes.values())}
+        asked = self._some([one for one in of if one in homes], _MOST_HOMES)
+        asked += self._some([one for one in of if one not in asked], _MOST_OTHERS)
+        for one in asked:
+            ask(one, None, False)
+        return [one for one in asked if one.load is not None]
 
     def _some(self, of: Sequence[Replica], most: int) -> list[Replica]:
         return self._random.sample(of, min(most, len(of)))
@@ -105,9 +111,10 @@ class Homes:
 
     def _move(self, reader: Sender, home: "_Home", to: Replica, ask: Ask) -> None:
         """Let a reader go on elsewhere. Both replicas hear of it at once, or others would follow, or leave as well."""
-        before, home.replica = home.replica, to
         ask(to, reader, False)
-        ask(before, reader, True)
+        if to.load is not None:  # it has answered
+            before, home.replica = home.replica, to
+            ask(before, reader, True)
 
     @staticmethod
     def is_slow(home: Replica, among: Sequence[Replica], now: float) -> bool:

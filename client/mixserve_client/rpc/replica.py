@@ -21,6 +21,7 @@ _LEAST_COST_S = 0.001
 _FORGET_S = 10.0
 # What a replica has told, or has shown on average, is too old after so long.
 _TOLD_S, _SHOWN_S = 30.0, 120.0
+_OLD_S = 60.0  # a server that cannot tell may be replaced by a newer one
 
 
 class Asked(NamedTuple):
@@ -154,15 +155,18 @@ class Replica:
         """As `expected_s`, but what it has shown is forgotten in time."""
         return max(self._told_s(now), self.mean_s(now) * _faded(now - self._mean_at))
 
+    def may_tell(self, now: float) -> bool:
+        """Whether it is worth asking for its load."""
+        return self.tells is not False or now - self._told_at >= _OLD_S
+
     def note_load(self, load: Load | None, now: float) -> None:
         """It has told what it has to do; None: it cannot."""
         self.tells, self.load, self._told_at = load is not None, load, now
 
     def cost(self, now: float) -> tuple[float, float]:
         """What the next request would wait, to compare replicas."""
-        return (max(self.wait_s(now), self.expected_s(now)) + _LEAST_COST_S) * (
-            len(self.attempts) + self.calls + 1
-        ), self.place
+        wait_s = max(self.wait_s(now), self.expected_s(now)) + _LEAST_COST_S
+        return wait_s * (len(self.attempts) + self.calls + 1), self.place
 
     def note_wait(self, waited_s: float, now: float, *, has_rows: bool = True) -> None:
         """A reply has come after its reader waited so long, or for False one without rows, which says less."""
