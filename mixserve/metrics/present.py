@@ -32,7 +32,7 @@ class PresentReaders:
         self._count, self._count_again_at = 0, 0.0
         # Of the other processes that answer at the same address, and what tells these of this one's.
         self.of_others: Callable[[], int] = _none
-        self.tell_others: Callable[[], object] = _none
+        self.tell_others: Callable[[], None] = _nothing
         self._reply_s, self._replied_at = 0.0, 0.0
         self._renew()
         renew_in_forks(self, PresentReaders._renew)
@@ -126,3 +126,7 @@ class PresentReader:
 
 def _none() -> int:
     return 0
+
+
+def _nothing() -> None:
+    pass
