@@ -112,7 +112,7 @@ bench-remote: $(READY) ## Measure sources on another server beside the same in t
 bench-watching: $(READY) ## Measure a server that counts what it serves, and is asked for it, beside one that does not
 	$(BIN)/python -m benchmarks.watching
 
-bench-balance: $(READY) ## Measure how evenly readers use 1 to 8 replicas whose sources read one after another; four minutes
+bench-balance: $(READY) ## Measure how evenly readers use 1 to 8 replicas whose sources read one after another; six minutes
 	$(BIN)/python -m benchmarks.balance
 
 # Where there is an NVIDIA GPU, with JAX for it, in an environment of its own: about 5 GB.

@@ -23,7 +23,7 @@ from mixserve_client import MixClient
 
 REPLICAS, READERS = (1, 2, 4, 8), (1, 8, 16, 32)
 WAIT_S = 0.02
-BEFORE_S, FOR_S = 5.0, 8.0
+BEFORE_S, FOR_S = 10.0, 8.0  # within ten seconds readers have spread
 ROWS, ROW_BYTES = 256, 4096  # batches of 1 MiB
 
 
