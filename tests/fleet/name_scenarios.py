@@ -131,16 +131,17 @@ def replaced_one_by_one(world: World) -> None:
     hosts = [2, 3, 4]
     world.serve(*hosts)
     world.name(*hosts)
-    over, reader, waits = threading.Event(), Reader(world.connect()), list[float]()
+    over, waits = threading.Event(), list[float]()
 
-    def read() -> None:
+    def read(reader: Reader) -> None:
         while not over.is_set():
             began = time.monotonic()
             reader.read(1)
             waits.append(time.monotonic() - began)
 
-    with ThreadPoolExecutor(1) as threads:
-        reading = threads.submit(read)
+    with ThreadPoolExecutor(len(hosts)) as threads:
+        # As many as there are servers, as each stays at one.
+        reading = [threads.submit(read, Reader(world.connect())) for _ in hosts]
         try:
             for place, host in enumerate(tuple(hosts)):
                 hosts[place] = host + 3
@@ -150,7 +151,8 @@ def replaced_one_by_one(world: World) -> None:
                 wait_until(lambda new=host + 3: world.records(new), "the successor gets requests")
         finally:
             over.set()
-        reading.result(DEADLINE_S)
+        for one in reading:
+            one.result(DEADLINE_S)
     print(f"the longest wait for a batch of an iterator and a single one was {max(waits):.2f} s, of {len(waits)}")
 
 
@@ -201,8 +203,11 @@ def sessions_stay(world: World) -> None:
         first = session.next_batch(8)["x"]
         world.serve(3, 4)
         world.name(2, 3, 4)
-        reader = Reader(client)
-        reader.read_until(lambda: min(map(world.records, (2, 3, 4))) > 0)
+        readers = [Reader(client) for _ in range(3)]  # each stays at one server
+        wait_until(
+            lambda: [one.read(10) for one in readers] and min(map(world.records, (2, 3, 4))) > 0,
+            "each server gets requests",
+        )
         for _ in range(20):
             assert len(session.next_batch(8)["x"]) == len(first)
         assert client.sessions()[0].index == 21 * 8
