@@ -1,7 +1,6 @@
 """Metrics for Prometheus: those of a client, and on a port of their own. Needs `prometheus_client`."""
 # pyright: standard
 
-import gzip
 import logging
 import socket
 import threading
@@ -10,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from socketserver import ThreadingMixIn
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -23,12 +21,8 @@ from prometheus_client.registry import Collector
 
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.limited_log import LimitedLog
-from mixserve_client.metrics.text import MetricsText
 from mixserve_client.schema.checks import check_integer
-from mixserve_client.schema.stats import Metric, MetricKind, Sample, by_name
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from mixserve_client.schema.stats import Metric, MetricKind, by_name
 from mixserve_client.schema.text import show
 
 _logger = logging.getLogger("mixserve_client")
@@ -38,8 +32,6 @@ _LONGEST_S = 10.0  # of a request, however slowly it comes and its answer is tak
 _LOOK_EVERY_S = 0.5
 _PAUSE_S = 0.2
 _LARGEST_PORT = 65_535
-_OPENMETRICS = "application/openmetrics-text"
-_GZIP_LEVEL = 1  # a sixth more bytes than at level 9, in a quarter of the time
 
 Collect = Callable[[], Iterable[Metric]]
 
@@ -51,20 +43,18 @@ class HasStats(Protocol):
 
 
 class MetricsServer:
-    """Answers GET on a port of its own with metrics, and those of this process, in plain text. `address` is its host
-    and port.
+    """Answers GET on a port of its own with the metrics of a registry, in plain text. `address` is its host and port.
 
     It ends with `close`, or with the process.
     """
 
-    def __init__(self, collect: Collect, host: str, port: int):
-        """Listens on `port` (0: a free one) of `host`, and answers after `start` with what `collect` returns then.
-        Raises OSError if it cannot."""
+    def __init__(self, registry: CollectorRegistry, host: str, port: int):
+        """Listens on `port` (0: a free one) of `host`, and answers after `start`. Raises OSError if it cannot."""
         host = host.strip("[]")
         is_v6 = ":" in host
         kind = _ServerV6 if is_v6 else _Server
         self._server = kind((host, port), _Handler)
-        self._server.set_app(_app(collect))
+        self._server.set_app(make_wsgi_app(registry))
         self.address = f"{f'[{host}]' if is_v6 else host}:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_LOOK_EVERY_S,), name="mixserve-metrics", daemon=True
@@ -98,7 +88,7 @@ def serve_metrics(client: HasStats, port: int, host: str = "127.0.0.1") -> Metri
     checked = _check_client(client)
     port = check_integer("port", port, 0, _LARGEST_PORT)
     try:
-        made = MetricsServer(lambda: checked.stats().values(), host, port)
+        made = MetricsServer(registry_of(lambda: checked.stats().values()), host, port)
     except OSError as error:  # it says neither host nor port
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
     made.start()
@@ -114,39 +104,13 @@ def collector(client: HasStats) -> Collector:
     return _ClientCollector(_check_client(client))
 
 
-def _app(collect: Collect) -> "WSGIApplication":
-    """Answers with what `collect` returns when Prometheus asks, and with the metrics of this process."""
+def registry_of(collect: Collect) -> CollectorRegistry:
+    """A registry of what `collect` returns when Prometheus asks, and of this process."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(collect))
-    of_process = ProcessCollector(registry=registry), PlatformCollector(registry=registry)
-    rare, text = make_wsgi_app(registry), MetricsText()
-
-    def answer(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        # Prometheus asks so. Its library takes many times as long to write the same text, for which the threads that
-        # copy batches wait; it answers the rest.
-        if environ["REQUEST_METHOD"] != "GET" or environ.get("QUERY_STRING") or environ["PATH_INFO"] == "/favicon.ico":
-            return rare(environ, start_response)
-        content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))[1]
-        families = [family for one in of_process for family in one.collect()]
-        metrics = [*by_name(collect()).values(), *map(_metric, families)]
-        said = text.write(metrics, is_open=content_type.startswith(_OPENMETRICS)).encode()
-        headers = [("Content-Type", content_type)]
-        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
-            headers.append(("Content-Encoding", "gzip"))
-            said = gzip.compress(said, _GZIP_LEVEL)
-        start_response("200 OK", headers)
-        return [said]
-
-    return answer
-
-
-def _metric(family: Family) -> Metric:
-    """A metric of the process, which is a counter or a gauge."""
-    kind = MetricKind.COUNTER if family.type == "counter" else MetricKind.GAUGE
-    samples = tuple(Sample(tuple(one.labels.values()), one.value) for one in family.samples)
-    labels = tuple(family.samples[0].labels) if samples else ()
-    name = family.name + ("_total" if kind == MetricKind.COUNTER else "")
-    return Metric(name, family.documentation, kind, labels, samples)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
 
 
 class _Collector(Collector):

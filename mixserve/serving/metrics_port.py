@@ -1,7 +1,7 @@
 """A port where Prometheus reads the server's metrics over HTTP, in plain text."""
 
 from mixserve.listening import check_listening, listening_error
-from mixserve_client.prometheus import Collect, MetricsServer
+from mixserve_client.prometheus import Collect, MetricsServer, registry_of
 
 
 class MetricsPort(MetricsServer):
@@ -12,6 +12,6 @@ class MetricsPort(MetricsServer):
         check_listening(address)
         host, _, port = address.rpartition(":")
         try:
-            super().__init__(collect, host, int(port))
+            super().__init__(registry_of(collect), host, int(port))
         except OSError as error:
             raise listening_error(address) from error
