@@ -80,7 +80,7 @@ class MixClient:
         name: str | None = None,
         zone: str | None = None,
     ) -> Self:
-        """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, or a list of replicas.
+        """A client of the server at `address`: `host:port`, `dns:///name:port`, `unix:///path`, `ray://…` or a list.
 
         Never blocks: the first call connects. `patience_s` is how many seconds a call keeps trying to reach a server.
         With several replicas, one that lets a call wait `attempt_s` seconds for a reply is left for another one, and

@@ -50,6 +50,7 @@ from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
 from mixserve_client.errors import Overloaded
 from mixserve_client.limited_log import LimitedLog
+from mixserve_client.schema.server import FleetList
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
 from mixserve_client.wire import methods
@@ -123,6 +124,7 @@ class MixServer:
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
         self._stuck_elsewhere = frozenset[str]()
+        self._fleet = FleetList()
         self._health = Health(self._answering_mixtures)
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
@@ -255,6 +257,11 @@ class MixServer:
         """Answer health so that these mixtures get no records: of all workers, as the supervisor says."""
         self._stuck_elsewhere = frozenset(mixtures)
 
+    def tell_fleet(self, fleet: FleetList) -> None:
+        """Tell clients from now on that these are the replicas of this server, unless it knows a newer list."""
+        if fleet.version > self._fleet.version:
+            self._fleet = fleet
+
     @property
     def is_alive(self) -> bool:
         """Whether this process does its chores, also while it drains: a restart would help if not."""
@@ -369,10 +376,10 @@ class MixServer:
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         reply = self._answers.answer(methods.GET_SERVER, admission, request, context)
-        if self._bulk is None or decode_server_request(request).without_bulk:
-            return reply
-        offer = self._bulk.offer(admission)
-        return encode_server(replace(decode_server(reply), bulk=offer))
+        described = replace(decode_server(reply), fleet=self._fleet)
+        if self._bulk is not None and not decode_server_request(request).without_bulk:
+            described = replace(described, bulk=self._bulk.offer(admission))
+        return encode_server(described)
 
     def _answering_mixtures(self) -> dict[str, bool]:
         return {

@@ -16,8 +16,9 @@ from mixserve_client.wire.server import decode_server
 
 _logger = logging.getLogger("mixserve_client")
 
-# Names are looked up so often, and sooner when a replica is lost, but not more often than that.
-_LOOK_UP_EVERY_S, _LOOK_UP_SOON_S = 10.0, 1.0
+# Names are looked up sooner when a replica is lost, but not more often than that.
+_LOOK_UP_SOON_S = 1.0
+_LEARN_ZONES_EVERY_S = 10.0
 # A client asks no more replicas than that, as long as they answer: with thousands of trainers and replicas, all to all
 # would be too many connections. Clients choose different ones.
 _MOST_ASKED = 16
@@ -36,7 +37,9 @@ class Fleet:
         """A replica has `attempt_s` seconds to say where it is."""
         self.has_begun = False
         self._entries = [_Name(one) if isinstance(one, NameTransport) else Replica(one) for one in transports]
-        self._has_names = any(isinstance(entry, _Name) for entry in self._entries)
+        names = [one.look_up for one in transports if isinstance(one, NameTransport)]
+        self._has_names = bool(names)
+        self._look_up_every_s = min((one.every_s for one in names), default=0.0)
         self._zone = zone
         self._attempt_s = attempt_s
         self._left = list[tuple[Replica, bool]]()  # no name stands for them any more; whether they were idle lately
@@ -91,7 +94,7 @@ class Fleet:
                 self._start(task)  # a resolver, or a server, may take long
         except Unavailable:  # closed
             return 0.0
-        return next_at or (now + _LOOK_UP_EVERY_S if self._zone else 0.0)
+        return next_at or (now + _LEARN_ZONES_EVERY_S if self._zone else 0.0)
 
     def close(self) -> None:
         """Close the transports to all that there are, and were."""
@@ -120,7 +123,7 @@ class Fleet:
         with self._lock:
             self._renew()
             self._looked_up_at = time.monotonic()
-            self._look_up_at = self._looked_up_at + _LOOK_UP_EVERY_S
+            self._look_up_at = self._looked_up_at + self._look_up_every_s
             self._is_looking_up = False
         self._on_change()
         if not self._closed:
@@ -149,7 +152,7 @@ class Fleet:
 
 
 class _Name:
-    """A name. While it stands for one server, or cannot be looked up, gRPC does that, and finds it again."""
+    """A name. While it stands for fewer servers than its look-up wants, or cannot be looked up, `as_one` is asked."""
 
     def __init__(self, transport: NameTransport):
         self._transport = transport
@@ -164,13 +167,14 @@ class _Name:
 
     def look_up(self) -> list[Replica]:
         """Find the replicas; returns those that are none any more. If that fails, they are the same as before."""
+        known = sorted(self.replicas, key=lambda one: (not one.is_in, one.place)) if self._found else ()
         try:
-            targets = self._transport.look_up()
-        except OSError as error:
+            targets = self._transport.look_up([one.transport for one in known])
+        except (OSError, MixserveError) as error:
             said = "the client keeps the servers that it knows" if self._found else "the client tries again"
             self._failed.warn("%s cannot be looked up, and %s: %s", self._transport.target, said, error)
             return []
-        if len(targets) < 2:
+        if len(targets) < self._transport.look_up.fewest:
             targets = ()
         left = [replica for target, replica in self._found.items() if target not in targets]
         if left or len(targets) > len(self._found):

@@ -231,12 +231,12 @@ class Replicas:
                 return
             replica.out_since, replica.probes, replica.probe = now, 0, failed
             replica.probe_at = now + _FIRST_PROBE_S
+        self.fleet.look_up_soon()
         if self.alone is not None:
             patience = f"for up to {self.patience_s:g} s (patience_s)"
             self._tell(replica, Kind.LOST, f"%s does not answer, and the client asks again {patience}: %s")
             return
         self.watch.look_at(replica.probe_at)
-        self.fleet.look_up_soon()
         self.failovers += 1
         self._warn(replica, Kind.LOST, "%s is left out until it answers again, and the others have its requests: %s")
 

@@ -18,6 +18,7 @@ from mixserve_client.schema.client_name import check_client_name, own_name
 from mixserve_client.schema.stats import Metric, by_name
 from mixserve_client.transport.base import Transport
 from mixserve_client.transport.buffers import MemoryPool
+from mixserve_client.transport.names import NameTransport
 
 _FETCH_THREADS = 4
 
@@ -67,6 +68,8 @@ class ClientResources:
         self.session_caller, ones = self.caller, [getattr(one, "as_one", one) for one in transports]
         if ones != list(transports):
             self.session_caller = RetryingCaller(ones, patience_s, attempt_s, figures=self.requests)
+        # The address of a list of servers, which must not have sessions: each of them would have others.
+        self.fleet = next((one.target for one in transports if isinstance(one, NameTransport) and one.is_fleet), None)
         self.buffers = MemoryPool()
         # Threads must not hold these resources, or they would never be collected: hence `on_exit` gets the parts, and
         # is not a bound method.

@@ -1,16 +1,29 @@
 """Checks of server addresses, which gRPC itself makes too late or not at all."""
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from mixserve_client.credentials import check_no_token
 from mixserve_client.errors import InvalidRequest
 
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "vsock:", "xds:")
 _ADDRESS_SCHEMES = ("dns:", "ipv4:", "ipv6:")
+FLEET_SCHEME = "ray://"
+FLEET_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_NAMED_FLEET = re.compile(rf"({FLEET_NAME})(?:/({FLEET_NAME}))?")
+
+
+class FleetAddress(NamedTuple):
+    """The address of a list of replicas that changes: each of `replicas`, `host:port`, tells it, or if there are none
+    here the controller of the fleet `name` in Ray, of its placed `source` if one is named."""
+
+    replicas: tuple[str, ...]
+    name: str = ""
+    source: str = ""
 
 
 def check_address(address: Any) -> str:
-    """`address` itself, if it is `host:port`, `dns:///name:port`, `unix:///path` or another gRPC target.
+    """`address` itself, if it is `host:port`, `dns:///name:port`, `unix:///path`, `ray://…` or another gRPC target.
 
     Raises InvalidRequest for addresses that gRPC would try in vain, or at another port than the given one.
     """
@@ -24,7 +37,28 @@ def check_address(address: Any) -> str:
     )
 
 
+def fleet_of(address: str) -> FleetAddress | None:
+    """What an address `ray://NAME`, `ray://NAME/SOURCE` or `ray://HOST:PORT,…` names; None for other addresses.
+
+    Raises InvalidRequest.
+    """
+    if not address.startswith(FLEET_SCHEME):
+        return None
+    rest = address.removeprefix(FLEET_SCHEME)
+    if (named := _NAMED_FLEET.fullmatch(rest)) is not None:
+        return FleetAddress((), named[1], named[2] or "")
+    replicas = tuple(rest.split(","))
+    if all(map(_is_host_and_port, replicas)):
+        return FleetAddress(replicas)
+    raise InvalidRequest(
+        f"after {FLEET_SCHEME} must come the name of a fleet (letters, digits, '.', '_' and '-'), or host:port of a "
+        f"replica, several with commas between them; got {address!r:.100}"
+    )
+
+
 def _has_good_ports(address: str) -> bool:
+    if address.startswith(FLEET_SCHEME):
+        return fleet_of(address) is not None
     if address.startswith(_ADDRESS_SCHEMES):
         # gRPC takes port numbers modulo 65536, so that 99999 is 34463; it also knows names of ports, such as "https".
         targets = address.partition(":")[2].rpartition("/")[2].split(",")
@@ -32,6 +66,10 @@ def _has_good_ports(address: str) -> bool:
         return address.isprintable() and all(_is_port(port) or not port.isdecimal() for port in ports)
     if address.startswith(_SCHEMES):
         return True
+    return _is_host_and_port(address)
+
+
+def _is_host_and_port(address: str) -> bool:
     host, _, port = address.rpartition(":")
     is_host = host.isprintable() and not set(host) & set("/, ") and (":" not in host or host[0] + host[-1] == "[]")
     return bool(host) and is_host and _is_port(port)

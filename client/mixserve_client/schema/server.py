@@ -34,13 +34,23 @@ class Load(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class FleetList:
+    """The addresses of all replicas of a fleet at present, `host:port`. The list with the greater `version` is
+    newer; 0 is that of no list."""
+
+    version: int = 0
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ServerDescription:
     """`shared_memory` is the path of the Unix socket that accepts slots, empty if there is none; `bulk` is None if the
     server has no bulk channels.
 
     `workers` has the addresses of the processes that answer there together, `host:port` or `:port`; empty for one.
     `checksums`: the server checks those of requests, and computes those of replies. `zone` is where it is; empty if it
-    was not told. `load` is what it has to do; None if the server does not tell.
+    was not told. `load` is what it has to do; None if the server does not tell. `fleet` is the list of its replicas, empty
+    if none is told to it.
     """
 
     shared_memory: str = ""
@@ -49,3 +59,4 @@ class ServerDescription:
     checksums: bool = False
     zone: str = ""
     load: Load | None = None
+    fleet: FleetList = FleetList()

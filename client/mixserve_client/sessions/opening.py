@@ -56,8 +56,13 @@ def open_session(
 
 
 def check_one_server(resources: ClientResources) -> None:
-    """Raises InvalidRequest if there are replicas."""
+    """Raises InvalidRequest if there are replicas, or may be."""
     caller = resources.session_caller
+    if resources.fleet is not None:
+        raise InvalidRequest(
+            f"a session lives on one server, and {resources.fleet} stands for all replicas that there are at a time; "
+            'connect a second client to one of them, as with MixClient.connect("HOST:PORT"), and read batches with this'
+        )
     if caller.replicas > 1:
         raise InvalidRequest(
             f"a session lives on one server, and this client has {caller.replicas}, each with other sessions in a "

@@ -4,14 +4,17 @@ from functools import partial
 
 from mixserve_client.metrics.requests import RequestFigures
 from mixserve_client.options import ConnectOptions
+from mixserve_client.schema.addresses import FleetAddress, fleet_of
 from mixserve_client.transport.base import Transport
 from mixserve_client.transport.bulk import OPEN_S, BulkTransport
 from mixserve_client.transport.checksums import ChecksumTransport
 from mixserve_client.transport.credentials import Credentials
 from mixserve_client.transport.grpc import GrpcTransport
 from mixserve_client.transport.handshake import DEFAULT_FOLDER
-from mixserve_client.transport.names import NameTransport, name_in
+from mixserve_client.transport.names import DnsLookUp, NameTransport, name_in
+from mixserve_client.transport.ray_controller import RayController
 from mixserve_client.transport.shared_memory import SharedMemoryTransport
+from mixserve_client.transport.told_fleet import AnyOfFleet, ToldLookUp, ask_replica
 from mixserve_client.transport.workers import PATIENCE_S, WorkersTransport
 
 _HASTE = 0.4
@@ -28,11 +31,22 @@ def transports_of(options: ConnectOptions, figures: RequestFigures) -> list[Tran
     def server(credentials: Credentials, target: str) -> Transport:
         return WorkersTransport(target, partial(open_as, credentials), PATIENCE_S * haste)
 
+    def replicas(target: str, fleet: FleetAddress) -> Transport:
+        open_at = partial(server, credentials)
+        if fleet.replicas:
+            as_one = AnyOfFleet(target, lambda: fleet.replicas, open_at)
+            return NameTransport(target, ToldLookUp(partial(ask_replica, as_one)), as_one, open_at)
+        controller = RayController(fleet)
+        as_one = AnyOfFleet(target, lambda: controller().addresses, open_at)
+        return NameTransport(target, ToldLookUp(controller), as_one, open_at)
+
     def at(target: str) -> Transport:
+        if (fleet := fleet_of(target)) is not None:
+            return replicas(target, fleet)
         as_one, name = server(credentials, target), name_in(target)
         if name is None:
             return as_one
-        return NameTransport(target, name, as_one, partial(server, credentials.of(name.host)))
+        return NameTransport(target, DnsLookUp(name), as_one, partial(server, credentials.of(name.host)))
 
     return [at(address) for address in options.addresses]
 

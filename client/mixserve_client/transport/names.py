@@ -2,13 +2,31 @@
 
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
+from typing import Protocol
 
 from mixserve_client.transport.base import Lane, ReadMode, Replies, Transport
 from mixserve_client.transport.endpoints import Endpoint, endpoint_of
 
 _PREFIX = "dns:///"
+
+
+class LookUp(Protocol):
+    """Finds out what a name stands for now."""
+
+    every_s: float
+    """How often to ask."""
+
+    fewest: int
+    """A name that stands for fewer servers than that is left to `as_one`."""
+
+    def __call__(self, known: Sequence[Transport]) -> tuple[str, ...]:
+        """The targets. `known` are transports to the servers that it stood for before, those first that answer.
+
+        Raises OSError or a MixserveError if they cannot be found.
+        """
+        ...
 
 
 def name_in(target: str) -> Endpoint | None:
@@ -23,24 +41,17 @@ def name_in(target: str) -> Endpoint | None:
     return None  # it stands for itself
 
 
-class NameTransport:
-    """The server at a name, as `as_one`: one of those that the name stands for, which gRPC chooses.
+class DnsLookUp:
+    """Asks the system's resolver. While a name stands for one server, gRPC looks it up, and finds it again."""
 
-    `look_up` and `open` are for those who choose themselves.
-    """
+    every_s = 10.0
+    fewest = 2
 
-    def __init__(self, target: str, name: Endpoint, as_one: Transport, open_transport: Callable[[str], Transport]):
-        self.target = target
-        self.as_one = as_one
+    def __init__(self, name: Endpoint):
         self._name = name
-        self._open = open_transport
 
-    @property
-    def name(self) -> str:
-        return self.as_one.name
-
-    def look_up(self) -> tuple[str, ...]:
-        """The targets that the name stands for now, sorted: the system's resolver says so. Raises OSError.
+    def __call__(self, known: Sequence[Transport]) -> tuple[str, ...]:  # noqa: ARG002
+        """The targets that the name stands for now, sorted. Raises OSError.
 
         A server that has an address in IPv4 and one in IPv6 counts once: only those of one version are given.
         """
@@ -50,6 +61,28 @@ class NameTransport:
         form = "ipv6:[{}]:{}" if version == socket.AF_INET6 else "ipv4:{}:{}"
         hosts = sorted(host for host, family in families.items() if family == version)
         return tuple(form.format(host, self._name.port) for host in hosts)
+
+
+class NameTransport:
+    """One of the servers at a name, `as_one`.
+
+    `look_up` and `open` are for those who choose themselves.
+    """
+
+    def __init__(self, target: str, look_up: LookUp, as_one: Transport, open_transport: Callable[[str], Transport]):
+        self.target = target
+        self.as_one = as_one
+        self.look_up = look_up
+        self._open = open_transport
+
+    @property
+    def name(self) -> str:
+        return self.as_one.name
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether it stands for replicas that are told from one another, also if there is one."""
+        return self.look_up.fewest == 1
 
     def open(self, target: str) -> Transport:
         """A transport to one of the servers."""

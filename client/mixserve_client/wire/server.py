@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import CorruptReply
 from mixserve_client.schema.requests import Sender
-from mixserve_client.schema.server import BulkOffer, Load, ServerDescription, ServerRequest
+from mixserve_client.schema.server import BulkOffer, FleetList, Load, ServerDescription, ServerRequest
 from mixserve_client.schema.zone import is_zone
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.bulk import TOKEN_BYTES
@@ -16,7 +16,7 @@ from mixserve_client.wire.sender import sender_message, sender_of
 
 _PATH_LENGTH = 4096
 _HOST_LENGTH = 253  # of a name in DNS
-_WORKERS_LIMIT, _ADDRESS_LENGTH, _PORTS = 1024, 300, 1 << 16
+_WORKERS_LIMIT, _REPLICAS_LIMIT, _ADDRESS_LENGTH, _PORTS = 1024, 10_000, 300, 1 << 16
 
 
 def ask_load(reader: Sender | None = None, *, leaves: bool = False) -> bytes:
@@ -45,6 +45,8 @@ def encode_server(description: ServerDescription) -> bytes:
         workers=description.workers,
         checksums=description.checksums,
         zone=description.zone,
+        replicas=description.fleet.addresses,
+        replicas_version=description.fleet.version,
     )
     if description.bulk is not None:
         message.bulk_host, message.bulk_port, message.bulk_token = (
@@ -69,7 +71,9 @@ def decode_server(data: bytes) -> ServerDescription:
     if message.zone and not is_zone(message.zone):
         raise CorruptReply(f"the zone of a server must be a short name, got {message.zone!r:.100}")
     bulk = _check_bulk(message) if message.bulk_token else None
-    return ServerDescription(path, bulk, workers, message.checksums, message.zone, _load(message))
+    return ServerDescription(
+        path, bulk, workers, message.checksums, message.zone, _load(message), _check_fleet(message)
+    )
 
 
 def _check_bulk(message: mix_pb2.Server) -> BulkOffer:
@@ -87,10 +91,27 @@ def _load(message: mix_pb2.Server) -> Load | None:
     return Load(message.readers, message.reply_s)
 
 
+def _check_fleet(message: mix_pb2.Server) -> FleetList:
+    """The list of replicas. Raises CorruptReply."""
+    if len(message.replicas) > _REPLICAS_LIMIT or message.replicas_version < 0:
+        raise CorruptReply(f"a list of replicas has up to {_REPLICAS_LIMIT:,} of them, got {len(message.replicas):,}")
+    for address in message.replicas:
+        if not _is_address(address) or address.startswith(":"):
+            raise CorruptReply(f"the address of a replica must be host:port, got {address!r:.100}")
+    return FleetList(message.replicas_version, tuple(message.replicas))
+
+
 def _check_worker(address: str) -> str:
     """`address` itself. Raises CorruptReply unless it is `host:port` or `:port`."""
-    host, colon, port = address.rpartition(":")
-    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < _PORTS
-    if not (colon and is_port and len(host) <= _ADDRESS_LENGTH and host.isprintable()) or set(host) & set(" /,"):
+    if not _is_address(address):
         raise CorruptReply(f"the address of a server's worker must be host:port or :port, got {address!r:.100}")
     return address
+
+
+def _is_address(address: str) -> bool:
+    """Whether it is `host:port` or `:port`."""
+    host, colon, port = address.rpartition(":")
+    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < _PORTS
+    return (
+        bool(colon) and is_port and len(host) <= _ADDRESS_LENGTH and host.isprintable() and not set(host) & set(" /,")
+    )

@@ -308,7 +308,7 @@ class GetServerRequest(_message.Message):
     def __init__(self, without_bulk: bool = ..., reader: _Optional[_Union[Sender, _Mapping]] = ..., leaves: bool = ...) -> None: ...
 
 class Server(_message.Message):
-    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums", "zone", "readers", "reply_s")
+    __slots__ = ("shared_memory", "bulk_host", "bulk_port", "bulk_token", "workers", "checksums", "zone", "readers", "reply_s", "replicas", "replicas_version")
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     BULK_HOST_FIELD_NUMBER: _ClassVar[int]
     BULK_PORT_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +318,8 @@ class Server(_message.Message):
     ZONE_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
     REPLY_S_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_VERSION_FIELD_NUMBER: _ClassVar[int]
     shared_memory: str
     bulk_host: str
     bulk_port: int
@@ -327,7 +329,9 @@ class Server(_message.Message):
     zone: str
     readers: int
     reply_s: float
-    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ..., zone: _Optional[str] = ..., readers: _Optional[int] = ..., reply_s: _Optional[float] = ...) -> None: ...
+    replicas: _containers.RepeatedScalarFieldContainer[str]
+    replicas_version: int
+    def __init__(self, shared_memory: _Optional[str] = ..., bulk_host: _Optional[str] = ..., bulk_port: _Optional[int] = ..., bulk_token: _Optional[bytes] = ..., workers: _Optional[_Iterable[str]] = ..., checksums: bool = ..., zone: _Optional[str] = ..., readers: _Optional[int] = ..., reply_s: _Optional[float] = ..., replicas: _Optional[_Iterable[str]] = ..., replicas_version: _Optional[int] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ("checksum",)
