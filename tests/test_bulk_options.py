@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, MixServer, serve
 from mixserve.cli.main import app
-from mixserve.cli.reach import reachable
 from mixserve.config import ServerConfig
+from mixserve.reach import reachable
 from mixserve_client import MixClient
 from tests.ports import free_ports
 from tests.processes import DEADLINE_S, ONE_SIZE, server_process, write_mixture

@@ -10,12 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixserve.cli.notify import Notifier
-from mixserve.cli.reach import Reach
 from mixserve.cli.signals import Signals
 from mixserve.cli.supervisor import Supervisor
 from mixserve.cli.worker_link import Place, stats_sockets
 from mixserve.config import MOST_PROCESSES, ConfigError
 from mixserve.listening import holding, sharing
+from mixserve.reach import Reach
 from mixserve_client.schema.stats import Metric
 from mixserve_client.schema.text import show
 

@@ -12,19 +12,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from mixserve.access.entries import BadTokens
-from mixserve.access.tokens import read_tokens
 from mixserve.address import join_address
 from mixserve.cli.logs import Log
 from mixserve.cli.notify import Notifier
 from mixserve.cli.processes import count_processes, supervise
-from mixserve.cli.reach import beside, reachable
 from mixserve.cli.reload import Reloader
 from mixserve.cli.signals import Signals, hear_no_signals
-from mixserve.cli.trace_export import export_spans
 from mixserve.cli.worker_link import WorkerLink
-from mixserve.config import Config, ConfigError, LogFormat, LogLevel, check_seconds, load_config
+from mixserve.config import ConfigError, LogFormat, LogLevel, check_seconds, load_config
 from mixserve.listening import holding
+from mixserve.reach import beside, reachable
+from mixserve.server_files import choose_folder, compiling, token_file
+from mixserve.trace_export import export_spans
 from mixserve_client.schema.text import show
 from mixserve_client.schema.zone import MOST_CHARACTERS, is_zone
 
@@ -82,10 +81,10 @@ def run(
     if state_dir is None and config.server.state_dir is not None:
         state_dir = beside("state_dir", config.server.state_dir, config_file)
     state_dir = None if state_dir is None else state_dir.absolute()
-    memory = _choose("shared_memory", shared_memory, config.server.shared_memory, config_file)
+    memory = choose_folder("shared_memory", shared_memory, config.server.shared_memory, config_file)
     address = _address(config.server.host if host is None else host, config.server.port if port is None else port)
-    cache = _choose("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
-    tokens = _token_file(config, config_file)
+    cache = choose_folder("compilation_cache", compilation_cache, config.server.compilation_cache, config_file)
+    tokens = token_file(config, config_file)
     reach = reachable(
         config.server,
         config_file,
@@ -105,7 +104,8 @@ def run(
     flush_spans = export_spans()
     place = None if link is None else link.place
     # Opening may take minutes: that a port is taken, or that others can reach it, should be said before.
-    with holding(*(reach.addresses(address) if place is None else ())) as held, _compiling(config, cache):
+    ports = reach.addresses(address) if place is None else ()
+    with holding(*ports) as held, _heard_unless_it_fails(), compiling(config, cache):
         reach.check(address, has_tokens=tokens is not None)
         from mixserve.build import build_nodes
         from mixserve.located import starting
@@ -186,27 +186,12 @@ def run(
 
 
 @contextmanager
-def _compiling(config: Config, cache: bool | str) -> Generator[None, None, None]:
-    """Load or compile the programs that these mixtures most likely need, while modules are imported.
-
-    Their sources may turn out to need others, which compile later.
-    """
-    from mixserve.mixture import programs
-    from mixserve.mixture.compilation_cache import choose_folder
-    from mixserve.mixture.draw import Parts
-
-    choose_folder(cache if isinstance(cache, bool) else Path(cache))
-    sizes, parts = programs.first_sizes(programs.PLAN_SIZES), Parts(long=False, fetch=False)
-    for mixture in config.mixtures.values():
-        if mixture.sampling == "categorical":
-            count = len(mixture.sources)
-            programs.begin({*programs.draws(count, parts, sizes), programs.probe_scores(count)})
+def _heard_unless_it_fails() -> Generator[None]:
+    """The command ends with an error of the code inside. Our handler would turn that into exit code 0 at a signal."""
     try:
         yield
     except BaseException:
-        # The command ends with an error. Our handler would turn that into exit code 0 at a signal.
         hear_no_signals()
-        programs.drop_unstarted()
         raise
 
 
@@ -218,26 +203,6 @@ def _one_of(flag: str, given: str | None, kind: Any, configured: T) -> T:
     if given not in allowed:
         raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {show(given)}")
     return cast(T, given)
-
-
-def _choose(key: str, flag: bool | str | None, configured: bool | str, config_file: Path) -> bool | str:
-    """The flag, else the file's value under `key`. Raises ConfigError."""
-    if flag is not None:
-        return flag
-    return str(beside(key, configured, config_file)) if isinstance(configured, str) else configured
-
-
-def _token_file(config: Config, config_file: Path) -> Path | None:
-    """The file of tokens, if there is one, after a look at what it has. Raises ConfigError and OSError."""
-    if config.server.tokens is None:
-        return None
-    path = beside("tokens", config.server.tokens, config_file)
-    try:
-        count = len(read_tokens(path))
-    except BadTokens as error:
-        raise ConfigError(f"{config_file}: server.tokens: {error}") from error
-    _logger.info("calls need one of %d tokens of %s", count, path)
-    return path
 
 
 def _address(host: str, port: int) -> str:

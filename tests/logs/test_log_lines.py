@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from mixserve.cli.logs import JsonFormatter, TextFormatter
+from mixserve.log_lines import JsonFormatter, TextFormatter
 from mixserve_client import MixClient, ServerFault, StorageFailed, UnknownMixture
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2

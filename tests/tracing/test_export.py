@@ -17,7 +17,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 import mixserve.tracing
-from mixserve.cli.trace_export import export_spans
+from mixserve.trace_export import export_spans
 from mixserve_client import MixClient
 from tests.processes import DEADLINE_S, ServerProcess, write_mixture
 from tests.tracing.recorded import Recorded, about, forget_provider, id_of, recording
