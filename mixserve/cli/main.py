@@ -19,6 +19,7 @@ from mixserve.cli.arguments import (
 from mixserve.cli.autoscale_command import autoscale
 from mixserve.cli.connecting import Connection, connecting
 from mixserve.cli.plain_errors import plain_errors
+from mixserve.cli.ray_commands import ray
 from mixserve.cli.state_commands import state
 from mixserve.cli.token_commands import token
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(state, name="state")
 app.add_typer(token, name="token")
+app.add_typer(ray, name="ray")
 
 
 def _show_version(wanted: bool) -> None:
