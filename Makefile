@@ -294,9 +294,9 @@ test-proxies: $(READY) ## Read through Envoy and haproxy, at levels 4 and 7, wit
 	$(BIN)/python -m pytest -n 2 --dist loadscope -rs --durations=5 tests/proxies
 
 # Ray has wheels for Python 3.10 to 3.14, and none for free-threaded builds; about 300 MB.
-.venv-ray/.ready: pyproject.toml client/pyproject.toml constraints.txt
+.venv-ray/.ready: pyproject.toml client/pyproject.toml constraints.txt tests/ray_fleet/requirements.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python $(PIP) -c constraints.txt -e ./client -e '.[dev,ray]'
+	$(@D)/bin/python $(PIP) -c constraints.txt -e ./client -e '.[dev,ray]' -r tests/ray_fleet/requirements.txt
 	touch $@
 
 test-ray: .venv-ray/.ready ## Run fleets of replicas on a Ray cluster of three nodes that come and go; takes minutes

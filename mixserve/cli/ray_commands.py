@@ -39,6 +39,9 @@ def up(
         typer.Option(metavar="FOLDER", help="Where relative paths begin on each node; by default the file's folder."),
     ] = None,
     placement: Placement = None,
+    autoscale: Annotated[
+        str | None, typer.Option(metavar="MIN:MAX", help="Let the number follow what trainers feel, between these.")
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let other machines connect without TLS or credentials.")
     ] = False,
@@ -58,6 +61,7 @@ def up(
             resources=resources,
             folder=folder,
             placement=placement,
+            autoscale=autoscale,
             insecure=insecure,
             timeout_s=timeout_s,
         )
@@ -76,6 +80,49 @@ def scale(
         from mixserve.cli.ray_fleet import scale
 
         scale(name, replicas, address=address, grace_s=grace_s, timeout_s=timeout_s)
+
+
+@ray.command("autoscale")
+def autoscale(
+    name: FleetName = _NAME,
+    between: Annotated[str | None, typer.Argument(metavar="MIN:MAX", help="The fewest and the most replicas.")] = None,
+    address: RayAddress = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, and why.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Keep the number that there is.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How often to look, in seconds.", min=0.1, max=600.0)
+    ] = 5.0,
+    up: Annotated[
+        float, typer.Option(metavar="SHARE", help="More when trainers wait for more than this part of their time.")
+    ] = 0.05,
+    down: Annotated[
+        float, typer.Option(metavar="SHARE", help="Fewer only while they wait for at most this part of it.")
+    ] = 0.02,
+    busy: Annotated[
+        float, typer.Option(metavar="REPLIES", help="How many replies at a time each of fewer may have to make.")
+    ] = 0.7,
+    up_after_s: Annotated[float, typer.Option(help="Seconds that trainers must wait, before there are more.")] = 15.0,
+    down_after_s: Annotated[
+        float, typer.Option(help="Seconds that they must not wait, before there are fewer.")
+    ] = 300.0,
+    settle_s: Annotated[float, typer.Option(help="Seconds after a change in which figures do not count.")] = 60.0,
+    gone_after_s: Annotated[float, typer.Option(help="Seconds without any reader, before there are MIN.")] = 600.0,
+) -> None:
+    """Let the number of replicas follow what trainers feel, as `mixserve autoscale` does for other servers."""
+    with plain_errors():
+        from mixserve.autoscaling import Thresholds
+        from mixserve.cli.ray_fleet import autoscale
+
+        thresholds = Thresholds(
+            up=up,
+            down=down,
+            busy=busy,
+            up_after_s=up_after_s,
+            down_after_s=down_after_s,
+            settle_s=settle_s,
+            gone_after_s=gone_after_s,
+        )
+        autoscale(name, between, address=address, dry_run=dry_run, off=off, thresholds=thresholds, every_s=every)
 
 
 @ray.command("status")

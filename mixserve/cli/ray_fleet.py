@@ -1,19 +1,24 @@
 """`mixserve ray`: starts, scales, shows and ends fleets."""
 
 import json
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.table import Table
 
+from mixserve.autoscaling import Thresholds
+from mixserve.autoscaling import autoscale as watch
 from mixserve.cli.console import open_console
 from mixserve.ray import attach
 from mixserve.ray import up as start_fleet
 from mixserve.ray.fleet import Fleet
-from mixserve.ray.messages import FleetStatus, ReplicaStatus
+from mixserve.ray.messages import AutoscalingSpec, FleetStatus, ReplicaStatus
 from mixserve.ray.runtime import attached
 from mixserve_client.errors import InvalidRequest
 from mixserve_client.schema.text import shorten, show_names
@@ -22,9 +27,11 @@ _SHORT = 12  # of a fingerprint
 _SHOWN = 200
 
 
-def start(config: Path, *, resources: str | None, **options: Any) -> None:
+def start(config: Path, *, resources: str | None, autoscale: str | None, **options: Any) -> None:
     """Start a fleet, and say where it is. Raises what `mixserve.ray.up` raises."""
-    fleet = start_fleet(config, resources=_resources(resources), tell=_progress(), **options)
+    between = None if autoscale is None else _between(autoscale)
+    needed = _resources(resources)
+    fleet = start_fleet(config, resources=needed, autoscaling=between, tell=_progress(), **options)
     found = fleet.addresses()
     typer.echo(f"the fleet {fleet.name} serves at {show_names(found)}")
     typer.echo(f'clients: MixClient.connect("{fleet.address}"), or without Ray "ray://{found[0]}"')
@@ -38,6 +45,38 @@ def scale(name: str, replicas: int, *, address: str | None, grace_s: float, time
     typer.echo(f"the fleet {name} has {replicas} replicas: {show_names(fleet.addresses())}")
 
 
+def autoscale(
+    name: str,
+    between: str | None,
+    *,
+    address: str | None,
+    dry_run: bool,
+    off: bool,
+    thresholds: Thresholds,
+    every_s: float,
+) -> None:
+    """Begin to scale a fleet by a policy, or end that; in a dry run say what the policy would do, until a signal.
+
+    Raises InvalidRequest, and Unavailable if the fleet is not up.
+    """
+    if off == (between is not None):
+        raise InvalidRequest("give either MIN:MAX, the fewest and the most replicas, or --off")
+    least, most = (1, 1) if between is None else _between(between)
+    wanted = AutoscalingSpec(least, most, thresholds, every_s)
+    fleet = attach(name, address=address)
+    if off:
+        fleet.stop_autoscaling()
+        typer.echo(f"the fleet {name} keeps the number of its replicas")
+    elif dry_run:
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        watch(wanted.policy(), fleet.observer(), None, ended, every_s=every_s, say=_say)
+    else:
+        fleet.autoscale(least, most, thresholds=thresholds, every_s=every_s)
+        typer.echo(f"the fleet {name} has {least} to {most} replicas, as trainers need them")
+
+
 def show(name: str, *, address: str | None, as_json: bool) -> None:
     """Write a table of a fleet's replicas. Raises Unavailable."""
     status = attach(name, address=address).status()
@@ -48,6 +87,8 @@ def show(name: str, *, address: str | None, as_json: bool) -> None:
     console.print(_table(status))
     wanted = ", ".join(f"{count} of {source or 'the mixtures'}" for source, count in status.wanted.items())
     console.print(f"wanted: {wanted}", markup=False)
+    if status.autoscaling:
+        console.print(f"autoscaling: {status.autoscaling}", markup=False, soft_wrap=True)
     for one in status.replicas:
         if one.error:
             console.print(f"{one.name}: {one.error}", markup=False, soft_wrap=True)
@@ -87,6 +128,18 @@ def _progress() -> Callable[[FleetStatus], None]:
             last = said
 
     return tell
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.now():%H:%M:%S}  {text}", flush=True)
+
+
+def _between(text: str) -> tuple[int, int]:
+    """Raises InvalidRequest."""
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and most.isdecimal()):
+        raise InvalidRequest(f"the fewest and the most replicas must be MIN:MAX, such as 2:16, got {text!r:.100}")
+    return int(least), int(most)
 
 
 def _resources(text: str | None) -> dict[str, float]:

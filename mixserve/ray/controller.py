@@ -4,12 +4,17 @@ import logging
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
+from mixserve.autoscaling import Observer, Seen
+from mixserve.ray.autoscaler import Autoscaler
 from mixserve.ray.member import Member
-from mixserve.ray.messages import DIFFERS, FRONT, FleetSpec, FleetStatus, Memory, Told
+from mixserve.ray.messages import DIFFERS, FRONT, AutoscalingSpec, FleetSpec, FleetStatus, Memory, Told
 from mixserve.ray.replica import Replica
 from mixserve.ray.runtime import import_ray
+from mixserve_client.errors import Unavailable
+from mixserve_client.schema.stats import Stats
 from mixserve_client.transport.ray_controller import NAMESPACE
 
 _logger = logging.getLogger("mixserve")
@@ -17,6 +22,7 @@ _logger = logging.getLogger("mixserve")
 _EVERY_S = 1.0
 _ANSWER_S = 1.0  # for all replicas together; later answers count in the next round
 _RECALL_S = 10.0
+_STATS_S = 5.0
 _CALLS = 8  # of each replica at a time: reports, and one that drains
 _KILL_S = 30.0  # beyond its grace, for a replica that drains
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 120.0
@@ -32,12 +38,14 @@ class Controller:
         self._node: str = self._ray.get_runtime_context().get_node_id()
         self._members = dict[str, Member]()
         self._lock = threading.RLock()
-        self._memory = Memory(dict(spec.first), {})
+        self._memory = Memory(dict(spec.first), {}, autoscaling=spec.autoscaling)
         self._version = 0
         self._lists = dict[str, tuple[str, ...]]()  # by group
         self._failures = Counter[str]()  # by group, in a row
         self._retry_at = dict[str, float]()  # by group
         self._grace_s = 30.0
+        self._observer = Observer()
+        self._autoscaler = Autoscaler(self._observe, self._scale_by_policy, self._say)
         self._is_ready = threading.Event()
         threading.Thread(target=self._run, name="mixserve-controller", daemon=True).start()
 
@@ -56,7 +64,7 @@ class Controller:
             is_told = all(
                 one.report is not None and one.report.told == self._version for one in members if one.is_serving
             )
-            return FleetStatus(self._node, is_told, dict(self._memory.wanted), tuple(found))
+            return FleetStatus(self._node, is_told, dict(self._memory.wanted), tuple(found), self._autoscaler.said)
 
     def scale(self, count: int, grace_s: float) -> None:
         """From now on there should be so many replicas; those too many have `grace_s` seconds for running calls."""
@@ -65,12 +73,49 @@ class Controller:
             self._grace_s = grace_s
             self._want({**self._memory.wanted, FRONT: count})
 
+    def autoscale(self, spec: AutoscalingSpec | None) -> None:
+        """From now on a policy says how many there should be, with None no more."""
+        self._is_ready.wait(_RECALL_S)
+        with self._lock:
+            self._remember(autoscaling=spec)
+            self._autoscaler.follow(spec)
+
+    def stats(self) -> dict[str, Stats]:
+        """What each replica that serves has counted, by address; of those that answer in time."""
+        with self._lock:
+            asked = {
+                one.handle.stats.remote(): one.report.address
+                for one in self._of(FRONT)
+                if one.is_serving and one.report is not None
+            }
+        done, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S) if asked else ([], [])
+        found = dict[str, Stats]()
+        for answer in done:
+            with suppress(Exception):  # Ray has many, and they have no common base
+                found[asked[answer]] = self._ray.get(answer)
+        return found
+
     def down(self, grace_s: float) -> None:
         """From now on there should be none."""
         self._is_ready.wait(_RECALL_S)
         with self._lock:
             self._grace_s = grace_s
+            self._autoscaler.follow(None)
             self._want(dict.fromkeys(self._memory.wanted, 0))
+
+    def _observe(self) -> tuple[int, Seen]:
+        """How many replicas answer, and what the policy sees of them. Raises Unavailable if none does."""
+        found = self.stats()
+        if not found:
+            raise Unavailable("no replica answers")
+        return len(found), self._observer.see(time.monotonic(), found)
+
+    def _scale_by_policy(self, replicas: int) -> None:
+        with self._lock:
+            self._want({**self._memory.wanted, FRONT: replicas})
+
+    def _say(self, text: str) -> None:
+        _logger.info("autoscaling: %s", text)
 
     def _want(self, wanted: dict[str, int]) -> None:
         self._remember(wanted=wanted)
@@ -83,11 +128,13 @@ class Controller:
             changed.get("fingerprints", known.fingerprints),
             changed.get("instances", known.instances),
             changed.get("restarts", known.restarts),
+            changed.get("autoscaling", known.autoscaling),
         )
         self._version = max(self._version + 1, time.time_ns() // 1_000_000)
 
     def _run(self) -> None:
         self._recover()
+        self._autoscaler.follow(self._memory.autoscaling)
         self._is_ready.set()
         while True:
             began = time.monotonic()

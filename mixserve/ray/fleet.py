@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mixserve.autoscaling import Observer, Seen, Thresholds
 from mixserve.config import ConfigError, parse_config
 from mixserve.ray.controller import Controller
-from mixserve.ray.messages import DIFFERS, FAILED, FRONT, STARTING, FleetSpec, FleetStatus, Needs
+from mixserve.ray.messages import DIFFERS, FAILED, FRONT, STARTING, AutoscalingSpec, FleetSpec, FleetStatus, Needs
 from mixserve.ray.placed import check, needs_of
 from mixserve.ray.runtime import attached
 from mixserve.yaml_file import read_text
 from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from mixserve_client.schema.addresses import FLEET_SCHEME, fleet_of
 from mixserve_client.schema.checks import check_integer
+from mixserve_client.schema.stats import Stats
 from mixserve_client.transport.ray_controller import NAMESPACE
 
 MOST_REPLICAS = 1000
@@ -55,6 +57,27 @@ class Fleet:
         self._call("scale", check_integer("replicas", replicas, 0, MOST_REPLICAS), grace_s)
         if timeout_s is not None:
             self.wait(timeout_s)
+
+    def autoscale(self, least: int, most: int, *, thresholds: Thresholds | None = None, every_s: float = 5.0) -> None:
+        """From now on the number of replicas follows what trainers feel, between `least` and `most`, as
+        `mixserve.autoscaling.Policy` says. `status().autoscaling` has its last line. Raises InvalidRequest."""
+        self._call("autoscale", AutoscalingSpec(least, most, thresholds or Thresholds(), every_s))
+
+    def stop_autoscaling(self) -> None:
+        """Keep the number of replicas that there is."""
+        self._call("autoscale", None)
+
+    def observer(self) -> Callable[[], tuple[int, Seen]]:
+        """What `mixserve.autoscaling.autoscale` needs to watch this fleet, and say what it would do."""
+        seen = Observer()
+
+        def observe() -> tuple[int, Seen]:
+            found: dict[str, Stats] = self._call("stats")
+            if not found:
+                raise Unavailable("no replica answers")
+            return len(found), seen.see(time.monotonic(), found)
+
+        return observe
 
     def wait(self, timeout_s: float = 600.0, tell: Callable[[FleetStatus], None] | None = None) -> FleetStatus:
         """Wait until all replicas serve, and none is too many. `tell` gets what is seen meanwhile.
@@ -141,6 +164,7 @@ def up(
     folder: Path | str | None = None,
     placement: str | None = None,
     insecure: bool = False,
+    autoscaling: tuple[int, int] | None = None,
     timeout_s: float = 600.0,
     tell: Callable[[FleetStatus], None] | None = None,
 ) -> Fleet:
@@ -149,13 +173,15 @@ def up(
 
     The file is read here. Paths in it are those of the nodes, and relative ones begin in `folder` (None: the folder of
     the file, which each node must have then). A replica needs a node with `num_cpus`, `num_gpus` and `resources`.
-    `placement` and `insecure` are as in `serve`. `tell` gets what is seen while this waits.
+    `placement` and `insecure` are as in `serve`. With `autoscaling`, the least and the most replicas, their number
+    follows what trainers feel, from `replicas` on. `tell` gets what is seen while this waits.
 
     Raises ConfigError for what is wrong with the file, or with the data on a node, InvalidRequest for wrong arguments
     and if a fleet of this name is up, Unavailable if there is no cluster, and DeadlineExceeded if not all replicas
     serve after `timeout_s` seconds. After an error nothing is left running.
     """
     check_integer("replicas", replicas, 1, MOST_REPLICAS)
+    policy = None if autoscaling is None else AutoscalingSpec(*autoscaling)
     _check_name(name)
     given = Path(config)
     try:
@@ -170,7 +196,7 @@ def up(
     first = {FRONT: replicas, **{source: place.replicas for source, place in parsed.ray.place.items()}}
     file = Path(given.parent if folder is None else folder).absolute() / given.name
     ray = attached(address)
-    spec = FleetSpec(name, text, str(file), insecure, placement, needs, first)
+    spec = FleetSpec(name, text, str(file), insecure, placement, needs, first, policy)
     controller = ray.remote(Controller).options(
         name=name,
         namespace=NAMESPACE,

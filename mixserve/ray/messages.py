@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mixserve.autoscaling import Policy, Thresholds
+
 FRONT = ""  # the group of the replicas that trainers read from; others are named like the source that they serve
 
 STARTING = "starting"  # Ray looks for a node, or starts its process
@@ -28,6 +30,23 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoscalingSpec:
+    """Between which numbers of replicas a policy chooses, how, and how often. Raises InvalidRequest."""
+
+    least: int
+    most: int
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    every_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        self.policy()
+
+    def policy(self) -> Policy:
+        """A policy that has seen nothing yet."""
+        return Policy(self.least, self.most, self.thresholds)
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSpec:
     """What a fleet serves, and how: the `text` of its configuration, for errors that of `file`, in whose folder
     relative paths begin on every node."""
@@ -39,6 +58,7 @@ class FleetSpec:
     placement: str | None
     needs: Mapping[str, Needs]  # by group
     first: Mapping[str, int]  # how many replicas each group has in the beginning
+    autoscaling: AutoscalingSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +69,7 @@ class Memory:
     fingerprints: Mapping[str, Mapping[str, str]]  # by group and mixture
     instances: Mapping[str, str] = field(default_factory=dict[str, str])  # by replica: its process
     restarts: Mapping[str, int] = field(default_factory=dict[str, int])  # by replica
+    autoscaling: AutoscalingSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +123,14 @@ class ReplicaStatus:
 @dataclass(frozen=True, slots=True)
 class FleetStatus:
     """All replicas, and how many there should be, by placed source; the empty one is that of trainers. `node` is that
-    of the controller. `is_told`: those that serve tell clients the present list."""
+    of the controller. `is_told`: those that serve tell clients the present list. `autoscaling` is what the policy said
+    last, empty if there is none."""
 
     node: str
     is_told: bool
     wanted: Mapping[str, int]
     replicas: tuple[ReplicaStatus, ...]
+    autoscaling: str = ""
 
     @property
     def is_settled(self) -> bool:

@@ -4,22 +4,25 @@ import logging
 import os
 import secrets
 import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixserve.config import parse_config
 from mixserve.ray.messages import FAILED, OPENING, SERVING, FleetSpec, Report, Told
 from mixserve.ray.placed import config_of
 from mixserve.ray.runtime import import_ray
-from mixserve.ray.server import open_server, write_log
-from mixserve.serving import MixServer
-from mixserve.trace_export import export_spans
 from mixserve_client.schema.server import FleetList
 from mixserve_client.schema.stats import Stats, by_name
 from mixserve_client.schema.text import describe_error
 
+if TYPE_CHECKING:
+    from mixserve.serving import MixServer
+
 _logger = logging.getLogger("mixserve")
 
 _SHOWN = 2000
+_LOOK_EVERY_S = 5.0  # at the figures of readers, which takes a while if there are many
 
 
 class Replica:
@@ -36,7 +39,8 @@ class Replica:
         self._state, self._error = OPENING, ""
         self._server: MixServer | None = None
         self._fingerprints = dict[str, str]()
-        self._stopping = threading.Lock()
+        self._readers: tuple[int, float | None] = 0, None
+        self._seen_at = 0.0
         threading.Thread(target=self._open, name="mixserve-open", daemon=True).start()
 
     def report(self, told: Told | None = None) -> Report:
@@ -46,7 +50,9 @@ class Replica:
             self._told = told
         if server is not None and self._told is not None:
             server.tell_fleet(FleetList(self._told.version, self._told.addresses))
-        readers, wait_share = (0, None) if server is None else _readers(by_name(server.stats.collect()))
+        if server is not None and time.monotonic() > self._seen_at + _LOOK_EVERY_S:
+            self._readers, self._seen_at = _readers(self.stats()), time.monotonic()
+        readers, wait_share = self._readers
         return Report(
             instance=self._instance,
             node=self._node,
@@ -63,6 +69,10 @@ class Replica:
             wait_share=wait_share,
         )
 
+    def stats(self) -> Stats:
+        """What its server has counted, as GetStats tells it."""
+        return {} if self._server is None else by_name(self._server.stats.collect())
+
     def recall(self) -> Told | None:
         """What it was told last."""
         return self._told
@@ -70,12 +80,15 @@ class Replica:
     def drain(self, grace_s: float) -> bool:
         """Stop as at SIGTERM: new calls are refused, so that clients go elsewhere, and running ones have `grace_s`
         seconds. False if some were still running then."""
-        with self._stopping:
-            server = self._server
+        server = self._server
         return True if server is None else server.stop(grace_s)
 
     def _open(self) -> None:
         try:
+            # Not with this module, which commands import: these load JAX.
+            from mixserve.ray.server import open_server, write_log
+            from mixserve.trace_export import export_spans
+
             path = Path(self._spec.file)
             config = config_of(parse_config(self._spec.text, path), self._spec.name, self._group)
             write_log(config)
