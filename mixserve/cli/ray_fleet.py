@@ -31,6 +31,7 @@ def start(config: Path, *, resources: str | None, autoscale: str | None, **optio
     """Start a fleet, and say where it is. Raises what `mixserve.ray.up` raises."""
     between = None if autoscale is None else _between(autoscale)
     needed = _resources(resources)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left then, either
     fleet = start_fleet(config, resources=needed, autoscaling=between, tell=_progress(), **options)
     found = fleet.addresses()
     typer.echo(f"the fleet {fleet.name} serves at {show_names(found)}")

@@ -10,7 +10,7 @@ from typing import Any
 from mixserve.autoscaling import Observer, Seen
 from mixserve.ray.autoscaler import Autoscaler
 from mixserve.ray.member import Member
-from mixserve.ray.messages import DIFFERS, FRONT, AutoscalingSpec, FleetSpec, FleetStatus, Memory, Told
+from mixserve.ray.messages import DIFFERS, DRAINING, FRONT, AutoscalingSpec, FleetSpec, FleetStatus, Memory, Told
 from mixserve.ray.replica import Replica
 from mixserve.ray.runtime import import_ray
 from mixserve_client.errors import Unavailable
@@ -42,7 +42,6 @@ class Controller:
         self._version = 0
         self._lists = dict[str, tuple[str, ...]]()  # by group
         self._failures = Counter[str]()  # by group, in a row
-        self._retry_at = dict[str, float]()  # by group
         self._grace_s = 30.0
         self._observer = Observer()
         self._autoscaler = Autoscaler(self._observe, self._scale_by_policy, self._say)
@@ -71,7 +70,8 @@ class Controller:
         self._is_ready.wait(_RECALL_S)
         with self._lock:
             self._grace_s = grace_s
-            self._want({**self._memory.wanted, FRONT: count})
+            self._remember(wanted={**self._memory.wanted, FRONT: count})
+        self._tell()
 
     def autoscale(self, spec: AutoscalingSpec | None) -> None:
         """From now on a policy says how many there should be, with None no more."""
@@ -79,6 +79,16 @@ class Controller:
         with self._lock:
             self._remember(autoscaling=spec)
             self._autoscaler.follow(spec)
+        self._tell()
+
+    def down(self, grace_s: float) -> None:
+        """From now on there should be none."""
+        self._is_ready.wait(_RECALL_S)
+        with self._lock:
+            self._grace_s = grace_s
+            self._autoscaler.follow(None)
+            self._remember(wanted=dict.fromkeys(self._memory.wanted, 0))
+        self._tell()
 
     def stats(self) -> dict[str, Stats]:
         """What each replica that serves has counted, by address; of those that answer in time."""
@@ -95,14 +105,6 @@ class Controller:
                 found[asked[answer]] = self._ray.get(answer)
         return found
 
-    def down(self, grace_s: float) -> None:
-        """From now on there should be none."""
-        self._is_ready.wait(_RECALL_S)
-        with self._lock:
-            self._grace_s = grace_s
-            self._autoscaler.follow(None)
-            self._want(dict.fromkeys(self._memory.wanted, 0))
-
     def _observe(self) -> tuple[int, Seen]:
         """How many replicas answer, and what the policy sees of them. Raises Unavailable if none does."""
         found = self.stats()
@@ -112,13 +114,10 @@ class Controller:
 
     def _scale_by_policy(self, replicas: int) -> None:
         with self._lock:
-            self._want({**self._memory.wanted, FRONT: replicas})
+            self._remember(wanted={**self._memory.wanted, FRONT: replicas})
 
     def _say(self, text: str) -> None:
         _logger.info("autoscaling: %s", text)
-
-    def _want(self, wanted: dict[str, int]) -> None:
-        self._remember(wanted=wanted)
 
     def _remember(self, **changed: Any) -> None:
         """Change what the replicas keep for a successor of this process."""
@@ -131,6 +130,13 @@ class Controller:
             changed.get("autoscaling", known.autoscaling),
         )
         self._version = max(self._version + 1, time.time_ns() // 1_000_000)
+
+    def _tell(self) -> None:
+        """Tell the replicas now, so that what was promised to a caller is known to a successor of this process."""
+        with self._lock:
+            asked = [one.handle.report.remote(self._told(one.group)) for one in self._members.values()]
+        if asked:
+            self._ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
 
     def _run(self) -> None:
         self._recover()
@@ -174,17 +180,16 @@ class Controller:
 
     def _look(self) -> None:
         with self._lock:
-            asked = {one.ask(self._told(one.group)): one for one in self._members.values()}
+            asked = {one.ask(self._told(one.group)): one for one in self._members.values() if not one.died}
         done, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
         for answer in done:
             try:
                 report = self._ray.get(answer)
             except Exception as error:
                 report = None
-                _logger.warning("%s does not answer: %s", asked[answer].name, type(error).__name__)
+                _logger.info("%s does not answer: %s", asked[answer].name, type(error).__name__)
                 if not self._exists(asked[answer].name):
-                    self._forget(asked[answer])
-                    continue
+                    asked[answer].died = f"Ray has given it up: {type(error).__name__}: {error!s:.1000}"
             with self._lock:
                 asked[answer].hear(report)
         with self._lock:
@@ -228,6 +233,7 @@ class Controller:
         for member in self._members.values():
             seen = {} if member.report is None else member.report.fingerprints
             if not seen or not member.report or member.state != member.report.state:
+                member.differs = ""
                 continue
             first = known.setdefault(member.group, seen)
             other = [name for name, fingerprint in seen.items() if first.get(name) != fingerprint]
@@ -244,10 +250,12 @@ class Controller:
         """End replicas that have failed, so that others take their places, maybe on other nodes."""
         now = time.monotonic()
         for group in self._memory.wanted:
-            failed = [one for one in self._of(group) if one.failed_at and not one.is_draining]
-            if not failed:
+            found = [one for one in self._of(group) if not one.is_draining]
+            for one in found:
+                one.note_failure(now)
+            failed = [one for one in found if one.failed_at]
+            if all(one.is_serving for one in found):
                 self._failures[group] = 0
-                continue
             delay_s = min(_FIRST_RETRY_S * 2 ** min(self._failures[group], 10), _LONGEST_RETRY_S)
             late = [one for one in failed if now > one.failed_at + delay_s]
             for one in late:
@@ -264,7 +272,9 @@ class Controller:
         for _ in range(wanted - len(found)):
             self._start(group, next(free))
         by_use = sorted(found, key=lambda one: (not one.is_serving, one.number))
-        for one in by_use[wanted:]:
+        # Also those that a controller before this one has begun to drain.
+        began = [one for one in found if one.report is not None and one.report.state == DRAINING]
+        for one in {*by_use[wanted:], *began}:
             one.is_draining = True
             threading.Thread(target=self._drain, args=(one,), name="mixserve-drain", daemon=True).start()
 

@@ -18,6 +18,7 @@ class Member:
         self.failed_at = 0.0
         self.is_draining = False
         self.differs = ""  # in what its data differ from those of the others
+        self.died = ""  # why Ray has given it up
         self._asked: Any = None
 
     def ask(self, told: Told) -> Any:
@@ -32,15 +33,18 @@ class Member:
         self._asked = None
         if report is not None:
             self.report, self.heard_at = report, time.monotonic()
-            if report.state != FAILED and not self.differs:
-                self.failed_at = 0.0
-            elif not self.failed_at:
-                self.failed_at = self.heard_at
+
+    def note_failure(self, now: float) -> None:
+        """Note since when it has failed, if it has."""
+        has_failed = self.died or self.differs or (self.report is not None and self.report.state == FAILED)
+        self.failed_at = (self.failed_at or now) if has_failed else 0.0
 
     @property
     def state(self) -> str:
         if self.is_draining:
             return DRAINING
+        if self.died:
+            return FAILED
         if self.report is None:
             return STARTING
         return LOST if time.monotonic() > self.heard_at + SILENT_S else self.report.state
@@ -57,7 +61,7 @@ class Member:
             name=self.name,
             source=self.group,
             state=differs if self.differs and self.state == SERVING else self.state,
-            error=self.differs or ("" if seen is None else seen.error),
+            error=self.died or self.differs or ("" if seen is None else seen.error),
             node="" if seen is None else seen.node,
             host="" if seen is None else seen.host,
             address="" if seen is None else seen.address,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixserve.config import parse_config
-from mixserve.ray.messages import FAILED, OPENING, SERVING, FleetSpec, Report, Told
+from mixserve.ray.messages import DRAINING, FAILED, OPENING, SERVING, FleetSpec, Report, Told
 from mixserve.ray.placed import config_of
 from mixserve.ray.runtime import import_ray
 from mixserve_client.schema.server import FleetList
@@ -39,6 +39,8 @@ class Replica:
         self._state, self._error = OPENING, ""
         self._server: MixServer | None = None
         self._fingerprints = dict[str, str]()
+        self._draining = threading.Lock()
+        self._has_finished: bool | None = None  # when it has drained
         self._readers: tuple[int, float | None] = 0, None
         self._seen_at = 0.0
         threading.Thread(target=self._open, name="mixserve-open", daemon=True).start()
@@ -80,8 +82,11 @@ class Replica:
     def drain(self, grace_s: float) -> bool:
         """Stop as at SIGTERM: new calls are refused, so that clients go elsewhere, and running ones have `grace_s`
         seconds. False if some were still running then."""
-        server = self._server
-        return True if server is None else server.stop(grace_s)
+        with self._draining:  # a controller that was restarted meanwhile asks once more
+            self._state = DRAINING
+            if self._has_finished is None:
+                self._has_finished = True if self._server is None else self._server.stop(grace_s)
+            return self._has_finished
 
     def _open(self) -> None:
         try:

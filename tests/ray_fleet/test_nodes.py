@@ -59,3 +59,10 @@ def test_a_controller_that_is_killed_finds_its_replicas_again(cluster, config):
                 lambda: addresses_of(client) == set(fleet.addresses()), "the list has all three", FOLLOWS_S
             )
             assert len(addresses_of(client)) == 3
+            # While it drains two of them.
+            fleet.scale(1, grace_s=5)
+            ray.kill(ray.get_actor(fleet.name, namespace=NAMESPACE), no_restart=False)
+            fleet.wait(DEADLINE_S)
+            (left,) = fleet.addresses()
+            trainer.wait_until(lambda: addresses_of(client) == {left}, "the list has the one that is left", FOLLOWS_S)
+            trainer.read_more()

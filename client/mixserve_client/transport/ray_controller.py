@@ -1,6 +1,7 @@
 """Asks the controller of a fleet in Ray for its replicas: the only code of the client that uses Ray."""
 
 import os
+import sys
 import threading
 from importlib import import_module
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ class RayController:
 
 
 class _Process:
-    """Whether this process was forked from one in which this module was loaded, and what the controllers told there."""
+    """Whether this process was forked from one that used Ray, and what the controllers told there."""
 
     def __init__(self) -> None:
         self.is_forked = False
@@ -59,7 +60,9 @@ class _Process:
         renew_in_forks(self, _Process._renew)
 
     def _renew(self) -> None:
-        self.is_forked, self.attaching = True, threading.Lock()
+        ray = sys.modules.get("ray")
+        self.is_forked = self.is_forked or (ray is not None and ray.is_initialized())
+        self.attaching = threading.Lock()
 
 
 _process = _Process()
