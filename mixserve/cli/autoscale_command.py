@@ -6,6 +6,7 @@ import typer
 
 from mixserve.cli.connecting import Connection
 from mixserve.cli.plain_errors import plain_errors
+from mixserve.cli.policy_options import Busy, Down, DownAfter, DryRun, Every, GoneAfter, Settle, Up, UpAfter
 
 
 def autoscale(
@@ -15,31 +16,21 @@ def autoscale(
     connection: Connection,
     least: Annotated[int, typer.Option("--min", help="Fewest replicas.", min=1)] = 1,
     most: Annotated[int, typer.Option("--max", help="Most replicas.", min=1)] = 8,
-    every: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How often to look, in seconds.", min=0.1, max=600.0)
-    ] = 5.0,
+    every: Every = 5.0,
     command: Annotated[
         str | None,
         typer.Option(
             "--run", metavar="COMMAND", help="What scales: run without a shell, with the number for {replicas}."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, and why.")] = False,
-    up: Annotated[
-        float, typer.Option(metavar="SHARE", help="More when trainers wait for more than this part of their time.")
-    ] = 0.05,
-    down: Annotated[
-        float, typer.Option(metavar="SHARE", help="Fewer only while they wait for at most this part of it.")
-    ] = 0.02,
-    busy: Annotated[
-        float, typer.Option(metavar="REPLIES", help="How many replies at a time each of fewer may have to make.")
-    ] = 0.7,
-    up_after_s: Annotated[float, typer.Option(help="Seconds that trainers must wait, before there are more.")] = 15.0,
-    down_after_s: Annotated[
-        float, typer.Option(help="Seconds that they must not wait, before there are fewer.")
-    ] = 300.0,
-    settle_s: Annotated[float, typer.Option(help="Seconds after a change in which figures do not count.")] = 60.0,
-    gone_after_s: Annotated[float, typer.Option(help="Seconds without any reader, before there are --min.")] = 600.0,
+    dry_run: DryRun = False,
+    up: Up = 0.05,
+    down: Down = 0.02,
+    busy: Busy = 0.7,
+    up_after_s: UpAfter = 15.0,
+    down_after_s: DownAfter = 300.0,
+    settle_s: Settle = 60.0,
+    gone_after_s: GoneAfter = 600.0,
 ) -> None:
     """Follow what trainers feel: more replicas when they wait for data, fewer when replicas are idle."""
     with plain_errors():

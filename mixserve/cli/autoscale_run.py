@@ -2,11 +2,10 @@
 
 import signal
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from mixserve.autoscaling import Policy, autoscale, observe_by, scale_by_command
+from mixserve.autoscaling import Policy, Seen, autoscale, observe_by, scale_by_command
 from mixserve.cli.connecting import Connection
 from mixserve_client import MixClient
 from mixserve_client.errors import InvalidRequest
@@ -25,12 +24,18 @@ def run(
     if dry_run == (command is not None):
         raise InvalidRequest("give either --dry-run, or --run COMMAND with the place {replicas} for their number")
     scale = None if command is None else scale_by_command(command)
+    with MixClient.connect(list(addresses), **connection.credentials()) as client:
+        follow(policy, observe_by(client), scale, every_s)
+
+
+def follow(
+    policy: Policy, observe: Callable[[], tuple[int, Seen]], scale: Callable[[int], None] | None, every_s: float
+) -> None:
+    """As `mixserve.autoscaling.autoscale`, until a signal; prints lines with the time."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with ExitStack() as opened:
-        client = opened.enter_context(MixClient.connect(list(addresses), **connection.credentials()))
-        autoscale(policy, observe_by(client), scale, ended, every_s=every_s, say=_say)
+    autoscale(policy, observe, scale, ended, every_s=every_s, say=_say)
 
 
 def _say(text: str) -> None:

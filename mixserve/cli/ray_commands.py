@@ -7,6 +7,7 @@ import typer
 
 from mixserve.cli.arguments import AsJson, ConfigFile, Placement
 from mixserve.cli.plain_errors import plain_errors
+from mixserve.cli.policy_options import Busy, Down, DownAfter, DryRun, Every, GoneAfter, Settle, Up, UpAfter
 
 ray = typer.Typer(
     help="A fleet of replicas in a cluster of Ray, which places and restarts them.",
@@ -87,26 +88,16 @@ def autoscale(
     name: FleetName = _NAME,
     between: Annotated[str | None, typer.Argument(metavar="MIN:MAX", help="The fewest and the most replicas.")] = None,
     address: RayAddress = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done, and why.")] = False,
+    dry_run: DryRun = False,
     off: Annotated[bool, typer.Option("--off", help="Keep the number that there is.")] = False,
-    every: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How often to look, in seconds.", min=0.1, max=600.0)
-    ] = 5.0,
-    up: Annotated[
-        float, typer.Option(metavar="SHARE", help="More when trainers wait for more than this part of their time.")
-    ] = 0.05,
-    down: Annotated[
-        float, typer.Option(metavar="SHARE", help="Fewer only while they wait for at most this part of it.")
-    ] = 0.02,
-    busy: Annotated[
-        float, typer.Option(metavar="REPLIES", help="How many replies at a time each of fewer may have to make.")
-    ] = 0.7,
-    up_after_s: Annotated[float, typer.Option(help="Seconds that trainers must wait, before there are more.")] = 15.0,
-    down_after_s: Annotated[
-        float, typer.Option(help="Seconds that they must not wait, before there are fewer.")
-    ] = 300.0,
-    settle_s: Annotated[float, typer.Option(help="Seconds after a change in which figures do not count.")] = 60.0,
-    gone_after_s: Annotated[float, typer.Option(help="Seconds without any reader, before there are MIN.")] = 600.0,
+    every: Every = 5.0,
+    up: Up = 0.05,
+    down: Down = 0.02,
+    busy: Busy = 0.7,
+    up_after_s: UpAfter = 15.0,
+    down_after_s: DownAfter = 300.0,
+    settle_s: Settle = 60.0,
+    gone_after_s: GoneAfter = 600.0,
 ) -> None:
     """Let the number of replicas follow what trainers feel, as `mixserve autoscale` does for other servers."""
     with plain_errors():

@@ -2,10 +2,8 @@
 
 import json
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import typer
 from rich.table import Table
 
 from mixserve.autoscaling import Thresholds
-from mixserve.autoscaling import autoscale as watch
+from mixserve.cli.autoscale_run import follow
 from mixserve.cli.console import open_console
 from mixserve.ray import attach
 from mixserve.ray import up as start_fleet
@@ -69,10 +67,7 @@ def autoscale(
         fleet.stop_autoscaling()
         typer.echo(f"the fleet {name} keeps the number of its replicas")
     elif dry_run:
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        watch(wanted.policy(), fleet.observer(), None, ended, every_s=every_s, say=_say)
+        follow(wanted.policy(), fleet.observer(), None, every_s)
     else:
         fleet.autoscale(least, most, thresholds=thresholds, every_s=every_s)
         typer.echo(f"the fleet {name} has {least} to {most} replicas, as trainers need them")
@@ -129,10 +124,6 @@ def _progress() -> Callable[[FleetStatus], None]:
             last = said
 
     return tell
-
-
-def _say(text: str) -> None:
-    print(f"{datetime.now():%H:%M:%S}  {text}", flush=True)
 
 
 def _between(text: str) -> tuple[int, int]:
