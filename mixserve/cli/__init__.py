@@ -1,1 +1,1 @@
-"""The command line: `mixserve serve|check|info|explain|fetch|bench|health|demo|state`."""
+"""The command line: `mixserve serve|check|info|explain|fetch|bench|health|demo|state|ray`."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, MixDataSourcesConfig, MixDataSourcesNode, serve
-from mixserve_client import AsyncMixClient, InvalidRequest, MixClient
+from mixserve_client import AsyncMixClient, CorruptReply, InvalidRequest, MixClient
 from mixserve_client.schema.server import FleetList, ServerDescription
 from mixserve_client.wire.server import decode_server, encode_server
 from tests.waiting import wait_until
@@ -96,3 +96,9 @@ def test_a_list_is_told_as_it_was_given():
     given = ServerDescription(fleet=FleetList(3, ("a:1", "[::1]:2")))
     assert decode_server(encode_server(given)) == given
     assert decode_server(b"").fleet == FleetList()
+
+
+@pytest.mark.parametrize("address", ["", ":1", "a", "a:0", "a b:1", "::1:5", "a:1,b:2", "x" * 400 + ":1"])
+def test_a_list_with_what_is_no_address_is_refused(address):
+    with pytest.raises(CorruptReply, match="replica"):
+        decode_server(encode_server(ServerDescription(fleet=FleetList(1, (address,)))))

@@ -48,7 +48,7 @@ def fleet_of(address: str) -> FleetAddress | None:
     if (named := _NAMED_FLEET.fullmatch(rest)) is not None:
         return FleetAddress((), named[1], named[2] or "")
     replicas = tuple(rest.split(","))
-    if all(map(_is_host_and_port, replicas)):
+    if all(map(is_host_and_port, replicas)):
         return FleetAddress(replicas)
     raise InvalidRequest(
         f"after {FLEET_SCHEME} must come the name of a fleet (letters, digits, '.', '_' and '-'), or host:port of a "
@@ -66,10 +66,11 @@ def _has_good_ports(address: str) -> bool:
         return address.isprintable() and all(_is_port(port) or not port.isdecimal() for port in ports)
     if address.startswith(_SCHEMES):
         return True
-    return _is_host_and_port(address)
+    return is_host_and_port(address)
 
 
-def _is_host_and_port(address: str) -> bool:
+def is_host_and_port(address: str) -> bool:
+    """Whether it is `host:port`, with an IPv6 host in brackets."""
     host, _, port = address.rpartition(":")
     is_host = host.isprintable() and not set(host) & set("/, ") and (":" not in host or host[0] + host[-1] == "[]")
     return bool(host) and is_host and _is_port(port)

@@ -5,6 +5,7 @@ import math
 from google.protobuf.message import DecodeError
 
 from mixserve_client.errors import CorruptReply
+from mixserve_client.schema.addresses import is_host_and_port
 from mixserve_client.schema.requests import Sender
 from mixserve_client.schema.server import BulkOffer, FleetList, Load, ServerDescription, ServerRequest
 from mixserve_client.schema.zone import is_zone
@@ -96,22 +97,15 @@ def _check_fleet(message: mix_pb2.Server) -> FleetList:
     if len(message.replicas) > _REPLICAS_LIMIT or message.replicas_version < 0:
         raise CorruptReply(f"a list of replicas has up to {_REPLICAS_LIMIT:,} of them, got {len(message.replicas):,}")
     for address in message.replicas:
-        if not _is_address(address) or address.startswith(":"):
+        if len(address) > _ADDRESS_LENGTH or not is_host_and_port(address):
             raise CorruptReply(f"the address of a replica must be host:port, got {address!r:.100}")
     return FleetList(message.replicas_version, tuple(message.replicas))
 
 
 def _check_worker(address: str) -> str:
     """`address` itself. Raises CorruptReply unless it is `host:port` or `:port`."""
-    if not _is_address(address):
-        raise CorruptReply(f"the address of a server's worker must be host:port or :port, got {address!r:.100}")
-    return address
-
-
-def _is_address(address: str) -> bool:
-    """Whether it is `host:port` or `:port`."""
     host, colon, port = address.rpartition(":")
     is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < _PORTS
-    return (
-        bool(colon) and is_port and len(host) <= _ADDRESS_LENGTH and host.isprintable() and not set(host) & set(" /,")
-    )
+    if not (colon and is_port and len(host) <= _ADDRESS_LENGTH and host.isprintable()) or set(host) & set(" /,"):
+        raise CorruptReply(f"the address of a server's worker must be host:port or :port, got {address!r:.100}")
+    return address
