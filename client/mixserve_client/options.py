@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from mixserve_client.credentials import TlsOptions, TokenOptions, check_no_token
 from mixserve_client.errors import InvalidRequest
-from mixserve_client.schema.addresses import check_address
+from mixserve_client.schema.addresses import check_address, require_ray
 from mixserve_client.schema.checks import check_integer, check_mixture, check_pair, check_seconds, check_truth
 from mixserve_client.schema.client_name import check_client_name
 from mixserve_client.schema.keys import KeyWords, key_words
@@ -41,7 +41,7 @@ class ConnectOptions:
         addresses: list[Any] = list(cast(Iterable[Any], given)) if several else [given]
         if not addresses:
             raise InvalidRequest("address must name at least one server, got none")
-        object.__setattr__(self, "address", tuple(map(check_address, addresses)))
+        object.__setattr__(self, "address", tuple(require_ray(check_address(one)) for one in addresses))
         object.__setattr__(self, "patience_s", check_seconds("patience_s", self.patience_s))
         folder: Any = self.shared_memory
         if not isinstance(folder, bool | str) or folder == "":

@@ -1,6 +1,7 @@
 """Checks of server addresses, which gRPC itself makes too late or not at all."""
 
 import re
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from mixserve_client.credentials import check_no_token
@@ -54,6 +55,17 @@ def fleet_of(address: str) -> FleetAddress | None:
         f"after {FLEET_SCHEME} must come the name of a fleet (letters, digits, '.', '_' and '-'), or host:port of a "
         f"replica, several with commas between them; got {address!r:.100}"
     )
+
+
+def require_ray(address: str) -> str:
+    """`address` itself. Raises InvalidRequest if it is a name in Ray, and Ray is not installed."""
+    fleet = fleet_of(address)
+    if fleet is not None and fleet.name and find_spec("ray") is None:
+        raise InvalidRequest(
+            f"{address} is a name in a Ray cluster, and Ray is not installed here: install ray, or use "
+            f"ray://HOST:PORT, the address of any replica, which needs no Ray (`mixserve ray status {fleet.name}`)"
+        )
+    return address
 
 
 def _has_good_ports(address: str) -> bool:

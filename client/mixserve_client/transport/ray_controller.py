@@ -4,7 +4,6 @@ import os
 import sys
 import threading
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from mixserve_client.errors import InvalidRequest
@@ -20,12 +19,6 @@ class RayController:
     """The controller of `fleet`. Its answers are remembered: a forked process cannot ask it."""
 
     def __init__(self, fleet: FleetAddress):
-        """Raises InvalidRequest if Ray is not installed."""
-        if find_spec("ray") is None:
-            raise InvalidRequest(
-                f"ray://{fleet.name} is a name in a Ray cluster, and Ray is not installed here: install ray, or use "
-                f"ray://HOST:PORT, the address of any replica, which needs no Ray (`mixserve ray status {fleet.name}`)"
-            )
         self._fleet = fleet
 
     def __call__(self) -> FleetList:
@@ -70,7 +63,10 @@ _process = _Process()
 
 def _attached(name: str) -> Any:
     """The module `ray`, connected to a cluster: that of this process, else that of RAY_ADDRESS."""
-    ray = import_module("ray")
+    try:
+        ray = import_module("ray")
+    except ImportError as error:  # where the client was made, there was Ray
+        raise InvalidRequest(f"ray://{name} is a name in a Ray cluster, and Ray cannot be imported: {error}") from error
     with _process.attaching:
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS")
