@@ -30,26 +30,32 @@ _STORE_BYTES = 80 << 20
 
 
 class RayCluster:
-    """Nodes of Ray: processes on this machine, of which the first is the head. Each has two cores, as Ray counts."""
+    """Nodes of Ray: processes on this machine, of which the first is the head. Each has two cores, as Ray counts, and
+    the resource `disk-0`, `disk-1`, …"""
 
     def __init__(self, nodes: int):
         # Ray tells its makers how it is used otherwise.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         self._cluster = Cluster()
-        self._made: list[Any] = []
-        for number in range(nodes):
-            self.add(include_dashboard=False, resources={f"disk-{number}": 1.0})
+        self._made: dict[int, Any] = {}
+        for _ in range(nodes):
+            self.add()
         self.address: str = self._cluster.address
 
-    def add(self, **options: Any) -> None:
-        made = self._cluster.add_node(num_cpus=2, object_store_memory=_STORE_BYTES, **options)
-        self._made.append(made)
+    def add(self) -> None:
+        """Add a node, with the resource of one that was removed."""
+        number = next(number for number in range(len(self._made) + 1) if number not in self._made)
+        self._made[number] = self._cluster.add_node(
+            num_cpus=2,
+            object_store_memory=_STORE_BYTES,
+            include_dashboard=False,
+            resources={f"disk-{number}": 1.0},
+        )
 
     def remove(self, node: str) -> None:
         """End a node without a word, and all of its processes."""
-        found = next(one for one in self._made if one.node_id == node)
-        self._made.remove(found)
-        self._cluster.remove_node(found, allow_graceful=False)
+        number = next(number for number, made in self._made.items() if made.node_id == node)
+        self._cluster.remove_node(self._made.pop(number), allow_graceful=False)
 
     def is_head(self, node: str) -> bool:
         return self._made[0].node_id == node
