@@ -10,7 +10,7 @@ from mixserve.config import ConfigError, parse_config
 from mixserve.ray.controller import Controller
 from mixserve.ray.messages import DIFFERS, FAILED, FRONT, STARTING, AutoscalingSpec, FleetSpec, FleetStatus, Needs
 from mixserve.ray.placed import check, needs_of
-from mixserve.ray.runtime import attached
+from mixserve.ray.runtime import attached, of_head
 from mixserve.yaml_file import read_text
 from mixserve_client.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from mixserve_client.schema.addresses import FLEET_SCHEME, fleet_of
@@ -204,6 +204,7 @@ def up(
         max_restarts=-1,
         max_concurrency=_CALLS,
         num_cpus=0,
+        resources=of_head(ray),
     )
     try:
         controller.remote(spec)

@@ -10,6 +10,7 @@ from mixserve_client.transport.ray_controller import NAMESPACE
 
 _SHOWN = 300
 _REACH_S = 10.0
+_HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
 
 
 def import_ray() -> Any:
@@ -42,6 +43,16 @@ def attached(address: str | None) -> Any:
             f"({type(error).__name__}: {error!s:.{_SHOWN}})"
         ) from error
     return ray
+
+
+def of_head(ray: Any) -> dict[str, float]:
+    """The resource that leads the controller to the head node; empty if Ray does not tell which node that is.
+
+    With another node it would be lost too, and look at no replica until Ray has seen that. The head's loss ends a
+    cluster in any case.
+    """
+    # Not an affinity to the node: a soft one is ignored for actors that need no core.
+    return {_HEAD: 0.001} if any(node["Alive"] and _HEAD in node["Resources"] for node in ray.nodes()) else {}
 
 
 def _check_reached(address: str) -> None:
