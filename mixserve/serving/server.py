@@ -123,8 +123,7 @@ class MixServer:
         )
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
-        self._stuck_elsewhere = frozenset[str]()
-        self._fleet = FleetList()
+        self._stuck_elsewhere, self._fleet = frozenset[str](), FleetList()
         self._health = Health(self._answering_mixtures)
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
@@ -194,8 +193,7 @@ class MixServer:
             self._sessions.close()
             self._work.close()
             raise
-        self._stopped = threading.Event()
-        self._pid = os.getpid()
+        self._stopped, self._pid = threading.Event(), os.getpid()
         GATE.add_server(self)
         _made.add(self)
 
@@ -259,8 +257,7 @@ class MixServer:
 
     def tell_fleet(self, fleet: FleetList) -> None:
         """Tell clients from now on that these are the replicas of this server, unless it knows a newer list."""
-        if fleet.version > self._fleet.version:
-            self._fleet = fleet
+        self._fleet = max(self._fleet, fleet, key=lambda one: one.version)
 
     @property
     def is_alive(self) -> bool:

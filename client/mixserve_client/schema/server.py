@@ -49,8 +49,8 @@ class ServerDescription:
 
     `workers` has the addresses of the processes that answer there together, `host:port` or `:port`; empty for one.
     `checksums`: the server checks those of requests, and computes those of replies. `zone` is where it is; empty if it
-    was not told. `load` is what it has to do; None if the server does not tell. `fleet` is the list of its replicas, empty
-    if none is told to it.
+    was not told. `load` is what it has to do; None if the server does not tell. `fleet` is the list of its replicas,
+    empty if none is told to it.
     """
 
     shared_memory: str = ""

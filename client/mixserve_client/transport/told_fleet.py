@@ -8,7 +8,7 @@ from mixserve_client.errors import MixserveError, Unavailable
 from mixserve_client.schema.server import FleetList
 from mixserve_client.transport.base import Lane, ReadMode, Replies, Transport
 from mixserve_client.wire import methods
-from mixserve_client.wire.server import decode_server
+from mixserve_client.wire.server import ask_load, decode_server
 
 _ASK_S = 2.0
 _MOST_ASKED = 3  # of which each may let us wait
@@ -44,7 +44,7 @@ class ToldLookUp:
 
 def ask_replica(replica: Transport) -> FleetList:
     """The list that a replica tells. Raises a MixserveError."""
-    return decode_server(replica.call(methods.GET_SERVER, b"", _ASK_S)).fleet
+    return decode_server(replica.call(methods.GET_SERVER, ask_load(), _ASK_S)).fleet
 
 
 class AnyOfFleet:
