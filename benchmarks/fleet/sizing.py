@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from benchmarks.fleet.hardware import MEMORY_PASSES, Machine
 from benchmarks.fleet.service_times import ServiceTimes
 from mixserve_client.reading.ranges import reply_batches
-from mixserve_client.rpc.fleet import _LOOK_UP_EVERY_S, _MOST_ASKED
+from mixserve_client.rpc.fleet import _MOST_ASKED
+from mixserve_client.transport.names import DnsLookUp
 
 UTILIZATION = 0.7  # of what is used up first, when nothing has failed
 _AFTER_LOSS = 0.95  # when a rack is lost
@@ -96,7 +97,7 @@ class Need:
     @property
     def look_ups_s(self) -> float:
         """Look-ups of a name per second."""
-        return self.accelerators / _LOOK_UP_EVERY_S
+        return self.accelerators / DnsLookUp.every_s
 
     @property
     def dns_bytes(self) -> int:
