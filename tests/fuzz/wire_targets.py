@@ -21,7 +21,7 @@ from mixserve_client.schema.mixture import Limits, MixtureDescription, SourceDes
 from mixserve_client.schema.records import RecordSource
 from mixserve_client.schema.requests import BatchRequest, PositionsRequest, RecordsRequest, Sender, StreamRequest
 from mixserve_client.schema.schedule import DefinedSchedule, ScheduleEntry, ScheduleRequest
-from mixserve_client.schema.server import BulkOffer, ServerDescription
+from mixserve_client.schema.server import BulkOffer, FleetList, Load, ServerDescription
 from mixserve_client.schema.sessions import (
     CallReply,
     CallRequest,
@@ -264,7 +264,10 @@ def _checked() -> list[Target]:
 
 def _replies() -> list[Target]:
     sessions = [SessionDescription("train", name, "me", 1.5, 7, 1, ("a", "b")) for name in ("run-17", "x")]
-    offers = [ServerDescription("/dev/shm/x/y.sock", BulkOffer("", 50052, bytes(32)), (":50053", "host:1"))]
+    offers = [
+        ServerDescription("/dev/shm/x/y.sock", BulkOffer("", 50052, bytes(32)), (":50053", "host:1")),
+        ServerDescription(load=Load(3, 0.02), fleet=FleetList(7, ("host:1", "host:2"))),
+    ]
     slots = [batch.encode_slot_reply(1 << 62, 4096), filled_batch(2)]
     seeds: dict[str, tuple[Callable[[bytes], object], Sequence[bytes]]] = {
         "batch": (batch.decode_batch, [filled_batch(1), filled_batch(9)]),
@@ -314,6 +317,7 @@ def _of_requests() -> list[Target]:
         "stream": (request.decode_stream_request, _streams),
         "positions": (request.decode_positions_request, _positions),
         "records": (request.decode_records_request, _records),
+        "server": (server.decode_server_request, lambda: [b"", server.ask_load(Sender("run-17 ü", 3), leaves=True)]),
         "source": (source.decode_source_request, lambda: [source.encode_source_request("train", "web")]),
         "mixture": (request.decode_mixture_request, lambda: [request.encode_mixture_request("train")]),
         "nothing": (partial(request.decode_empty_request, "ListMixturesRequest"), lambda: [b"", b"\x08\x01"]),
