@@ -104,12 +104,12 @@ def _notes() -> Callable[[bool], None]:
     from mixserve.metrics.journal import Journal
     from mixserve.metrics.replies import ReplyNotes
 
-    nobody = Reader("", "")
+    no_reader = Reader("", "")
     nothing: dict[tuple[type, str], Callable[..., Any]] = {
         (Journal, "note"): lambda *_: None,
         (ReplyNotes, "note"): lambda *_: None,
         (ReplyNotes, "end"): lambda *_: None,
-        (Readers, "note_request"): lambda *_: nobody,
+        (Readers, "note_request"): lambda *_: no_reader,
     }
     something = {(kind, name): vars(kind)[name] for kind, name in nothing}
 
