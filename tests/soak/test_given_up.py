@@ -271,19 +271,26 @@ def watches_are_free(server: MixServer) -> bool:
     return True
 
 
+class _TextOnly(logging.Filter):
+    """Leaves of a record its text: pytest keeps records, and their tracebacks lead to the buffers of replies."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
+        return True
+
+
 @pytest.fixture
-def unlogged() -> Iterator[None]:
-    """pytest keeps records with their tracebacks, which lead to the buffers of replies."""
-    logger, handler = logging.getLogger("mixserve"), logging.NullHandler()
-    logger.addHandler(handler)
-    logger.propagate = False
+def logged_as_text() -> Iterator[None]:
+    logger, text_only = logging.getLogger("mixserve"), _TextOnly()
+    logger.addFilter(text_only)
     yield
-    logger.propagate = True
-    logger.removeHandler(handler)
+    logger.removeFilter(text_only)
 
 
 @pytest.mark.alone
-@pytest.mark.usefixtures("unlogged")
+@pytest.mark.usefixtures("logged_as_text")
 @pytest.mark.timeout(120 + LASTS_S)
 def test_what_is_given_up_is_counted_no_longer(server: MixServer, folder: Path) -> None:
     before = counted(server)
