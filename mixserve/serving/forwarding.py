@@ -15,6 +15,7 @@ _OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.enable_retries", 0),  # callers try again
     ("grpc.enable_http_proxy", 0),
 ]
 # Who calls, and within which span.

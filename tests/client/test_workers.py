@@ -2,8 +2,8 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 
 import numpy as np
@@ -17,27 +17,10 @@ from mixserve_client.transport.endpoints import beside
 from mixserve_client.wire import methods
 from mixserve_client.wire._generated import mix_pb2
 from mixserve_client.wire.server import decode_server, encode_server
+from tests.client.worker_processes import Process, port_of, running
 from tests.conftest import assert_batches_equal
-from tests.hostile import Answers, hostile_server
 
 KEY, BATCH, COUNT = 7, 4096, 80  # more than are ever in flight
-
-
-class Process(Answers):
-    """One process of a server: it answers for `services`, tells of `workers`, and counts its streams."""
-
-    def __init__(self, services: Services, workers: list[str]):
-        super().__init__(self._answer)
-        self.services, self.workers = services, workers
-        self.streams = 0
-
-    def _answer(self, method: str, request: bytes) -> Iterable[bytes]:
-        if method == methods.GET_SERVER:
-            return [encode_server(ServerDescription(workers=tuple(self.workers)))]
-        if method in self.services.mix.streams:
-            self.streams += 1
-            return self.services.stream(method, request)
-        return [self.services.handle(method, request)]
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +35,6 @@ def services(node: MixDataSourcesNode) -> Iterator[Services]:
 def wanted(node: MixDataSourcesNode) -> list[dict[str, np.ndarray]]:
     with local_client({"train": node}) as client:
         return list(islice(client.batches(BATCH, KEY), COUNT))
-
-
-@contextmanager
-def running(*processes: Process) -> Iterator[list[str]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(hostile_server(process)) for process in processes]
-
-
-def port_of(address: str) -> str:
-    return f":{address.rpartition(':')[2]}"
 
 
 def read(client: MixClient, wanted: list[dict[str, np.ndarray]]) -> None:

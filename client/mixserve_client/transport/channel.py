@@ -23,6 +23,9 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A name is looked up again when its server is lost; by default not before 30 s after the last time.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # gRPC's own retries, of calls that no server has seen: with them, a stream that cannot connect now and then never
+    # ends (tests/soak/test_lost_workers.py). The client itself tries again, wherever a call fails.
+    ("grpc.enable_retries", 0),
     ("grpc.enable_http_proxy", 0),  # gRPC obeys http_proxy by default; web proxies seldom reach data servers
 ]
 
