@@ -11,7 +11,7 @@ from functools import partial
 
 import grpc
 
-from mixserve.access.call import Call, error_fields
+from mixserve.access.call import Call
 from mixserve.access.certificates import Certificates
 from mixserve.access.log_fields import add_call_fields
 from mixserve.access.tokens import TokenFile
@@ -20,8 +20,7 @@ from mixserve.faults import FAULTS
 from mixserve.limits import ServerLimits
 from mixserve.metrics.calls import CallFigures
 from mixserve.servicer import Services
-from mixserve.servicer.jobs import spread
-from mixserve.serving.answers import ALWAYS_ROOM, Answers
+from mixserve.serving.answers import Answers
 from mixserve.serving.binding import bind
 from mixserve.serving.bulk import BulkChannels
 from mixserve.serving.call_threads import SingleCalls
@@ -37,6 +36,7 @@ from mixserve.serving.options import options_of
 from mixserve.serving.reflection import METHOD as REFLECTION_METHOD
 from mixserve.serving.reflection import Reflection
 from mixserve.serving.regularly import Regularly
+from mixserve.serving.routes import Routes
 from mixserve.serving.server_stats import ServerStats
 from mixserve.serving.session_threads import SessionThreads
 from mixserve.serving.shared_counts import share_readers
@@ -48,8 +48,6 @@ from mixserve.serving.streams import StreamThreads
 from mixserve.serving.unread import UnreadReplies
 from mixserve.serving.work import MixtureWork
 from mixserve.serving.worker import Worker
-from mixserve_client.errors import Overloaded
-from mixserve_client.limited_log import LimitedLog
 from mixserve_client.schema.server import FleetList
 from mixserve_client.transport.allocator import keep_freed_memory
 from mixserve_client.transport.forking import GATE
@@ -58,8 +56,6 @@ from mixserve_client.wire.server import decode_server, decode_server_request, en
 
 _logger = logging.getLogger("mixserve")
 
-_MOST_WAITING = 1000  # calls without a thread
-_WAITING_RETRY_S = 2.0
 _SEND_S = 2.0  # for the last replies on their way, after the calls have finished
 _END_S = 5.0  # for gRPC to end the others, which takes it a moment unless it has lost count of them
 _EXIT_S = 1.0
@@ -108,7 +104,6 @@ class MixServer:
             self._unread, limits.streams_per_connection, _refuse, patience_s, self._work.streams.threads
         )
         self._single = SingleCalls(self._work.calls.threads, patience_s)
-        self._full = LimitedLog(_logger, "waiting_calls")  # its count: calls that were refused because too many wait
         limit_grpc_log()
         add_call_fields()
         self._server = grpc.server(self._single.threads, options=options_of(limits, shares_port=worker is not None))
@@ -123,7 +118,8 @@ class MixServer:
         )
         self._reflection = Reflection((methods.SERVICE_NAME, methods.STATE_SERVICE_NAME, HEALTH_SERVICE_NAME))
         self._server.add_generic_rpc_handlers((GuardedHandlers(self._guard, self._handlers()),))
-        self._stuck_elsewhere, self._fleet = frozenset[str](), FleetList()
+        self._stuck_elsewhere = frozenset[str]()
+        self._fleet = FleetList()
         self._health = Health(self._answering_mixtures)
         self._health.add_to(self._server)
         self._health_port: HealthPort | None = None
@@ -166,7 +162,8 @@ class MixServer:
             FAULTS.report,
             lambda: services.mix.present.tell_others(),
         )
-        self._tokens, self._certificates = tokens, certificates
+        self._tokens = tokens
+        self._certificates = certificates
         try:
             self.address = bind(self._server, address, certificates)
             if worker is not None:
@@ -193,7 +190,8 @@ class MixServer:
             self._sessions.close()
             self._work.close()
             raise
-        self._stopped, self._pid = threading.Event(), os.getpid()
+        self._stopped = threading.Event()
+        self._pid = os.getpid()
         GATE.add_server(self)
         _made.add(self)
 
@@ -339,37 +337,14 @@ class MixServer:
         return f"MixServer({self.address!r}, mixtures={list(self._services.mixtures)}, {state.partition(':')[0]})"
 
     def _handlers(self) -> dict[str, MakeHandler]:
-        handlers: dict[str, MakeHandler] = {
+        routes = Routes(self._answers, self._guard, self._single, self._streams, self._sessions)
+        return routes.handlers(self._services) | {
             REFLECTION_METHOD: self._reflection.handler,
-            **{path: partial(self._pure_handler, path) for path in self._services.pure_methods},
-            **{path: partial(self._stream_handler, path) for path in self._services.mix.streams},
-            **{path: partial(self._session_handler, path) for path in self._services.state.methods},
+            methods.GET_SERVER: self._server_handler,
         }
-        return handlers | {methods.GET_SERVER: self._server_handler}
 
     def _server_handler(self, admission: Admission) -> grpc.RpcMethodHandler:
         return self._single.handler(methods.GET_SERVER, partial(self._describe_server, admission))
-
-    def _pure_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        if self._single.waiting(path) >= _MOST_WAITING:
-            return self._refuse_more(path)
-        return self._single.handler(path, partial(self._answers.answer, path, admission))
-
-    def _stream_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        return self._streams.handler(path, partial(self._answers.stream, path, admission))
-
-    def _session_handler(self, path: str, admission: Admission) -> grpc.RpcMethodHandler:
-        if self._sessions.waiting(path) >= _MOST_WAITING and path not in ALWAYS_ROOM:
-            return self._refuse_more(path)
-        return self._sessions.handler(path, partial(self._answers.answer_session, path, admission))
-
-    def _refuse_more(self, path: str) -> grpc.RpcMethodHandler:
-        """Before the call waits, so that no thread is needed to refuse it."""
-        waiting = f"{_MOST_WAITING} calls wait for a thread of this server; ask again, or another replica"
-        error = Overloaded(waiting, spread(_WAITING_RETRY_S))
-        said = "%d calls wait for a thread: others are refused. Add replicas"
-        self._full.warn(said, _MOST_WAITING, extra=error_fields(error))
-        return self._guard.refusing(path, error)
 
     def _describe_server(self, admission: Admission, request: bytes, context: grpc.ServicerContext) -> bytes:
         reply = self._answers.answer(methods.GET_SERVER, admission, request, context)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixserve import ArraySource, ServerLimits, serve
-from mixserve.serving import server
+from mixserve.serving import routes
 from mixserve_client import MixClient, Overloaded, ServerFault, Unavailable
 from mixserve_client.schema.keys import key_words
 from mixserve_client.wire import methods
@@ -224,7 +224,7 @@ def test_limits_that_cannot_be(limits):
 
 def test_more_calls_than_may_wait_are_refused_before_they_do(make, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "mixserve")
-    monkeypatch.setattr(server, "_MOST_WAITING", 5)
+    monkeypatch.setattr(routes, "_MOST_WAITING", 5)
     hanging = make(alone=True, calls_per_mixture=1)
     hanging.switch.touch()
     with grpc.insecure_channel(hanging.server.address) as channel:
