@@ -49,6 +49,7 @@ class Reader:
     waits: list[float] = field(default_factory=list)
     late: int = 0  # DeadlineExceeded
     error: BaseException | None = None
+    client: MixClient | None = None
 
     def start(self) -> None:
         self.over = threading.Event()
@@ -60,6 +61,7 @@ class Reader:
         options |= {"checksum": True} if HAS_CHECKSUMS else {}
         try:
             with MixClient.connect(self.addresses, shared_memory=False, patience_s=120, **options) as client:
+                self.client = client
                 read = self._reader(client)
                 while not self.over.is_set():
                     began = time.monotonic()
@@ -86,6 +88,12 @@ class Reader:
                 return read(len(self.digests))
             except DeadlineExceeded:
                 self.late += 1
+
+    def stays_at(self, address: str) -> bool:
+        """Whether its requests go to the replica with this address at present."""
+        assert self.client is not None
+        homes = self.client.catalog.resources.here.caller._replicas.homes._homes.values()
+        return any(address in home.replica.transport.name for home in list(homes))
 
     def wait_for(self, count: int, deadline: float) -> None:
         """Return when it has `count` batches. Raises its error."""
