@@ -38,7 +38,8 @@ class Watch:
         self._owner = weakref.ref(owner)
         self._waits: weakref.WeakSet[Watched] = weakref.WeakSet()
         self._every_s = _EVERY_S
-        self._look_at = 0.0
+        self._look_at = self._sleeps_until = 0.0
+        self._has_new = False  # a wait has come since the thread looked last
         # Reentrant: the garbage collector may end a wait in a thread that holds it.
         self.changed = threading.Condition()
         self._is_running = False
@@ -48,6 +49,9 @@ class Watch:
         """Look at this wait from now on."""
         with self.changed:
             self._waits.add(wait)
+            self._has_new = True
+            if self._sleeps_until > time.monotonic() + self._every_s:  # there was no wait, and it looks at others later
+                self.changed.notify_all()
             self._start()
 
     def remove(self, wait: Watched) -> None:
@@ -98,7 +102,10 @@ class Watch:
             if self._closed or not (self._waits or self._look_at):
                 self._is_running = False
                 return None
-            return (now + self._every_s if self._waits else self._look_at), self.changed
+            # Waits that come and go are looked at regularly: to wake this thread for each of them would cost more.
+            self._sleeps_until = now + self._every_s if self._waits or self._has_new else self._look_at
+            self._has_new = False
+            return self._sleeps_until, self.changed
 
 
 def _run(kept: "weakref.ref[Watch]") -> None:
