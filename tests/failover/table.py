@@ -110,7 +110,7 @@ def run(
                 one.over.set()
             for one in readers:
                 one.thread.join(1)
-        config = replicas[-1].config
+        config = replicas[(place + 1) % REPLICAS].config  # the source of the other one hangs, or is slow, here too
         return [
             _row(fault, one, begun, config, was_there)
             for one, begun, was_there in zip(readers, since, were_there, strict=True)
