@@ -135,9 +135,10 @@ def _most(readers: list[Reader], addresses: list[str]) -> int:
 
 
 def _row(fault: Fault, one: Reader, since: int, config: Path, was_there: bool) -> Row:
-    expected = list(expected_digests(config, one.key, len(one.digests)))
-    wrong = sum(found != right for found, right in zip(one.digests, expected, strict=True))
-    return Row(fault, one.way, len(one.digests), max(one.waits[since - 1 :]), wrong, one.late, was_there)
+    digests, waits = list(one.digests), one.waits[since - 1 :]  # its thread may still wait for a reply
+    expected = list(expected_digests(config, one.key, len(digests)))
+    wrong = sum(found != right for found, right in zip(digests, expected, strict=True))
+    return Row(fault, one.way, len(digests), max(waits), wrong, one.late, was_there)
 
 
 def expected_digests(config: Path, key: int, count: int, **options: Any) -> Iterator[str]:
