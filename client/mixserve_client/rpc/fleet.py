@@ -159,6 +159,7 @@ class _Name:
         self._as_one = Replica(transport)
         self._found: dict[str, Replica] = {}  # by target
         self._failed, self._changed = LimitedLog(_logger), LimitedLog(_logger)
+        self._closed = False
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -171,6 +172,8 @@ class _Name:
         try:
             targets = self._transport.look_up([one.transport for one in known])
         except (OSError, MixserveError) as error:
+            if self._closed:  # a resolver may take longer than the client lives
+                return []
             said = "the client keeps the servers that it knows" if self._found else "the client tries again"
             self._failed.warn("%s cannot be looked up, and %s: %s", self._transport.target, said, error)
             return []
@@ -183,6 +186,7 @@ class _Name:
         return left
 
     def close(self) -> None:
+        self._closed = True
         self._transport.close()
         for replica in self._found.values():
             replica.transport.close()
